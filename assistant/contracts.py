@@ -1,0 +1,156 @@
+"""The typed contracts between the loop and its plugins.
+
+Plain data first: nothing here imports torch, so that a judge or a gate stays a ten-line file. Scores and
+label sets are NumPy; tensors appear only inside a reward model or a policy algorithm. What was left out:
+label kinds, advantages and losses as separate plugins (one readable algorithm a file is easier to swap
+than five registries).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+
+
+class Message(TypedDict):
+    """One chat message, in the OpenAI shape."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One response to one prompt, as it was sampled: token ids are stored, never re-encoded from text.
+
+    `prompt_ids` include the chat template; `response_ids` end with the stop token where
+    `finish_reason` is "stop". `rollout_logprobs` has one entry per response token, or is None.
+    """
+
+    prompt: tuple[Message, ...]
+    response: str
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    finish_reason: str
+    policy_version: str
+    rollout_logprobs: tuple[float, ...] | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A reward model's opinion of N samples: `value` f32[N] (NaN = no opinion), `std` f32[N] or None."""
+
+    value: Floats
+    std: Floats | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One side-by-side vote. `choice` is left, right, tie or both_bad; `group` keeps a prompt in one fold."""
+
+    id: str
+    user: str
+    group: str
+    left: Sample
+    right: Sample
+    choice: Literal["left", "right", "tie", "both_bad"]
+    strength: int = 1
+
+
+@dataclass(frozen=True)
+class Thumb:
+    """One thumb on one reply; `up` False means down."""
+
+    id: str
+    user: str
+    group: str
+    sample: Sample
+    up: bool
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Everything that people said, as one snapshot holds it."""
+
+    comparisons: tuple[Comparison, ...] = ()
+    thumbs: tuple[Thumb, ...] = ()
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """One gate's verdict. `value` and `limit` are what it compared; `detail` is a sentence for people."""
+
+    name: str
+    passed: bool
+    value: float
+    limit: float
+    detail: str
+
+
+Judge = Callable[[str, list[str]], list[float]]
+"""Scores responses to one prompt, higher is better; stands in for people in rehearsals and evaluation."""
+
+ShapeReward = Callable[[Sequence[Sample], Scores], Scores]
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """What the trainer offers an algorithm: one frozen model with named adapters (thumbwise.training.models)."""
+
+
+@dataclass
+class FitReport:
+    """How well a reward model fits: held-out accuracy over `n` untied votes, folds by prompt."""
+
+    accuracy: float
+    n: int
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class RewardModel(Protocol):
+    """Learns from labels, scores samples. `score` must be deterministic and independent of the batch."""
+
+    def fit(self, labels: Labels, seed: int) -> FitReport:
+        """Fit on every label; the report's accuracy comes from cross-validation, never from training votes."""
+
+    def score(self, samples: Sequence[Sample]) -> Scores:
+        """Score samples, scaled so that the reference policy's replies have mean 0 and deviation 1."""
+
+    def normalise(self, samples: Sequence[Sample]) -> None:
+        """Set gain and bias so that `samples` (the reference's replies) score mean 0, deviation 1."""
+
+    def save(self, folder: Path) -> None:
+        """Write the model (safetensors and JSON) into `folder`."""
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+
+
+class PolicyAlgorithm(Protocol):
+    """Improves a fresh adapter, one `step` an iteration; the job owns the loop, checkpoints and the budget."""
+
+    iterations: int
+
+    def step(self, iteration: int) -> dict[str, float]:
+        """Run one iteration and return its metrics (names from thumbwise.training.metrics.GLOSSARY)."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on after a kill: tensors in a flat dict plus plain JSON values."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+
+
+class Register(Protocol):
+    """What registration hooks receive: a name and a factory; a duplicate name is an error naming both."""
+
+    def __call__(self, name: str, factory: Callable[..., Any]) -> None:
+        """Register `factory` under `name`."""

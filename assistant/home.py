@@ -1,0 +1,175 @@
+"""The home folder: where everything that outlives a process is kept, and the lock that guards it.
+
+`lock` is both an advisory lock (flock, held by the one process that may open `feedback.db`) and a note
+of where that process listens, so that every other command finds it. The note is trusted only while the
+lock is held: a stale file after a crash means nothing. Left out: network file systems (flock and WAL
+both need a local disk).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import platformdirs
+
+from thumbwise.errors import Conflict
+
+
+@dataclass(frozen=True)
+class Home:
+    """Paths under one home folder; `Home.find()` honours THUMBWISE_HOME."""
+
+    root: Path
+
+    @classmethod
+    def find(cls, root: str | Path | None = None) -> Home:
+        """Return the home at `root`, THUMBWISE_HOME or the platform's user data folder, made if missing."""
+        named = root or os.environ.get("THUMBWISE_HOME") or platformdirs.user_data_dir("thumbwise", False)
+        home = cls(Path(named).expanduser().resolve())
+        for folder in (home.root, home.models, home.policies, home.runs, home.snapshots, home.plugins):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return home
+
+    @property
+    def config(self) -> Path:
+        """The operator's settings file (TOML)."""
+        return self.root / "config.toml"
+
+    @property
+    def database(self) -> Path:
+        """The feedback database (SQLite, one writer)."""
+        return self.root / "feedback.db"
+
+    @property
+    def lock(self) -> Path:
+        """The lock file: flock plus the running assistant's URL."""
+        return self.root / "lock"
+
+    @property
+    def token(self) -> Path:
+        """The training job's bearer token, mode 0600."""
+        return self.root / "job.token"
+
+    @property
+    def models(self) -> Path:
+        """Prepared base models."""
+        return self.root / "models"
+
+    @property
+    def policies(self) -> Path:
+        """One folder a policy version, immutable once its manifest is there."""
+        return self.root / "policies"
+
+    @property
+    def runs(self) -> Path:
+        """One folder a training run."""
+        return self.root / "runs"
+
+    @property
+    def snapshots(self) -> Path:
+        """Feedback snapshots, `<sha256>.jsonl`, immutable."""
+        return self.root / "snapshots"
+
+    @property
+    def plugins(self) -> Path:
+        """Loose plugin files, and the list of enabled entry points."""
+        return self.root / "plugins"
+
+    def job_token(self) -> str:
+        """Return the job's bearer token, made (0600) at the first call."""
+        try:
+            fd = os.open(self.token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return self.token.read_text().strip()
+        with os.fdopen(fd, "w") as file:
+            token = secrets.token_urlsafe(32)
+            file.write(token)
+        return token
+
+
+class HomeLock:
+    """The home's exclusive lock, held for as long as this object is open.
+
+    Raises Conflict where another process holds it, naming its URL when it has told one.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self._file = home.lock.open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            where = running_url(home)
+            raise Conflict(
+                f"Another assistant already runs on {home.root}"
+                + (f" at {where}" if where else "")
+                + ". Stop it first, or set THUMBWISE_HOME to another folder."
+            ) from None
+        self.announce(None)
+
+    def announce(self, url: str | None) -> None:
+        """Write where the holder listens (None: not yet), for `running_url`."""
+        self._file.seek(0)
+        self._file.truncate()
+        json.dump({"url": url, "pid": os.getpid()}, self._file)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Release the lock."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def running_url(home: Home) -> str | None:
+    """Return the URL of the assistant that holds the home's lock, or None where nobody holds it."""
+    try:
+        with home.lock.open("r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                try:
+                    url = json.loads(file.read() or "{}").get("url")
+                except json.JSONDecodeError:  # caught between truncate and write
+                    return None
+                return str(url) if url else None
+            return None
+    except FileNotFoundError:
+        return None
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename or a new file in `folder` survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write `data` to `path` so that it is there whole, or not at all, after a crash."""
+    side = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with side.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        side.replace(path)
+    finally:
+        side.unlink(missing_ok=True)
+    fsync_folder(path.parent)

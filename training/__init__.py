@@ -1,0 +1,1 @@
+"""The training job: snapshot, reward model, policy, gates, candidate."""
