@@ -1,0 +1,176 @@
+"""The running assistant: one object that holds the parts, and the FastAPI application around it.
+
+The page opens at once; preparing the model and starting vLLM happen behind it, and `status()` says how far
+they are. Left out: several engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import generate_latest
+
+from thumbwise import __version__, gateway, ops, responses
+from thumbwise.auth import Guard
+from thumbwise.comparisons import Comparisons
+from thumbwise.conversation import Conversations
+from thumbwise.engine import Engine, ExternalEngine
+from thumbwise.errors import EngineUnavailable, ThumbwiseError
+from thumbwise.feedback.store import Store
+from thumbwise.metrics import Metrics
+from thumbwise.models import PreparedModel, prepare
+from thumbwise.plugin_manager import PluginManager
+from thumbwise.policies import Policies
+from thumbwise.versions import Versions
+
+if TYPE_CHECKING:
+    from thumbwise.engine_client import EngineClient
+    from thumbwise.feedback.records import FeedbackRequest
+    from thumbwise.home import Home
+    from thumbwise.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the engine is doing, in a sentence; `warning` is empty where all is as it should be."""
+
+    ready: bool
+    detail: str
+    warning: str = ""
+
+
+class Assistant:
+    """Everything that one home's assistant consists of. Make it only while holding the home's lock."""
+
+    def __init__(self, home: Home, settings: Settings) -> None:
+        self.home = home
+        self.settings = settings
+        self.token = home.job_token()
+        self.metrics = Metrics()
+        self.store = Store(home.database)
+        cut = self.store.fail_unfinished()
+        if cut:
+            log.info("%d replies were cut off by the last stop and are marked failed", cut)
+        self.versions = Versions(self.store)
+        self.plugins = PluginManager(home).load()
+        self.policies = Policies(home, settings, self.versions, self.plugins, self.metrics)
+        self.conversations = Conversations(self.store, self.versions, settings, self.metrics, self.require_engine)
+        self.comparisons = Comparisons(self.conversations, self.policies, self.plugins)
+        self.model: PreparedModel | None = None
+        self.engine: Engine | ExternalEngine | None = None
+        self._progress = "The model is being prepared."
+        self._starting: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begin to prepare the model and start the engine; returns at once."""
+        self._starting = asyncio.create_task(self._bring_up())
+
+    async def _bring_up(self) -> None:
+        try:
+            self.model = await asyncio.to_thread(prepare, self.home, self.settings.model, self._say)
+            self.engine = self._make_engine(self.model)
+            self.policies.attach(self.model, self.engine.client)
+            self.engine.on_ready.append(self.policies.restore)
+            self._say("The engine is starting.")
+            await self.engine.start()
+        except ThumbwiseError as error:
+            self._say(str(error))
+
+    def _make_engine(self, model: PreparedModel) -> Engine | ExternalEngine:
+        settings = self.settings
+        if settings.engine_url:
+            return ExternalEngine(settings.engine_url, settings.engine)
+        return Engine(
+            model.folder,
+            settings.engine,
+            run_dir=self.home.root / "engine",
+            log=self.home.root / "engine" / "vllm.log",
+        )
+
+    def _say(self, line: str) -> None:
+        self._progress = line
+        log.info("%s", line)
+
+    async def stop(self) -> None:
+        """Stop the engine's whole process tree and close the database."""
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait([self._starting])
+        if self.engine is not None:
+            await self.engine.stop()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=5)
+        self.store.close()
+
+    def status(self) -> Status:
+        """Whether replies can be had, and what to tell people."""
+        if self.engine is None:
+            return Status(False, self._progress)
+        ready = self.engine.state == "ready"
+        return Status(ready, self.engine.detail or self._progress, self.policies.warning)
+
+    def require_engine(self) -> EngineClient:
+        """Return the engine, or raise EngineUnavailable saying what it is doing."""
+        status = self.status()
+        if self.engine is None or not status.ready:
+            raise EngineUnavailable(f"{status.detail} Try again in a minute.")
+        return self.engine.client
+
+    def vote(self, user_id: str, key: str, request: FeedbackRequest) -> str:
+        """Store one vote and tell the plugins; blocking. Returns the feedback id once it is durable."""
+        feedback_id, new = self.store.add_feedback(user_id, key, request)
+        if new:
+            self.metrics.feedback.labels(request.kind).inc()
+            event = {"id": feedback_id, "user": user_id, **request.model_dump()}
+            self.plugins.notify("on_feedback", event=event)
+        return feedback_id
+
+
+def create_app(assistant: Assistant) -> FastAPI:
+    """Return the application: guard, API, health, metrics, and the pages at `/` and `/compare`."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await assistant.start()
+        yield
+        await assistant.stop()
+
+    app = FastAPI(title="Thumbwise", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(Guard)
+    responses.install(app)
+    app.include_router(gateway.router(assistant))
+    app.include_router(ops.router(assistant))
+    _add_health(app, assistant)
+    from thumbwise.pages import build, mount_options  # imported late: Gradio pages need the parts above
+
+    return gr.mount_gradio_app(app, build(assistant), path="/", **mount_options())
+
+
+def _add_health(app: FastAPI, assistant: Assistant) -> None:
+    @app.get("/health/live")
+    async def live() -> dict[str, str]:
+        return {"status": "alive", "sqlite": sqlite3.sqlite_version}
+
+    @app.get("/health/ready")
+    async def ready() -> JSONResponse:
+        status = assistant.status()
+        body: dict[str, Any] = {"ready": status.ready, "detail": status.detail, "warning": status.warning}
+        body["stable"] = assistant.versions.stable()
+        return JSONResponse(body, 200 if status.ready else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        assistant.metrics.ready.set(assistant.status().ready)
+        return Response(generate_latest(assistant.metrics.registry), media_type="text/plain; version=0.0.4")

@@ -1,0 +1,91 @@
+"""Who may ask: a Host check on every request, an Origin check on every change, a token for the job.
+
+The assistant listens on loopback only, and any web page can make a browser post to a local port, so a
+request that changes something must come from our own pages (Origin equal to scheme and Host) or from no
+browser at all (no Origin). The Host check stops names that were rebound to 127.0.0.1. Until there are
+accounts the user is `local`, or whom the request's `user` field names. Left out: cookies and API keys.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from urllib.parse import urlsplit
+
+from fastapi import Request
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from thumbwise.errors import ThumbwiseError
+from thumbwise.feedback.records import LOCAL_USER
+from thumbwise.responses import error_response
+
+SAFE = {"GET", "HEAD", "OPTIONS"}
+MAX_BODY = 4 * 1024**2
+OPS = "/ops/api/"  # adapters are larger than MAX_BODY; these calls carry the job's token
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` (a name or an address, no port) is this machine's loopback."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def refusal(method: str, scheme: str, path: str, headers: Headers) -> ThumbwiseError | None:
+    """Why a request may not pass, or None."""
+    host = headers.get("host", "")
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        name = ""
+    if not is_loopback(name):
+        return ThumbwiseError("This assistant answers on this machine only: use http://127.0.0.1.", status=403)
+    if method in SAFE:
+        return None
+    origin = headers.get("origin")
+    if origin is not None and origin != f"{scheme}://{host}":
+        return ThumbwiseError("This request comes from another site and is refused.", status=403)
+    if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        return ThumbwiseError("This request comes from another site and is refused.", status=403)
+    length = headers.get("content-length", "0")
+    if not path.startswith(OPS) and (not length.isdigit() or int(length) > MAX_BODY):
+        return ThumbwiseError(f"The request is larger than {MAX_BODY} bytes: send less.", status=413)
+    return None
+
+
+class Guard:
+    """ASGI middleware that refuses foreign hosts and origins before anything else sees the request."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer with the refusal."""
+        if scope["type"] == "websocket":
+            return  # nothing here speaks it
+        if scope["type"] == "http":
+            why = refusal(scope["method"], scope["scheme"], scope["path"], Headers(scope=scope))
+            if why is not None:
+                await error_response(why)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def check_token(request: Request, token: str) -> None:
+    """Raise 401 unless the request carries the job's bearer token."""
+    given = request.headers.get("authorization", "").removeprefix("Bearer ")
+    if not hmac.compare_digest(given.encode(), token.encode()):
+        raise ThumbwiseError("The job's token is missing or wrong: it is in job.token in the home.", status=401)
+
+
+def user_of(named: str | None) -> str:
+    """The user a request speaks for: `local`, or the person its `user` field names."""
+    if named is None or named == "":
+        return LOCAL_USER
+    if len(named) > 64 or not named.isprintable():
+        raise ThumbwiseError("`user` must be 1 to 64 printable characters.")
+    return named

@@ -1,0 +1,64 @@
+"""`thumbwise serve`: pages, API and vLLM in one process tree, ended by one Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+
+import click
+
+from thumbwise.errors import ThumbwiseError
+from thumbwise.home import Home, HomeLock
+from thumbwise.settings import Settings
+
+
+@click.command()
+@click.option("--host", help="Address to listen on; loopback only.")
+@click.option("--port", type=int, help="Port of the pages and the API; 0 picks a free one.")
+@click.option("--model", help="Base model: default, a Hugging Face id or a folder.")
+@click.option("--engine-url", help="A vLLM server that already runs, instead of starting one.")
+def serve(host: str | None, port: int | None, model: str | None, engine_url: str | None) -> None:
+    """Start the assistant: the chat page, the API and the engine behind them."""
+    home = Home.find()
+    settings = Settings.load(home, host=host, port=port, model=model, engine_url=engine_url)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    with HomeLock(home) as lock, listen(settings.host, settings.port) as bound:
+        url = f"http://{settings.host}:{bound.getsockname()[1]}"
+        asyncio.run(_serve(home, settings, lock, bound, url))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind a loopback socket; raises ThumbwiseError for any other host or a port in use."""
+    from thumbwise.auth import is_loopback
+
+    if not is_loopback(host):
+        raise ThumbwiseError(
+            f"{host} is not this machine's loopback, and there are no accounts yet: use --host 127.0.0.1, "
+            "and an SSH tunnel to reach it from elsewhere."
+        )
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise ThumbwiseError(f"Port {port} cannot be used ({error.strerror}): choose another with --port.") from None
+    return bound
+
+
+async def _serve(home: Home, settings: Settings, lock: HomeLock, bound: socket.socket, url: str) -> None:
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    import uvicorn
+
+    from thumbwise.app import Assistant, create_app
+
+    app = create_app(Assistant(home, settings))
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
+    lock.announce(url)
+    click.echo(f"Thumbwise is at {url} (home: {home.root}). Stop it with Ctrl-C.")
+    await server.serve(sockets=[bound])

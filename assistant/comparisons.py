@@ -1,0 +1,117 @@
+"""Two or more drafts of one prompt, blind: the server draws the sides and stores them before anybody sees them.
+
+Which versions take part is a hook (`select_candidates`); which side each is shown on is drawn here, by the
+operating system's randomness, and is part of the record. The drafts are revealed at an equal rate, so that
+speed gives nothing away. Left out: sampled comparisons inside the normal chat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from thumbwise.conversation import Conversations, Turn, check_messages
+from thumbwise.errors import ThumbwiseError
+
+if TYPE_CHECKING:
+    from thumbwise.contracts import Message
+    from thumbwise.plugin_manager import PluginManager
+    from thumbwise.policies import Policies
+
+MAX_DRAFTS = 9  # InstructGPT ranked 4 to 9 (arXiv 2203.02155, section 3.2)
+REVEAL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A comparison whose rows are committed; `turns` are in shown order."""
+
+    comparison_id: str
+    turns: tuple[Turn, ...]
+
+
+class Comparisons:
+    """Makes comparisons and generates their drafts."""
+
+    def __init__(self, conversations: Conversations, policies: Policies, plugins: PluginManager) -> None:
+        self.conversations = conversations
+        self.policies = policies
+        self.plugins = plugins
+        self.rng = random.SystemRandom()
+
+    async def open(
+        self, user_id: str, messages: Sequence[Message], k: int, max_tokens: int | None, source: str
+    ) -> Opened:
+        """Draw versions and sides and commit them; nothing is generated yet."""
+        check_messages(messages)
+        if not 2 <= k <= MAX_DRAFTS:
+            raise ThumbwiseError(f"k must be 2 to {MAX_DRAFTS} drafts.")
+        self.conversations.require_engine()
+        self.conversations.check_in_flight(user_id)
+        live = self.policies.live()
+        versions = self.plugins.hook.select_candidates(conversation=messages, versions=live, k=k, rng=self.rng)
+        if versions is None or len(versions) != k or not set(versions) <= set(live):
+            raise ThumbwiseError(
+                "A plugin chose versions to compare that are not live: look at `thumbwise plugins list`.",
+                status=500,
+            )
+        shown = list(versions)
+        self.rng.shuffle(shown)
+        sampling = self.conversations.sampling(max_tokens or self.conversations.settings.max_tokens)
+        comparison_id, drafts = await asyncio.to_thread(
+            self.conversations.store.start_comparison, user_id, messages, shown, asdict(sampling), source
+        )
+        turns = (Turn(draft, v, tuple(messages), sampling) for draft, v in zip(drafts, shown, strict=True))
+        return Opened(comparison_id, tuple(turns))
+
+    async def write(self, opened: Opened, user_id: str) -> list[tuple[str, str]]:
+        """Generate all drafts at once; returns (draft id, text) in shown order. Raises what any draft raised."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._one(turn, user_id)) for turn in opened.turns]
+        texts = []
+        for turn, task in zip(opened.turns, tasks, strict=True):
+            result = task.result()
+            if isinstance(result, ThumbwiseError):
+                raise result
+            texts.append((turn.message_id, result))
+        return texts
+
+    async def _one(self, turn: Turn, user_id: str) -> str | ThumbwiseError:
+        try:
+            return (await self.conversations.write(turn, user_id))[0]
+        except ThumbwiseError as error:  # the other drafts end in their own time, and are stored as what they are
+            return error
+
+    async def stream(self, opened: Opened, user_id: str) -> AsyncIterator[list[str]]:
+        """Yield the drafts' texts in shown order as they grow, revealed at an equal rate; whole at the end.
+
+        While drafts are being written each shows as many characters as the shortest that is unfinished.
+        Closing this iterator stops every draft.
+        """
+        texts = [""] * len(opened.turns)
+        running = set(range(len(texts)))
+
+        async def fill(index: int, turn: Turn) -> None:
+            async with aclosing(self.conversations.stream(turn, user_id)) as chunks:
+                async for chunk in chunks:
+                    texts[index] += chunk.text
+            running.discard(index)
+
+        tasks = [asyncio.create_task(fill(i, turn)) for i, turn in enumerate(opened.turns)]
+        try:
+            while running:
+                await asyncio.wait(tasks, timeout=REVEAL_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+                for task in tasks:
+                    if task.done():
+                        task.result()
+                shown = min((len(texts[i]) for i in running), default=None)
+                yield [text[:shown] for text in texts]
+        finally:
+            for task in tasks:
+                task.cancel()
+            with suppress(ThumbwiseError, asyncio.CancelledError):
+                await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,188 @@
+"""One turn: read the pointer once, commit the reply's row, stream, commit the text before the last chunk.
+
+Pages and the API go through here, so that every reply is stored with the version that wrote it however it
+was asked for. A reply that is cut off (stopped, disconnected, failed) keeps the text that was shown and is
+never trained on. Left out: retries inside a turn; a reader should see an error rather than two half replies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from thumbwise.engine_client import Chunk, EngineClient, Sampling
+from thumbwise.errors import ThumbwiseError
+from thumbwise.feedback.records import LOCAL_USER, ReplyState
+from thumbwise.versions import BASE
+
+if TYPE_CHECKING:
+    from thumbwise.contracts import Message
+    from thumbwise.feedback.store import Store
+    from thumbwise.metrics import Metrics
+    from thumbwise.settings import Settings
+    from thumbwise.versions import Versions
+
+log = logging.getLogger(__name__)
+PUBLIC_NAME = "thumbwise"
+MAX_MESSAGES = 200
+MAX_CHARACTERS = 200_000
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A reply about to be generated; its row is committed."""
+
+    message_id: str
+    version: str
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    conversation_id: str | None = None
+
+
+@dataclass
+class _Written:
+    """What has come back of one reply so far."""
+
+    text: list[str] = field(default_factory=list)
+    response_ids: list[int] = field(default_factory=list)
+    prompt_ids: tuple[int, ...] = ()
+    finish_reason: str | None = None
+
+    def add(self, chunk: Chunk) -> None:
+        self.text.append(chunk.text)
+        self.response_ids.extend(chunk.response_ids)
+        self.prompt_ids = chunk.prompt_ids or self.prompt_ids
+        self.finish_reason = chunk.finish_reason or self.finish_reason
+
+
+class Conversations:
+    """Generates and stores replies; `require_engine` returns the engine, or raises EngineUnavailable."""
+
+    def __init__(
+        self,
+        store: Store,
+        versions: Versions,
+        settings: Settings,
+        metrics: Metrics,
+        require_engine: Callable[[], EngineClient],
+    ) -> None:
+        self.store = store
+        self.versions = versions
+        self.settings = settings
+        self.metrics = metrics
+        self.require_engine = require_engine
+        self._in_flight: Counter[str] = Counter()
+
+    def sampling(self, max_tokens: int | None = None) -> Sampling:
+        """The one sampling setting; only the length differs between chat and drafts."""
+        return Sampling(temperature=self.settings.temperature, max_tokens=max_tokens or self.settings.chat_max_tokens)
+
+    def resolve(self, model: str | None) -> str:
+        """Return the version that `model` means: the pointer's, or one named. Raises NotFound."""
+        if model in (None, "", PUBLIC_NAME):
+            return self.versions.stable()
+        record = self.versions.get(str(model))
+        if record.version != BASE and record.state not in ("stable", "retired", "probed", "canary"):
+            raise ThumbwiseError(f"{model} is {record.state} and does not answer: name another version.")
+        return record.version
+
+    async def begin(
+        self,
+        user_id: str,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        model: str | None = None,
+        conversation_id: str | None = None,
+        parent_id: str | None = None,
+    ) -> Turn:
+        """Commit the row of a reply that is about to stream. Raises ThumbwiseError for what cannot be asked."""
+        check_messages(messages)
+        self.require_engine()
+        self.check_in_flight(user_id)
+        version = self.resolve(model)
+        message_id = await asyncio.to_thread(
+            self.store.start_reply,
+            user_id,
+            messages,
+            version,
+            asdict(sampling),
+            conversation_id=conversation_id,
+            parent_id=parent_id,
+        )
+        return Turn(message_id, version, tuple(messages), sampling, conversation_id)
+
+    async def stream(self, turn: Turn, user_id: str = LOCAL_USER) -> AsyncIterator[Chunk]:
+        """Yield a turn's chunks; the text is committed before the chunk that carries the finish reason."""
+        written = _Written()
+        state: ReplyState = "stopped"
+        error: str | None = None
+        started = time.monotonic()
+        self._in_flight[user_id] += 1
+        self.metrics.in_flight.inc()
+        try:
+            async with aclosing(self.require_engine().chat(turn.version, turn.messages, turn.sampling)) as chunks:
+                async for chunk in chunks:
+                    if not written.response_ids and chunk.response_ids:
+                        self.metrics.first_token.labels(turn.version).observe(time.monotonic() - started)
+                    written.add(chunk)
+                    if chunk.finish_reason is not None:
+                        state = "done"
+                        await asyncio.to_thread(self._finish, turn, written, state, None)
+                    yield chunk
+        except ThumbwiseError as failure:
+            state, error = "failed", str(failure)
+            raise
+        finally:
+            # Not awaited: this also runs while the task is being cancelled. A reply that ended is not touched.
+            self._in_flight[user_id] -= 1
+            self.metrics.in_flight.dec()
+            self.metrics.replies.labels(turn.version, state).inc()
+            self.metrics.tokens.labels(turn.version).inc(len(written.response_ids))
+            if state != "done":
+                self._finish(turn, written, state, error)
+
+    async def write(self, turn: Turn, user_id: str = LOCAL_USER) -> tuple[str, Chunk]:
+        """Generate a whole reply; returns its text and a chunk with all token ids and the finish reason."""
+        whole = _Written()
+        async with aclosing(self.stream(turn, user_id)) as chunks:
+            async for chunk in chunks:
+                whole.add(chunk)
+                last = chunk
+        last = replace(last, response_ids=tuple(whole.response_ids), prompt_ids=whole.prompt_ids)
+        return "".join(whole.text), last
+
+    def check_in_flight(self, user_id: str) -> None:
+        """Raise 429 where this user has too many requests open."""
+        if self._in_flight[user_id] >= self.settings.local_in_flight:
+            raise ThumbwiseError(
+                f"{self.settings.local_in_flight} of your requests are being answered: wait for one to end.",
+                status=429,
+            )
+
+    def _finish(self, turn: Turn, written: _Written, state: ReplyState, error: str | None) -> None:
+        self.store.finish_reply(
+            turn.message_id,
+            state,
+            text="".join(written.text),
+            finish_reason=written.finish_reason or ("stopped" if state == "stopped" else None),
+            prompt_ids=written.prompt_ids,
+            response_ids=written.response_ids,
+            error=error,
+        )
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raise ThumbwiseError where a prompt cannot be answered: empty, too long, or not ending with the user."""
+    if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
+        raise ThumbwiseError("The last message must be from the user and must not be empty.")
+    if len(messages) > MAX_MESSAGES or sum(len(m["content"]) for m in messages) > MAX_CHARACTERS:
+        raise ThumbwiseError(
+            f"The conversation is longer than {MAX_MESSAGES} messages or {MAX_CHARACTERS} characters: start a new one."
+        )

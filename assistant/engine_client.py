@@ -1,0 +1,263 @@
+"""HTTP client for vLLM's OpenAI server: chat streams, log-probabilities, adapters.
+
+Every request names its model and every sampling field, and every answer's model is compared with the one
+asked for: vLLM serves the base model where `model` is missing, and takes missing fields from the model
+folder. Written for vLLM 0.32. Left out: `prompt_logprobs` (it ignores temperature, and in a batch with
+other requests it can fail inside the adapter code), retries (the caller knows what it may repeat), and
+httpx's `aiter_lines` (it splits at U+2028 and U+0085, which JSON carries unescaped inside a reply).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from thumbwise.contracts import Message
+from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
+
+SILENCE = 60.0
+"""Seconds without a byte after which a reply counts as failed."""
+
+# Below vLLM's own keep-alive of 5 s, so that no request is sent into a connection that it just closed.
+_KEEPALIVE = 2.0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a reply is sampled. `logprobs` asks for the log-probability of every sampled token."""
+
+    temperature: float
+    max_tokens: int
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a reply. The ids of all chunks end with the stop token where the model ended by itself.
+
+    `prompt_ids` are there in the first chunk only. `logprobs` has one entry per id of this chunk, taken
+    after temperature, or is None where it was not asked for.
+    """
+
+    text: str
+    response_ids: tuple[int, ...]
+    finish_reason: str | None
+    model: str
+    prompt_ids: tuple[int, ...] | None = None
+    logprobs: tuple[float, ...] | None = None
+
+
+class EngineClient:
+    """Talks to one vLLM server. One event loop only; `silence` is in seconds."""
+
+    def __init__(self, *, uds: Path | None = None, base_url: str | None = None, silence: float = SILENCE) -> None:
+        if (uds is None) == (base_url is None):
+            raise ValueError("give either uds or base_url")
+        self.uds, self.silence = uds, silence
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=_KEEPALIVE)
+        self._http = httpx.AsyncClient(
+            base_url=base_url or "http://engine",
+            transport=httpx.AsyncHTTPTransport(uds=str(uds) if uds else None, limits=limits),
+            timeout=httpx.Timeout(silence, connect=10.0),
+            trust_env=False,
+        )
+
+    async def chat(self, model: str, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
+        """Stream one reply. Closing the generator closes the stream, and vLLM then drops the request.
+
+        Use `contextlib.aclosing` where the loop may be left early. Raises EngineUnavailable where vLLM is
+        not there, ThumbwiseError (400) where it refuses the request (a prompt that is too long), and
+        EngineFailed for everything else, also where the stream is cut, silent or from another model.
+        """
+        body = {
+            "messages": list(messages),
+            "max_completion_tokens": sampling.max_tokens,
+            "stream": True,
+            "return_token_ids": True,
+            "logprobs": sampling.logprobs,
+            **_sampling_fields(model, sampling.temperature, sampling.top_p, sampling.seed),
+        }
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        finished = False
+        with _translated(self.silence):
+            async with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
+                if response.is_error:
+                    await response.aread()
+                    raise _refusal(response)
+                async for event in _events(response):
+                    if (chunk := _chunk(event, model, sampling.logprobs)) is not None:
+                        finished = finished or chunk.finish_reason is not None
+                        yield chunk
+        if not finished:
+            raise EngineFailed("vLLM cut the reply off before it was finished: try again.")
+
+    async def next_token_logprobs(self, model: str, context_ids: Sequence[int], top: int = 20) -> dict[int, float]:
+        """Return the `top` likeliest next tokens after `context_ids` and their log-probabilities, in nats.
+
+        Taken at temperature 1. Raises EngineFailed where one is not a number or another model answered.
+        """
+        body = {
+            "prompt": list(context_ids),
+            "max_tokens": 1,
+            "logprobs": top,
+            "return_tokens_as_token_ids": True,
+            **_sampling_fields(model, temperature=1.0, top_p=1.0, seed=0),
+        }
+        answer = await self._json("POST", "/v1/completions", body)
+        _same_model(model, str(answer.get("model")))
+        rows = answer["choices"][0]["logprobs"]["top_logprobs"][0]
+        found = {int(key.removeprefix("token_id:")): value for key, value in rows.items()}
+        if any(value is None or math.isnan(value) for value in found.values()):
+            raise EngineFailed(f"{model} answers with log-probabilities that are not numbers: reject it.")
+        # vLLM adds the token that it sampled, whatever its rank: only the `top` are the same every time.
+        return dict(sorted(found.items(), key=lambda item: -item[1])[:top])
+
+    async def adapters(self) -> dict[str, str]:
+        """Return every served name and the folder that it was loaded from, the base model's included."""
+        answer = await self._json("GET", "/v1/models")
+        return {str(card["id"]): str(card["root"]) for card in answer["data"]}
+
+    async def load_adapter(self, name: str, path: Path) -> None:
+        """Load the adapter folder `path` under `name`; a name that is already loaded is left as it is.
+
+        The path is made absolute, because vLLM takes a relative one that it cannot find for a hub id.
+        """
+        try:
+            await self._json("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path.absolute())})
+        except ThumbwiseError as error:
+            if "already been loaded" not in str(error):
+                raise EngineFailed(f"The policy {name} could not be loaded: {error}") from None
+
+    async def unload_adapter(self, name: str) -> None:
+        """Stop serving `name`; replies in flight finish. A name that is not loaded is an EngineFailed."""
+        try:
+            await self._json("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+        except EngineUnavailable:
+            raise
+        except ThumbwiseError as error:
+            raise EngineFailed(f"The policy {name} could not be unloaded: {error}") from None
+
+    async def alive(self, timeout: float = 5.0) -> bool:
+        """Say whether vLLM answers its health check within `timeout` seconds; never raises."""
+        try:
+            return (await self._http.get("/health", timeout=timeout)).is_success
+        except httpx.HTTPError:
+            return False
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._http.aclose()
+
+    async def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        with _translated(self.silence):
+            response = await self._http.request(method, path, json=body)
+            if response.is_error:
+                raise _refusal(response)
+            # Loading an adapter answers with a plain sentence.
+            is_json = response.headers.get("content-type", "").startswith("application/json")
+            answer: dict[str, Any] = response.json() if is_json else {}
+            return answer
+
+
+def _sampling_fields(model: str, temperature: float, top_p: float, seed: int | None) -> dict[str, Any]:
+    return {
+        "model": model,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "n": 1,
+        "seed": seed,
+    }
+
+
+async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    """Yield the JSON of each server-sent event up to [DONE]."""
+    rest = b""
+    async for data in response.aiter_bytes():
+        *events, rest = (rest + data).split(b"\n\n")
+        for event in events:
+            if event == b"data: [DONE]":
+                return
+            if event.startswith(b"data: "):
+                yield json.loads(event[6:])
+
+
+def _chunk(event: dict[str, Any], model: str, with_logprobs: bool) -> Chunk | None:
+    if "error" in event:
+        raise EngineFailed(f"vLLM stopped in mid-reply: {_sentence(event)}")
+    _same_model(model, str(event.get("model")))
+    if not event["choices"]:
+        return None
+    choice = event["choices"][0]
+    reason = choice.get("finish_reason")
+    if reason not in (None, "stop", "length"):  # "abort": vLLM is shutting down
+        raise EngineFailed(f"vLLM ended the reply with '{reason}': try again.")
+    ids = tuple(choice.get("token_ids") or ())
+    logprobs = None
+    if with_logprobs:
+        logprobs = tuple(float(row["logprob"]) for row in (choice.get("logprobs") or {}).get("content") or ())
+        if len(logprobs) != len(ids):
+            raise EngineFailed(f"vLLM sent {len(logprobs)} log-probabilities for {len(ids)} tokens.")
+    prompt_ids = event.get("prompt_token_ids")
+    return Chunk(
+        text=choice["delta"].get("content") or "",
+        response_ids=ids,
+        finish_reason=reason,
+        model=model,
+        prompt_ids=None if prompt_ids is None else tuple(prompt_ids),
+        logprobs=logprobs,
+    )
+
+
+def _same_model(asked: str, answered: str) -> None:
+    if answered != asked:
+        raise EngineFailed(f"vLLM answered with {answered} where {asked} was asked for: the reply is dropped.")
+
+
+def _refusal(response: httpx.Response) -> ThumbwiseError:
+    try:
+        sentence = _sentence(response.json())
+    except ValueError:
+        sentence = f"HTTP {response.status_code}."
+    if response.status_code == 400:
+        return ThumbwiseError(f"vLLM refused the request: {sentence}")
+    if response.status_code == 503:
+        return EngineUnavailable(f"vLLM is busy: {sentence}")
+    return EngineFailed(f"vLLM failed: {sentence}")
+
+
+def _sentence(answer: dict[str, Any]) -> str:
+    """Return the message of one of vLLM's error bodies as a single line of at most 300 characters."""
+    error = answer.get("error") or answer
+    message = str(error.get("message", error) if isinstance(error, dict) else error)
+    line = " ".join(message.split())
+    line = line if len(line) <= 300 else line[:299] + "…"
+    return line if line.endswith((".", "!", "?", "…")) else line + "."
+
+
+@contextlib.contextmanager
+def _translated(silence: float) -> Iterator[None]:
+    """Turn httpx's errors into ours."""
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout):
+        raise EngineUnavailable("vLLM is not answering: it is starting or has stopped.") from None
+    except httpx.TimeoutException:
+        raise EngineFailed(f"vLLM sent nothing for {silence:g} seconds: the reply is given up.") from None
+    except httpx.HTTPError as error:
+        raise EngineFailed(f"The connection to vLLM broke ({type(error).__name__}): try again.") from None

@@ -1,0 +1,195 @@
+"""The public HTTP API: chat completions in the OpenAI shape, comparisons, feedback, models.
+
+Request fields are an allow-list: what is not named here is refused with 400 rather than passed on to vLLM.
+Left out: `n`, `logprobs`, tools and images.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from fastapi import APIRouter, Header
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from thumbwise.auth import user_of
+from thumbwise.contracts import Message
+from thumbwise.conversation import PUBLIC_NAME, Turn
+from thumbwise.engine_client import Chunk, Sampling
+from thumbwise.errors import ThumbwiseError
+from thumbwise.feedback.records import FeedbackRequest
+from thumbwise.responses import error_body
+
+if TYPE_CHECKING:
+    from thumbwise.app import Assistant
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ChatMessage(_Body):
+    """One message of a prompt; text only."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class StreamOptions(_Body):
+    """What a stream ends with."""
+
+    include_usage: bool = False
+
+
+class ChatRequest(_Body):
+    """`POST /v1/chat/completions`."""
+
+    model: str = PUBLIC_NAME
+    messages: list[ChatMessage]
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1, le=4096)
+    max_completion_tokens: int | None = Field(None, ge=1, le=4096)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    user: str | None = None
+    n: Literal[1] = 1
+
+
+class ComparisonRequest(_Body):
+    """`POST /v1/comparisons`."""
+
+    messages: list[ChatMessage]
+    k: int = Field(2, ge=2, le=9)
+    max_tokens: int | None = Field(None, ge=1, le=4096)
+    user: str | None = None
+
+
+class FeedbackBody(FeedbackRequest):
+    """`POST /v1/feedback`: a vote, and for whom an API client speaks."""
+
+    user: str | None = None
+
+
+def _plain(messages: list[ChatMessage]) -> list[Message]:
+    return [Message(role=m.role, content=m.content) for m in messages]
+
+
+def _sampling(request: ChatRequest, default: Sampling) -> Sampling:
+    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    if len(stop) > 4:
+        raise ThumbwiseError("stop takes at most 4 strings.")
+    length = request.max_completion_tokens or request.max_tokens or default.max_tokens
+    return Sampling(
+        temperature=default.temperature if request.temperature is None else request.temperature,
+        max_tokens=length,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        seed=request.seed,
+        stop=stop,
+    )
+
+
+def _envelope(turn: Turn, kind: str, created: int) -> dict[str, Any]:
+    return {"id": turn.message_id, "object": kind, "created": created, "model": turn.version}
+
+
+def _extra(turn: Turn) -> dict[str, str]:
+    return {"message_id": turn.message_id, "policy_version": turn.version}
+
+
+def _usage(prompt: int, completion: int) -> dict[str, int]:
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _event(body: dict[str, Any]) -> str:
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+
+
+async def _events(
+    assistant: Assistant, turn: Turn, user: str, chunks: AsyncIterator[Chunk], usage: bool
+) -> AsyncIterator[str]:
+    """Server-sent events of one turn; `thumbwise` rides on the first and the last chunk."""
+    envelope = _envelope(turn, "chat.completion.chunk", int(time.time()))
+    first = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+    prompt = completion = 0
+    try:
+        async with aclosing(chunks):
+            yield _event(envelope | {"choices": [first], "thumbwise": _extra(turn)})
+            async for chunk in chunks:
+                prompt = len(chunk.prompt_ids or ()) or prompt
+                completion += len(chunk.response_ids)
+                delta = {"content": chunk.text} if chunk.text else {}
+                choice = {"index": 0, "delta": delta, "finish_reason": chunk.finish_reason}
+                extra = {"thumbwise": _extra(turn)} if chunk.finish_reason else {}
+                yield _event(envelope | {"choices": [choice]} | extra)
+        if usage:
+            yield _event(envelope | {"choices": [], "usage": _usage(prompt, completion)})
+        yield "data: [DONE]\n\n"
+    except ThumbwiseError as error:  # the status line is gone: the error is an event, and no [DONE] follows
+        yield _event(error_body(str(error), error.status, error.code))
+
+
+def router(assistant: Assistant) -> APIRouter:
+    """The routes, bound to one assistant."""
+    api = APIRouter()
+
+    @api.post("/v1/chat/completions")
+    async def chat_completions(request: ChatRequest) -> Response:
+        user = user_of(request.user)
+        conversations = assistant.conversations
+        sampling = _sampling(request, conversations.sampling())
+        turn = await conversations.begin(user, _plain(request.messages), sampling, model=request.model)
+        if request.stream:
+            usage = bool(request.stream_options and request.stream_options.include_usage)
+            events = _events(assistant, turn, user, conversations.stream(turn, user), usage)
+            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        text, last = await conversations.write(turn, user)
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": text},
+            "finish_reason": last.finish_reason,
+            "logprobs": None,
+        }
+        body = _envelope(turn, "chat.completion", int(time.time())) | {
+            "choices": [choice],
+            "usage": _usage(len(last.prompt_ids or ()), len(last.response_ids)),
+            "thumbwise": _extra(turn),
+        }
+        return JSONResponse(body)
+
+    @api.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        names = [PUBLIC_NAME, *assistant.policies.live()]
+        return {
+            "object": "list",
+            "data": [{"id": n, "object": "model", "created": 0, "owned_by": "thumbwise"} for n in names],
+        }
+
+    @api.post("/v1/comparisons")
+    async def comparisons(request: ComparisonRequest) -> dict[str, Any]:
+        user = user_of(request.user)
+        opened = await assistant.comparisons.open(
+            user, _plain(request.messages), request.k, request.max_tokens, source="api"
+        )
+        drafts = await assistant.comparisons.write(opened, user)
+        return {
+            "comparison_id": opened.comparison_id,
+            "drafts": [{"draft_id": draft, "text": text} for draft, text in drafts],
+        }
+
+    @api.post("/v1/feedback", status_code=201)
+    async def feedback(body: FeedbackBody, idempotency_key: Annotated[str | None, Header()] = None) -> dict[str, str]:
+        if idempotency_key is None:
+            raise ThumbwiseError("Send an Idempotency-Key header (a fresh UUID per vote), so that a retry is safe.")
+        request = FeedbackRequest(**body.model_dump(exclude={"user"}))
+        feedback_id, _ = await asyncio.to_thread(assistant.vote, user_of(body.user), idempotency_key, request)
+        return {"feedback_id": feedback_id}
+
+    return api

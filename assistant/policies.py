@@ -1,0 +1,225 @@
+"""Publish, load, probe, promote and roll back policy versions.
+
+A version takes traffic only after a probe: its next-token log-probabilities on the contexts in its
+manifest, asked through the same socket as every reply, must agree with the trainer's and be nearer to
+them than to the base's. vLLM answers with the base model, status 200, when an adapter matches nothing, so
+"it loaded" proves nothing. Promotion is one compare-and-set of the pointer. Left out: canary shares.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from thumbwise import artifacts
+from thumbwise.errors import Conflict, ThumbwiseError
+from thumbwise.versions import BASE, Versions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from thumbwise.engine_client import EngineClient
+    from thumbwise.home import Home
+    from thumbwise.metrics import Metrics
+    from thumbwise.models import PreparedModel
+    from thumbwise.plugin_manager import PluginManager
+    from thumbwise.settings import Settings
+
+log = logging.getLogger(__name__)
+MISSING = -20.0  # log-probability given to a token that the engine left out of its top list
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Distances in nats, weighted by the trainer's probabilities, averaged over the probe contexts."""
+
+    to_trainer: float
+    to_base: float
+
+
+def distance(trainer: Mapping[int, float], other: Mapping[int, float]) -> float:
+    """Mean |log-probability difference| over the trainer's top tokens, weighted by their probability.
+
+    `trainer` and `other` map token ids to natural log-probabilities at temperature 1.
+    """
+    weights = {token: math.exp(value) for token, value in trainer.items()}
+    total = sum(w * abs(trainer[token] - other.get(token, MISSING)) for token, w in weights.items())
+    return total / sum(weights.values())
+
+
+class Policies:
+    """Policy versions across the disk, the database and the engine."""
+
+    def __init__(
+        self,
+        home: Home,
+        settings: Settings,
+        versions: Versions,
+        plugins: PluginManager,
+        metrics: Metrics,
+    ) -> None:
+        self.home = home
+        self.settings = settings
+        self.versions = versions
+        self.plugins = plugins
+        self.metrics = metrics
+        self.model: PreparedModel | None = None
+        self.engine: EngineClient | None = None
+        self.warning = ""  # shown on the pages while something is not as it should be
+        self._one_at_a_time = asyncio.Lock()
+
+    def folder(self, version: str) -> Path:
+        """Where a version's files are."""
+        return self.home.policies / version
+
+    def attach(self, model: PreparedModel, engine: EngineClient) -> None:
+        """Name the base model and the engine that versions are loaded into."""
+        self.model, self.engine = model, engine
+
+    def receive(self, version: str, files: dict[str, bytes], lease: str) -> None:
+        """Validate and write a candidate's files (state `staged`); blocking, call it in a thread."""
+        run_id = self.versions.check_lease(lease)
+        if self.model is None:
+            raise ThumbwiseError("The base model is not ready yet: publish again in a minute.", status=503)
+        try:
+            manifest = artifacts.check(
+                version,
+                files,
+                modules=artifacts.base_modules(self.model.folder),
+                base_digest=self.model.digest,
+                max_rank=self.settings.engine.max_lora_rank,
+            )
+        except ThumbwiseError:
+            self.metrics.rejections.inc()
+            raise
+        artifacts.write(self.home.policies, version, files)
+        self.versions.stage(manifest, run_id)
+
+    async def load(self, version: str) -> None:
+        """Load a version into the engine; loading it once more is success."""
+        if version == BASE:
+            return
+        await asyncio.to_thread(artifacts.verify, self.folder(version))
+        await self._engine().load_adapter(version, self.folder(version))
+
+    async def probe(self, version: str) -> Probe:
+        """Ask the engine for a version's log-probabilities; raises ThumbwiseError where they are not its own."""
+        manifest = await asyncio.to_thread(artifacts.verify, self.folder(version))
+        own: list[float] = []
+        base: list[float] = []
+        for probe in manifest["probes"]:
+            answer = await self._engine().next_token_logprobs(version, probe["context_ids"], top=len(probe["top_ids"]))
+            own.append(distance(dict(zip(probe["top_ids"], probe["top_logprobs"], strict=True)), answer))
+            base.append(distance(dict(zip(probe["top_ids"], probe["base_top_logprobs"], strict=True)), answer))
+        result = Probe(sum(own) / len(own), sum(base) / len(base))
+        limit = self.settings.engine.probe_tolerance
+        self.metrics.probes.labels("passed" if result.to_trainer <= limit else "failed").inc()
+        if not result.to_trainer <= limit:
+            raise ThumbwiseError(
+                f"{version} does not answer as it was trained: its probe is {result.to_trainer:.3f} nats from the "
+                f"trainer's log-probabilities, over {limit} (setting engine.probe_tolerance).",
+                status=422,
+            )
+        if not result.to_trainer < result.to_base:
+            raise ThumbwiseError(
+                f"{version} answers like the base model ({result.to_base:.3f} nats from it, "
+                f"{result.to_trainer:.3f} from the trainer): it changes nothing, or was not applied.",
+                status=422,
+            )
+        return result
+
+    async def promote(self, version: str, expect_stable: str, reason: str) -> Probe | None:
+        """Load, probe, then make `version` stable if `expect_stable` still is. Returns the probe.
+
+        Raises Conflict where the pointer moved, ThumbwiseError (422) where the probe fails; the version is
+        then marked rejected and the stable one goes on answering.
+        """
+        async with self._one_at_a_time:
+            record = self.versions.get(version)
+            if record.state == "stable":
+                return None
+            if record.state == "rejected":
+                raise Conflict(f"{version} was rejected ({record.reason}) and cannot be promoted.")
+            if self.versions.stable() != expect_stable:
+                raise Conflict(f"{expect_stable} is no longer stable: look at `thumbwise policies list`.")
+            probe: Probe | None = None
+            if version != BASE:
+                try:
+                    await self.load(version)
+                    self.versions.set_state(version, "loaded")
+                    probe = await self.probe(version)
+                except ThumbwiseError as error:
+                    if error.status == 422:
+                        self.reject(version, str(error))
+                    raise
+                self.versions.set_state(version, "probed")
+            await asyncio.to_thread(self.versions.move_pointer, "promote", version, expect_stable, reason)
+            self.warning = ""
+        self.metrics.swaps.inc()
+        log.info("%s is stable now, before it %s (%s)", version, expect_stable, reason)
+        self.plugins.notify("on_promote", old=expect_stable, new=version, reason=reason)
+        return probe
+
+    def reject(self, version: str, reason: str) -> None:
+        """Mark a version that takes no traffic as rejected, with the reason kept."""
+        if self.versions.get(version).state == "stable":
+            raise Conflict(f"{version} is stable: roll back first (`thumbwise policies rollback`).")
+        self.versions.set_state(version, "rejected", reason)
+        self.metrics.rejections.inc()
+
+    async def rollback(self, reason: str) -> tuple[str, str]:
+        """Go back to the version that was stable before; returns (old, new)."""
+        async with self._one_at_a_time:
+            old = self.versions.stable()
+            new = self.versions.before(old)
+            if new is None:
+                raise Conflict(f"{old} is the first version: there is nothing to roll back to.")
+            if self.engine is not None:  # kept loaded, so this is no work unless vLLM was restarted
+                await self.load(new)
+            await asyncio.to_thread(self.versions.move_pointer, "rollback", new, old, reason)
+        self.metrics.rollbacks.inc()
+        log.info("rolled back from %s to %s (%s)", old, new, reason)
+        self.plugins.notify("on_rollback", old=old, new=new, reason=reason)
+        return old, new
+
+    def live(self) -> list[str]:
+        """Versions that may be shown to people: the stable one and the one before it."""
+        stable = self.versions.stable()
+        before = self.versions.before(stable)
+        return [stable] if before is None else [stable, before]
+
+    async def restore(self) -> None:
+        """Bring a fresh engine to the recorded state: load and probe stable, load the one before it.
+
+        Where the stable version cannot be restored, the pointer goes back until one can, with a warning on
+        the pages: people get answers, and never silently from another version than the one recorded.
+        """
+        while (stable := self.versions.stable()) != BASE:
+            try:
+                await self.load(stable)
+                await self.probe(stable)
+                break
+            except ThumbwiseError as error:
+                if error.status >= 500:  # the engine's fault, not the version's: it will be restarted
+                    raise
+                to = self.versions.before(stable) or BASE
+                reason = f"could not be restored: {error}"
+                await asyncio.to_thread(self.versions.move_pointer, "rollback", to, stable, reason)
+                self.versions.set_state(stable, "rejected", reason)
+                self.warning = f"{stable} {reason} {to} answers instead."
+                log.warning(self.warning)
+        before = self.versions.before(stable)
+        if before not in (None, BASE):
+            try:
+                await self.load(str(before))
+            except ThumbwiseError as error:
+                log.warning("%s could not be loaded again: %s", before, error)
+
+    def _engine(self) -> EngineClient:
+        if self.engine is None:
+            raise ThumbwiseError("The engine is still starting: try again in a minute.", status=503)
+        return self.engine

@@ -1,0 +1,49 @@
+"""Errors on the wire, in the OpenAI shape: `{"error": {"message", "type", "code", "param"}}`."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from thumbwise.errors import ThumbwiseError
+
+_TYPES = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error",
+    409: "conflict_error", 429: "rate_limit_error", 503: "unavailable_error",
+}  # fmt: skip
+
+
+def error_body(message: str, status: int, code: str | None = None, param: str | None = None) -> dict[str, object]:
+    """The body of an error answer."""
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "code": code, "param": param}}
+
+
+def error_response(error: ThumbwiseError) -> JSONResponse:
+    """An answer that carries the error's one sentence."""
+    headers = {"Retry-After": "5"} if error.status in (429, 503) else None
+    return JSONResponse(error_body(str(error), error.status, error.code), error.status, headers)
+
+
+def install(app: FastAPI) -> None:
+    """Make every refusal of `app` speak this shape."""
+
+    @app.exception_handler(ThumbwiseError)
+    async def ours(request: Request, error: ThumbwiseError) -> JSONResponse:
+        return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        if first["type"] == "extra_forbidden":
+            message = f"{where} is not supported: leave it out."
+        else:
+            message = f"{where or 'The body'}: {first['msg'].lower()}."
+        return JSONResponse(error_body(message, 400, "invalid_request", where or None), 400)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse(error_body(str(error.detail), error.status_code), error.status_code)

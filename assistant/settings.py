@@ -1,0 +1,130 @@
+"""Every setting, declared once: name, default, help. The command line, the docs and the tests read this.
+
+Order of precedence: defaults < config.toml in the home < THUMBWISE_* environment < command line. An
+unknown key is an error wherever it comes from. Left out: per-user settings (they belong to accounts).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from thumbwise.errors import ThumbwiseError
+from thumbwise.home import Home
+from thumbwise.training.config import GateSettings, TrainSettings
+
+PREFIX = "THUMBWISE_"
+NOT_SETTINGS = {"THUMBWISE_HOME"}
+
+
+class EngineSettings(BaseModel):
+    """How vLLM is started."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kv_cache_gb: int = Field(1, ge=1, description="memory for vLLM's key-value cache on CPU, in GiB")
+    max_model_len: int = Field(2048, ge=64, description="longest prompt plus reply, in tokens")
+    max_loras: int = Field(4, ge=2, description="policy versions that can be in one batch")
+    max_cpu_loras: int = Field(16, ge=2, description="policy versions kept loaded; above the versions in use")
+    max_lora_rank: int = Field(32, description="largest adapter rank that is served")
+    max_num_seqs: int = Field(64, ge=1, description="replies generated at once")
+    dtype: str = Field("auto", description="number format of the served weights")
+    enforce_eager: bool = Field(False, description="skip compilation: starts sooner, generates slower")
+    probe_tolerance: float = Field(
+        0.1, gt=0, description="largest mean difference between the engine's and the trainer's log-probabilities"
+    )
+    start_timeout: float = Field(600.0, gt=0, description="seconds until a start counts as failed")
+
+
+class Settings(BaseSettings):
+    """All settings; `Settings.load(home, **command_line)` is the only way they are read."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    host: str = Field("127.0.0.1", description="address to listen on; loopback only until there are accounts")
+    port: int = Field(7860, ge=0, le=65535, description="port of the pages and the API; 0 picks a free one")
+    model: str = Field("default", description="base model: `default`, a Hugging Face id or a folder")
+    engine_url: str = Field("", description="URL of a vLLM server that already runs, instead of starting one")
+    temperature: float = Field(
+        0.7, gt=0, le=2, description="one temperature for chat, comparisons, rollouts, KL and evaluation"
+    )
+    max_tokens: int = Field(48, ge=1, description="longest draft in comparisons, rollouts and evaluation")
+    chat_max_tokens: int = Field(512, ge=1, description="longest chat reply, in tokens")
+    local_in_flight: int = Field(32, ge=1, description="requests that one local user may have open at once")
+    reward: str = Field("bradley_terry", description="reward model used in training")
+    engine: EngineSettings = Field(default_factory=EngineSettings)
+    train: TrainSettings = Field(default_factory=TrainSettings)
+    gates: GateSettings = Field(default_factory=GateSettings)
+
+    @classmethod
+    def load(cls, home: Home, **given: Any) -> Settings:
+        """Read settings for `home`; `given` are command-line values (None means not given).
+
+        Raises ThumbwiseError naming every wrong or unknown key and where it may be mended.
+        """
+        _refuse_unknown_environment()
+        config = SettingsConfigDict(toml_file=home.config)
+        class_ = type("Settings", (cls,), {"__module__": cls.__module__, "model_config": config})
+        try:
+            loaded: Settings = class_(**{key: value for key, value in given.items() if value is not None})
+        except ValidationError as error:
+            raise ThumbwiseError(_sentence(error, home.config)) from None
+        except ValueError as error:  # TOML syntax
+            raise ThumbwiseError(f"{home.config} cannot be read: {error}. Mend or remove the line.") from None
+        return loaded
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line, then environment, then the home's config.toml."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def _names(model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            rows += _names(kind, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, field))
+    return rows
+
+
+def describe() -> list[tuple[str, Any, str]]:
+    """Return (dotted name, default, help) of every setting, for docs and `thumbwise doctor`."""
+    return [(name, field.default, field.description or "") for name, field in _names(Settings)]
+
+
+def _refuse_unknown_environment() -> None:
+    known = {PREFIX + name.replace(".", "__").upper() for name, _, _ in describe()}
+    known |= {PREFIX + name.upper() for name in Settings.model_fields} | NOT_SETTINGS
+    unknown = sorted(key for key in os.environ if key.startswith(PREFIX) and key not in known)
+    if unknown:
+        raise ThumbwiseError(f"{', '.join(unknown)}: no such setting. `thumbwise doctor` lists them all.")
+
+
+def _sentence(error: ValidationError, config: Path) -> str:
+    parts = [f"{'.'.join(str(p) for p in e['loc'])}: {e['msg'].lower()}" for e in error.errors()]
+    return f"Wrong settings: {'; '.join(parts)}. Mend {config}, the THUMBWISE_* environment or the command line."

@@ -1,0 +1,236 @@
+"""What the database knows about policy versions: their states, the pointer, the runs and the lease.
+
+The pointer (which version is `stable`) is one row that moves by compare-and-set; every move is logged with
+its reason, and rollback follows that log. Numbers and names are never reused. What touches files or the
+engine is in `thumbwise.policies`; this file is only the record. Left out: a canary share other than 0.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from sqlite_utils import Database, Migrations
+
+from thumbwise.errors import Conflict, NotFound
+from thumbwise.feedback.records import new_id, now_ns
+from thumbwise.feedback.store import Store
+
+BASE = "policy-0000"
+State = Literal["staged", "loaded", "probed", "canary", "stable", "retired", "rejected"]
+Outcome = Literal["promoted", "rejected", "too_little_data", "failed"]
+
+migrations = Migrations("policies")
+
+
+@migrations()
+def m001_versions(db: Database) -> None:
+    """Versions, the pointer with its log, and the runs that make versions."""
+    db.executescript("""
+        CREATE TABLE runs (
+            id TEXT PRIMARY KEY,
+            number INTEGER NOT NULL UNIQUE,   -- the n of policy-<n>-…, never reused
+            snapshot_id TEXT NOT NULL,
+            lease TEXT NOT NULL,              -- secret of the job that holds it
+            lease_until REAL NOT NULL,        -- UTC seconds; renewed by heartbeats
+            outcome TEXT,                     -- NULL while it runs
+            reason TEXT NOT NULL DEFAULT '',
+            started_at INTEGER NOT NULL,
+            ended_at INTEGER
+        ) STRICT;
+        CREATE TABLE policies (
+            version TEXT PRIMARY KEY,
+            number INTEGER NOT NULL UNIQUE,
+            run_id TEXT REFERENCES runs(id),
+            parent TEXT,                      -- stable when its run began: lineage only
+            state TEXT NOT NULL CHECK (state IN
+                ('staged', 'loaded', 'probed', 'canary', 'stable', 'retired', 'rejected')),
+            algorithm TEXT NOT NULL,
+            created_at TEXT NOT NULL,         -- ISO 8601, UTC
+            data_sha256 TEXT NOT NULL,        -- snapshot it learned from
+            n_labels INTEGER NOT NULL,
+            metrics TEXT NOT NULL,            -- JSON
+            reason TEXT NOT NULL DEFAULT ''   -- why rejected or retired
+        ) STRICT;
+        CREATE TABLE pointer (
+            id INTEGER PRIMARY KEY CHECK (id = 1),
+            stable TEXT NOT NULL REFERENCES policies(version),
+            generation INTEGER NOT NULL
+        ) STRICT;
+        CREATE TABLE pointer_log (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            action TEXT NOT NULL CHECK (action IN ('promote', 'rollback')),
+            old TEXT NOT NULL,
+            new TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            at INTEGER NOT NULL
+        ) STRICT;
+    """)
+    db["policies"].insert(
+        {
+            "version": BASE,
+            "number": 0,
+            "parent": None,
+            "state": "stable",
+            "algorithm": "base",
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "data_sha256": "",
+            "n_labels": 0,
+            "metrics": "{}",
+        }
+    )
+    db["pointer"].insert({"id": 1, "stable": BASE, "generation": 0})
+
+
+@dataclass(frozen=True)
+class Version:
+    """One policy version as the record has it; the shape of `policies list --json`."""
+
+    version: str
+    number: int
+    parent: str | None
+    state: State
+    algorithm: str
+    created_at: str
+    data_sha256: str
+    n_labels: int
+    metrics: dict[str, Any]
+    reason: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The version as plain JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A registered training run and the lease that lets it publish."""
+
+    id: str
+    number: int
+    lease: str
+    snapshot_id: str
+
+
+class Versions:
+    """The record of versions, pointer and runs, in the feedback database."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        with store.lock:
+            migrations.apply(store.db)
+
+    def stable(self) -> str:
+        """The version that answers; each turn reads it once."""
+        return str(self.store.rows("SELECT stable FROM pointer")[0]["stable"])
+
+    def list(self) -> list[Version]:
+        """Every version, oldest first."""
+        return [_version(row) for row in self.store.rows("SELECT * FROM policies ORDER BY number")]
+
+    def get(self, version: str) -> Version:
+        """One version; raises NotFound."""
+        rows = self.store.rows("SELECT * FROM policies WHERE version = ?", [version])
+        if not rows:
+            raise NotFound(f"There is no policy version {version[:80]!r}. `thumbwise policies list` names them all.")
+        return _version(rows[0])
+
+    def stage(self, manifest: dict[str, Any], run_id: str) -> None:
+        """Record a version whose folder is complete; once more with the same name changes nothing."""
+        with self.store.write() as db:
+            db.execute(
+                "INSERT INTO policies (version, number, run_id, parent, state, algorithm, created_at, data_sha256,"
+                " n_labels, metrics) VALUES (?, ?, ?, ?, 'staged', ?, ?, ?, ?, ?) ON CONFLICT (version) DO NOTHING",
+                [
+                    manifest["version"], manifest["number"], run_id, manifest["parent"], manifest["algorithm"],
+                    manifest["created_at"], manifest["snapshot_id"], manifest["n_labels"],
+                    json.dumps(manifest["metrics"]),
+                ],
+            )  # fmt: skip
+
+    def set_state(self, version: str, state: State, reason: str = "") -> None:
+        """Move a version that takes no traffic to another state; the stable one moves by the pointer alone."""
+        with self.store.write() as db:
+            db.execute(
+                "UPDATE policies SET state = ?, reason = ? WHERE version = ? AND state <> 'stable'",
+                [state, reason, version],
+            )
+
+    def move_pointer(self, action: Literal["promote", "rollback"], new: str, expect: str, reason: str) -> None:
+        """Make `new` stable if `expect` still is, in one transaction; raises Conflict if it is not."""
+        with self.store.write() as db:
+            moved = db.execute(
+                "UPDATE pointer SET stable = ?, generation = generation + 1 WHERE id = 1 AND stable = ?",
+                [new, expect],
+            ).rowcount
+            if moved != 1:
+                stable = next(iter(db.query("SELECT stable FROM pointer")))["stable"]
+                raise Conflict(f"{expect} is no longer stable ({stable} is): look at `thumbwise policies list`.")
+            db.execute("UPDATE policies SET state='retired', reason=? WHERE version=?", [reason, expect])
+            db.execute("UPDATE policies SET state='stable', reason='' WHERE version=?", [new])
+            db["pointer_log"].insert({"action": action, "old": expect, "new": new, "reason": reason, "at": now_ns()})
+
+    def before(self, version: str) -> str | None:
+        """The version that was stable before `version` was last promoted, or None (the base)."""
+        rows = self.store.rows(
+            "SELECT old FROM pointer_log WHERE action='promote' AND new=? ORDER BY seq DESC LIMIT 1",
+            [version],
+        )
+        return str(rows[0]["old"]) if rows else None
+
+    def log(self, limit: int = 50) -> list[dict[str, Any]]:
+        """The pointer's last moves, newest first."""
+        return self.store.rows("SELECT * FROM pointer_log ORDER BY seq DESC LIMIT ?", [limit])
+
+    # -- runs and their lease ------------------------------------------------------------------------
+
+    def begin_run(self, snapshot_id: str, seconds: float) -> Run:
+        """Register a run and give it the lease; raises Conflict while another run's lease is live."""
+        run = {"id": new_id("run"), "snapshot_id": snapshot_id, "lease": secrets.token_urlsafe(18)}
+        with self.store.write() as db:
+            self._refuse_second(db)
+            number = next(iter(db.query("SELECT coalesce(max(number), 0) + 1 AS n FROM runs")))["n"]
+            db["runs"].insert(run | {"number": number, "lease_until": time.time() + seconds, "started_at": now_ns()})
+        return Run(number=int(number), **run)
+
+    @staticmethod
+    def _refuse_second(db: Database) -> None:
+        live = list(db.query("SELECT id FROM runs WHERE outcome IS NULL AND lease_until > ?", [time.time()]))
+        if live:
+            raise Conflict(f"Training run {live[0]['id']} is under way: wait for it to end, or stop it.")
+        db.execute("UPDATE runs SET outcome='failed', reason='its lease ran out' WHERE outcome IS NULL")
+
+    def renew(self, run_id: str, lease: str, seconds: float) -> None:
+        """Extend a run's lease; raises Conflict where the lease is not this run's any more."""
+        self.check_lease(lease, run_id)
+        with self.store.write() as db:
+            db.execute("UPDATE runs SET lease_until=? WHERE id=?", [time.time() + seconds, run_id])
+
+    def check_lease(self, lease: str, run_id: str | None = None) -> str:
+        """Return the id of the live run that holds `lease`; raises Conflict for a stale or foreign one."""
+        rows = self.store.rows(
+            "SELECT id FROM runs WHERE lease=? AND outcome IS NULL AND lease_until > ?", [lease, time.time()]
+        )
+        if not rows or (run_id is not None and rows[0]["id"] != run_id):
+            raise Conflict("This run's lease is not valid any more: its result is refused. Start a new run.")
+        return str(rows[0]["id"])
+
+    def end_run(self, run_id: str, lease: str, outcome: Outcome, reason: str) -> None:
+        """Record how a run ended and release its lease."""
+        self.check_lease(lease, run_id)
+        with self.store.write() as db:
+            db.execute(
+                "UPDATE runs SET outcome=?, reason=?, ended_at=? WHERE id=?",
+                [outcome, reason, now_ns(), run_id],
+            )
+
+
+def _version(row: dict[str, Any]) -> Version:
+    return Version(
+        **{key: row[key] for key in Version.__dataclass_fields__ if key != "metrics"},
+        metrics=json.loads(row["metrics"]),
+    )

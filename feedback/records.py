@@ -1,0 +1,170 @@
+"""What the store holds, as typed records, and the one validation of feedback that everybody goes through.
+
+Pages, the API and imports all build a `FeedbackRequest`; nothing reaches the table that it did not pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from ulid import ULID
+
+from thumbwise.contracts import Message
+from thumbwise.errors import ThumbwiseError
+
+LOCAL_USER = "local"
+MAX_COMMENT = 4000
+ReplyState = Literal["streaming", "done", "stopped", "failed"]
+
+
+def new_id(prefix: str) -> str:
+    """Return a sortable unique id such as `msg_01J…`."""
+    return f"{prefix}_{ULID()}"
+
+
+def now_ns() -> int:
+    """UTC time in nanoseconds."""
+    return time.time_ns()
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: the same value always gives the same bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def sha256(text: str | bytes) -> str:
+    """Hex SHA-256 of text (UTF-8) or bytes."""
+    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
+
+
+def prompt_sha256(messages: Sequence[Message]) -> str:
+    """The content address of a prompt; also its group, which keeps it in one fold of every split."""
+    return sha256(canonical(list(messages)))
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One stored reply. `text` is final only where `state` is not "streaming"."""
+
+    id: str
+    user_id: str
+    prompt: tuple[Message, ...]
+    conversation_id: str | None
+    parent_id: str | None
+    comparison_id: str | None
+    policy_version: str
+    state: ReplyState
+    text: str
+    finish_reason: str | None
+    error: str | None
+    thumb: Literal["up", "down"] | None = None
+
+
+@dataclass(frozen=True)
+class StoredComparison:
+    """A comparison with its drafts in shown order; `choice` is None until the vote."""
+
+    id: str
+    user_id: str
+    prompt: tuple[Message, ...]
+    drafts: tuple[Reply, ...]
+    choice: str | None
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ThumbValue(_Strict):
+    """A pair vote's younger sibling: up, down, or the vote taken back."""
+
+    thumb: Literal["up", "down", "clear"]
+
+
+class PairValue(_Strict):
+    """A side-by-side vote; strength 2 means much better."""
+
+    choice: Literal["left", "right", "tie", "both_bad", "skip"]
+    strength: Literal[1, 2] = 1
+
+
+class RankValue(_Strict):
+    """Best tier first, drafts of one tier tied; or none usable."""
+
+    tiers: list[Annotated[list[str], Field(min_length=1)]] = Field(default_factory=list)
+    none_usable: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> RankValue:
+        if bool(self.tiers) == self.none_usable:
+            raise ValueError("give either tiers or none_usable")
+        flat = [draft for tier in self.tiers for draft in tier]
+        if len(flat) != len(set(flat)):
+            raise ValueError("a draft may stand in one tier only")
+        return self
+
+
+class TextValue(_Strict):
+    """A corrected reply (edit) or a remark (comment)."""
+
+    text: str = Field(min_length=1, max_length=32_000)
+
+
+class LikertValue(_Strict):
+    """InstructGPT's overall quality, 1 to 7, with flags (arXiv 2203.02155, Table 3)."""
+
+    overall: int = Field(ge=1, le=7)
+    flags: list[Annotated[str, Field(max_length=64)]] = Field(default_factory=list, max_length=16)
+
+
+class FlagValue(_Strict):
+    """A reply reported as unsafe or broken."""
+
+    reason: str = Field(min_length=1, max_length=MAX_COMMENT)
+
+
+VALUES: dict[str, type[_Strict]] = {
+    "thumb": ThumbValue,
+    "pair": PairValue,
+    "rank": RankValue,
+    "edit": TextValue,
+    "comment": TextValue,
+    "likert": LikertValue,
+    "flag": FlagValue,
+}
+ON_COMPARISONS = {"pair", "rank"}
+Kind = Literal["thumb", "pair", "rank", "edit", "comment", "likert", "flag"]
+
+
+class FeedbackRequest(_Strict):
+    """One vote as it arrives: exactly one target, and a value that fits its kind."""
+
+    kind: Kind
+    message_id: str | None = None
+    comparison_id: str | None = None
+    value: Any
+
+    def checked(self) -> dict[str, Any]:
+        """Return the validated value as plain JSON; raises ThumbwiseError saying what is wrong."""
+        target = "comparison_id" if self.kind in ON_COMPARISONS else "message_id"
+        other = "message_id" if target == "comparison_id" else "comparison_id"
+        if getattr(self, target) is None or getattr(self, other) is not None:
+            raise ThumbwiseError(f"Feedback of kind {self.kind} needs {target} and no {other}.")
+        value = {"thumb": self.value} if self.kind == "thumb" else self.value
+        if self.kind == "rank" and value == "none_usable":
+            value = {"none_usable": True}
+        try:
+            checked = TypeAdapter(VALUES[self.kind]).validate_python(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ThumbwiseError(
+                f"The value of {self.kind} is wrong{f' at {where}' if where else ''}: {first['msg'].lower()}."
+            ) from None
+        return checked.model_dump()

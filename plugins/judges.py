@@ -1,0 +1,32 @@
+"""Built-in judges: rules that score responses and stand in for people in rehearsals and evaluation.
+
+A judge never meets the gates: what it measures must be learned from votes alone. Left out: judges that
+need a model or an account (those are plugins).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+from thumbwise import hookimpl
+from thumbwise.contracts import Register
+
+
+def sentiment(prompt: str, responses: list[str]) -> list[float]:
+    """Score each response by VADER's compound sentiment, -1 (negative) to 1 (Hutto and Gilbert, 2014)."""
+    analyzer = _analyzer()
+    return [float(analyzer.polarity_scores(response)["compound"]) for response in responses]
+
+
+@cache
+def _analyzer() -> SentimentIntensityAnalyzer:
+    """Read the lexicon once, at the first use."""
+    return SentimentIntensityAnalyzer()
+
+
+@hookimpl
+def register_judges(register: Register) -> None:
+    """Offer `sentiment`."""
+    register("sentiment", sentiment)
