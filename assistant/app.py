@@ -138,8 +138,8 @@ class Assistant:
         return feedback_id
 
 
-def create_app(assistant: Assistant) -> FastAPI:
-    """Return the application: guard, API, health, metrics, and the pages at `/` and `/compare`."""
+def create_api(assistant: Assistant) -> FastAPI:
+    """Return the application without its pages: guard, API, health and metrics."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -153,9 +153,14 @@ def create_app(assistant: Assistant) -> FastAPI:
     app.include_router(gateway.router(assistant))
     app.include_router(ops.router(assistant))
     _add_health(app, assistant)
-    from thumbwise.pages import build, mount_options  # imported late: Gradio pages need the parts above
+    return app
 
-    return gr.mount_gradio_app(app, build(assistant), path="/", **mount_options())
+
+def create_app(assistant: Assistant) -> FastAPI:
+    """Return the whole application: the API, and the pages at `/` and `/compare`."""
+    from thumbwise.pages import build, mount_options  # the pages need the parts above
+
+    return gr.mount_gradio_app(create_api(assistant), build(assistant), path="/", **mount_options())
 
 
 def _add_health(app: FastAPI, assistant: Assistant) -> None:

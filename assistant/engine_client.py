@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,8 @@ class EngineClient:
         if (uds is None) == (base_url is None):
             raise ValueError("give either uds or base_url")
         self.uds, self.silence = uds, silence
+        self.heard = time.monotonic()
+        """When vLLM last sent part of an answer, on time.monotonic()'s clock: it lives while this moves."""
         limits = httpx.Limits(max_connections=None, keepalive_expiry=_KEEPALIVE)
         self._http = httpx.AsyncClient(
             base_url=base_url or "http://engine",
@@ -96,6 +99,7 @@ class EngineClient:
                     await response.aread()
                     raise _refusal(response)
                 async for event in _events(response):
+                    self.heard = time.monotonic()
                     if (chunk := _chunk(event, model, sampling.logprobs)) is not None:
                         finished = finished or chunk.finish_reason is not None
                         yield chunk
@@ -164,6 +168,7 @@ class EngineClient:
             response = await self._http.request(method, path, json=body)
             if response.is_error:
                 raise _refusal(response)
+            self.heard = time.monotonic()
             # Loading an adapter answers with a plain sentence.
             is_json = response.headers.get("content-type", "").startswith("application/json")
             answer: dict[str, Any] = response.json() if is_json else {}
@@ -226,7 +231,7 @@ def _chunk(event: dict[str, Any], model: str, with_logprobs: bool) -> Chunk | No
 
 def _same_model(asked: str, answered: str) -> None:
     if answered != asked:
-        raise EngineFailed(f"vLLM answered with {answered} where {asked} was asked for: the reply is dropped.")
+        raise EngineFailed(f"vLLM answered with {answered} where {asked} was asked for: reply dropped.")
 
 
 def _refusal(response: httpx.Response) -> ThumbwiseError:

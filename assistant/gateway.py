@@ -189,7 +189,7 @@ def router(assistant: Assistant) -> APIRouter:
         if idempotency_key is None:
             raise ThumbwiseError("Send an Idempotency-Key header (a fresh UUID per vote), so that a retry is safe.")
         request = FeedbackRequest(**body.model_dump(exclude={"user"}))
-        feedback_id, _ = await asyncio.to_thread(assistant.vote, user_of(body.user), idempotency_key, request)
+        feedback_id = await asyncio.to_thread(assistant.vote, user_of(body.user), idempotency_key, request)
         return {"feedback_id": feedback_id}
 
     return api

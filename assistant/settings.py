@@ -114,7 +114,10 @@ def _names(model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
 
 def describe() -> list[tuple[str, Any, str]]:
     """Return (dotted name, default, help) of every setting, for docs and `thumbwise doctor`."""
-    return [(name, field.default, field.description or "") for name, field in _names(Settings)]
+    return [
+        (name, field.get_default(call_default_factory=True), field.description or "")
+        for name, field in _names(Settings)
+    ]
 
 
 def _refuse_unknown_environment() -> None:

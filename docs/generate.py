@@ -1,0 +1,75 @@
+"""Write the docs that are made from code: settings.md and commands.md (`make docs`).
+
+A test fails where the files are not what this writes, so that no setting or option is documented twice.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from thumbwise.cli import main
+from thumbwise.settings import PREFIX, describe
+
+HERE = Path(__file__).parent
+
+
+def settings_page() -> str:
+    """Return docs/settings.md: every setting with its default and its help."""
+    rows = [
+        f"| `{name}` | `{_toml(default)}` | {text} | `{PREFIX}{name.replace('.', '__').upper()}` |"
+        for name, default, text in describe()
+    ]
+    return "\n".join(
+        [
+            "# Settings",
+            "",
+            "Made by `make docs` from the code; do not edit.",
+            "",
+            "The command line wins over the environment, that over `config.toml` in the home folder, and that over",
+            "the defaults below. An unknown name is an error. A dot is a table in `config.toml`:",
+            "",
+            "    port = 8000",
+            "    [engine]",
+            "    kv_cache_gb = 2",
+            "",
+            "`thumbwise doctor --settings` shows the values in force.",
+            "",
+            "| setting | default | what it is | environment |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def commands_page() -> str:
+    """Return docs/commands.md: the help of every command."""
+    parts = ["# Commands\n\nMade by `make docs` from the code; do not edit.\n"]
+    parts += [f"## {path}\n\n```text\n{text}\n```\n" for path, text in _helps(main, "thumbwise", None)]
+    return "\n".join(parts)
+
+
+def _helps(command: click.Command, name: str, parent: click.Context | None) -> list[tuple[str, str]]:
+    context = click.Context(command, info_name=name, parent=parent, terminal_width=100, max_content_width=100)
+    found = [(context.command_path, command.get_help(context))]
+    if isinstance(command, click.Group):
+        for child in command.list_commands(context):
+            loaded = command.get_command(context, child)
+            assert loaded is not None
+            found += _helps(loaded, child, context)
+    return found
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+PAGES = {"settings.md": settings_page, "commands.md": commands_page}
+
+if __name__ == "__main__":
+    for file_name, page in PAGES.items():
+        (HERE / file_name).write_text(page())

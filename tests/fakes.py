@@ -1,0 +1,64 @@
+"""Stand-ins for vLLM in tests that are about something else: same interface, canned replies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from pathlib import Path
+
+from thumbwise.contracts import Message
+from thumbwise.engine_client import Chunk, Sampling
+from thumbwise.errors import ThumbwiseError
+
+
+class FakeEngineClient:
+    """Streams `words`, one a chunk; `fail_after` chunks it raises `failure`; `gate` holds chunks back."""
+
+    def __init__(self, words: Sequence[str] = ("Hello", " there", " friend")) -> None:
+        self.words = list(words)
+        self.fail_after: int | None = None
+        self.failure: ThumbwiseError | None = None
+        self.gate: asyncio.Event | None = None
+        self.asked: list[tuple[str, list[Message], Sampling]] = []
+        self.open_streams = 0
+        self.loaded: dict[str, Path] = {}
+        self.logprobs: dict[str, dict[int, float]] = {}
+
+    async def chat(self, model: str, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
+        self.asked.append((model, list(messages), sampling))
+        self.open_streams += 1
+        try:
+            for i, word in enumerate(self.words[: sampling.max_tokens]):
+                if self.fail_after == i and self.failure is not None:
+                    raise self.failure
+                if self.gate is not None and i > 0:
+                    await self.gate.wait()
+                await asyncio.sleep(0)
+                last = i + 1 == min(len(self.words), sampling.max_tokens)
+                reason = ("stop" if i + 1 == len(self.words) else "length") if last else None
+                yield Chunk(word, (10 + i,), reason, model, prompt_ids=(1, 2, 3) if i == 0 else None)
+        finally:
+            self.open_streams -= 1
+
+    async def next_token_logprobs(self, model: str, context_ids: Sequence[int], top: int = 20) -> dict[int, float]:
+        return self.logprobs[model]
+
+    async def load_adapter(self, name: str, path: Path) -> None:
+        self.loaded[name] = path
+
+
+class FakeEngine:
+    """A supervisor whose engine is always there."""
+
+    def __init__(self, client: FakeEngineClient) -> None:
+        self.client = client
+        self.state = "ready"
+        self.detail = "The engine is ready."
+        self.on_ready: list[Callable[[], Awaitable[None]]] = []
+
+    async def start(self) -> None:
+        for call in self.on_ready:
+            await call()
+
+    async def stop(self) -> None:
+        self.state = "stopped"

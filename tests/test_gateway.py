@@ -1,0 +1,256 @@
+"""The public API over HTTP, with a fake engine behind it: shapes, allow-list, ownership, what is stored."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from fakes import FakeEngine, FakeEngineClient
+from thumbwise.app import Assistant, create_api
+from thumbwise.errors import EngineFailed
+from thumbwise.home import Home
+from thumbwise.settings import Settings
+
+ASK = [{"role": "user", "content": "Hello?"}]
+
+
+@pytest.fixture
+async def assistant(tmp_path: Path) -> AsyncIterator[Assistant]:
+    home = Home.find(tmp_path)
+    assistant = Assistant(home, Settings.load(home))
+    assistant.engine = FakeEngine(FakeEngineClient())  # type: ignore[assignment]
+    yield assistant
+    await assistant.stop()
+
+
+@pytest.fixture
+def engine(assistant: Assistant) -> FakeEngineClient:
+    return assistant.engine.client  # type: ignore[union-attr, return-value]
+
+
+@pytest.fixture
+async def http(assistant: Assistant) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(create_api(assistant))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:7860") as client:
+        yield client
+
+
+def stored(assistant: Assistant) -> list[dict[str, Any]]:
+    return assistant.store.rows("SELECT * FROM replies ORDER BY created_at, id")
+
+
+async def test_a_completion_is_stored_with_the_version_that_wrote_it(http, assistant) -> None:
+    body = (await http.post("/v1/chat/completions", json={"messages": ASK})).json()
+    assert body["choices"][0]["message"]["content"] == "Hello there friend"
+    assert body["thumbwise"] == {"message_id": body["id"], "policy_version": "policy-0000"}
+    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
+    row = stored(assistant)[0]
+    assert (row["id"], row["state"], row["text"]) == (body["id"], "done", "Hello there friend")
+    assert json.loads(row["response_ids"]) == [10, 11, 12]
+
+
+async def test_the_openai_client_streams_and_finds_ids_on_the_first_and_last_chunk(http, assistant) -> None:
+    client = openai.AsyncOpenAI(base_url="http://127.0.0.1:7860/v1", api_key="none", http_client=http)
+    stream = await client.chat.completions.create(
+        model="thumbwise", messages=ASK, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = [chunk async for chunk in stream]
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    carriers = [i for i, c in enumerate(chunks) if c.model_extra and "thumbwise" in c.model_extra]
+    assert text == "Hello there friend"
+    assert carriers == [0, len(chunks) - 2]
+    assert chunks[-1].usage.completion_tokens == 3
+    whole = await client.chat.completions.create(model="thumbwise", messages=ASK, max_tokens=2)
+    assert whole.choices[0].finish_reason == "length"
+    assert {m.id for m in (await client.models.list()).data} == {"thumbwise", "policy-0000"}
+
+
+@pytest.mark.parametrize(
+    "field", ["prompt_logprobs", "echo", "priority", "chat_template", "top_k", "logit_bias", "return_token_ids"]
+)
+async def test_a_field_outside_the_allow_list_is_refused_in_openais_shape(http, assistant, field) -> None:
+    answer = await http.post("/v1/chat/completions", json={"messages": ASK, field: 1})
+    assert answer.status_code == 400
+    assert field in answer.json()["error"]["message"]
+    assert stored(assistant) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"messages": []}, 400),
+        ({"messages": [{"role": "user", "content": "  "}]}, 400),
+        ({"messages": [{"role": "assistant", "content": "hi"}]}, 400),
+        ({"messages": ASK, "model": "gpt-5"}, 404),
+        ({"messages": ASK, "max_tokens": 0}, 400),
+        ({"messages": ASK, "temperature": 3}, 400),
+        ({"messages": ASK, "n": 2}, 400),
+        ({"messages": ASK, "stop": ["a"] * 5}, 400),
+        ({"messages": [{"role": "user", "content": "x" * 300_000}]}, 400),
+        ({"messages": ASK, "user": "x" * 65}, 400),
+    ],
+)
+async def test_what_cannot_be_answered_is_one_sentence_and_stores_nothing(http, assistant, body, status) -> None:
+    answer = await http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == status
+    assert len(answer.json()["error"]["message"]) > 10
+    assert stored(assistant) == []
+
+
+async def test_the_row_is_committed_before_the_first_chunk_and_the_text_before_the_last(assistant, engine) -> None:
+    engine.gate = asyncio.Event()
+    turn = await assistant.conversations.begin("local", ASK, assistant.conversations.sampling())
+    stream = assistant.conversations.stream(turn)
+    await anext(stream)
+    assert stored(assistant)[0]["state"] == "streaming"
+    engine.gate.set()
+    async for chunk in stream:
+        if chunk.finish_reason:
+            assert (stored(assistant)[0]["state"], stored(assistant)[0]["text"]) == ("done", "Hello there friend")
+    assert stored(assistant)[0]["policy_version"] == "policy-0000"
+
+
+async def test_a_reader_who_leaves_stops_the_engine_and_the_reply_is_kept_as_stopped(assistant, engine) -> None:
+    engine.gate = asyncio.Event()
+    turn = await assistant.conversations.begin("local", ASK, assistant.conversations.sampling())
+    stream = assistant.conversations.stream(turn)
+    await anext(stream)
+    await stream.aclose()
+    row = stored(assistant)[0]
+    assert (row["state"], row["text"], engine.open_streams) == ("stopped", "Hello", 0)
+
+
+async def test_an_engine_that_fails_in_mid_reply_is_an_error_event_and_a_failed_row(http, assistant, engine) -> None:
+    engine.fail_after, engine.failure = 2, EngineFailed("vLLM died: try again.")
+    answer = await http.post("/v1/chat/completions", json={"messages": ASK, "stream": True})
+    events = [line[6:] for line in answer.text.split("\n\n") if line]
+    assert json.loads(events[-1])["error"]["message"] == "vLLM died: try again."
+    assert "[DONE]" not in answer.text
+    row = stored(assistant)[0]
+    assert (row["state"], row["text"], row["error"]) == ("failed", "Hello there", "vLLM died: try again.")
+    vote = {"kind": "thumb", "message_id": row["id"], "value": "up"}
+    refused = await http.post("/v1/feedback", json=vote, headers={"Idempotency-Key": "k"})
+    assert refused.status_code == 409
+
+
+async def test_an_engine_that_is_starting_is_503_with_retry_after(http, assistant) -> None:
+    assistant.engine.state, assistant.engine.detail = "starting", "The engine is starting."
+    answer = await http.post("/v1/chat/completions", json={"messages": ASK})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+    assert "starting" in answer.json()["error"]["message"]
+    assert (await http.get("/health/ready")).status_code == 503
+    assert (await http.get("/health/live")).status_code == 200
+    assistant.engine.state = "ready"
+    assert (await http.get("/health/ready")).json()["stable"] == "policy-0000"
+
+
+async def test_a_user_may_have_so_many_requests_in_flight_and_no_more(http, assistant, engine) -> None:
+    engine.gate = asyncio.Event()
+    limit = assistant.settings.local_in_flight
+    open_requests = [asyncio.create_task(http.post("/v1/chat/completions", json={"messages": ASK})) for _ in range(limit)]
+    while engine.open_streams < limit:
+        await asyncio.sleep(0.01)
+    refused = await http.post("/v1/chat/completions", json={"messages": ASK})
+    other = asyncio.create_task(http.post("/v1/chat/completions", json={"messages": ASK, "user": "ann"}))
+    await asyncio.sleep(0.05)
+    engine.gate.set()
+    answers = await asyncio.gather(*open_requests, other)
+    assert refused.status_code == 429
+    assert {answer.status_code for answer in answers} == {200}
+
+
+async def test_a_comparison_hides_versions_and_stores_the_order_shown(http, assistant) -> None:
+    answer = await http.post("/v1/comparisons", json={"messages": ASK, "k": 2})
+    body = answer.json()
+    assert "policy" not in answer.text
+    shown = json.loads(assistant.store.rows("SELECT shown FROM comparisons")[0]["shown"])
+    assert [draft["draft_id"] for draft in body["drafts"]] == shown
+    assert {row["comparison_id"] for row in stored(assistant)} == {body["comparison_id"]}
+    assert json.loads(stored(assistant)[0]["sampling"])["max_tokens"] == assistant.settings.max_tokens
+
+
+async def test_sides_are_drawn_evenly(assistant) -> None:
+    assistant.policies.live = lambda: ["policy-0000", "policy-0001-aaaaaaaaaaaa"]  # type: ignore[method-assign]
+    assistant.plugins.hook.select_candidates = lambda **kw: list(kw["versions"])  # type: ignore[method-assign]
+    opened = [await assistant.comparisons.open("local", ASK, 2, None, "api") for _ in range(300)]
+    left = sum(o.turns[0].version == "policy-0000" for o in opened)
+    assert 105 < left < 195  # 5.2 standard deviations of a fair coin
+
+
+async def test_drafts_are_revealed_at_an_equal_rate_and_whole_at_the_end(assistant, engine) -> None:
+    opened = await assistant.comparisons.open("local", ASK, 2, None, "page")
+    views = [view async for view in assistant.comparisons.stream(opened, "local")]
+    assert views[-1] == ["Hello there friend"] * 2
+    assert assistant.store.comparison(opened.comparison_id, "local").drafts[0].state == "done"
+
+
+async def test_closing_a_comparison_stops_every_draft(assistant, engine) -> None:
+    engine.gate = asyncio.Event()
+    opened = await assistant.comparisons.open("local", ASK, 2, None, "page")
+    stream = assistant.comparisons.stream(opened, "local")
+    await anext(stream)
+    await stream.aclose()
+    assert engine.open_streams == 0
+    assert {row["state"] for row in stored(assistant)} == {"stopped"}
+
+
+async def test_a_vote_is_kept_once_and_a_plugin_that_observes_it_cannot_break_it(http, assistant) -> None:
+    body = (await http.post("/v1/comparisons", json={"messages": ASK})).json()
+    vote = {"kind": "pair", "comparison_id": body["comparison_id"], "value": {"choice": "left", "strength": 2}}
+    first = await http.post("/v1/feedback", json=vote, headers={"Idempotency-Key": "k"})
+    again = await http.post("/v1/feedback", json=vote, headers={"Idempotency-Key": "k"})
+    late = await http.post("/v1/feedback", json=vote, headers={"Idempotency-Key": "other"})
+    assert (first.status_code, first.json()) == (201, again.json())
+    assert late.status_code == 409
+    assert assistant.store.counts()["pair"] == 1
+
+
+async def test_a_vote_needs_a_key_and_an_own_message(http) -> None:
+    body = (await http.post("/v1/chat/completions", json={"messages": ASK, "user": "ann"})).json()
+    vote = {"kind": "thumb", "message_id": body["id"], "value": "up"}
+    keyless = await http.post("/v1/feedback", json=vote | {"user": "ann"})
+    foreign = await http.post("/v1/feedback", json=vote | {"user": "bob"}, headers={"Idempotency-Key": "k"})
+    own = await http.post("/v1/feedback", json=vote | {"user": "ann"}, headers={"Idempotency-Key": "k"})
+    assert [r.status_code for r in (keyless, foreign, own)] == [400, 404, 201]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "evil.example"}, 403),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"origin": "http://127.0.0.1:7860"}, 200),
+        ({}, 200),
+        ({"host": "localhost:7860", "origin": "http://localhost:7860"}, 200),
+        ({"host": "[::1]:7860"}, 200),
+    ],
+)
+async def test_only_our_own_pages_and_no_browser_at_all_may_change_things(http, headers, status) -> None:
+    answer = await http.post("/v1/chat/completions", json={"messages": ASK}, headers=headers)
+    assert answer.status_code == status
+
+
+async def test_the_job_api_wants_its_token(http, assistant) -> None:
+    for path in ("/ops/api/runs", "/ops/api/rollback", "/ops/api/policies/policy-0000/promote"):
+        assert (await http.post(path, json={})).status_code == 401
+    headers = {"Authorization": f"Bearer {assistant.token}"}
+    assert (await http.get("/ops/api/policies", headers=headers)).json()[0]["version"] == "policy-0000"
+    assert assistant.home.token.stat().st_mode & 0o077 == 0
+
+
+async def test_metrics_count_replies_and_votes(http) -> None:
+    body = (await http.post("/v1/chat/completions", json={"messages": ASK})).json()
+    vote = {"kind": "thumb", "message_id": body["id"], "value": "up"}
+    await http.post("/v1/feedback", json=vote, headers={"Idempotency-Key": "k"})
+    text = (await http.get("/metrics")).text
+    assert 'thumbwise_replies_total{state="done",version="policy-0000"} 1.0' in text
+    assert 'thumbwise_feedback_total{kind="thumb"} 1.0' in text
+    assert "Hello" not in text

@@ -1,0 +1,309 @@
+"""Policy versions: what is refused, what a probe proves, and how the pointer moves and goes back."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes import FakeEngineClient
+from safetensors.numpy import save
+from thumbwise import artifacts, versions
+from thumbwise.errors import Conflict, NotFound, ThumbwiseError
+from thumbwise.feedback.records import sha256
+from thumbwise.feedback.store import Store
+from thumbwise.home import Home
+from thumbwise.metrics import Metrics
+from thumbwise.models import PreparedModel
+from thumbwise.plugin_manager import PluginManager
+from thumbwise.policies import Policies, distance
+from thumbwise.settings import Settings
+from thumbwise.versions import BASE, Versions
+
+MODULE = "model.layers.0.self_attn.q_proj"
+SHAPES = {MODULE: (6, 4)}
+TRAINER = {1: math.log(0.7), 2: math.log(0.3)}
+OF_BASE = {1: math.log(0.2), 2: math.log(0.8)}
+Change = Callable[[dict[str, Any], dict[str, Any], dict[str, np.ndarray]], None]
+
+
+def candidate(number: int = 1, change: Change | None = None, seed: int = 0) -> tuple[str, dict[str, bytes]]:
+    """A version's name and files; `change(config, manifest, tensors)` spoils one of them before hashing."""
+    rng = np.random.default_rng([number, seed])
+    prefix = f"base_model.model.{MODULE}"
+    tensors = {
+        f"{prefix}.lora_A.weight": rng.normal(size=(2, 4)).astype(np.float32),
+        f"{prefix}.lora_B.weight": rng.normal(size=(6, 2)).astype(np.float32),
+    }
+    config: dict[str, Any] = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "bias": "none"}
+    probe = {"context_ids": [1, 2], "top_ids": list(TRAINER), "top_logprobs": list(TRAINER.values())}
+    probe["base_top_logprobs"] = list(OF_BASE.values())
+    manifest: dict[str, Any] = {
+        "number": number, "parent": BASE, "base_digest": "base", "snapshot_id": "s", "algorithm": "ppo",
+        "n_labels": 3, "metrics": {"kl": 1.5}, "created_at": "2026-01-01T00:00:00+00:00", "probes": [probe],
+    }  # fmt: skip
+    if change is not None:
+        change(config, manifest, tensors)
+    files = {artifacts.WEIGHTS: save(tensors), artifacts.CONFIG: json.dumps(config).encode()}
+    manifest["files"] = {name: sha256(data) for name, data in files.items()}
+    version = f"policy-{number:04d}-{sha256(files[artifacts.WEIGHTS])[:12]}"
+    files[artifacts.MANIFEST] = json.dumps({"version": version} | manifest).encode()
+    return version, files
+
+
+def check(version: str, files: dict[str, bytes]) -> dict[str, Any]:
+    return artifacts.check(version, files, modules=SHAPES, base_digest="base", max_rank=8)
+
+
+@dataclass
+class World:
+    """A home with its record of versions and a fake engine."""
+
+    home: Home
+    versions: Versions
+    policies: Policies
+    engine: FakeEngineClient
+
+    def receive(self, number: int) -> str:
+        run = self.versions.begin_run("s", 60)
+        version, files = candidate(run.number)
+        assert run.number == number
+        self.policies.receive(version, files, run.lease)
+        self.versions.end_run(run.id, run.lease, "promoted", "")
+        self.engine.logprobs[version] = TRAINER
+        return version
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    model = tmp_path / "base"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(save({f"{MODULE}.weight": np.zeros((6, 4), np.float32)}))
+    home = Home.find(tmp_path / "home")
+    store = Versions(Store(home.database))
+    policies = Policies(home, Settings.load(home), store, PluginManager(home).load(), Metrics())
+    engine = FakeEngineClient()
+    policies.attach(PreparedModel(model, "base", "base"), engine)  # type: ignore[arg-type]
+    return World(home, store, policies, engine)
+
+
+def test_module_shapes_are_read_from_the_headers(world: World) -> None:
+    assert world.policies.model is not None
+    assert artifacts.base_modules(world.policies.model.folder) == SHAPES
+
+
+def test_a_good_candidate_passes(tmp_path: Path) -> None:
+    version, files = candidate()
+    assert check(version, files)["version"] == version
+    folder = artifacts.write(tmp_path, version, files)
+    assert artifacts.verify(folder)["number"] == 1
+    assert artifacts.write(tmp_path, version, files) == folder
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o400}
+
+
+def _spoil(where: str, key: str, value: Any) -> Change:
+    def change(config: dict[str, Any], manifest: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+        {"config": config, "manifest": manifest}[where][key] = value
+
+    return change
+
+
+def _nan(config: Any, manifest: Any, tensors: dict[str, np.ndarray]) -> None:
+    next(iter(tensors.values()))[0, 0] = np.nan
+
+
+def _foreign_keys(config: Any, manifest: Any, tensors: dict[str, np.ndarray]) -> None:
+    for key in list(tensors):
+        tensors[key.replace("layers.0", "layers.7")] = tensors.pop(key)
+
+
+def _half(config: Any, manifest: Any, tensors: dict[str, np.ndarray]) -> None:
+    tensors.pop(next(key for key in tensors if "lora_B" in key))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_spoil("config", "r", 64), "rank"),
+        (_spoil("config", "use_dora", True), "plain LoRA"),
+        (_spoil("config", "modules_to_save", ["lm_head"]), "plain LoRA"),
+        (_spoil("config", "bias", "all"), "bias"),
+        (_spoil("config", "target_modules", ["lm_head"]), "lm_head"),
+        (_spoil("manifest", "base_digest", "another"), "another base model"),
+        (_spoil("manifest", "probes", []), "no probes"),
+        (_spoil("manifest", "version", "policy-0002-000000000000"), "another version"),
+        (_nan, "not finite"),
+        (_foreign_keys, "matches nothing"),
+        (_half, "one of their two"),
+    ],
+)
+def test_an_adapter_that_cannot_be_served_is_refused(change: Change, says: str) -> None:
+    with pytest.raises(ThumbwiseError, match=says) as refused:
+        check(*candidate(change=change))
+    assert refused.value.status == 422
+
+
+def test_damaged_bytes_and_extra_files_are_refused() -> None:
+    version, files = candidate()
+    for spoiled in (
+        files | {artifacts.WEIGHTS: files[artifacts.WEIGHTS][:-1] + b"\0"},
+        files | {artifacts.WEIGHTS: files[artifacts.WEIGHTS][:40]},
+        files | {"evil.py": b"print()"},
+        files | {artifacts.MANIFEST: b"{" * 100_000},
+    ):
+        with pytest.raises(ThumbwiseError, match="refused"):
+            check(version, spoiled)
+    with pytest.raises(ThumbwiseError, match="not a version name"):
+        check("../../etc", files)
+
+
+def test_a_version_without_its_manifest_is_not_complete_and_is_written_afresh(tmp_path: Path) -> None:
+    version, files = candidate()
+    folder = artifacts.write(tmp_path, version, files)
+    (folder / artifacts.MANIFEST).unlink()
+    with pytest.raises(ThumbwiseError, match="not complete"):
+        artifacts.verify(folder)
+    assert artifacts.verify(artifacts.write(tmp_path, version, files))["version"] == version
+
+
+def test_a_changed_file_or_a_link_is_noticed(tmp_path: Path) -> None:
+    version, files = candidate()
+    weights = artifacts.write(tmp_path, version, files) / artifacts.WEIGHTS
+    weights.chmod(0o600)
+    weights.write_bytes(b"other")
+    with pytest.raises(ThumbwiseError, match="changed"):
+        artifacts.verify(weights.parent)
+    weights.unlink()
+    weights.symlink_to("/dev/null")
+    with pytest.raises(ThumbwiseError, match="plain file"):
+        artifacts.verify(weights.parent)
+
+
+def test_the_distance_is_zero_to_itself_and_large_to_what_was_left_out() -> None:
+    assert distance(TRAINER, TRAINER) == 0
+    assert distance(TRAINER, {1: TRAINER[1]}) > 1
+    assert distance(TRAINER, {1: TRAINER[1] + 0.1, 2: TRAINER[2] - 0.1}) == pytest.approx(0.1)
+
+
+async def test_a_version_is_loaded_probed_and_promoted_and_the_plugins_hear_of_it(world: World) -> None:
+    heard: list[tuple[str, str]] = []
+    world.policies.plugins.notify = lambda hook, **kw: heard.append((hook, kw["new"]))  # type: ignore[method-assign]
+    version = world.receive(1)
+    assert world.versions.get(version).state == "staged"
+    probe = await world.policies.promote(version, BASE, "passed its gates")
+    assert probe is not None
+    assert probe.to_trainer < 1e-9 < probe.to_base
+    assert world.engine.loaded == {version: world.home.policies / version}
+    assert world.versions.stable() == version
+    assert world.versions.get(BASE).state == "retired"
+    assert world.policies.live() == [version, BASE]
+    assert heard == [("on_promote", version)]
+    assert await world.policies.promote(version, BASE, "again") is None
+
+
+@pytest.mark.parametrize("answers", [OF_BASE, {1: math.log(0.5), 2: math.log(0.5)}, {7: 0.0}])
+async def test_a_version_that_does_not_answer_as_trained_is_rejected_and_stable_stays(
+    world: World, answers: dict[int, float]
+) -> None:
+    version = world.receive(1)
+    world.engine.logprobs[version] = answers
+    with pytest.raises(ThumbwiseError, match="probe"):
+        await world.policies.promote(version, BASE, "")
+    assert world.versions.stable() == BASE
+    assert world.versions.get(version).state == "rejected"
+    with pytest.raises(Conflict, match="rejected"):
+        await world.policies.promote(version, BASE, "")
+
+
+async def test_a_promotion_that_expects_another_stable_version_is_refused(world: World) -> None:
+    first, second = world.receive(1), world.receive(2)
+    await world.policies.promote(first, BASE, "")
+    with pytest.raises(Conflict, match="no longer stable"):
+        await world.policies.promote(second, BASE, "")
+    assert world.versions.stable() == first
+
+
+async def test_rollback_walks_back_to_the_base_and_no_further(world: World) -> None:
+    first, second = world.receive(1), world.receive(2)
+    await world.policies.promote(first, BASE, "")
+    await world.policies.promote(second, first, "")
+    assert await world.policies.rollback("worse") == (second, first)
+    assert await world.policies.rollback("worse") == (first, BASE)
+    with pytest.raises(Conflict, match="nothing to roll back"):
+        await world.policies.rollback("worse")
+    assert [row["action"] for row in world.versions.log()] == ["rollback", "rollback", "promote", "promote"]
+
+
+async def test_a_rolled_back_version_can_be_promoted_again(world: World) -> None:
+    first = world.receive(1)
+    await world.policies.promote(first, BASE, "")
+    await world.policies.rollback("by mistake")
+    await world.policies.promote(first, BASE, "after all")
+    assert world.versions.stable() == first
+
+
+async def test_a_restarted_engine_gets_stable_and_the_one_before_back(world: World) -> None:
+    first, second = world.receive(1), world.receive(2)
+    await world.policies.promote(first, BASE, "")
+    await world.policies.promote(second, first, "")
+    world.engine.loaded.clear()
+    await world.policies.restore()
+    assert set(world.engine.loaded) == {first, second}
+    assert world.policies.warning == ""
+
+
+async def test_a_stable_version_that_cannot_be_restored_gives_way_visibly(world: World) -> None:
+    first, second = world.receive(1), world.receive(2)
+    await world.policies.promote(first, BASE, "")
+    await world.policies.promote(second, first, "")
+    weights = world.home.policies / second / artifacts.WEIGHTS
+    weights.chmod(0o600)
+    weights.write_bytes(b"damaged")
+    await world.policies.restore()
+    assert world.versions.stable() == first
+    assert world.versions.get(second).state == "rejected"
+    assert first in world.policies.warning
+
+
+def test_two_jobs_never_run_and_a_stale_lease_publishes_nothing(world: World) -> None:
+    run = world.versions.begin_run("s", 60)
+    with pytest.raises(Conflict, match="under way"):
+        world.versions.begin_run("s", 60)
+    world.versions.renew(run.id, run.lease, -1)  # as if its heartbeats had stopped
+    later = world.versions.begin_run("s", 60)
+    assert later.number == run.number + 1
+    version, files = candidate(run.number)
+    with pytest.raises(Conflict, match="lease"):
+        world.policies.receive(version, files, run.lease)
+    with pytest.raises(Conflict, match="lease"):
+        world.versions.renew(run.id, later.lease, 60)
+    world.versions.end_run(later.id, later.lease, "too_little_data", "3 votes")
+    assert world.versions.begin_run("s", 60).number == later.number + 1
+
+
+def test_the_lease_is_renewed_by_heartbeats(world: World) -> None:
+    run = world.versions.begin_run("s", 0.3)
+    world.versions.renew(run.id, run.lease, 60)
+    time.sleep(0.35)
+    assert world.versions.check_lease(run.lease) == run.id
+
+
+def test_the_record_of_a_version_has_the_fields_that_others_read(world: World) -> None:
+    version = world.receive(1)
+    record = world.versions.get(version).as_json()
+    assert record["metrics"] == {"kl": 1.5}
+    needed = {"version", "parent", "state", "algorithm", "created_at", "data_sha256", "n_labels", "metrics"}
+    assert needed <= set(record)
+    with pytest.raises(NotFound):
+        world.versions.get("policy-9999-000000000000")
+
+
+def test_the_base_is_there_from_the_start(world: World) -> None:
+    assert world.versions.stable() == versions.BASE
+    assert world.versions.list()[0].algorithm == "base"

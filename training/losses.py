@@ -1,0 +1,169 @@
+"""The formulas of the reward model and of PPO, as pure functions of float32 tensors.
+
+Shapes: B replies, T response positions; `mask` [B, T] is 1 on real response tokens and is made from
+lengths, never from `ids != pad`. Losses come back per element, unreduced: whoever calls them divides by
+the count over the whole batch, so that micro-batches of unequal length do not change the gradient. Left
+out: dual clipping, importance weights for engine rollouts and the pretraining term, which nothing here
+uses yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+LOG_RATIO_LIMIT = 20.0
+
+
+# --- reward model -------------------------------------------------------------------------------------
+
+
+def pair_loss(difference: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Bradley-Terry: -log sigmoid(d) of `difference` = score(chosen) - score(rejected), any shape.
+
+    `smoothing` is the believed share of wrong clicks: the optimum is d = log((1 - s) / s), not infinity.
+    """
+    return -(1 - smoothing) * logsigmoid(difference) - smoothing * logsigmoid(-difference)
+
+
+def ranking_loss(scores: Tensor) -> Tensor:
+    """Mean pair loss over all C(K, 2) pairs of `scores` [K], best first (InstructGPT, eq. 1): a scalar."""
+    pairs = list(combinations(range(scores.shape[0]), 2))
+    better, worse = (torch.tensor(side) for side in zip(*pairs, strict=True))
+    return pair_loss(scores[better] - scores[worse]).mean()
+
+
+def thumb_loss(score: Tensor, up: Tensor, threshold: Tensor) -> Tensor:
+    """Cross-entropy of a thumb: P(up) = sigmoid(score - threshold); `up` is 1 or 0, same shape as `score`."""
+    sign = 2 * up - 1
+    return -logsigmoid(sign * (score - threshold))
+
+
+# --- log-probabilities and KL -------------------------------------------------------------------------
+
+
+def token_logprobs(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """log softmax(logits / temperature)[ids] in float32: logits [..., V], ids [...] -> [...]."""
+    return torch.log_softmax(logits.float() / temperature, -1).gather(-1, ids[..., None])[..., 0]
+
+
+def entropy(logits: Tensor, temperature: float) -> Tensor:
+    """Entropy in nats of softmax(logits / temperature), in float32: [..., V] -> [...]."""
+    logp = torch.log_softmax(logits.float() / temperature, -1)
+    return -(logp.exp() * logp).sum(-1)
+
+
+def kl_k1(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """Per-token KL estimate log(pi / ref): unbiased, signed. The one for rewards (Schulman 2020)."""
+    return logp - ref_logp
+
+
+def kl_k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """Per-token estimate (log(pi / ref))^2 / 2: biased, but with KL's gradient. The one for a loss term."""
+    return 0.5 * (logp - ref_logp) ** 2
+
+
+def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """Per-token KL estimate ref/pi - 1 - log(ref/pi): unbiased, never negative. The one for monitoring."""
+    ratio = (ref_logp - logp).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return ratio.exp() - 1 - ratio
+
+
+# --- rewards and advantages ---------------------------------------------------------------------------
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` where `mask` is 1 (0 where it is 1 nowhere): a scalar."""
+    return (values * mask).sum() / mask.sum().clamp(min=1)
+
+
+def token_rewards(score: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """Rewards [B, T]: -beta * kl at every response token, plus `score` [B] at the last one.
+
+    A row without response tokens gets none of its score: there is no token that could have earned it.
+    """
+    rewards = -beta * kl * mask
+    last = (mask.sum(1).long() - 1).clamp(min=0)
+    rows = torch.arange(mask.shape[0], device=mask.device)
+    rewards[rows, last] += score * mask[rows, last]
+    return rewards
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation on response tokens: (advantages, returns), both [B, T], 0 under pads.
+
+    delta_t = r_t + gamma V_{t+1} - V_t, A_t = delta_t + gamma lam A_{t+1} (Schulman 2016); the value after
+    the last response token is 0, whatever lies in the pads.
+    """
+    rewards, values = rewards * mask, values * mask
+    advantages = torch.zeros_like(rewards)
+    carried = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        after = values[:, t + 1] if t + 1 < rewards.shape[1] else torch.zeros_like(carried)
+        carried = (rewards[:, t] + gamma * after - values[:, t] + gamma * lam * carried) * mask[:, t]
+        advantages[:, t] = carried
+    return advantages, (advantages + values) * mask
+
+
+def whiten(values: Tensor, mask: Tensor, *, keep_mean: bool = False) -> Tensor:
+    """Scale to deviation 1 (biased variance) over the mask; the mean goes to 0, or stays with `keep_mean`."""
+    mean = masked_mean(values, mask)
+    deviation = masked_mean((values - mean) ** 2, mask).add(1e-8).sqrt()
+    return ((values - mean) / deviation + (mean if keep_mean else 0)) * mask
+
+
+# --- PPO ----------------------------------------------------------------------------------------------
+
+
+def ratio_of(logp: Tensor, old_logp: Tensor) -> Tensor:
+    """pi / pi_old per token, with the log ratio clamped so that exp never overflows."""
+    return (logp - old_logp).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+
+
+def policy_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, clip: float) -> Tensor:
+    """PPO's clipped objective, negated, per token: max(-A r, -A clip(r, 1 - c, 1 + c)) (Schulman 2017)."""
+    ratio = ratio_of(logp, old_logp)
+    return torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """Clipped squared error, per token: max((V - R)^2, (V_old + clip(V - V_old) - R)^2) / 2."""
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * torch.maximum((values - returns) ** 2, (near - returns) ** 2)
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
+    """1 - Var(R - V) / Var(R) over the mask: 1 is perfect, 0 no better than a constant."""
+
+    def variance(x: Tensor) -> Tensor:
+        return masked_mean((x - masked_mean(x, mask)) ** 2, mask)
+
+    total = variance(returns)
+    return float(1 - variance(returns - values) / total) if total > 0 else 0.0
+
+
+def warmup(step: int, steps: int) -> float:
+    """Learning-rate factor: linear from 0.1 at step 0 to 1 at `steps`, then 1 (InstructGPT, C.4)."""
+    return 1.0 if steps <= 0 else min(1.0, 0.1 + 0.9 * step / steps)
+
+
+@dataclass
+class AdaptiveKL:
+    """The KL coefficient's controller (Ziegler 2019, 2.2): more KL than `target` raises it, less lowers it.
+
+    `target` is in nats a reply; `horizon` in replies; a fixed coefficient where `horizon` is 0.
+    """
+
+    value: float
+    target: float
+    horizon: float
+
+    def update(self, kl: float, episodes: int) -> None:
+        """Move the coefficient after `episodes` replies with mean KL `kl`; the error is clipped at 0.2."""
+        if self.horizon > 0:
+            error = min(max(kl / self.target - 1, -0.2), 0.2)
+            self.value *= 1 + error * episodes / self.horizon
