@@ -2,7 +2,7 @@
 # this file changed.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/pip --disable-pip-version-check --quiet
+PIP := PIP_ROOT_USER_ACTION=ignore $(BIN)/pip --disable-pip-version-check -qq
 CHROMIUM := /usr/bin/chromium
 
 # The CPU build, first and from PyTorch's own index where pip's sources have none: with no torch there,

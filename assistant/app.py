@@ -91,7 +91,7 @@ class Assistant:
     def _make_engine(self, model: PreparedModel) -> Engine | ExternalEngine:
         settings = self.settings
         if settings.engine_url:
-            return ExternalEngine(settings.engine_url, settings.engine)
+            return ExternalEngine(settings.engine_url)
         return Engine(
             model.folder,
             settings.engine,

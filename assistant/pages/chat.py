@@ -1,0 +1,338 @@
+"""The chat page: streaming, stop, conversations, thumbs with a comment.
+
+Handlers work from `View`, which Gradio keeps on the server for one page load, and from the database. What a
+browser sends is used for three things only: the words a person typed, which reply in the conversation was
+clicked, and which conversation to open; the last two are checked against the database. Left out: editing
+and regenerating, reasons to tick, search.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import uuid4
+
+import gradio as gr
+
+from thumbwise.conversation import Turn, check_messages
+from thumbwise.errors import Conflict, ThumbwiseError
+from thumbwise.feedback.records import LOCAL_USER, MAX_COMMENT, FeedbackRequest, Reply
+from thumbwise.pages.live import Live
+from thumbwise.pages.look import THUMB
+from thumbwise.pages.markup import escape
+from thumbwise.pages.prompts import STARTERS
+from thumbwise.pages.top import PRIVATE, STORED, make_top, shown
+from thumbwise.pages.view import (
+    View,
+    bubble,
+    excerpt,
+    list_html,
+    messages_of,
+    notes_of,
+    prompt_of,
+    status_html,
+    status_of,
+    thumbs_of,
+)
+
+if TYPE_CHECKING:
+    from thumbwise.app import Assistant
+
+DOUBLE_CLICK_SECONDS = 0.5  # a second click this soon is a double click, not a vote taken back
+Updates = dict[Any, Any]
+
+_EMPTY = (
+    f'<div class="tw-empty">{THUMB}<h1>What can I help with?</h1>'
+    "<p>Thumbs on the replies teach the next version of this assistant.</p></div>"
+)
+_OPEN = """element.addEventListener('click', event => {
+  const link = event.target.closest('a[data-open]');
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
+  event.preventDefault();
+  trigger('click', {id: link.dataset.open});
+});"""
+_QUESTIONS = {"up": "What was good about", "down": "What was wrong with"}
+
+
+class ChatPage:
+    """The page at `/`."""
+
+    def __init__(self, assistant: Assistant) -> None:
+        self.assistant = assistant
+        self.store = assistant.store
+        self.live: dict[str, Live[str]] = {}  # replies that are being written, by conversation
+        self._asking = asyncio.Lock()
+
+    # -- layout --------------------------------------------------------------------------------------
+
+    def build(self, demo: gr.Blocks) -> None:
+        """Place the components and bind the events."""
+        gr.Navbar(visible=False)
+        with gr.Sidebar(width=272, elem_id="tw-side"):
+            self.new = gr.Button("New chat", elem_id="tw-new")
+            self.list = gr.HTML(elem_id="tw-list", js_on_load=_OPEN)
+        self.view = gr.State(View)
+        self.top = make_top(self.assistant, "/")
+        self.chat = gr.Chatbot(
+            elem_id="tw-chat", show_label=False, container=False, height=None, layout="bubble", buttons=["copy"],
+            placeholder=_EMPTY, examples=[{"display_text": name, "text": text} for name, text in STARTERS],
+            allow_tags=False, reasoning_tags=[], sanitize_html=True, scale=1,
+        )  # fmt: skip
+        self.notes = gr.HTML(elem_id="tw-notes")
+        with gr.Column(elem_id="tw-comment", visible=False) as self.panel:
+            self.question = gr.HTML()
+            self.comment = gr.Textbox(
+                label="Comment", show_label=False, placeholder="Optional: a few words help", container=False,
+                lines=1, max_lines=5, max_length=MAX_COMMENT, elem_id="tw-comment-box",
+            )  # fmt: skip
+            with gr.Row(elem_id="tw-comment-buttons"):
+                self.dismiss = gr.Button("Not now", elem_id="tw-comment-close", min_width=0)
+                self.save = gr.Button("Save", variant="primary", elem_id="tw-comment-save", min_width=0)
+        with gr.Row(elem_id="tw-composer"):
+            self.box = gr.Textbox(
+                label="Message", show_label=False, placeholder="Write a message", container=False, autofocus=True,
+                lines=1, max_lines=8, scale=1, elem_id="tw-box",
+            )  # fmt: skip
+            self.stop = gr.Button("Stop", elem_id="tw-stop", visible=False, min_width=0)
+            self.send = gr.Button("Send", variant="primary", elem_id="tw-send", min_width=0)
+        gr.HTML(STORED, elem_id="tw-stored")
+        self.status = gr.HTML(status_html("loading", "", ""), elem_id="tw-status")
+        self._bind(demo)
+
+    def _bind(self, demo: gr.Blocks) -> None:
+        conversation = [self.chat, self.notes, self.status, self.list, self.stop, self.send, *self.top.outputs]
+        panel = [self.panel, self.question, self.comment]
+        page = [*conversation, *panel, self.box]
+
+        def bound(inputs: list[Any], outputs: list[Any], **more: Any) -> dict[str, Any]:
+            return {**PRIVATE, "inputs": inputs, "outputs": outputs, "concurrency_limit": None, **more}
+
+        demo.load(self._load, **bound([self.view], conversation))
+        gr.on([self.box.submit, self.send.click], self._send, **bound([self.box, self.view], page))
+        self.chat.example_select(self._start, **bound([self.view], page))
+        self.stop.click(self._stop, **bound([self.view], conversation))
+        self.new.click(self._new, **bound([self.view], page))
+        self.list.click(self._open, **bound([self.view], page))
+        # One at a time and none dropped: two clicks are judged in the order in which they were made.
+        self.chat.like(
+            self._thumb, **bound([self.view], [self.chat, *panel], concurrency_limit=1, trigger_mode="multiple")
+        )
+        gr.on([self.comment.submit, self.save.click], self._comment, **bound([self.comment, self.view], panel))
+        self.dismiss.click(self._dismiss, **bound([self.view], panel))
+        self.top.timer.tick(self._tick, **bound([self.view], [*self.top.outputs, self.send]))
+
+    # -- what the page shows -------------------------------------------------------------------------
+
+    async def _path(self, view: View) -> list[Reply]:
+        if view.conversation_id is None:
+            return []
+        return await asyncio.to_thread(self.store.conversation, view.conversation_id, LOCAL_USER)
+
+    async def _page(self, view: View) -> Updates:
+        """Everything about the conversation, from the database."""
+        path = await self._path(view)
+        titles = await asyncio.to_thread(self.store.conversations, LOCAL_USER)
+        live = self.live.get(view.conversation_id or "")
+        now = view.top = shown(self.assistant)
+        view.thumbs = thumbs_of(path)
+        state, said = status_of(path)
+        return {
+            **self.top.update(now),
+            self.chat: gr.update(value=messages_of(path, live.frame if live else ""), feedback_value=view.thumbs),
+            self.notes: notes_of(path),
+            self.list: list_html(titles, view.conversation_id),
+            self.status: status_html(state, said, f"c={view.conversation_id or 'new'}"),
+            self.stop: gr.update(visible=live is not None),
+            self.send: gr.update(visible=live is None, interactive=now.ready),
+        }
+
+    async def _turned(self, view: View, conversation_id: str | None) -> Updates:
+        """Turn the page to a conversation, or to an empty one."""
+        view.epoch += 1
+        view.conversation_id = conversation_id
+        return {**await self._page(view), **self._no_panel(view)}
+
+    async def _followed(self, view: View) -> AsyncGenerator[Updates, None]:
+        """Show the reply that is being written until it ends, or until the page turns to something else."""
+        live = self.live.get(view.conversation_id or "")
+        if live is None:
+            return
+        epoch, messages = view.epoch, messages_of(await self._path(view), live.frame)
+        async with aclosing(live.follow()) as frames:
+            async for frame in frames:
+                if view.epoch != epoch:
+                    return
+                messages = [*messages[:-1], {"role": "assistant", "content": bubble(frame, "streaming")}]
+                yield {self.chat: gr.update(value=messages, feedback_value=view.thumbs)}
+        if view.epoch == epoch:
+            yield await self._page(view)
+
+    # -- opening and asking --------------------------------------------------------------------------
+
+    async def _load(self, view: View, request: gr.Request) -> AsyncGenerator[Updates, None]:
+        """Rebuild the page: the conversation that the address names, else the newest."""
+        named = request.query_params.get("c")
+        if named != "new" and not await self._owns(named):
+            newest = await asyncio.to_thread(self.store.conversations, LOCAL_USER, 1)
+            named = newest[0][0] if newest else None
+        view.epoch += 1
+        view.conversation_id = None if named == "new" else named
+        yield await self._page(view)
+        async for updates in self._followed(view):
+            yield updates
+
+    async def _new(self, view: View) -> Updates:
+        return await self._turned(view, None)
+
+    async def _open(self, view: View, event: gr.EventData) -> AsyncGenerator[Updates, None]:
+        named = event._data.get("id") if isinstance(event._data, dict) else None
+        if not await self._owns(named):
+            gr.Warning("There is no such conversation of yours.")
+            return
+        yield await self._turned(view, named)
+        async for updates in self._followed(view):
+            yield updates
+
+    async def _owns(self, conversation_id: Any) -> bool:
+        if not isinstance(conversation_id, str):
+            return False
+        return await asyncio.to_thread(self.store.owns_conversation, conversation_id, LOCAL_USER)
+
+    async def _start(self, view: View, event: gr.EventData) -> AsyncGenerator[Updates, None]:
+        """Ask one of our own first questions; the event only says which."""
+        index = event._data.get("index") if isinstance(event._data, dict) else None
+        if isinstance(index, int) and 0 <= index < len(STARTERS):
+            async for updates in self._send(STARTERS[index][1], view):
+                yield updates
+
+    async def _send(self, text: str, view: View) -> AsyncGenerator[Updates, None]:
+        """Ask, clear the box and follow the reply. What cannot be asked stays in the box, with the reason."""
+        if not text.strip():
+            return
+        try:
+            await self._ask(text, view)
+        except ThumbwiseError as error:
+            gr.Warning(str(error), title="Not sent")
+            return
+        yield {self.box: "", **await self._turned(view, view.conversation_id)}
+        async for updates in self._followed(view):
+            yield updates
+
+    async def _ask(self, text: str, view: View) -> None:
+        """Start the next reply of the view's conversation, which is made if need be."""
+        async with self._asking:  # so that a conversation never gets two replies at once, and stays one path
+            if view.conversation_id in self.live:
+                raise Conflict("A reply is still being written in this conversation: wait for its end, or stop it.")
+            self.assistant.require_engine()
+            path = await self._path(view)
+            messages = prompt_of(path, text)
+            check_messages(messages)
+            if view.conversation_id is None:
+                view.conversation_id = await asyncio.to_thread(
+                    self.store.start_conversation, LOCAL_USER, excerpt(text, 80)
+                )
+            turn = await self.assistant.conversations.begin(
+                LOCAL_USER,
+                messages,
+                self.assistant.conversations.sampling(),
+                conversation_id=view.conversation_id,
+                parent_id=path[-1].id if path else None,
+            )
+            self._write(turn, view.conversation_id)
+
+    def _write(self, turn: Turn, conversation_id: str) -> None:
+        async def frames() -> AsyncGenerator[str, None]:
+            text = ""
+            async with aclosing(self.assistant.conversations.stream(turn, LOCAL_USER)) as chunks:
+                async for chunk in chunks:
+                    text += chunk.text
+                    yield text
+
+        live = self.live[conversation_id] = Live(frames(), "", self.assistant.spawn)
+        live.task.add_done_callback(lambda task: self.live.pop(conversation_id, None))
+
+    async def _stop(self, view: View) -> Updates:
+        live = self.live.get(view.conversation_id or "")
+        if live is not None:
+            await live.stop()
+        return await self._page(view)
+
+    # -- votes ---------------------------------------------------------------------------------------
+
+    async def _thumb(self, view: View, event: gr.EventData) -> AsyncGenerator[Updates, None]:
+        """Store a thumb. Whatever the click was, the page then shows what is stored."""
+        panel: Updates = {}
+        try:
+            panel = await self._vote(view, event._data)
+        except ThumbwiseError as error:
+            gr.Warning(str(error), title="Not saved")
+        view.thumbs = thumbs_of(await self._path(view))
+        # The component keeps a click that the server did not take until the value given to it differs.
+        yield {self.chat: gr.update(feedback_value=["" for _ in view.thumbs])}
+        yield {self.chat: gr.update(feedback_value=view.thumbs), **panel}
+
+    async def _vote(self, view: View, click: Any) -> Updates:
+        """Resolve a click against the conversation and store it; returns what becomes of the comment panel."""
+        path = await self._path(view)
+        reply, value = clicked(path, click)
+        if value == (reply.thumb or "clear"):
+            return {}
+        now = time.monotonic()
+        if value == "clear" and view.clicked[0] == reply.id and now - view.clicked[1] < DOUBLE_CLICK_SECONDS:
+            return {}
+        await self._store(FeedbackRequest(kind="thumb", message_id=reply.id, value=value))
+        if value == "clear":
+            gr.Info("Your thumb is taken back.", title="Saved")
+            return self._no_panel(view)
+        view.clicked = (reply.id, now)
+        view.commenting_on = reply.id
+        gr.Success("Click the thumb again to take it back.", title="Saved")
+        about = f"<p>{_QUESTIONS[value]} “{escape(excerpt(reply.text))}”?</p>"
+        return {self.panel: gr.update(visible=True), self.question: about, self.comment: ""}
+
+    async def _comment(self, text: str, view: View) -> Updates:
+        if view.commenting_on is None or not text.strip():
+            return self._no_panel(view)
+        request = FeedbackRequest(kind="comment", message_id=view.commenting_on, value={"text": text.strip()})
+        try:
+            await self._store(request)
+        except ThumbwiseError as error:
+            gr.Warning(str(error), title="Not saved")
+            return {self.panel: gr.update()}
+        gr.Success("Thank you for the comment.", title="Saved")
+        return self._no_panel(view)
+
+    async def _store(self, request: FeedbackRequest) -> None:
+        await asyncio.to_thread(self.assistant.vote, LOCAL_USER, f"page-{uuid4().hex}", request)
+
+    async def _dismiss(self, view: View) -> Updates:
+        return self._no_panel(view)
+
+    def _no_panel(self, view: View) -> Updates:
+        view.commenting_on = None
+        return {self.panel: gr.update(visible=False)}
+
+    async def _tick(self, view: View) -> Updates:
+        now = shown(self.assistant)
+        if now == view.top:
+            return {self.send: gr.skip()}
+        view.top = now
+        return {**self.top.update(now), self.send: gr.update(interactive=now.ready)}
+
+
+def clicked(path: list[Reply], click: Any) -> tuple[Reply, Literal["up", "down", "clear"]]:
+    """Which reply a thumb event means and what it says; raises ThumbwiseError where it means none.
+
+    `click` comes from the browser: `index` counts the messages of the conversation, two a reply, and `liked`
+    is true, false, or "" where the thumb is taken back. Its text is not looked at.
+    """
+    index = click.get("index") if isinstance(click, dict) else None
+    liked = click.get("liked") if isinstance(click, dict) else None
+    values: dict[Any, Literal["up", "down", "clear"]] = {"": "clear"}
+    value = values.get(liked) if isinstance(liked, str) else {True: "up", False: "down"}.get(liked)  # type: ignore
+    if type(index) is not int or index % 2 == 0 or not 0 <= index // 2 < len(path) or value is None:
+        raise ThumbwiseError("That click fits no reply of this conversation: reload the page.")
+    return path[index // 2], value

@@ -1,0 +1,109 @@
+"""What both pages have at the top: the name, the way to the other page, who answers, and how the engine is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from thumbwise.pages.look import THUMB
+from thumbwise.pages.markup import escape, short
+
+if TYPE_CHECKING:
+    from thumbwise.app import Assistant
+
+WAITING_SECONDS = 1.0  # between two looks at an engine that is not ready
+READY_SECONDS = 8.0
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+"""For every event of the pages: not part of any API, and no veil over what is being updated."""
+
+_LINKS = (("/", "Chat"), ("/compare", "Compare"))
+_TITLES = {
+    "restarting": "The engine is restarting",
+    "failed": "The engine has failed",
+    "stopped": "The engine is stopped",
+}
+STORED = (
+    '<p class="tw-stored">Chats and votes of this machine’s users are stored here, on this machine, '
+    "and used for training.</p>"
+)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the top of a page says; two equal ones need no update."""
+
+    version: str
+    ready: bool
+    title: str
+    detail: str
+    warning: str
+
+    def chip(self) -> str:
+        """The version that answers."""
+        name = escape(self.version)
+        return (
+            f'<span class="tw-chip" data-version="{name}" data-ready="{str(self.ready).lower()}" '
+            f'title="The policy version that answers now: {name}"><i></i>'
+            f'<span class="tw-sr">Answering: </span>{escape(short(self.version))}</span>'
+        )
+
+    def banner(self) -> str:
+        """What stands between the reader and a reply, or nothing."""
+        parts = []
+        if not self.ready:
+            parts.append(
+                f'<div class="tw-banner" role="status" data-state="{"failed" if "failed" in self.title else "waiting"}">'
+                f"<i></i><div><b>{escape(self.title)}</b><span>{escape(self.detail)}</span></div></div>"
+            )
+        if self.warning:
+            parts.append(
+                '<div class="tw-banner" role="alert" data-state="warning"><i></i>'
+                f"<div><b>Something is not as it should be</b><span>{escape(self.warning)}</span></div></div>"
+            )
+        return "".join(parts)
+
+
+def shown(assistant: Assistant) -> Shown:
+    """Read what the top of a page should say now."""
+    status = assistant.status()
+    state = assistant.engine.state if assistant.engine is not None else "starting"
+    title = _TITLES.get(state, "The engine is starting")
+    return Shown(assistant.versions.stable(), status.ready, title, status.detail, status.warning)
+
+
+@dataclass(frozen=True)
+class Top:
+    """The components of the top; `update` returns their new values."""
+
+    chip: gr.HTML
+    banner: gr.HTML
+    timer: gr.Timer
+
+    def update(self, now: Shown) -> dict[Any, Any]:
+        """Gradio updates that show `now`, and look again sooner while the engine is not ready."""
+        return {
+            self.chip: now.chip(),
+            self.banner: now.banner(),
+            self.timer: gr.update(value=READY_SECONDS if now.ready else WAITING_SECONDS),
+        }
+
+    @property
+    def outputs(self) -> list[Any]:
+        """The components that `update` names."""
+        return [self.chip, self.banner, self.timer]
+
+
+def make_top(assistant: Assistant, here: str) -> Top:
+    """Place the header of the page at path `here`."""
+    now = shown(assistant)
+    links = "".join(
+        f'<a href="{path}"{" aria-current=page" if path == here else ""}>{name}</a>' for path, name in _LINKS
+    )
+    with gr.Row(elem_id="tw-top"):
+        gr.HTML(f'<a class="tw-name" href="/">{THUMB}<b>Thumbwise</b></a>', elem_id="tw-brand")
+        gr.HTML(f'<nav aria-label="Pages">{links}</nav>', elem_id="tw-nav")
+        chip = gr.HTML(now.chip(), elem_id="tw-version")
+    banner = gr.HTML(now.banner(), elem_id="tw-banner")
+    return Top(chip, banner, gr.Timer(WAITING_SECONDS))

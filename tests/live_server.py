@@ -1,0 +1,47 @@
+"""A whole assistant on a free loopback port, in a thread of its own, for tests that come from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from thumbwise.app import Assistant, create_app
+from thumbwise.cli_serve import listen
+from thumbwise.home import Home, HomeLock
+from thumbwise.settings import Settings
+
+
+@dataclass(frozen=True)
+class Live:
+    """A running assistant and its address."""
+
+    assistant: Assistant
+    url: str
+
+
+@contextmanager
+def serving(
+    home: Home, make_engine: Callable[[], Any] | None = None, prepare: Callable[[Assistant], None] | None = None
+) -> Iterator[Live]:
+    """Serve `home` until the block ends; `make_engine` replaces the supervised vLLM, `prepare` runs first."""
+    with HomeLock(home) as lock, listen("127.0.0.1", 0) as bound:
+        assistant = Assistant(home, Settings.load(home))
+        if make_engine is not None:
+            assistant._make_engine = lambda model: make_engine()  # type: ignore[method-assign]
+        if prepare is not None:
+            prepare(assistant)
+        server = uvicorn.Server(uvicorn.Config(create_app(assistant), log_level="warning", timeout_graceful_shutdown=2))
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])), daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+        lock.announce(url)
+        try:
+            yield Live(assistant, url)
+        finally:
+            server.should_exit = True
+            thread.join(timeout=60)

@@ -1,0 +1,193 @@
+"""The whole loop on a real vLLM with the two-layer model: votes, training, gates, swap, rollback.
+
+The job runs as an operator runs it (`thumbwise train`), while clients hold streams open across the flip.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from live_server import Live, serving
+from simulated_people import vote
+from thumbwise.engine import ExternalEngine
+from thumbwise.home import Home
+
+pytestmark = pytest.mark.engine
+
+PROMPTS = [f"Tell me about {thing}." for thing in "cats dogs rain bread tea boats goats kings".split()] + [
+    f"What is {n} plus {n + 1}?" for n in range(22)
+]
+# Limits of a model that babbles at random: the loop is under test here, not what it learns.
+CONFIG = """
+max_tokens = 24
+[train]
+min_votes = 60
+dtype = "float32"
+iterations = 6
+episodes = 32
+lora_rank = 8
+learning_rate = 5e-3
+kl_budget = 60.0
+[gates]
+prompts = 24
+max_kl = 100.0
+max_repetition_gain = 1.0
+max_finish_loss = 1.0
+max_length = 10.0
+min_length = 0.0
+"""
+
+
+def prefers_vowels(prompt: str, responses: list[str]) -> list[float]:
+    """A preference that a two-layer model can learn: the share of letters that are e."""
+    return [response.count("e") / max(1, len(response)) for response in responses]
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_engine: Any) -> Iterator[Live]:
+    home = Home.find(tmp_path_factory.mktemp("loop"))
+    home.config.write_text(f'model = "{tiny_model}"\n{CONFIG}')
+    with serving(home, lambda: ExternalEngine(f"unix:{tiny_engine.uds}")) as live:
+        deadline = time.monotonic() + 120
+        while httpx.get(f"{live.url}/health/ready").status_code != 200 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        yield live
+
+
+def thumbwise(live: Live, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"THUMBWISE_HOME": str(live.assistant.home.root)}
+    return subprocess.run(
+        [sys.executable, "-m", "thumbwise.cli", *arguments], env=environment, capture_output=True, text=True, timeout=500
+    )
+
+
+def ask(live: Live, **body: Any) -> dict[str, Any]:
+    messages = [{"role": "user", "content": "Tell me a story."}]
+    answer = httpx.post(f"{live.url}/v1/chat/completions", json={"messages": messages} | body, timeout=120)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+class Readers(threading.Thread):
+    """Keeps `streams` long replies open until told to stop; what each reader saw is in `seen`."""
+
+    def __init__(self, live: Live, streams: int) -> None:
+        super().__init__(daemon=True)
+        self.live, self.streams = live, streams
+        self.enough = threading.Event()
+        self.seen: list[dict[str, Any]] = []
+
+    def run(self) -> None:
+        asyncio.run(self._all())
+
+    async def _all(self) -> None:
+        async with httpx.AsyncClient(base_url=self.live.url, timeout=120) as http:
+            await asyncio.gather(*(self._reader(http) for _ in range(self.streams)))
+
+    async def _reader(self, http: httpx.AsyncClient) -> None:
+        body = {"messages": [{"role": "user", "content": "Tell me a long story."}], "max_tokens": 600, "stream": True}
+        while not self.enough.is_set():
+            started, versions, done = time.time(), set(), False
+            async with http.stream("POST", "/v1/chat/completions", json=body) as stream:
+                async for line in stream.aiter_lines():
+                    if line == "data: [DONE]":
+                        done = True
+                    elif line.startswith("data: "):
+                        versions.add(json.loads(line[6:])["model"])
+            self.seen.append({"from": started, "to": time.time(), "versions": versions, "done": done})
+
+
+def test_votes_become_a_version_that_answers_while_open_streams_finish_on_the_old_one(live: Live) -> None:
+    before = ask(live)
+    given = asyncio.run(vote(live.url, prefers_vowels, 120, PROMPTS))
+    assert given["choices"]["left"] + given["choices"]["right"] >= 120
+
+    readers = Readers(live, streams=4)
+    readers.start()
+    trained = thumbwise(live, "train", "--json")
+    after = ask(live)
+    time.sleep(1)
+    readers.enough.set()
+    readers.join(timeout=120)
+    assert trained.returncode == 0, trained.stderr[-3000:]
+    assert "promoted" in trained.stdout.splitlines()[-1], trained.stdout + trained.stderr[-3000:]
+
+    version = after["thumbwise"]["policy_version"]
+    assert before["thumbwise"]["policy_version"] == "policy-0000"
+    assert version.startswith("policy-0001-")
+    log = live.assistant.versions.log()
+    assert [(row["old"], row["new"]) for row in log] == [("policy-0000", version)]
+
+    flipped = log[0]["at"] / 1e9
+    across = [reply for reply in readers.seen if reply["from"] < flipped < reply["to"]]
+    assert len(across) >= 4
+    assert all(reply["done"] and len(reply["versions"]) == 1 for reply in readers.seen)
+    assert all(reply["versions"] == {"policy-0000"} for reply in readers.seen if reply["from"] < flipped - 0.5)
+    assert all(reply["versions"] == {version} for reply in readers.seen if reply["from"] > flipped)
+
+
+def test_the_new_version_is_listed_with_what_made_it(live: Live) -> None:
+    rows = json.loads(thumbwise(live, "policies", "list", "--json").stdout)
+    assert [row["state"] for row in rows] == ["retired", "stable"]
+    assert rows[1]["n_labels"] >= 120
+    assert rows[1]["parent"] == "policy-0000"
+    manifest = json.loads(thumbwise(live, "policies", "show", rows[1]["version"]).stdout)
+    assert all(gate["passed"] for gate in manifest["gates"])
+    assert len(manifest["data_sha256"]) == 64
+
+
+def test_a_comparison_may_now_show_two_versions(live: Live) -> None:
+    body = {"messages": [{"role": "user", "content": "Well?"}], "max_tokens": 4}
+    for _ in range(12):
+        assert httpx.post(f"{live.url}/v1/comparisons", json=body, timeout=60).status_code == 200
+    pairs = live.assistant.store.rows(
+        "SELECT count(DISTINCT policy_version) AS n FROM replies WHERE comparison_id IS NOT NULL GROUP BY comparison_id"
+    )
+    assert {pair["n"] for pair in pairs} == {1, 2}
+
+
+def test_a_named_version_answers_beside_the_stable_one(live: Live) -> None:
+    assert ask(live, model="policy-0000", max_tokens=4)["thumbwise"]["policy_version"] == "policy-0000"
+
+
+def test_rollback_takes_effect_with_the_next_message(live: Live) -> None:
+    said = thumbwise(live, "policies", "rollback", "--reason", "a drill")
+    assert said.returncode == 0, said.stderr
+    assert ask(live, max_tokens=4)["thumbwise"]["policy_version"] == "policy-0000"
+    new = live.assistant.versions.list()[1].version
+    assert thumbwise(live, "policies", "promote", new).returncode == 0
+    assert ask(live, max_tokens=4)["thumbwise"]["policy_version"] == new
+
+
+def test_too_little_data_is_one_sentence_and_no_error(live: Live, tmp_path: Path, tiny_engine: Any) -> None:
+    home = Home.find(tmp_path)
+    home.config.write_text(f'model = "{live.assistant.settings.model}"\n{CONFIG}')
+    with serving(home, lambda: ExternalEngine(f"unix:{tiny_engine.uds}")) as empty:
+        deadline = time.monotonic() + 60
+        while httpx.get(f"{empty.url}/health/ready").status_code != 200 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        said = thumbwise(empty, "train")
+    assert said.returncode == 0
+    assert "60" in said.stdout.splitlines()[-1]
+    assert "Traceback" not in said.stderr
+
+
+def test_without_an_assistant_training_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    environment = os.environ | {"THUMBWISE_HOME": str(tmp_path)}
+    said = subprocess.run(
+        [sys.executable, "-m", "thumbwise.cli", "train"], env=environment, capture_output=True, text=True, timeout=100
+    )
+    assert said.returncode == 1
+    assert "thumbwise serve" in said.stderr
+    assert "Traceback" not in said.stderr

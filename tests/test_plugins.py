@@ -1,0 +1,416 @@
+"""Plugins: the three sources, what isolates a faulty one, and the contract of every hook."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import random
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from thumbwise import hookspecs, plugin_sources
+from thumbwise.contracts import Sample, Scores
+from thumbwise.errors import NotFound, ThumbwiseError
+from thumbwise.home import Home
+from thumbwise.plugin_manager import BUILTINS, PluginInfo, PluginManager
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "plugins" / "README.md").read_text()
+JUDGES = ("thumbwise.plugins.judges",)
+
+BRIEF = """
+from thumbwise import hookimpl
+
+def brief(prompt, responses):
+    return [-len(response.split()) for response in responses]
+
+@hookimpl
+def register_judges(register):
+    register("brief", brief)
+"""
+
+EVERY_HOOK = """
+from thumbwise import hookimpl
+from thumbwise.contracts import Scores
+
+seen = []
+
+@hookimpl
+def register_judges(register):
+    register("one", lambda prompt, responses: [1.0])
+
+@hookimpl
+def register_reward_models(register):
+    register("two", lambda context: None)
+
+@hookimpl
+def register_policy_algorithms(register):
+    register("three", lambda context, reward: None)
+
+@hookimpl
+def register_rollout_backends(register):
+    register("four", lambda context: None)
+
+@hookimpl
+def register_gates(register):
+    register("five", lambda evidence: None)
+
+@hookimpl
+def select_candidates(conversation, versions, k, rng):
+    return [versions[-1]] * k
+
+@hookimpl
+def shape_reward(samples, scores, context):
+    return Scores(scores.value * context)
+
+@hookimpl
+def on_feedback(event):
+    seen.append(event)
+
+@hookimpl
+def on_promote(old, new, reason):
+    seen.append((old, new, reason))
+
+@hookimpl
+def on_rollback(old, new, reason):
+    seen.append((new, old, reason))
+"""
+
+SAMPLE = Sample((), "Hi.", (1,), (2,), "stop", "policy-0000")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home.find(tmp_path / "home")
+
+
+def put(home: Home, name: str, source: str) -> None:
+    path = home.plugins / f"{name}.py"
+    path.write_text(source)
+    path.chmod(0o600)
+
+
+def load(home: Home) -> PluginManager:
+    return PluginManager(home, JUDGES).load(quiet=True)
+
+
+def info(manager: PluginManager, name: str) -> PluginInfo:
+    (found,) = (info for info in manager.list() if info.name == name)
+    return found
+
+
+def install(site: Path, distribution: str, point: str, module: str, source: str) -> None:
+    """Lay a package with one entry point into `site`, as pip would."""
+    meta = site / f"{distribution}-1.2.3.dist-info"
+    meta.mkdir(parents=True)
+    (meta / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2.3\n")
+    (meta / "entry_points.txt").write_text(f"[thumbwise]\n{point} = {module}\n")
+    (site / f"{module}.py").write_text(source)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(folder)
+    return folder
+
+
+# --- the three sources -------------------------------------------------------------------------------
+
+
+def test_every_built_in_plugin_loads(home: Home) -> None:
+    infos = PluginManager(home).load(quiet=True).list()
+    assert [i.name for i in infos] == [module.rpartition(".")[2] for module in BUILTINS]
+    assert {(i.source, i.status, i.reason) for i in infos} == {("builtin", "on", "")}
+
+
+def test_every_built_in_plugin_is_named_in_the_readme() -> None:
+    files = {path.name for path in (ROOT / "plugins").glob("[!_]*.py")}
+    assert {f"{module.rpartition('.')[2]}.py" for module in BUILTINS} == files
+    assert [name for name in files if f"| `{name}` |" not in README] == []
+
+
+def test_a_missing_built_in_fails_alone(home: Home) -> None:
+    manager = PluginManager(home, ("thumbwise.plugins.nowhere", *JUDGES)).load(quiet=True)
+    assert info(manager, "nowhere").status == "failed"
+    assert "No module named 'thumbwise.plugins.nowhere'" in info(manager, "nowhere").reason
+    assert list(manager.judges) == ["sentiment"]
+
+
+def test_the_readmes_example_is_a_whole_plugin(home: Home) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    put(home, "brief", example)
+    manager = load(home)
+    assert info(manager, "brief").provides == {"judges": ("brief",)}
+    assert manager.get("judges", "brief")("Hello?", ["one two", "one"]) == [-2, -1]
+
+
+def test_a_files_version_is_its_content(home: Home) -> None:
+    put(home, "brief", BRIEF)
+    first = info(load(home), "brief").version
+    put(home, "brief", BRIEF + "\n# changed\n")
+    assert re.fullmatch(r"sha256:[0-9a-f]{12}", first)
+    assert info(load(home), "brief").version != first
+
+
+def test_an_installed_plugin_is_not_even_imported_until_it_is_enabled(home: Home, site: Path) -> None:
+    marker = site / "imported"
+    install(site, "thumbwise-brief", "brief", "brief_plugin", f"open({str(marker)!r}, 'w')\n{BRIEF}")
+    off = info(load(home), "brief")
+    assert (off.source, off.status, off.version) == ("entry point", "off", "1.2.3")
+    assert "thumbwise plugins enable brief" in off.reason
+    assert not marker.exists()
+
+    plugin_sources.enable(home, "brief")
+    manager = load(home)
+    assert info(manager, "brief").status == "on"
+    assert "brief" in manager.judges
+    assert (home.plugins / "enabled.txt").read_text() == "brief\n"
+
+    plugin_sources.disable(home, "brief")
+    assert info(load(home), "brief").status == "off"
+
+
+def test_only_installed_plugins_can_be_enabled_and_only_enabled_ones_disabled(home: Home, site: Path) -> None:
+    install(site, "thumbwise-brief", "brief", "brief_plugin", BRIEF)
+    with pytest.raises(NotFound, match=r"named 'breif' \(installed: brief\)"):
+        plugin_sources.enable(home, "breif")
+    with pytest.raises(NotFound, match=r"'brief' is not enabled \(enabled: none\)"):
+        plugin_sources.disable(home, "brief")
+    assert not (home.plugins / "enabled.txt").exists()
+
+
+def test_an_enabled_plugin_that_was_uninstalled_is_listed_as_failed(home: Home) -> None:
+    put_list(home, "gone\n")
+    assert info(load(home), "gone").status == "failed"
+    assert "thumbwise plugins disable gone" in info(load(home), "gone").reason
+
+
+def test_a_name_that_two_packages_bring_runs_neither(home: Home, site: Path) -> None:
+    install(site, "first", "brief", "brief_one", BRIEF)
+    install(site, "second", "brief", "brief_two", BRIEF)
+    put_list(home, "brief\n")
+    manager = load(home)
+    assert [i.status for i in manager.list() if i.name == "brief"] == ["failed", "failed"]
+    assert "brief_one" not in sys.modules
+    assert "brief" not in manager.judges
+
+
+def put_list(home: Home, text: str) -> None:
+    path = home.plugins / "enabled.txt"
+    path.write_text(text)
+    path.chmod(0o600)
+
+
+# --- who may have written it --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602])
+def test_a_file_that_others_can_write_is_refused_with_the_fix(home: Home, mode: int) -> None:
+    put(home, "brief", BRIEF)
+    (home.plugins / "brief.py").chmod(mode)
+    manager = load(home)
+    assert info(manager, "brief").status == "failed"
+    assert "brief.py can be written by others" in info(manager, "brief").reason
+    assert "chmod go-w" in info(manager, "brief").reason
+    assert "brief" not in manager.judges
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+def test_a_folder_that_others_can_write_turns_off_files_and_entry_points(home: Home, site: Path, mode: int) -> None:
+    install(site, "thumbwise-extra", "extra", "extra_plugin", BRIEF)
+    put(home, "brief", BRIEF)
+    plugin_sources.enable(home, "extra")
+    home.plugins.chmod(mode)
+    manager = load(home)
+    assert info(manager, "brief").status == "failed"
+    assert info(manager, "extra").status == "off"
+    assert "chmod go-w" in info(manager, "extra").reason
+    assert list(manager.judges) == ["sentiment"]
+
+
+def test_a_file_that_belongs_to_someone_else_is_refused(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(home, "brief", BRIEF)
+    if os.getuid() == 0:
+        os.chown(home.plugins / "brief.py", 4242, 4242)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: 4242)
+    assert "belongs to another user" in info(load(home), "brief").reason
+
+
+def test_a_link_is_judged_by_where_it_points(home: Home, tmp_path: Path) -> None:
+    open_folder = tmp_path / "open"
+    open_folder.mkdir()
+    (open_folder / "brief.py").write_text(BRIEF)
+    (open_folder / "brief.py").chmod(0o600)
+    open_folder.chmod(0o777)
+    (home.plugins / "brief.py").symlink_to(open_folder / "brief.py")
+    assert f"{open_folder} can be written by others" in info(load(home), "brief").reason
+
+
+# --- faulty plugins ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import nowhere_at_all", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
+        ("def broken(:", "SyntaxError"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("x = 1", "it implements no hook: put @hookimpl before its functions"),
+        (BRIEF.replace("register_judges", "register_judge"), "no hook register_judge: did you mean register_judges?"),
+        (BRIEF.replace("(register)", "(registry)"), "PluginValidationError"),
+        (BRIEF + "    raise RuntimeError('halfway')", "RuntimeError: halfway"),
+        (BRIEF + "    register('brief', brief)", "plugins bad and bad both register a judge named brief"),
+        (BRIEF.replace('"brief", brief', '"brief", 3'), "judge brief must be a function or class, not 3"),
+        (BRIEF.replace('"brief", brief', '"", brief'), "a judge's name must be a word, not ''"),
+        (BRIEF.replace('"brief"', '"sentiment"'), "plugins judges and bad both register a judge named sentiment"),
+    ],
+)
+def test_a_faulty_plugin_is_taken_out_whole_and_the_others_work(home: Home, source: str, reason: str) -> None:
+    put(home, "bad", source)
+    put(home, "good", BRIEF.replace('"brief"', '"good"'))
+    manager = load(home)
+    assert info(manager, "bad").status == "failed"
+    assert reason in info(manager, "bad").reason
+    assert "\n" not in info(manager, "bad").reason
+    assert sorted(manager.judges) == ["good", "sentiment"]
+    assert [name for name, _ in manager.pluggy.list_name_plugin()] == ["judges", "good"]
+
+
+def test_what_a_plugin_registered_before_it_failed_is_gone(home: Home) -> None:
+    put(home, "bad", EVERY_HOOK.replace('register("five", lambda evidence: None)', "1 / 0"))
+    manager = load(home)
+    assert info(manager, "bad").reason == "ZeroDivisionError: division by zero"
+    assert "ZeroDivisionError" in info(manager, "bad").traceback
+    assert [manager.judges.keys(), manager.reward_models, manager.policy_algorithms] == [{"sentiment"}, {}, {}]
+    assert manager.hook.select_candidates(conversation=[], versions=["a"], k=1, rng=random.Random(0)) is None
+
+
+def test_two_plugins_of_one_name_are_told_apart(home: Home) -> None:
+    put(home, "judges", BRIEF)
+    manager = load(home)
+    assert [(i.source, i.status) for i in manager.list()] == [("builtin", "on"), ("file", "failed")]
+    assert "a builtin plugin is named judges too" in manager.list()[1].reason
+
+
+def test_failures_are_logged_with_the_plugins_name(home: Home, caplog: pytest.LogCaptureFixture) -> None:
+    put(home, "bad", "1 / 0")
+    PluginManager(home, JUDGES).load()
+    assert "plugin bad (file) failed and is off: ZeroDivisionError" in caplog.text
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones(home: Home) -> None:
+    with pytest.raises(NotFound, match=r"no judge named 'sentimant' \(known: sentiment\)"):
+        load(home).get("judges", "sentimant")
+    with pytest.raises(NotFound, match=r"no policy algorithm named 'x' \(known: none\)"):
+        load(home).get("policy_algorithms", "x")
+
+
+# --- hooks ---------------------------------------------------------------------------------------------
+
+
+def signatures() -> dict[str, str]:
+    tree = ast.parse(inspect.getsource(hookspecs))
+    found = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    return {f.name: f"{f.name}({ast.unparse(f.args)}) -> {ast.unparse(f.returns)}" for f in found if f.returns}
+
+
+def test_every_hook_is_documented_with_its_exact_signature() -> None:
+    sheet = README.replace("\\|", "|")
+    assert [line for line in signatures().values() if f"| `{line}` |" not in sheet] == []
+
+
+def test_every_hook_is_called_with_what_it_declares(home: Home) -> None:
+    put(home, "every", EVERY_HOOK)
+    manager = PluginManager(home, ())
+    calls: dict[str, dict[str, Any]] = {}
+    manager.pluggy.add_hookcall_monitoring(
+        lambda name, methods, kwargs: calls.update({name: dict(kwargs)}) if methods else None,
+        lambda outcome, name, methods, kwargs: None,
+    )
+    manager.load()
+    manager.notify("on_feedback", event={"kind": "thumb"})
+    manager.notify("on_promote", old="a", new="b", reason="passed")
+    manager.notify("on_rollback", old="b", new="a", reason="by hand")
+    shaped = manager.shape([SAMPLE], Scores(np.array([2.0], np.float32)), 3)
+    chosen = manager.hook.select_candidates(conversation=[], versions=["a", "b"], k=2, rng=random.Random(0))
+
+    assert calls.keys() == signatures().keys()
+    for name, kwargs in calls.items():
+        assert list(kwargs) == list(inspect.signature(getattr(hookspecs, name)).parameters), name
+    assert sys.modules["thumbwise_file_every"].seen == [
+        {"kind": "thumb"},
+        ("a", "b", "passed"),
+        ("a", "b", "by hand"),
+    ]
+    assert shaped.value.tolist() == [6.0]
+    assert chosen == ["b", "b"]
+    assert info(manager, "every").hooks == tuple(sorted(signatures()))
+    assert [list(manager.registry(kind)) for kind in info(manager, "every").provides] == [
+        ["one"],
+        ["two"],
+        ["three"],
+        ["four"],
+        ["five"],
+    ]
+
+
+def test_an_observer_that_raises_is_logged_and_the_next_one_is_called(
+    home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(home, "a_sees", EVERY_HOOK.replace("register(", "print("))
+    put(home, "b_raises", "from thumbwise import hookimpl\n\n@hookimpl\ndef on_feedback(event):\n    1 / 0\n")
+    manager = load(home)
+    manager.notify("on_feedback", event={"kind": "pair"})
+    assert "plugin b_raises failed in on_feedback" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+    assert sys.modules["thumbwise_file_a_sees"].seen == [{"kind": "pair"}]
+
+
+def shaper(body: str) -> str:
+    head = "import numpy as np\nfrom thumbwise import hookimpl\nfrom thumbwise.contracts import Scores\n\n@hookimpl\n"
+    return f"{head}def shape_reward(samples, scores):\n    {body}\n"
+
+
+def test_reward_shapers_chain_and_none_leaves_the_scores(home: Home) -> None:
+    put(home, "a_doubles", shaper("return Scores(scores.value * 2, scores.std)"))
+    put(home, "b_abstains", shaper("return None"))
+    put(home, "c_adds", shaper("return Scores(scores.value + 1, scores.std)"))
+    scores = Scores(np.array([1.0, np.nan], np.float32), np.array([0.5, 0.5], np.float32))
+    shaped = load(home).shape([SAMPLE, SAMPLE], scores, None)
+    assert shaped.value[0] == 4.0  # (1 + 1) * 2: the plugin loaded last goes first
+    assert np.isnan(shaped.value[1])
+    assert shaped.std is scores.std
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        ("return Scores(scores.value[:1])", r"returned values of shape \(1,\)"),
+        ("return Scores(scores.value, scores.value[:1])", r"returned deviations of shape \(1,\)"),
+        ("return scores.value", "returned ndarray"),
+        ("raise KeyError('lexicon')", "failed in shape_reward .KeyError: 'lexicon'"),
+    ],
+)
+def test_a_shaper_that_raises_or_changes_the_length_is_named(home: Home, body: str, what: str) -> None:
+    put(home, "bad", shaper(body))
+    with pytest.raises(ThumbwiseError, match=f"Plugin bad {what}"):
+        load(home).shape([SAMPLE, SAMPLE], Scores(np.zeros(2, np.float32)), None)
+
+
+# --- the built-in judge ---------------------------------------------------------------------------------
+
+
+def test_the_sentiment_judge_orders_replies_by_tone(home: Home) -> None:
+    judge = load(home).get("judges", "sentiment")
+    good, flat, bad = judge("How was it?", ["I love it, wonderful!", "It was on Monday.", "Awful. I hate it."])
+    assert 1 >= good > flat == 0 > bad >= -1
+    assert judge("How was it?", []) == []
