@@ -160,7 +160,8 @@ def create_app(assistant: Assistant) -> FastAPI:
     """Return the whole application: the API, and the pages at `/` and `/compare`."""
     from thumbwise.pages import build, mount_options  # the pages need the parts above
 
-    return gr.mount_gradio_app(create_api(assistant), build(assistant), path="/", **mount_options())
+    app: FastAPI = gr.mount_gradio_app(create_api(assistant), build(assistant), path="/", **mount_options())
+    return app
 
 
 def _add_health(app: FastAPI, assistant: Assistant) -> None:

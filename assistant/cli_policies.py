@@ -46,7 +46,7 @@ def _listing(home: Home) -> list[dict[str, Any]]:
         answer: list[dict[str, Any]] = call(home, url, "GET", "/ops/api/policies")
         return answer
     with _database(home) as versions:
-        return [version.as_json() for version in versions.list()]
+        return [version.as_json() for version in versions.all()]
 
 
 def _stable(home: Home) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -86,7 +86,7 @@ class Comparisons:
         except ThumbwiseError as error:  # the other drafts end in their own time, and are stored as what they are
             return error
 
-    async def stream(self, opened: Opened, user_id: str) -> AsyncIterator[list[str]]:
+    async def stream(self, opened: Opened, user_id: str) -> AsyncGenerator[list[str], None]:
         """Yield the drafts' texts in shown order as they grow, revealed at an equal rate; whole at the end.
 
         While drafts are being written each shows as many characters as the shortest that is unfinished.

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -118,7 +118,7 @@ class Conversations:
         )
         return Turn(message_id, version, tuple(messages), sampling, conversation_id)
 
-    async def stream(self, turn: Turn, user_id: str = LOCAL_USER) -> AsyncIterator[Chunk]:
+    async def stream(self, turn: Turn, user_id: str = LOCAL_USER) -> AsyncGenerator[Chunk, None]:
         """Yield a turn's chunks; the text is committed before the chunk that carries the finish reason."""
         written = _Written()
         state: ReplyState = "stopped"

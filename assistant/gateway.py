@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -113,7 +113,7 @@ def _event(body: dict[str, Any]) -> str:
 
 
 async def _events(
-    assistant: Assistant, turn: Turn, user: str, chunks: AsyncIterator[Chunk], usage: bool
+    assistant: Assistant, turn: Turn, user: str, chunks: AsyncGenerator[Chunk, None], usage: bool
 ) -> AsyncIterator[str]:
     """Server-sent events of one turn; `thumbwise` rides on the first and the last chunk."""
     envelope = _envelope(turn, "chat.completion.chunk", int(time.time()))

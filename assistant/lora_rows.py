@@ -49,6 +49,8 @@ def register() -> None:
 
     if not current_platform.is_cpu():
         return
+    import torch
+    print("AMX", torch.cpu._init_amx(), flush=True)
     try:
         from vllm.lora.ops.torch_ops import lora_ops
         from vllm.lora.punica_wrapper import punica_cpu

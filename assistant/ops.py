@@ -116,7 +116,7 @@ def _add_policies(api: APIRouter, assistant: Assistant) -> None:
 
     @api.get("/policies")
     async def listing() -> list[dict[str, Any]]:
-        return [version.as_json() for version in versions.list()]
+        return [version.as_json() for version in versions.all()]
 
     @api.put("/policies/{version}", status_code=201)
     async def publish(

@@ -70,7 +70,7 @@ def m001_versions(db: Database) -> None:
             at INTEGER NOT NULL
         ) STRICT;
     """)
-    db["policies"].insert(
+    db.table("policies").insert(
         {
             "version": BASE,
             "number": 0,
@@ -83,7 +83,7 @@ def m001_versions(db: Database) -> None:
             "metrics": "{}",
         }
     )
-    db["pointer"].insert({"id": 1, "stable": BASE, "generation": 0})
+    db.table("pointer").insert({"id": 1, "stable": BASE, "generation": 0})
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Versions:
         """The version that answers; each turn reads it once."""
         return str(self.store.rows("SELECT stable FROM pointer")[0]["stable"])
 
-    def list(self) -> list[Version]:
+    def all(self) -> list[Version]:
         """Every version, oldest first."""
         return [_version(row) for row in self.store.rows("SELECT * FROM policies ORDER BY number")]
 
@@ -172,7 +172,7 @@ class Versions:
                 raise Conflict(f"{expect} is no longer stable ({stable} is): look at `thumbwise policies list`.")
             db.execute("UPDATE policies SET state='retired', reason=? WHERE version=?", [reason, expect])
             db.execute("UPDATE policies SET state='stable', reason='' WHERE version=?", [new])
-            db["pointer_log"].insert({"action": action, "old": expect, "new": new, "reason": reason, "at": now_ns()})
+            db.table("pointer_log").insert({"action": action, "old": expect, "new": new, "reason": reason, "at": now_ns()})
 
     def before(self, version: str) -> str | None:
         """The version that was stable before `version` was last promoted, or None (the base)."""
@@ -194,7 +194,7 @@ class Versions:
         with self.store.write() as db:
             self._refuse_second(db)
             number = next(iter(db.query("SELECT coalesce(max(number), 0) + 1 AS n FROM runs")))["n"]
-            db["runs"].insert(run | {"number": number, "lease_until": time.time() + seconds, "started_at": now_ns()})
+            db.table("runs").insert(run | {"number": number, "lease_until": time.time() + seconds, "started_at": now_ns()})
         return Run(number=int(number), **run)
 
     @staticmethod

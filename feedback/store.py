@@ -111,7 +111,7 @@ class Store:
         """Make an empty conversation and return its id."""
         row = {"id": new_id("conv"), "user_id": user_id, "title": title[:80], "created_at": now_ns()}
         with self.write() as db:
-            db["conversations"].insert(row)
+            db.table("conversations").insert(row)
         return str(row["id"])
 
     def start_reply(
@@ -140,7 +140,7 @@ class Store:
     @staticmethod
     def _insert_reply(db: Database, **row: Any) -> str:
         message_id = new_id("msg")
-        db["replies"].insert({"id": message_id, "state": "streaming", "created_at": now_ns(), **row})
+        db.table("replies").insert({"id": message_id, "state": "streaming", "created_at": now_ns(), **row})
         return message_id
 
     def finish_reply(
@@ -224,7 +224,7 @@ class Store:
         comparison_id = new_id("cmp")
         with self.write() as db:
             address = self.add_prompt(db, messages)
-            db["comparisons"].insert(
+            db.table("comparisons").insert(
                 {
                     "id": comparison_id,
                     "user_id": user_id,
@@ -296,7 +296,7 @@ class Store:
                 return str(used[0]["id"]), False
             self._check_target(user_id, request, value)
             feedback_id = new_id("fb")
-            db["feedback"].insert(
+            db.table("feedback").insert(
                 {
                     "id": feedback_id,
                     "user_id": user_id,

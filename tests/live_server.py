@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
+
 from thumbwise.app import Assistant, create_app
 from thumbwise.cli_serve import listen
 from thumbwise.home import Home, HomeLock

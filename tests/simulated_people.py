@@ -24,6 +24,7 @@ from importlib.resources import files
 from typing import Any
 
 import httpx
+
 from thumbwise.contracts import Judge
 from thumbwise.home import Home, running_url
 from thumbwise.plugin_manager import PluginManager

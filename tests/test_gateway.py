@@ -12,6 +12,7 @@ import httpx
 import openai
 import pytest
 from fakes import FakeEngine, FakeEngineClient
+
 from thumbwise.app import Assistant, create_api
 from thumbwise.errors import EngineFailed
 from thumbwise.home import Home
@@ -153,7 +154,9 @@ async def test_an_engine_that_is_starting_is_503_with_retry_after(http, assistan
 async def test_a_user_may_have_so_many_requests_in_flight_and_no_more(http, assistant, engine) -> None:
     engine.gate = asyncio.Event()
     limit = assistant.settings.local_in_flight
-    open_requests = [asyncio.create_task(http.post("/v1/chat/completions", json={"messages": ASK})) for _ in range(limit)]
+    open_requests = [
+        asyncio.create_task(http.post("/v1/chat/completions", json={"messages": ASK})) for _ in range(limit)
+    ]
     while engine.open_streams < limit:
         await asyncio.sleep(0.01)
     refused = await http.post("/v1/chat/completions", json={"messages": ASK})

@@ -20,14 +20,15 @@ import httpx
 import pytest
 from live_server import Live, serving
 from simulated_people import vote
+
 from thumbwise.engine import ExternalEngine
 from thumbwise.home import Home
 
 pytestmark = pytest.mark.engine
 
-PROMPTS = [f"Tell me about {thing}." for thing in "cats dogs rain bread tea boats goats kings".split()] + [
-    f"What is {n} plus {n + 1}?" for n in range(22)
-]
+COMMAND = Path(sys.executable).with_name("thumbwise")
+THINGS = ("cats", "dogs", "rain", "bread", "tea", "boats", "goats", "kings")
+PROMPTS = [f"Tell me about {thing}." for thing in THINGS] + [f"What is {n} plus {n + 1}?" for n in range(22)]
 # Limits of a model that babbles at random: the loop is under test here, not what it learns.
 CONFIG = """
 max_tokens = 24
@@ -67,9 +68,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_engine
 
 def thumbwise(live: Live, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"THUMBWISE_HOME": str(live.assistant.home.root)}
-    return subprocess.run(
-        [sys.executable, "-m", "thumbwise.cli", *arguments], env=environment, capture_output=True, text=True, timeout=500
-    )
+    return subprocess.run([COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=500)
 
 
 def ask(live: Live, **body: Any) -> dict[str, Any]:
@@ -165,7 +164,7 @@ def test_rollback_takes_effect_with_the_next_message(live: Live) -> None:
     said = thumbwise(live, "policies", "rollback", "--reason", "a drill")
     assert said.returncode == 0, said.stderr
     assert ask(live, max_tokens=4)["thumbwise"]["policy_version"] == "policy-0000"
-    new = live.assistant.versions.list()[1].version
+    new = live.assistant.versions.all()[1].version
     assert thumbwise(live, "policies", "promote", new).returncode == 0
     assert ask(live, max_tokens=4)["thumbwise"]["policy_version"] == new
 
@@ -185,9 +184,7 @@ def test_too_little_data_is_one_sentence_and_no_error(live: Live, tmp_path: Path
 
 def test_without_an_assistant_training_is_refused_in_one_sentence(tmp_path: Path) -> None:
     environment = os.environ | {"THUMBWISE_HOME": str(tmp_path)}
-    said = subprocess.run(
-        [sys.executable, "-m", "thumbwise.cli", "train"], env=environment, capture_output=True, text=True, timeout=100
-    )
+    said = subprocess.run([COMMAND, "train"], env=environment, capture_output=True, text=True, timeout=100)
     assert said.returncode == 1
     assert "thumbwise serve" in said.stderr
     assert "Traceback" not in said.stderr

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from fakes import FakeEngineClient
 from safetensors.numpy import save
+
 from thumbwise import artifacts, versions
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.records import sha256
@@ -306,4 +307,4 @@ def test_the_record_of_a_version_has_the_fields_that_others_read(world: World) -
 
 def test_the_base_is_there_from_the_start(world: World) -> None:
     assert world.versions.stable() == versions.BASE
-    assert world.versions.list()[0].algorithm == "base"
+    assert world.versions.all()[0].algorithm == "base"

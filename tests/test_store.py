@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from sqlite_utils import Database
+
 from thumbwise.contracts import Message
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.migrations import migrations
@@ -241,9 +242,13 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_half_saved(store: Store) -> 
     message_id = reply(store)
     pages = store.rows("PRAGMA page_count")[0]["page_count"]
     store.db.execute(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(ThumbwiseError, match="nothing was saved"):
+
+    def vote_until_full() -> None:
         for i in range(200):
             store.add_feedback("local", f"k{i}", thumb(message_id))
+
+    with pytest.raises(ThumbwiseError, match="nothing was saved"):
+        vote_until_full()
     saved = store.counts()["thumb"]
     store.db.execute("PRAGMA max_page_count = 1000000")
     store.add_feedback("local", "later", thumb(message_id))

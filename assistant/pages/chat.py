@@ -329,10 +329,12 @@ def clicked(path: list[Reply], click: Any) -> tuple[Reply, Literal["up", "down",
     `click` comes from the browser: `index` counts the messages of the conversation, two a reply, and `liked`
     is true, false, or "" where the thumb is taken back. Its text is not looked at.
     """
-    index = click.get("index") if isinstance(click, dict) else None
-    liked = click.get("liked") if isinstance(click, dict) else None
-    values: dict[Any, Literal["up", "down", "clear"]] = {"": "clear"}
-    value = values.get(liked) if isinstance(liked, str) else {True: "up", False: "down"}.get(liked)  # type: ignore
-    if type(index) is not int or index % 2 == 0 or not 0 <= index // 2 < len(path) or value is None:
-        raise ThumbwiseError("That click fits no reply of this conversation: reload the page.")
-    return path[index // 2], value
+    index, liked = (click.get("index"), click.get("liked")) if isinstance(click, dict) else (None, None)
+    fits = type(index) is int and index % 2 == 1 and 0 < index < 2 * len(path)
+    if fits and liked is True:
+        return path[index // 2], "up"
+    if fits and liked is False:
+        return path[index // 2], "down"
+    if fits and liked == "":
+        return path[index // 2], "clear"
+    raise ThumbwiseError("That click fits no reply of this conversation: reload the page.")

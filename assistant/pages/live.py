@@ -32,8 +32,8 @@ class Live(Generic[Frame]):
     async def _run(self, frames: AsyncGenerator[Frame, None]) -> None:
         try:
             async with aclosing(frames):
-                async for self.frame in frames:
-                    pass
+                async for frame in frames:
+                    self.frame = frame
         except ThumbwiseError as error:
             self.error = str(error)
         except Exception:
