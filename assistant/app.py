@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -108,11 +108,20 @@ class Assistant:
         if self._starting is not None:
             self._starting.cancel()
             await asyncio.wait([self._starting])
+        for task in self._tasks:  # replies in flight keep what was written, as stopped
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         if self.engine is not None:
             await self.engine.stop()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=5)
         self.store.close()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `work` apart from the request that asked for it; `stop` cancels what still runs."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     def status(self) -> Status:
         """Whether replies can be had, and what to tell people."""

@@ -65,8 +65,9 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer with the refusal."""
-        if scope["type"] == "websocket":
-            return  # nothing here speaks it
+        if scope["type"] == "websocket":  # nothing here speaks it
+            await send({"type": "websocket.close"})
+            return
         if scope["type"] == "http":
             why = refusal(scope["method"], scope["scheme"], scope["path"], Headers(scope=scope))
             if why is not None:

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+from contextlib import suppress
 
 import click
 
@@ -28,7 +29,8 @@ def serve(host: str | None, port: int | None, model: str | None, engine_url: str
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with HomeLock(home) as lock, listen(settings.host, settings.port) as bound:
         url = f"http://{settings.host}:{bound.getsockname()[1]}"
-        asyncio.run(_serve(home, settings, lock, bound, url))
+        with suppress(KeyboardInterrupt):  # uvicorn raises it again after an orderly end
+            asyncio.run(_serve(home, settings, lock, bound, url))
 
 
 def listen(host: str, port: int) -> socket.socket:

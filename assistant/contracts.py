@@ -145,8 +145,8 @@ class RolloutBackend(Protocol):
 class RunContext:
     """What a run gives to the factories of reward models, rollout backends and policy algorithms.
 
-    `prompts` are those that rollouts may start from (held-out ones are not among them). `rollouts` and
-    `value` (where the reward model offers one) are filled in as the run comes to have them.
+    Rollouts may start from people's `prompts` and from ours, `seed_prompts` (held-out ones are in neither).
+    `rollouts` and `value` (where the reward model offers one) are filled in as the run comes to have them.
     """
 
     backbone: Backbone
@@ -154,6 +154,7 @@ class RunContext:
     temperature: float
     max_tokens: int
     prompts: tuple[Prompt, ...]
+    seed_prompts: tuple[Prompt, ...]
     folder: Path
     rollouts: RolloutBackend | None = None
     value: ValueInit | None = None

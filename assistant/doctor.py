@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import os
 import platform
 import shutil
 import sqlite3
@@ -30,6 +31,7 @@ from thumbwise.plugin_manager import PluginManager
 from thumbwise.settings import PREFIX, Settings, describe
 
 GIB = 1024**3
+COMPILERS = (os.environ.get("CXX", "g++"), "g++", "clang++")
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 
 
@@ -92,6 +94,7 @@ def examine(home: Home) -> list[Check]:
         check_python,
         check_engine,
         check_companions,
+        check_compiler,
         check_sqlite,
         check_disk,
         check_memory,
@@ -140,6 +143,15 @@ def check_companions(home: Home) -> Check:
             "(nothing here needs them).",
         )
     return Check("torch companions", "ok", "none that breaks transformers")
+
+
+def check_compiler(home: Home) -> Check:
+    """vLLM on CPU has torch compile a few small kernels, at its first request."""
+    found = next((path for name in COMPILERS if (path := shutil.which(name))), None)
+    if found is None:
+        detail = "No C++ compiler: vLLM's small kernels stay uncompiled, a little slower (Debian: apt-get install g++)."
+        return Check("compiler", "warning", detail)
+    return Check("compiler", "ok", found)
 
 
 def check_sqlite(home: Home) -> Check:

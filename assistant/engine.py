@@ -137,6 +137,7 @@ class Engine(_Supervised):
     probe_every = 15.0  # seconds of silence before a token is asked for, to see whether vLLM hangs
     probe_timeout = 30.0
     probe_tries = 3
+    grace = _DRAIN + 10.0  # seconds between SIGTERM and SIGKILL at a stop
 
     def __init__(self, model: Path, settings: EngineSettings, *, run_dir: Path, log: Path) -> None:
         super().__init__()
@@ -302,7 +303,7 @@ class Engine(_Supervised):
         await process.wait()
 
     async def _release(self) -> None:
-        await self._end(grace=_DRAIN + 10)
+        await self._end(self.grace)
         self.uds.unlink(missing_ok=True)
         if self._temporary:
             shutil.rmtree(self._socket_folder, ignore_errors=True)

@@ -6,10 +6,9 @@ the index as it is, and in PyTorch `weights[-1]` is the *last* slot: with every 
 answers with another policy's weights, and nothing says so. The CUDA kernels skip such rows.
 
 `register` is a `vllm.general_plugins` entry point, which vLLM calls in each of its processes. It puts
-functions of the same signatures in place of the three that all others end in (`sgmv_*` only repeat the
-indices and call `bgmv_*`), in both modules that hold a name for them. Rows of -1 are computed with slot 0
-and then set to zero (shrink), or left as they are (expand). A step without such a row costs one
-comparison more. Left out: speed; embeddings and heads (same functions, and not adapted here).
+functions of the same signatures in place of the three that all others end in (`sgmv_*` repeat the indices
+and call `bgmv_*`). They hand vLLM's own functions the other rows only; a step without base rows costs one
+comparison more. Left out: speed (a copy of the adapter is still gathered for every row).
 """
 
 from __future__ import annotations
@@ -41,42 +40,42 @@ _SIGNATURES = {
 
 
 def register() -> None:
-    """Patch this process's vLLM if it runs on CPU; again is a no-op.
+    """Patch this process's vLLM if it runs on CPU; a second call changes nothing.
 
-    On a vLLM whose functions are not the expected ones it logs one warning and changes nothing.
+    On a vLLM whose functions are not the expected ones it logs a warning and leaves them alone.
     """
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
         return
-    import torch
-    print("AMX", torch.cpu._init_amx(), flush=True)
+    _allow_amx()
     try:
+        from vllm.lora.ops import torch_ops
         from vllm.lora.ops.torch_ops import lora_ops
         from vllm.lora.punica_wrapper import punica_cpu
 
         originals = {name: getattr(lora_ops, name) for name in _SIGNATURES}
     except (ImportError, AttributeError) as error:
-        _logger.warning("Base rows are not kept free of adapters: this vLLM is laid out otherwise (%s)", error)
+        _logger.warning("Base rows are not kept free of adapters, this vLLM is laid out otherwise: %s", error)
+        return
+    if any(hasattr(original, "leaves_base_rows") for original in originals.values()):
         return
     for name, original in originals.items():
-        if hasattr(original, "base_rows_are_free"):
-            return
         if list(inspect.signature(original).parameters) != _SIGNATURES[name]:
             _logger.warning("Base rows are not kept free of adapters: vLLM's %s has changed", name)
             return
     for name, original in originals.items():
-        patched = free_base_rows(original, keeps_output=name != "bgmv_shrink")
-        for module in (lora_ops, punica_cpu):
+        patched = leave_base_rows(original, fills=name == "bgmv_shrink")
+        for module in (lora_ops, torch_ops, punica_cpu):
             setattr(module, name, patched)
 
 
-def free_base_rows(original: Callable[..., None], keeps_output: bool) -> Callable[..., None]:
+def leave_base_rows(original: Callable[..., None], fills: bool) -> Callable[..., None]:
     """Return `original` such that rows whose adapter index is -1 get nothing from any adapter.
 
-    `keeps_output`: the output of such rows stays as it was (expand adds to the base's result); otherwise
-    it becomes 0 (shrink fills a scratch buffer). Shapes: inputs [rows, in], weights [slots, 1, out, in] or
-    [slots, out, in], output [rows or more, out or more], indices i64[rows].
+    `fills`: the output is a scratch buffer, of which such rows become 0 (shrink); otherwise they stay as
+    they were (expand adds to the base's result). Shapes: inputs [rows, in], weights [slots, 1, out, in] or
+    [slots, out, in], output [rows, at least out], indices i64[rows].
     """
 
     @functools.wraps(original)
@@ -92,10 +91,25 @@ def free_base_rows(original: Callable[..., None], keeps_output: bool) -> Callabl
         if not is_base.any():
             original(inputs, weights, output, indices, *rest, **named)
             return
-        rows = is_base.nonzero().squeeze(1)
-        before = output[rows]  # indexing by a tensor copies
-        original(inputs, weights, output, indices.clamp_min(0), *rest, **named)
-        output[rows] = before if keeps_output else 0
+        if fills:
+            output.zero_()
+        rows = (~is_base).nonzero().squeeze(1)
+        if rows.numel():
+            part = output[rows]  # indexing by a tensor copies
+            original(inputs[rows], weights, part, indices[rows], *rest, **named)
+            output[rows] = part
 
-    patched.base_rows_are_free = True  # type: ignore[attr-defined]
+    patched.leaves_base_rows = True  # type: ignore[attr-defined]
     return patched
+
+
+def _allow_amx() -> None:
+    """Ask Linux for the use of AMX tiles, which vLLM's bfloat16 attention uses without asking.
+
+    oneDNN asks too, but only once a matrix product is large enough for vLLM to leave it to oneDNN; in a
+    model of small layers the first token would end the worker with SIGILL. A no-op without AMX.
+    """
+    import torch
+
+    if ask := getattr(torch.cpu, "_init_amx", None):
+        ask()

@@ -172,7 +172,9 @@ class Versions:
                 raise Conflict(f"{expect} is no longer stable ({stable} is): look at `thumbwise policies list`.")
             db.execute("UPDATE policies SET state='retired', reason=? WHERE version=?", [reason, expect])
             db.execute("UPDATE policies SET state='stable', reason='' WHERE version=?", [new])
-            db.table("pointer_log").insert({"action": action, "old": expect, "new": new, "reason": reason, "at": now_ns()})
+            db.table("pointer_log").insert(
+                {"action": action, "old": expect, "new": new, "reason": reason, "at": now_ns()}
+            )
 
     def before(self, version: str) -> str | None:
         """The version that was stable before `version` was last promoted, or None (the base)."""
@@ -194,7 +196,9 @@ class Versions:
         with self.store.write() as db:
             self._refuse_second(db)
             number = next(iter(db.query("SELECT coalesce(max(number), 0) + 1 AS n FROM runs")))["n"]
-            db.table("runs").insert(run | {"number": number, "lease_until": time.time() + seconds, "started_at": now_ns()})
+            db.table("runs").insert(
+                run | {"number": number, "lease_until": time.time() + seconds, "started_at": now_ns()}
+            )
         return Run(number=int(number), **run)
 
     @staticmethod

@@ -219,6 +219,13 @@ def test_a_companion_of_torch_that_does_not_import_is_named(
     assert "`pip uninstall -y torchvision`" in check.detail
 
 
+def test_a_missing_compiler_is_a_warning(home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "apt-get install g++" in doctor.check_compiler(home).detail
+    (tmp_path / "clang++").touch(mode=0o755)
+    assert doctor.check_compiler(home) == doctor.Check("compiler", "ok", str(tmp_path / "clang++"))
+
+
 @pytest.mark.parametrize(
     ("version", "status"),
     [

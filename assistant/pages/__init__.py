@@ -12,7 +12,7 @@ import gradio as gr
 
 from thumbwise.pages.chat import ChatPage
 from thumbwise.pages.compare import ComparePage
-from thumbwise.pages.look import head, stylesheet, theme
+from thumbwise.pages.look import head, theme
 from thumbwise.pages.security import middleware
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ def mount_options() -> dict[str, Any]:
     return {
         "app_kwargs": {"middleware": middleware()},
         "theme": theme(),
-        "css": stylesheet(),
         "head": head(),
         "show_error": False,
         "footer_links": [],

@@ -21,7 +21,7 @@ from thumbwise.conversation import Turn, check_messages
 from thumbwise.errors import Conflict, ThumbwiseError
 from thumbwise.feedback.records import LOCAL_USER, MAX_COMMENT, FeedbackRequest, Reply
 from thumbwise.pages.live import Live
-from thumbwise.pages.look import THUMB
+from thumbwise.pages.look import THUMB, html
 from thumbwise.pages.markup import escape
 from thumbwise.pages.prompts import STARTERS
 from thumbwise.pages.top import PRIVATE, STORED, make_top, shown
@@ -73,17 +73,17 @@ class ChatPage:
         gr.Navbar(visible=False)
         with gr.Sidebar(width=272, elem_id="tw-side"):
             self.new = gr.Button("New chat", elem_id="tw-new")
-            self.list = gr.HTML(elem_id="tw-list", js_on_load=_OPEN)
-        self.view = gr.State(View)
-        self.top = make_top(self.assistant, "/")
+            self.list = html(elem_id="tw-list", js_on_load=_OPEN)
+        self.view = gr.State(View())
+        self.top = make_top("/")
         self.chat = gr.Chatbot(
             elem_id="tw-chat", show_label=False, container=False, height=None, layout="bubble", buttons=["copy"],
             placeholder=_EMPTY, examples=[{"display_text": name, "text": text} for name, text in STARTERS],
             allow_tags=False, reasoning_tags=[], sanitize_html=True, scale=1,
         )  # fmt: skip
-        self.notes = gr.HTML(elem_id="tw-notes")
+        self.notes = html(elem_id="tw-notes")
         with gr.Column(elem_id="tw-comment", visible=False) as self.panel:
-            self.question = gr.HTML()
+            self.question = html()
             self.comment = gr.Textbox(
                 label="Comment", show_label=False, placeholder="Optional: a few words help", container=False,
                 lines=1, max_lines=5, max_length=MAX_COMMENT, elem_id="tw-comment-box",
@@ -98,8 +98,8 @@ class ChatPage:
             )  # fmt: skip
             self.stop = gr.Button("Stop", elem_id="tw-stop", visible=False, min_width=0)
             self.send = gr.Button("Send", variant="primary", elem_id="tw-send", min_width=0)
-        gr.HTML(STORED, elem_id="tw-stored")
-        self.status = gr.HTML(status_html("loading", "", ""), elem_id="tw-status")
+        html(STORED, elem_id="tw-stored")
+        self.status = html(status_html("loading", "", ""), elem_id="tw-status")
         self._bind(demo)
 
     def _bind(self, demo: gr.Blocks) -> None:
@@ -285,12 +285,12 @@ class ChatPage:
             return {}
         await self._store(FeedbackRequest(kind="thumb", message_id=reply.id, value=value))
         if value == "clear":
-            gr.Info("Your thumb is taken back.", title="Saved")
+            gr.Info("Your thumb is taken back.", duration=4)
             return self._no_panel(view)
         view.clicked = (reply.id, now)
         view.commenting_on = reply.id
-        gr.Success("Click the thumb again to take it back.", title="Saved")
-        about = f"<p>{_QUESTIONS[value]} “{escape(excerpt(reply.text))}”?</p>"
+        gr.Success("Saved. Click the thumb again to take it back.", duration=4)
+        about = f"<p>{_QUESTIONS[value]} “{escape(excerpt(reply.text, 40))}”?</p>"
         return {self.panel: gr.update(visible=True), self.question: about, self.comment: ""}
 
     async def _comment(self, text: str, view: View) -> Updates:
@@ -302,7 +302,7 @@ class ChatPage:
         except ThumbwiseError as error:
             gr.Warning(str(error), title="Not saved")
             return {self.panel: gr.update()}
-        gr.Success("Thank you for the comment.", title="Saved")
+        gr.Success("Saved. Thank you for the comment.", duration=4)
         return self._no_panel(view)
 
     async def _store(self, request: FeedbackRequest) -> None:

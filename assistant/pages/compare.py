@@ -22,7 +22,7 @@ from thumbwise.contracts import Message
 from thumbwise.errors import NotFound, ThumbwiseError
 from thumbwise.feedback.records import LOCAL_USER, FeedbackRequest, StoredComparison
 from thumbwise.pages.live import Live
-from thumbwise.pages.look import THUMB
+from thumbwise.pages.look import THUMB, html
 from thumbwise.pages.markup import escape, markdown, short
 from thumbwise.pages.prompts import COMPARE
 from thumbwise.pages.top import PRIVATE, STORED, Shown, make_top, shown
@@ -78,41 +78,39 @@ class ComparePage:
     def build(self, demo: gr.Blocks) -> None:
         """Place the components and bind the events."""
         gr.Navbar(visible=False)
-        self.view = gr.State(CompareView)
-        self.top = make_top(self.assistant, "/compare")
+        self.view = gr.State(CompareView())
+        self.top = make_top("/compare")
         with gr.Column(elem_id="tw-compare"):
-            self.intro = gr.HTML(f'<div class="tw-intro">{THUMB}<h1>Which draft is better?</h1><p>{_ASK}</p></div>')
-            with gr.Row(elem_id="tw-composer"):
-                self.box = gr.Textbox(
-                    label="Prompt", show_label=False, placeholder="Ask something, and get two answers",
-                    container=False, autofocus=True, lines=1, max_lines=6, scale=1, elem_id="tw-box",
-                )  # fmt: skip
-                self.go = gr.Button("Compare", variant="primary", elem_id="tw-go", min_width=0)
+            self.intro = html(f'<div class="tw-intro">{THUMB}<h1>Which draft is better?</h1><p>{_ASK}</p></div>')
             with gr.Row(elem_id="tw-examples") as self.examples:
                 self.example_buttons = [gr.Button("", elem_classes="tw-example") for _ in range(EXAMPLES)]
-            self.prompt = gr.HTML(elem_id="tw-prompt")
+            self.prompt = html(elem_id="tw-prompt")
             with gr.Row(elem_id="tw-drafts", visible=False) as self.drafts:
-                self.heads, self.texts = [], []
-                for number in (1, 2):
-                    with gr.Column(elem_id=f"tw-draft-{number}", elem_classes="tw-draft", min_width=0):
-                        self.heads.append(gr.HTML(_head(number)))
-                        self.texts.append(gr.Markdown(elem_classes="tw-draft-text", sanitize_html=True))
-            with gr.Column(elem_id="tw-votes", visible=False) as self.bar:
-                with gr.Row(elem_id="tw-scale"):
-                    scale = [_vote_button(vote) for vote in VOTES[:5]]
-                with gr.Row(elem_id="tw-other"):
-                    other = [_vote_button(vote) for vote in VOTES[5:]]
-                self.buttons = [*scale, *other]
-            self.result = gr.HTML(elem_id="tw-result")
-            self.next = gr.Button("Next", variant="primary", elem_id="tw-next", visible=False)
-        gr.HTML(STORED, elem_id="tw-stored")
-        self.status = gr.HTML(status_html("loading", "", ""), elem_id="tw-status")
+                columns = [_draft_column(number) for number in (1, 2)]
+            self.heads, self.texts = [head for head, _ in columns], [text for _, text in columns]
+            with gr.Row(elem_id="tw-after"):
+                self.result = html(elem_id="tw-result")
+                self.next = gr.Button("Next", variant="primary", elem_id="tw-next", visible=False, min_width=0)
+        with gr.Column(elem_id="tw-votes", visible=False) as self.bar:
+            with gr.Row(elem_id="tw-scale"):
+                scale = [_vote_button(vote) for vote in VOTES[:5]]
+            with gr.Row(elem_id="tw-other"):
+                other = [_vote_button(vote) for vote in VOTES[5:]]
+            self.buttons = [*scale, *other]
+        with gr.Row(elem_id="tw-composer") as self.composer:
+            self.box = gr.Textbox(
+                label="Prompt", show_label=False, placeholder="Your own prompt", container=False,
+                lines=1, max_lines=6, scale=1, elem_id="tw-box",
+            )  # fmt: skip
+            self.go = gr.Button("Compare", variant="primary", elem_id="tw-go", min_width=0)
+        html(STORED, elem_id="tw-stored")
+        self.status = html(status_html("loading", "", ""), elem_id="tw-status")
         self._bind(demo)
 
     def _bind(self, demo: gr.Blocks) -> None:
         page = [
             self.intro, self.examples, self.prompt, self.drafts, *self.heads, *self.texts, self.bar, *self.buttons,
-            self.result, self.next, self.status, self.go, *self.top.outputs,
+            self.result, self.next, self.composer, self.status, self.go, *self.top.outputs,
         ]  # fmt: skip
 
         def bound(inputs: list[Any], outputs: list[Any], **more: Any) -> dict[str, Any]:
@@ -155,15 +153,14 @@ class ComparePage:
             self.examples: gr.update(visible=not open_),
             self.prompt: _prompt(stored),
             self.drafts: gr.update(visible=open_),
-            self.bar: gr.update(visible=open_ and state != "failed"),
+            self.bar: gr.update(visible=open_ and not after),
+            self.composer: gr.update(visible=after or not open_),
             self.result: self._result(stored, counts["untied_pairs"]),
             self.next: gr.update(visible=after, value=f"Next: {self._suggested(view)[0]}"),
             self.status: status_html(state, said, f"c={view.comparison_id}" if open_ else ""),
             self.go: gr.update(interactive=now.ready),
         }
-        for vote, button in zip(VOTES, self.buttons, strict=True):
-            picked = ["tw-picked"] if voted is not None and vote[3] == voted else []
-            updates[button] = gr.update(interactive=state == "ready", elem_classes=["tw-vote", *picked])
+        updates |= {button: gr.update(interactive=state == "ready") for button in self.buttons}
         for i, (head, text) in enumerate(zip(self.heads, self.texts, strict=True)):
             version = stored.drafts[i].policy_version if stored and voted else ""
             updates[head] = _head(i + 1, version, won=voted == ("left", "right")[i])
@@ -277,10 +274,15 @@ def _vote_button(vote: tuple[str, str, str, str, int]) -> gr.Button:
     return gr.Button(vote[2], elem_id=vote[1], elem_classes="tw-vote", interactive=False, min_width=0)
 
 
+def _draft_column(number: int) -> tuple[gr.HTML, gr.Markdown]:
+    with gr.Column(elem_id=f"tw-draft-{number}", elem_classes="tw-draft", min_width=0):
+        return html(_head(number)), gr.Markdown(elem_classes="tw-draft-text", sanitize_html=True)
+
+
 def _head(number: int, version: str = "", won: bool = False) -> str:
     by = f'<span class="tw-by" title="{escape(version)}">{escape(short(version))}</span>' if version else ""
     mark = f'<span class="tw-won">{THUMB}<span class="tw-sr">preferred</span></span>' if won else ""
-    return f"<h2>Draft {number}</h2>{mark}{by}"
+    return f'<div class="tw-head"><h2>Draft {number}</h2>{mark}{by}</div>'
 
 
 def _draft(text: str, state: str) -> str:

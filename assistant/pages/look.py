@@ -6,6 +6,7 @@ Both follow the reader's light or dark setting by themselves (Gradio sets the cl
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import gradio as gr
@@ -30,20 +31,28 @@ _ICON = (
 
 
 def theme() -> gr.themes.Base:
-    """Gradio's plain theme with our fonts; colours are in style.css. Plain names load nothing from outside."""
-    return gr.themes.Base(font=_SANS, font_mono=_MONO, radius_size="lg")
-
-
-def stylesheet() -> str:
-    """The pages' CSS."""
-    return (_FOLDER / "style.css").read_text(encoding="utf-8")
+    """Gradio's plain theme with our fonts, which load nothing; the rest of the look is in style.css."""
+    base = gr.themes.Base(font=_SANS, font_mono=_MONO)
+    return base.set(  # the first paint, before any style sheet is there
+        body_background_fill="#faf9f6",
+        body_background_fill_dark="#151816",
+        body_text_color="#1f2320",
+        body_text_color_dark="#e8ebe8",
+    )
 
 
 def head() -> str:
-    """Elements for `<head>`: the icon (inline) and the pages' script."""
+    """Elements for `<head>`: the icon, the style sheet (Gradio would prefix its rules) and the script."""
+    style = (_FOLDER / "style.css").read_text(encoding="utf-8")
     script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     return (
+        f"<style>{style}</style>"
         f'<link rel="icon" href="data:image/svg+xml,{quote(_ICON)}">'
         '<meta name="color-scheme" content="light dark">'
         f"<script>{script}</script>"
     )
+
+
+def html(value: str = "", **options: Any) -> gr.HTML:
+    """A piece of our own markup, without the style that Gradio gives to prose."""
+    return gr.HTML(value, apply_default_css=False, **options)

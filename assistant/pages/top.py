@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from thumbwise.pages.look import THUMB
+from thumbwise.pages.look import THUMB, html
 from thumbwise.pages.markup import escape, short
 
 if TYPE_CHECKING:
@@ -77,33 +77,34 @@ def shown(assistant: Assistant) -> Shown:
 class Top:
     """The components of the top; `update` returns their new values."""
 
-    chip: gr.HTML
+    chip: gr.HTML | None
     banner: gr.HTML
     timer: gr.Timer
 
     def update(self, now: Shown) -> dict[Any, Any]:
         """Gradio updates that show `now`, and look again sooner while the engine is not ready."""
-        return {
-            self.chip: now.chip(),
+        updates = {
             self.banner: now.banner(),
             self.timer: gr.update(value=READY_SECONDS if now.ready else WAITING_SECONDS),
         }
+        return updates if self.chip is None else {**updates, self.chip: now.chip()}
 
     @property
     def outputs(self) -> list[Any]:
         """The components that `update` names."""
-        return [self.chip, self.banner, self.timer]
+        return [part for part in (self.chip, self.banner, self.timer) if part is not None]
 
 
-def make_top(assistant: Assistant, here: str) -> Top:
-    """Place the header of the page at path `here`."""
-    now = shown(assistant)
+def make_top(here: str) -> Top:
+    """Place the header of the page at path `here`, empty until the page has loaded.
+
+    The comparison page does not say who answers: nothing there may hint at a draft's version.
+    """
     links = "".join(
         f'<a href="{path}"{" aria-current=page" if path == here else ""}>{name}</a>' for path, name in _LINKS
     )
     with gr.Row(elem_id="tw-top"):
-        gr.HTML(f'<a class="tw-name" href="/">{THUMB}<b>Thumbwise</b></a>', elem_id="tw-brand")
-        gr.HTML(f'<nav aria-label="Pages">{links}</nav>', elem_id="tw-nav")
-        chip = gr.HTML(now.chip(), elem_id="tw-version")
-    banner = gr.HTML(now.banner(), elem_id="tw-banner")
-    return Top(chip, banner, gr.Timer(WAITING_SECONDS))
+        html(f'<a class="tw-name" href="/" aria-label="Thumbwise">{THUMB}<b>Thumbwise</b></a>', elem_id="tw-brand")
+        html(f'<nav aria-label="Pages">{links}</nav>', elem_id="tw-nav")
+        chip = html(elem_id="tw-version") if here == "/" else None
+    return Top(chip, html(elem_id="tw-banner"), gr.Timer(WAITING_SECONDS))

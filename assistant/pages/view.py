@@ -5,6 +5,7 @@ Nothing here keeps state or talks to the database, so that a page can be rebuilt
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -71,14 +72,16 @@ def thumbs_of(path: Iterable[Reply]) -> list[str | None]:
 
 
 def notes_of(path: Iterable[Reply]) -> str:
-    """Hidden elements that the script turns into a line under each reply: its version and how it ended."""
-    return "".join(f'<i data-state="{reply.state}" data-note="{escape(_note(reply))}"></i>' for reply in path)
-
-
-def _note(reply: Reply) -> str:
-    if reply.state == "failed":
-        return f"{short(reply.policy_version)} · {reply.error or 'failed'}"
-    return short(reply.policy_version) + (" · stopped" if reply.state == "stopped" else "")
+    """Hidden elements that the script puts beside each reply: its version, how it ended, what went wrong."""
+    notes = []
+    for reply in path:
+        ended = " · stopped" if reply.state == "stopped" else ""
+        error = (reply.error or "The reply failed.") if reply.state == "failed" else ""
+        notes.append(
+            f'<i data-state="{reply.state}" data-note="{escape(short(reply.policy_version) + ended)}" '
+            f'data-error="{escape(error)}"></i>'
+        )
+    return "".join(notes)
 
 
 def status_of(path: Sequence[Reply]) -> tuple[str, str]:
@@ -109,6 +112,6 @@ def list_html(conversations: Iterable[tuple[str, str]], here: str | None) -> str
 
 
 def excerpt(text: str, length: int = 60) -> str:
-    """The first words of a text, on one line."""
-    line = " ".join(text.split())
+    """The first words of a text, on one line and without the marks of Markdown."""
+    line = " ".join(re.sub(r"[*_`#>]+", "", text).split())
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"

@@ -1,0 +1,101 @@
+(() => {
+  "use strict";
+  const $ = (selector) => document.querySelector(selector);
+  const all = (selector) => [...document.querySelectorAll(selector)];
+
+  // A live region that stays in place: screen readers miss one that is replaced together with its text.
+  const live = document.createElement("div");
+  live.className = "tw-sr";
+  live.setAttribute("role", "status");
+  live.setAttribute("aria-live", "polite");
+
+  let said = null;
+  const status = () => {
+    const now = $("#tw-status p");
+    if (!now) return;
+    if (document.body.dataset.state !== now.dataset.state) {
+      document.body.dataset.state = now.dataset.state;
+      if (now.dataset.state === "voted") $("#tw-after").scrollIntoView({ block: "nearest" });
+    }
+    if (now.textContent !== said) live.textContent = said = now.textContent;
+    const wanted = now.dataset.query ? "?" + now.dataset.query : "";
+    if (now.dataset.state !== "loading" && location.search !== wanted) {
+      history.replaceState(null, "", location.pathname + wanted);
+    }
+  };
+
+  const set = (element, name, value) => {
+    if (!element || element.dataset[name] === value) return;
+    if (value) element.dataset[name] = value;
+    else delete element.dataset[name];
+  };
+
+  // Which version wrote each reply and how it ended, put beside the message and not into it, so that a copy
+  // of the message does not carry it.
+  const notes = () => {
+    const replies = all("#tw-chat .message-row.bot-row");
+    all("#tw-notes i").forEach((note, i) => {
+      const row = replies[i];
+      const buttons = row?.nextElementSibling?.matches(".message-buttons") ? row.nextElementSibling : null;
+      set(row, "state", note.dataset.state);
+      set(row, "error", note.dataset.error);
+      set(buttons, "state", note.dataset.state);
+      set(buttons, "note", note.dataset.note);
+    });
+    const log = $("#tw-chat [role=log]"); // it would read every message again with each token
+    if (log && log.getAttribute("aria-live") !== "off") log.setAttribute("aria-live", "off");
+  };
+
+  // On a phone the list of conversations covers the page: it starts closed, and closes when one is chosen.
+  const phone = matchMedia("(width <= 768px)");
+  const close = () => {
+    if (phone.matches) $("#tw-side.open .toggle-button")?.click();
+  };
+  const sidebar = () => {
+    if (document.body.dataset.side || !$("#tw-side .toggle-button")) return;
+    document.body.dataset.side = "ready";
+    close();
+  };
+  const chosen = (event) => {
+    if (event.target.closest?.("#tw-list a, #tw-new")) close();
+  };
+
+  let planned = false;
+  const look = () => {
+    if (planned) return;
+    planned = true;
+    requestAnimationFrame(() => {
+      planned = false;
+      status();
+      notes();
+      sidebar();
+    });
+  };
+
+  const VOTES = {
+    1: "tw-much-1", 2: "tw-better-1", 3: "tw-same", 4: "tw-better-2", 5: "tw-much-2", b: "tw-both-bad", s: "tw-skip",
+    n: "tw-next",
+  };
+  const keys = (event) => {
+    if (event.key === "Enter" && event.isComposing) return event.stopPropagation();
+    if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+    if (event.key === "Escape" && $("#tw-comment-close")) return $("#tw-comment-close").click();
+    if (event.target.closest?.("textarea, input, [contenteditable]")) return;
+    const button = document.getElementById(VOTES[event.key.toLowerCase()]);
+    if (!button || button.disabled || !button.offsetParent) return;
+    event.preventDefault();
+    button.click();
+  };
+
+  const start = () => {
+    document.documentElement.lang = "en";
+    document.body.append(live);
+    new MutationObserver(look).observe(document.body, { childList: true, subtree: true, characterData: true });
+    document.addEventListener("keydown", keys, true);
+    document.addEventListener("click", chosen);
+    look();
+  };
+  // Gradio adds this script when the page is already there.
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
+  else start();
+})();

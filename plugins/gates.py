@@ -1,0 +1,95 @@
+"""The built-in gates: is the reward model better than chance, the candidate better than stable, and sane?
+
+All of them must pass before a version takes traffic. They see votes, the reward model and samples. Left
+out: people's own verdict on the candidate (side-by-side votes after a canary), which is the only real one;
+the win rate here is a proxy by the same reward model that the policy was trained on.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from thumbwise import hookimpl
+from thumbwise.contracts import Evidence, GateReport, Register
+from thumbwise.training.replies import finish_rate, mean_length, repetition
+
+
+def lower_bound(share: float, n: int, standard_errors: float) -> float:
+    """`share` of n minus that many binomial standard errors; 0 where n is 0."""
+    return share - standard_errors * math.sqrt(share * (1 - share) / n) if n else 0.0
+
+
+def rm_accuracy(evidence: Evidence) -> GateReport:
+    """Cross-validated accuracy on untied votes, folds by prompt, surely above chance."""
+    limits = evidence.limits
+    low = lower_bound(evidence.rm_accuracy, evidence.rm_votes, limits.standard_errors)
+    detail = (
+        f"The reward model agrees with {evidence.rm_accuracy:.1%} of {evidence.rm_votes} votes it had not seen, at "
+        f"least {low:.1%} with {limits.standard_errors} standard errors taken off; over {limits.min_accuracy:.0%} is "
+        "needed."
+    )
+    return GateReport("rm_accuracy", low > limits.min_accuracy, low, limits.min_accuracy, detail)
+
+
+def win_rate(evidence: Evidence) -> GateReport:
+    """Win over stable on held-out prompts, ties half, by the reward model: a proxy for people."""
+    limits = evidence.limits
+    difference = evidence.candidate_scores - evidence.stable_scores
+    won = np.where(np.isnan(difference), 0.5, (np.sign(difference) + 1) / 2)
+    share = float(won.mean()) if len(won) else 0.0
+    low = lower_bound(share, len(won), limits.standard_errors)
+    detail = (
+        f"By the reward model (a proxy for people), the candidate wins {share:.1%} of {len(won)} held-out prompts "
+        f"over stable, at least {low:.1%} with {limits.standard_errors} standard errors taken off; over "
+        f"{limits.min_win_rate:.0%} is needed."
+    )
+    return GateReport("win_rate_proxy", low > limits.min_win_rate, low, limits.min_win_rate, detail)
+
+
+def kl(evidence: Evidence) -> GateReport:
+    """Not too far from the reference."""
+    limit = evidence.limits.max_kl
+    detail = f"The candidate is {evidence.kl:.1f} nats a reply from the base model; at most {limit:g} are allowed."
+    return GateReport("kl", evidence.kl <= limit, evidence.kl, limit, detail)
+
+
+def length(evidence: Evidence) -> GateReport:
+    """Replies neither collapse nor swell (the commonest way to please a reward model)."""
+    limits = evidence.limits
+    share = mean_length(evidence.candidate) / max(mean_length(evidence.stable), 1e-9)
+    limit = limits.min_length if share < limits.min_length else limits.max_length
+    detail = (
+        f"Replies are {share:.2f} times as long as stable's; {limits.min_length:g} to {limits.max_length:g} is allowed."
+    )
+    return GateReport("length", limits.min_length <= share <= limits.max_length, share, limit, detail)
+
+
+def finish(evidence: Evidence) -> GateReport:
+    """Replies still end by themselves."""
+    rate = finish_rate(evidence.candidate)
+    limit = finish_rate(evidence.stable) - evidence.limits.max_finish_loss
+    detail = f"{rate:.0%} of the replies end by themselves; at least {max(limit, 0):.0%} is needed (stable's rate less a margin)."
+    return GateReport("finish_rate", rate >= limit, rate, limit, detail)
+
+
+def recurrence(evidence: Evidence) -> GateReport:
+    """Replies do not go round in circles."""
+    rate = repetition(evidence.candidate)
+    limit = repetition(evidence.stable) + evidence.limits.max_repetition_gain
+    detail = (
+        f"{rate:.1%} of the 4-grams recur within a reply; at most {limit:.1%} is allowed (stable's and a margin)."
+    )
+    return GateReport("repetition", rate <= limit, rate, limit, detail)
+
+
+@hookimpl
+def register_gates(register: Register) -> None:
+    """All six."""
+    register("rm_accuracy", rm_accuracy)
+    register("win_rate_proxy", win_rate)
+    register("kl", kl)
+    register("length", length)
+    register("finish_rate", finish)
+    register("repetition", recurrence)

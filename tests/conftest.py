@@ -1,0 +1,77 @@
+"""Fixtures that every test file may use: the tiny model, its adapters, and one vLLM for the whole session.
+
+`tiny_engine` starts vLLM at its first use (about 25 s) in a thread with an event loop of its own, so that
+tests make their own clients on its socket: `tiny_engine.client()`. Adapters that a test loads stay
+loaded: give them names that no other test uses. A test that hurts the engine starts its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_model import make_tiny_adapter, make_tiny_model
+
+from thumbwise.engine import Engine
+from thumbwise.engine_client import EngineClient
+from thumbwise.settings import EngineSettings
+
+TINY = EngineSettings(
+    dtype="float32", enforce_eager=True, max_model_len=1024, max_num_seqs=32, max_loras=4, max_lora_rank=8
+)
+
+
+@dataclass(frozen=True)
+class TinyEngine:
+    """The session's engine: `uds` is its socket."""
+
+    engine: Engine
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def uds(self) -> Path:
+        return self.engine.uds
+
+    def client(self) -> EngineClient:
+        """Return a client for the caller's own event loop."""
+        return EngineClient(uds=self.uds)
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run something on the engine's own loop and return its result."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Four adapters of rank 8 that answer quite differently from the base and from each other."""
+    folder = tmp_path_factory.mktemp("adapters")
+    return [make_tiny_adapter(tiny_model, folder / str(seed), seed) for seed in (1, 2, 3, 4)]
+
+
+@pytest.fixture(scope="session")
+def tiny_engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyEngine]:
+    folder = tmp_path_factory.mktemp("engine")
+    engine = Engine(tiny_model, TINY, run_dir=folder, log=folder / "vllm.log")
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="tiny engine", daemon=True)
+    thread.start()
+    tiny = TinyEngine(engine, loop)
+    try:
+        tiny.run(engine.start())
+        tiny.run(engine.wait_ready(300))
+        yield tiny
+    finally:
+        tiny.run(engine.stop())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

@@ -1,0 +1,330 @@
+"""The training job from end to end on a two-layer model, against a stand-in for the assistant's ops API."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner
+from python_multipart import FormParser
+from tiny_model import make_tiny_model
+
+from thumbwise import artifacts
+from thumbwise.errors import Conflict, ThumbwiseError
+from thumbwise.home import Home
+from thumbwise.models import PreparedModel
+from thumbwise.plugin_manager import PluginManager
+from thumbwise.settings import Settings
+from thumbwise.training.config import GateSettings, TrainSettings
+from thumbwise.training.job import TrainResult, run_training
+
+SMALL = {
+    "dtype": "float32", "min_votes": 20, "iterations": 2, "episodes": 8, "minibatches": 2, "micro_batch": 8,
+    "lora_rank": 8, "rm_heads": 2, "learning_rate": 1e-3, "value_rank": 4,
+}  # fmt: skip
+LENIENT = {
+    "prompts": 8, "min_accuracy": 0.0, "min_win_rate": 0.0, "standard_errors": 0.0, "max_finish_loss": 1.0,
+    "max_repetition_gain": 1.0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def _line(kind: str, **fields: Any) -> str:
+    return json.dumps({"type": kind, **fields}, sort_keys=True, separators=(",", ":"))
+
+
+def make_snapshot(votes: int, ties: int = 3, letter: int = 70) -> bytes:
+    """Votes that like replies with many tokens under `letter`; ids are random, prompts repeat four times."""
+    import random
+
+    rng = random.Random(7)
+    lines = []
+
+    def reply(name: str, share: float) -> dict[str, Any]:
+        ids = [rng.randrange(5, letter) if rng.random() < share else rng.randrange(letter, 300) for _ in range(8)]
+        return {
+            "id": name, "text": "x", "prompt_ids": [1, 9, 20, 30], "response_ids": ids, "finish_reason": "length",
+            "policy_version": "policy-0000", "sampling": {"temperature": 0.7, "max_tokens": 8},
+        }  # fmt: skip
+
+    for n in range(votes + ties):
+        prompt = [{"role": "user", "content": f"Say something about number {n // 4}."}]
+        group = hashlib.sha256(json.dumps(prompt).encode()).hexdigest()
+        shares = [0.9, 0.1] if rng.random() < 0.5 else [0.1, 0.9]
+        choice = "tie" if n >= votes else ("left" if shares[0] > shares[1] else "right")
+        lines.append(
+            _line(
+                "comparison", id=f"v{n}", user=f"u{n % 7}", group=group, prompt=prompt, choice=choice, strength=1,
+                left=reply(f"l{n}", shares[0]), right=reply(f"r{n}", shares[1]),
+            )  # fmt: skip
+        )
+        if n % 4 == 0:
+            lines.append(_line("prompt", user=f"u{n % 7}", group=group, prompt=prompt))
+            lines.append(
+                _line("thumb", id=f"t{n}", user="u1", group=group, prompt=prompt, up=True, reply=reply(f"q{n}", 0.9))
+            )
+    lines.append(_line("comment", id="c", user="u", group="g", prompt=[], text="nice", reply=reply("z", 0.5)))
+    return "".join(line + "\n" for line in lines).encode()
+
+
+@dataclass
+class FakeAssistant:
+    """The ops API, kept in a few lists; `answer` is an httpx transport handler."""
+
+    snapshot: bytes
+    digest: str = "base"
+    number: int = 1
+    stable: str = "policy-0000"
+    busy: bool = False
+    promotion: int = 200
+    policies: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    promoted: list[dict[str, Any]] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    finished: list[dict[str, Any]] = field(default_factory=list)
+    beats: int = 0
+    lease_seconds: float = 120.0
+    lease_lost: bool = False
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        if request.headers.get("authorization") != "Bearer secret":
+            return self._error(401, "No.")
+        path = request.url.path.removeprefix("/ops/api")
+        if request.method == "POST" and path == "/runs":
+            return self._begin()
+        if path.startswith("/snapshots/"):
+            return httpx.Response(200, content=self.snapshot)
+        if request.method == "PUT":
+            return self._receive(path.rpartition("/")[2], request)
+        if "/files/" in path:
+            _, _, version, _, name = path.split("/")
+            return httpx.Response(200, content=self.policies[version][name])
+        return self._write(path, json.loads(request.content))
+
+    def _write(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        assert body["lease"] == "lease-1"
+        if path.endswith("/heartbeat"):
+            self.beats += 1
+            return self._error(409, "This run's lease is not valid any more.") if self.lease_lost else self._ok({})
+        if path.endswith("/finish"):
+            self.finished.append(body)
+        elif path.endswith("/promote"):
+            if self.promotion != 200:
+                return self._error(self.promotion, "It answers like the base model.")
+            self.promoted.append({"version": path.split("/")[2], **body})
+        elif path.endswith("/reject"):
+            self.rejected.append({"version": path.split("/")[2], **body})
+        return self._ok({})
+
+    def _begin(self) -> httpx.Response:
+        if self.busy:
+            return self._error(409, "Training run r0 is under way: wait for it to end, or stop it.")
+        run = {
+            "run_id": "run-1", "number": self.number, "lease": "lease-1", "lease_seconds": self.lease_seconds,
+            "snapshot_id": hashlib.sha256(self.snapshot).hexdigest(), "stable": self.stable, "model": "tiny",
+            "base_digest": self.digest, "max_tokens": 8, "temperature": 0.7,
+        }  # fmt: skip
+        return httpx.Response(201, json=run)
+
+    def _receive(self, version: str, request: httpx.Request) -> httpx.Response:
+        assert request.headers["x-thumbwise-lease"] == "lease-1"
+        found: dict[str, bytes] = {}
+        names: list[str] = []
+
+        def on_file(file: Any) -> None:
+            names.append(file.field_name.decode())
+            file.file_object.seek(0)
+            found[file.file_name.decode()] = file.file_object.read()
+
+        boundary = re.search("boundary=(.*)", request.headers["content-type"])
+        assert boundary is not None
+        parser = FormParser("multipart/form-data", None, on_file, boundary=boundary[1].encode())
+        parser.write(request.content)
+        parser.finalize()
+        assert sorted(names) == ["adapter_config", "adapter_model", "manifest"]
+        self.policies[version] = found
+        return httpx.Response(201, json={"version": version, "state": "staged"})
+
+    @staticmethod
+    def _ok(body: dict[str, Any]) -> httpx.Response:
+        return httpx.Response(200, json=body)
+
+    @staticmethod
+    def _error(status: int, message: str) -> httpx.Response:
+        return httpx.Response(status, json={"error": {"message": message}})
+
+
+def train(
+    tmp_path: Path, model: Path, assistant: FakeAssistant, gates: dict[str, Any] | None = None, **changes: Any
+) -> TrainResult:
+    home = Home.find(tmp_path / "home")
+    settings = Settings(train=TrainSettings(**{**SMALL, **changes}), gates=GateSettings(**{**LENIENT, **(gates or {})}))
+    return run_training(
+        home,
+        settings,
+        "http://assistant",
+        "secret",
+        plugins=PluginManager(home).load(),
+        transport=httpx.MockTransport(assistant.answer),
+        prepare_model=lambda home, name: PreparedModel(model, "base", "tiny"),
+    )
+
+
+def test_a_round_makes_a_candidate_that_serving_accepts_and_promotes_it(tmp_path: Path, model: Path) -> None:
+    assistant = FakeAssistant(make_snapshot(60))
+    result = train(tmp_path, model, assistant)
+    assert result.outcome == "promoted", result.reason
+    assert assistant.promoted == [
+        {"version": result.version, "expect_stable": "policy-0000", "lease": "lease-1"}
+    ]
+    assert [f["outcome"] for f in assistant.finished] == ["promoted"]
+    files = assistant.policies[str(result.version)]
+    manifest = artifacts.check(
+        str(result.version), files, modules=artifacts.base_modules(model), base_digest="base", max_rank=32
+    )
+    assert manifest["snapshot_id"] == hashlib.sha256(assistant.snapshot).hexdigest()
+    assert manifest["n_labels"] == 63 + 16
+    assert manifest["config"]["iterations"] == 2
+    assert manifest["parent"] == "policy-0000"
+    assert len(manifest["probes"]) == 8
+    assert all(len(p["top_ids"]) == len(p["base_top_logprobs"]) == 20 for p in manifest["probes"])
+    assert {g["name"] for g in manifest["gates"]} == {
+        "rm_accuracy", "win_rate_proxy", "kl", "length", "finish_rate", "repetition",
+    }  # fmt: skip
+    assert result.metrics["rm_accuracy"] > 0.8
+    run = tmp_path / "home" / "runs" / "run-1"
+    assert (run / "snapshot.jsonl").read_bytes() == assistant.snapshot
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+    assert json.loads((run / "result.json").read_text())["outcome"] == "promoted"
+
+
+def test_the_same_snapshot_and_seed_give_the_same_bytes_and_another_seed_others(tmp_path: Path, model: Path) -> None:
+    versions = [
+        train(tmp_path / str(n), model, FakeAssistant(make_snapshot(40)), seed=seed).version
+        for n, seed in enumerate((0, 0, 1))
+    ]
+    assert versions[0] == versions[1] != versions[2]
+
+
+def test_a_later_round_is_judged_against_the_stable_adapter_that_it_fetches(tmp_path: Path, model: Path) -> None:
+    assistant = FakeAssistant(make_snapshot(40))
+    first = train(tmp_path, model, assistant)
+    assistant.stable, assistant.number = str(first.version), 2
+    second = train(tmp_path, model, assistant, seed=3)
+    assert second.outcome == "promoted", second.reason
+    assert assistant.promoted[1]["expect_stable"] == first.version
+    manifest = json.loads(assistant.policies[str(second.version)]["manifest.json"])
+    assert manifest["parent"] == first.version
+    fetched = tmp_path / "home" / "runs" / "run-1" / "stable" / "adapter_model.safetensors"
+    assert fetched.read_bytes() == assistant.policies[str(first.version)]["adapter_model.safetensors"]
+
+
+def test_too_little_data_ends_the_run_with_one_sentence(tmp_path: Path, model: Path) -> None:
+    assistant = FakeAssistant(make_snapshot(19, ties=30))
+    result = train(tmp_path, model, assistant)
+    assert result.outcome == "too_little_data"
+    assert "19 comparisons with a winner, and training begins at 20" in result.reason
+    assert assistant.finished == [{"lease": "lease-1", "outcome": "too_little_data", "reason": result.reason}]
+    assert assistant.policies == {}
+
+
+def test_a_second_run_is_refused_with_the_assistants_sentence(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(Conflict, match="Training run r0 is under way"):
+        train(tmp_path, model, FakeAssistant(make_snapshot(40), busy=True))
+
+
+def test_a_lost_lease_stops_the_run(tmp_path: Path, model: Path) -> None:
+    assistant = FakeAssistant(make_snapshot(40), lease_lost=True, lease_seconds=0.004)
+    result = train(tmp_path, model, assistant)
+    assert result.outcome == "failed"
+    assert "lease is not valid" in result.reason
+    assert assistant.policies == {}
+    assert assistant.beats == 1
+
+
+def test_a_failed_gate_rejects_the_candidate_with_its_sentence(tmp_path: Path, model: Path) -> None:
+    assistant = FakeAssistant(make_snapshot(40))
+    result = train(tmp_path, model, assistant, gates={"max_kl": 1e-9})
+    assert result.outcome == "rejected"
+    assert "nats a reply from the base model; at most 1e-09 are allowed" in result.reason
+    assert [r["version"] for r in assistant.rejected] == [result.version]
+    assert assistant.promoted == []
+    assert assistant.finished[0]["outcome"] == "rejected"
+
+
+@pytest.mark.parametrize("status", [409, 422])
+def test_a_refused_promotion_is_a_rejection_with_that_reason(tmp_path: Path, model: Path, status: int) -> None:
+    assistant = FakeAssistant(make_snapshot(40), promotion=status)
+    result = train(tmp_path, model, assistant)
+    assert (result.outcome, result.reason) == ("rejected", "It answers like the base model.")
+
+
+def test_a_failing_reward_plugin_fails_the_run_with_one_sentence(tmp_path: Path, model: Path) -> None:
+    home = Home.find(tmp_path / "home")
+    plugin = home.plugins / "broken.py"
+    plugin.write_text(
+        "from thumbwise import hookimpl\n\n@hookimpl\ndef shape_reward(samples):\n    raise OSError('no such lexicon')\n"
+    )
+    plugin.chmod(0o600)
+    assistant = FakeAssistant(make_snapshot(40))
+    result = train(tmp_path, model, assistant)
+    assert result.outcome == "failed"
+    assert "broken" in result.reason
+    assert "no such lexicon" in result.reason
+    assert "\n" not in result.reason
+    assert assistant.finished[0]["outcome"] == "failed"
+    assert "Traceback" in (home.runs / "run-1" / "error.log").read_text()
+    assert assistant.policies == {}
+
+
+def test_the_kl_budget_ends_training_and_goes_back_to_the_last_policy_within_it(tmp_path: Path, model: Path) -> None:
+    assistant = FakeAssistant(make_snapshot(40))
+    changes = {"kl_budget": 0.05, "learning_rate": 3e-2, "iterations": 6, "warmup": 0, "kl_coefficient": 0.0}
+    result = train(tmp_path, model, assistant, **changes)
+    assert result.metrics["stopped"] == "stopped:kl"
+    assert result.metrics["kl"] <= 0.05
+    rows = (tmp_path / "home" / "runs" / "run-1" / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) < 6
+    assert json.loads(rows[-1])["kl"] > 0.05
+
+
+def test_another_base_model_than_the_served_one_is_refused(tmp_path: Path, model: Path) -> None:
+    result = train(tmp_path, model, FakeAssistant(make_snapshot(40), digest="another"))
+    assert result.outcome == "failed"
+    assert "is not the one that is served" in result.reason
+
+
+def test_a_damaged_snapshot_is_refused(tmp_path: Path, model: Path) -> None:
+    class Damaging(FakeAssistant):
+        def answer(self, request: httpx.Request) -> httpx.Response:
+            answer = super().answer(request)
+            return httpx.Response(200, content=b"{}\n") if "/snapshots/" in request.url.path else answer
+
+    result = train(tmp_path, model, Damaging(make_snapshot(40)))
+    assert result.outcome == "failed"
+    assert "arrived damaged" in result.reason
+
+
+def test_an_unknown_algorithm_is_refused_before_a_run_is_registered(tmp_path: Path) -> None:
+    home = Home.find(tmp_path)
+    with pytest.raises(ThumbwiseError, match="There is no policy algorithm named 'magic'"):
+        run_training(home, Settings(), "http://assistant", "secret", "magic")
+
+
+def test_the_command_needs_a_running_assistant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THUMBWISE_HOME", str(tmp_path))
+    from thumbwise.cli import main
+
+    answer = CliRunner().invoke(main, ["train"])
+    assert answer.exit_code == 1
+    assert answer.stderr.count("\n") == 1
+    assert "No assistant runs on" in answer.stderr

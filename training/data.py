@@ -1,0 +1,158 @@
+"""A snapshot's bytes to labels and prompts, and which prompts are held out.
+
+Nothing here re-encodes text: replies keep the ids they were sampled with. Prompts are split by group (a
+seed prompt's topic, a person's prompt by its hash), in the order of a hash, so that the same prompts are
+held out whatever else was said. The split is by prompt alone: a person's votes may be on both sides,
+because holding out people as well would leave a twenty-fifth of a few hundred votes in a fold. Left out:
+comments, which are stored but not learned from yet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from thumbwise.contracts import Comparison, Labels, Message, Prompt, Sample, Thumb
+from thumbwise.errors import ThumbwiseError
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What people said, and the prompts of theirs that rollouts may start from."""
+
+    labels: Labels
+    prompts: tuple[Prompt, ...]
+
+    @property
+    def untied(self) -> int:
+        """Comparisons with a winner: what the reward model learns from."""
+        return sum(c.choice in ("left", "right") for c in self.labels.comparisons)
+
+    @property
+    def n_labels(self) -> int:
+        """Comparisons (ties too) and thumbs."""
+        return len(self.labels.comparisons) + len(self.labels.thumbs)
+
+
+def parse(data: bytes) -> Snapshot:
+    """Read a snapshot (one JSON object a line); raises ThumbwiseError for a line that is not one."""
+    comparisons: list[Comparison] = []
+    thumbs: list[Thumb] = []
+    prompts: dict[tuple[tuple[str, str], ...], Prompt] = {}
+    for number, line in enumerate(data.split(b"\n"), 1):  # not splitlines: JSON strings may hold U+2028
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+            messages = _messages(row["prompt"])
+            if row["type"] == "comparison":
+                comparisons.append(_comparison(row, messages))
+            elif row["type"] == "thumb":
+                reply = _sample(row["reply"], messages)
+                thumbs.append(Thumb(row["id"], row["user"], row["group"], reply, bool(row["up"])))
+            elif row["type"] == "prompt":
+                prompts.setdefault(_key(messages), Prompt(messages, row["group"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ThumbwiseError(
+                f"Line {number} of the snapshot cannot be read ({type(error).__name__}: {error}); the assistant and "
+                "the training job are probably of different versions: install the same one."
+            ) from None
+    return Snapshot(Labels(tuple(comparisons), tuple(thumbs)), tuple(prompts.values()))
+
+
+def _comparison(row: dict[str, Any], messages: tuple[Message, ...]) -> Comparison:
+    left, right = _sample(row["left"], messages), _sample(row["right"], messages)
+    choice = row["choice"]
+    if choice not in ("left", "right", "tie", "both_bad"):
+        raise ValueError(f"choice {choice!r}")
+    return Comparison(row["id"], row["user"], row["group"], left, right, choice, int(row["strength"]))
+
+
+def _sample(row: dict[str, Any], messages: tuple[Message, ...]) -> Sample:
+    return Sample(
+        prompt=messages,
+        response=row["text"],
+        prompt_ids=tuple(row["prompt_ids"]),
+        response_ids=tuple(row["response_ids"]),
+        finish_reason=row["finish_reason"],
+        policy_version=row["policy_version"],
+        meta={"id": row["id"], "sampling": row["sampling"]},
+    )
+
+
+def _messages(rows: Sequence[dict[str, str]]) -> tuple[Message, ...]:
+    return tuple(Message(role=row["role"], content=row["content"]) for row in rows)  # type: ignore[typeddict-item]
+
+
+def _key(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
+    return tuple((m["role"], m["content"]) for m in messages)
+
+
+def seed_prompts() -> tuple[Prompt, ...]:
+    """The prompts that ship with Thumbwise, grouped by topic."""
+    text = files("thumbwise.training").joinpath("seed_prompts.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    return tuple(
+        Prompt((Message(role="user", content=row["prompt"]),), f"seed:{row['group']}") for row in rows
+    )
+
+
+def prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """The conversation in the model's chat template, ready for the assistant's reply, as vLLM renders it."""
+    ids: list[int] = tokenizer.apply_chat_template(
+        [dict(m) for m in messages], add_generation_prompt=True, return_dict=False
+    )
+    return ids
+
+
+@dataclass(frozen=True)
+class PromptSplit:
+    """Prompts that rollouts may start from, people's and ours, and the held-out ones that gates use."""
+
+    own: tuple[Prompt, ...]
+    seeds: tuple[Prompt, ...]
+    held_out: tuple[Prompt, ...]
+
+
+def split_prompts(
+    own: Sequence[Prompt], seeds: Sequence[Prompt], share: float, wanted: int, seed: int
+) -> PromptSplit:
+    """Hold out `share` of the groups, and of their prompts `wanted` (half people's where there are enough).
+
+    No group is on both sides, and a seed prompt that a person also wrote counts as theirs.
+    """
+    theirs = {_key(p.messages) for p in own}
+    own_in, own_out = _by_group(own, share, seed)
+    seeds_in, seeds_out = _by_group([p for p in seeds if _key(p.messages) not in theirs], share, seed)
+    n_own = min(len(own_out), max(wanted // 2, wanted - len(seeds_out)))
+    return PromptSplit(own_in, seeds_in, own_out[:n_own] + seeds_out[: wanted - n_own])
+
+
+def _by_group(
+    prompts: Sequence[Prompt], share: float, seed: int
+) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    def order(text: str) -> str:
+        return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()
+
+    groups = sorted({p.group for p in prompts}, key=order)
+    out = set(groups[: round(share * len(groups))])
+    shuffled = sorted(prompts, key=lambda p: order(json.dumps(_key(p.messages))))
+    return tuple(p for p in prompts if p.group not in out), tuple(p for p in shuffled if p.group in out)
+
+
+def folds(groups: Sequence[str], k: int, seed: int) -> list[int]:
+    """A fold number for every vote: votes on one prompt group share it, and folds are of about equal size."""
+    sizes = [0] * k
+    counts: dict[str, int] = {}
+    for group in groups:
+        counts[group] = counts.get(group, 0) + 1
+    chosen: dict[str, int] = {}
+    shuffled = sorted(counts, key=lambda g: hashlib.sha256(f"{seed}:{g}".encode()).hexdigest())
+    for group in sorted(shuffled, key=lambda g: -counts[g]):
+        chosen[group] = sizes.index(min(sizes))
+        sizes[chosen[group]] += counts[group]
+    return [chosen[group] for group in groups]

@@ -1,0 +1,230 @@
+"""One frozen backbone, and everything that reads it: named LoRA adapters, log-probabilities, hidden states.
+
+PPO speaks of four models; here they are one copy of the weights. The reference is the backbone with its
+adapters off, the policy and the value function are adapters of their own, the reward model is a linear head
+on hidden states. A second copy of the linear layers' weights serves generation with an adapter merged in:
+bfloat16 cannot take a merge back exactly, so the first copy is never merged into. Frozen weights compute in
+the run's dtype; adapters, log-softmax and losses in float32. Left out: full fine-tuning and devices other
+than the one the weights are on.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from thumbwise.contracts import Floats, Sample
+from thumbwise.training.batches import Batch, at_positions, chunks, make_batch
+from thumbwise.training.config import TrainSettings
+from thumbwise.training.losses import entropy, token_logprobs
+
+POLICY = "policy"
+REFERENCE = None  # the backbone with every adapter off
+
+
+class _Enough(Exception):
+    """Raised by a hook once the deepest wanted hidden state is there: the layers above need not run."""
+
+
+class Backbone:
+    """The frozen model of `folder` with a fresh adapter "policy" (it changes nothing yet)."""
+
+    def __init__(self, folder: Path, train: TrainSettings) -> None:
+        dtype = getattr(torch, train.dtype)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+        base.requires_grad_(False).eval()
+        self.micro_batch = train.micro_batch
+        self.stop_ids = _stop_ids(base, self.tokenizer)
+        self.pad_id = int(self.tokenizer.pad_token_id or 0)
+        self.base: Any = base
+        self.generator: Any = _twin(base)
+        config = LoraConfig(
+            r=train.lora_rank, lora_alpha=train.lora_alpha, lora_dropout=0.0, target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )  # fmt: skip
+        with _seeded(train.seed):
+            self.peft: Any = get_peft_model(base, config, adapter_name=POLICY).eval()
+        self.body: Any = base.base_model
+        self.layers = _decoder_layers(base)
+        self.hidden_size = int(base.get_input_embeddings().weight.shape[1])
+        self._lora = {n: m for n, m in base.named_modules() if isinstance(m, LoraLayer)}
+
+    # --- adapters -----------------------------------------------------------------------------------
+
+    def add_adapter(self, name: str, rank: int, below: int, seed: int) -> None:
+        """Add a fresh adapter on the linear layers of the decoder layers under number `below`."""
+        names = [key for key in self._lora if (n := _layer_number(key)) is not None and n < below]
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=names)
+        with _seeded(seed):
+            self.peft.add_adapter(name, config)
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Load a PEFT adapter (safetensors) as `name`, frozen."""
+        self.peft.load_adapter(folder, adapter_name=name, is_trainable=False, low_cpu_mem_usage=False)
+
+    def parameters(self, name: str) -> dict[str, Tensor]:
+        """The float32 weights of adapter `name`, by name, in a fixed order."""
+        return {k: p for k, p in self.base.named_parameters() if re.search(rf"\.lora_[AB]\.{name}\.weight$", k)}
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """A copy of adapter `name`."""
+        return {key: value.detach().clone() for key, value in self.parameters(name).items()}
+
+    def restore(self, name: str, state: dict[str, Tensor]) -> None:
+        """Set adapter `name` to what `state` returned."""
+        with torch.no_grad():
+            for key, value in self.parameters(name).items():
+                value.copy_(state[key])
+
+    @contextmanager
+    def using(self, adapter: str | None) -> Iterator[None]:
+        """Compute with `adapter`, or with none of them (the reference), inside the block.
+
+        PEFT gives gradients to the active adapter alone, so a loss cannot reach another one's weights.
+        """
+        if adapter is not None:
+            self.peft.base_model.set_adapter(adapter)
+            yield
+            return
+        self.peft.base_model.disable_adapter_layers()
+        try:
+            yield
+        finally:
+            self.peft.base_model.enable_adapter_layers()
+
+    def merged(self, adapter: str | None) -> Any:
+        """The generation copy with `adapter` merged into its weights; the backbone itself is not touched."""
+        with torch.no_grad():
+            for name, layer in self._lora.items():
+                weight = layer.get_base_layer().weight
+                target = self.generator.get_submodule(name).weight
+                if adapter is not None and adapter in layer.lora_A:
+                    target.copy_(weight.float() + layer.get_delta_weight(adapter).float())
+                else:
+                    target.copy_(weight)
+        return self.generator
+
+    def base_sha256(self) -> str:
+        """SHA-256 over the frozen weights: the same before and after every run."""
+        digest = hashlib.sha256()
+        for name, weight in sorted(self.base.named_parameters()):
+            if ".lora_" not in name:
+                digest.update(name.encode() + weight.detach().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    # --- what a batch of samples computes to -----------------------------------------------------------
+
+    def batch(self, samples: Sequence[Sample]) -> Batch:
+        """Pad samples into one batch, from their stored ids."""
+        return make_batch(samples, self.pad_id)
+
+    def logits(self, batch: Batch, adapter: str | None) -> Tensor:
+        """Logits [B, T, V] that predict each response token; no logits are computed elsewhere."""
+        with self.using(adapter):
+            hidden = self.body(input_ids=batch.ids, use_cache=False).last_hidden_state
+            return self.base.get_output_embeddings()(at_positions(hidden, batch.before))
+
+    def logprobs(self, batch: Batch, adapter: str | None, temperature: float) -> Tensor:
+        """Log-probabilities [B, T] of the response tokens at `temperature`, float32, 0 under pads."""
+        logits = self.logits(batch, adapter)
+        return token_logprobs(logits, batch.tokens, temperature) * batch.mask
+
+    def logprobs_and_entropy(
+        self, batch: Batch, adapter: str | None, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Like `logprobs`, with the entropy [B, T] of each next-token distribution; no gradients."""
+        with torch.no_grad():
+            logits = self.logits(batch, adapter)
+            logp = token_logprobs(logits, batch.tokens, temperature) * batch.mask
+            return logp, entropy(logits, temperature) * batch.mask
+
+    def hidden(self, batch: Batch, adapter: str | None, layers: Sequence[int]) -> list[Tensor]:
+        """Hidden states [B, T, D] of the response tokens that enter each decoder layer of `layers`, float32.
+
+        Layers above the deepest one are not run.
+        """
+        found: dict[int, Tensor] = {}
+        hooks = [self._catch(number, found, last=number == max(layers)) for number in layers]
+        try:
+            with self.using(adapter):
+                self.body(input_ids=batch.ids, use_cache=False)
+        except _Enough:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [at_positions(found[number], batch.at).float() for number in layers]
+
+    def _catch(self, number: int, found: dict[int, Tensor], *, last: bool) -> Any:
+        def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found[number] = args[0] if args else kwargs["hidden_states"]
+            if last:
+                raise _Enough
+
+        return self.layers[number].register_forward_pre_hook(hook, with_kwargs=True)
+
+    def pooled(self, samples: Sequence[Sample], layers: Sequence[int]) -> tuple[Floats, Floats]:
+        """Sums over response tokens of the reference's hidden states, f32[N, layers, D], and lengths f32[N]."""
+        sums = np.zeros((len(samples), len(layers), self.hidden_size), np.float32)
+        counts = np.array([len(s.response_ids) for s in samples], np.float32)
+        order = np.argsort([len(s.prompt_ids) + len(s.response_ids) for s in samples], kind="stable")
+        for part in chunks(len(samples), self.micro_batch):
+            rows = order[part]
+            batch = self.batch([samples[row] for row in rows])
+            with torch.no_grad():
+                states = self.hidden(batch, REFERENCE, layers)
+            total = torch.stack([(state * batch.mask[..., None]).sum(1) for state in states], 1)
+            sums[rows] = total.numpy()
+        return sums, counts
+
+    def next_logprobs(self, context: Sequence[int], adapter: str | None) -> Tensor:
+        """Next-token log-probabilities [V] after `context` at temperature 1, float32."""
+        with torch.no_grad(), self.using(adapter):
+            hidden = self.body(input_ids=torch.tensor([list(context)]), use_cache=False).last_hidden_state
+            return torch.log_softmax(self.base.get_output_embeddings()(hidden[0, -1]).float(), -1)
+
+
+def _twin(base: Any) -> Any:
+    """A deep copy for generation that shares all but the linear layers' weights (they take the merge)."""
+    head = base.get_output_embeddings()
+    own = {id(m.weight) for m in base.modules() if isinstance(m, torch.nn.Linear) and m is not head}
+    shared = {id(p): p for p in base.parameters() if id(p) not in own}
+    return copy.deepcopy(base, shared)
+
+
+def _stop_ids(base: Any, tokenizer: Any) -> frozenset[int]:
+    """Ids that end a reply: the model's own list and the tokenizer's end token, as vLLM takes them."""
+    named = base.generation_config.eos_token_id
+    listed = named if isinstance(named, list) else [named]
+    return frozenset(int(i) for i in [*listed, tokenizer.eos_token_id] if i is not None)
+
+
+def _decoder_layers(base: Any) -> Any:
+    count = base.config.num_hidden_layers
+    return next(m for m in base.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count)
+
+
+def _layer_number(name: str) -> int | None:
+    found = re.search(r"\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Torch's global generator at `seed` inside the block, as it was before after it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

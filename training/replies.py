@@ -1,0 +1,33 @@
+"""Plain statistics of replies, for gates and metrics; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from thumbwise.contracts import Sample
+
+
+def repetition(samples: Sequence[Sample], n: int = 4) -> float:
+    """Share of n-grams of token ids that occurred before in the same reply; 0 where there are none."""
+    recurring = total = 0
+    for sample in samples:
+        ids = sample.response_ids
+        grams = [ids[i : i + n] for i in range(len(ids) - n + 1)]
+        recurring += len(grams) - len(set(grams))
+        total += len(grams)
+    return recurring / total if total else 0.0
+
+
+def mean_length(samples: Sequence[Sample]) -> float:
+    """Mean number of response tokens (the stop token counts)."""
+    return sum(len(s.response_ids) for s in samples) / max(1, len(samples))
+
+
+def finish_rate(samples: Sequence[Sample]) -> float:
+    """Share of replies that ended by themselves, by finish reason (a custom stop id counts)."""
+    return sum(s.finish_reason == "stop" for s in samples) / max(1, len(samples))
+
+
+def eos_penalties(samples: Sequence[Sample], penalty: float) -> list[float]:
+    """`penalty` for every reply cut off by its length limit, 0 for one that ended by itself."""
+    return [0.0 if s.finish_reason == "stop" else penalty for s in samples]

@@ -1,0 +1,143 @@
+"""Rollouts in process: sample replies with the adapter merged into the generation copy of the weights.
+
+The loop is our own, because a training rollout must be plain sampling at the run's temperature over the
+whole vocabulary (no top-k, top-p or penalties: those distributions are not the policy's), must give back
+token ids, and must repeat with its seed. About three times as fast as `generate` on CPU, mostly for
+sampling by inverse CDF. Left out: continuous batching (a batch runs until its longest reply ends).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from thumbwise.contracts import Prompt, RunContext, Sample
+from thumbwise.training.batches import chunks
+from thumbwise.training.data import prompt_ids
+from thumbwise.training.models import Backbone
+
+BATCH = 48
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One reply's ids (with its stop token, if it came), why it ended, and its log-probabilities."""
+
+    ids: tuple[int, ...]
+    finish_reason: str
+    logprobs: tuple[float, ...]
+
+
+def truncate(ids: Sequence[int], stop_ids: frozenset[int]) -> tuple[tuple[int, ...], str]:
+    """Cut after the first stop id: ([a, b, stop, c]) -> ((a, b, stop), "stop"), or all of it and "length"."""
+    for n, token in enumerate(ids):
+        if token in stop_ids:
+            return tuple(ids[: n + 1]), "stop"
+    return tuple(ids), "length"
+
+
+def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, attention mask and positions, each [B, L]; positions count real tokens only, from 0."""
+    width = max(len(p) for p in prompts)
+    ids = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
+
+
+def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """One token id a row of `logits` [B, V], by inverse CDF at `temperature` (0: the likeliest) -> [B]."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    cdf = torch.softmax(logits.float() / temperature, -1).cumsum(-1)
+    point = torch.rand(cdf.shape[0], 1, generator=generator) * cdf[:, -1:]
+    return torch.searchsorted(cdf, point, right=True)[:, 0].clamp(max=cdf.shape[1] - 1)
+
+
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    temperature: float,
+    stop_ids: frozenset[int],
+    pad_id: int,
+    seed: int,
+) -> list[Generated]:
+    """Continue each of `prompts` (token ids) by at most `max_tokens`, sampled together, left-padded."""
+    generator = torch.Generator().manual_seed(seed)
+    ids, mask, positions = left_pad(prompts, pad_id)
+    cache = DynamicCache(config=model.config)
+    stops = torch.tensor(sorted(stop_ids))
+    ended = torch.zeros(len(prompts), dtype=torch.bool)
+    tokens: list[Tensor] = []
+    logprobs: list[Tensor] = []
+    with torch.inference_mode():
+        for _ in range(max_tokens):
+            out = model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
+                use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+            logits = out.logits[:, -1].float()
+            token = draw(logits, temperature, generator)
+            scaled = logits / (temperature or 1.0)
+            tokens.append(token)
+            logprobs.append(scaled.gather(1, token[:, None])[:, 0] - scaled.logsumexp(1))
+            ended |= torch.isin(token, stops)
+            if bool(ended.all()):
+                break
+            ids = token[:, None]
+            mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], 1)
+            positions = positions[:, -1:] + 1
+    rows = torch.stack(tokens, 1).tolist()
+    chances = torch.stack(logprobs, 1).tolist()
+    replies = [truncate(row, stop_ids) for row in rows]
+    return [
+        Generated(kept, reason, tuple(chance[: len(kept)]))
+        for (kept, reason), chance in zip(replies, chances, strict=True)
+    ]
+
+
+class InProcess:
+    """The default rollout backend."""
+
+    def __init__(self, context: RunContext) -> None:
+        self.backbone: Backbone = context.backbone
+        self.temperature = context.temperature
+        self.max_tokens = context.max_tokens
+
+    def sample(self, prompts: Sequence[Prompt], adapter: str | None, seed: int) -> list[Sample]:
+        """One reply a prompt, in order, from `adapter` (None: the base); the same seed repeats them."""
+        model = self.backbone.merged(adapter)
+        tokenizer = self.backbone.tokenizer
+        ids = [prompt_ids(tokenizer, prompt.messages) for prompt in prompts]
+        samples: list[Sample] = []
+        for n, part in enumerate(chunks(len(prompts), BATCH)):
+            replies = generate(
+                model,
+                ids[part],
+                max_tokens=self.max_tokens,
+                temperature=self.temperature,
+                stop_ids=self.backbone.stop_ids,
+                pad_id=self.backbone.pad_id,
+                seed=(seed * 1009 + n) % 2**63,
+            )
+            for prompt, given, reply in zip(prompts[part], ids[part], replies, strict=True):
+                text = tokenizer.decode(list(reply.ids), skip_special_tokens=True)
+                samples.append(
+                    Sample(
+                        prompt=prompt.messages,
+                        response=text,
+                        prompt_ids=tuple(given),
+                        response_ids=reply.ids,
+                        finish_reason=reply.finish_reason,
+                        policy_version=adapter or "policy-0000",
+                        rollout_logprobs=reply.logprobs,
+                    )
+                )
+        return samples
+
