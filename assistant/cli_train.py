@@ -33,9 +33,7 @@ def train(algorithm: str, reward: str | None, as_json: bool) -> None:
     from thumbwise.training.progress import RunProgress
 
     plugins = PluginManager(home).load()
-    result = run_training(
-        home, settings, url, home.job_token(), algorithm, plugins=plugins, progress=RunProgress()
-    )
+    result = run_training(home, settings, url, home.job_token(), algorithm, plugins=plugins, progress=RunProgress())
     if as_json:
         click.echo(json.dumps(result.as_json(), default=str))
     else:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from thumbwise.settings import Settings
 
 log = logging.getLogger(__name__)
-MISSING = -20.0  # log-probability given to a token that the engine left out of its top list
+ENGINE_TOP = 60  # more than a manifest's 20, so that a token at the edge of the trainer's list is not missed
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,12 @@ class Probe:
 def distance(trainer: Mapping[int, float], other: Mapping[int, float]) -> float:
     """Mean |log-probability difference| over the trainer's top tokens, weighted by their probability.
 
-    `trainer` and `other` map token ids to natural log-probabilities at temperature 1.
+    `trainer` and `other` map token ids to natural log-probabilities at temperature 1. A token that `other`
+    left out is at most as likely as the least likely one that it has.
     """
+    least = min(other.values())
     weights = {token: math.exp(value) for token, value in trainer.items()}
-    total = sum(w * abs(trainer[token] - other.get(token, MISSING)) for token, w in weights.items())
+    total = sum(w * abs(trainer[token] - other.get(token, least)) for token, w in weights.items())
     return total / sum(weights.values())
 
 

@@ -102,9 +102,7 @@ class BradleyTerry:
     def value_init(self) -> ValueInit:
         """The head that gives `score` at the last response token, for the value function to start from."""
         bias = float(self.offsets[0])
-        return ValueInit(
-            self.layers, self.weights[0], self.mean, self.scale, bias, self.train.rm_shrink
-        )
+        return ValueInit(self.layers, self.weights[0], self.mean, self.scale, bias, self.train.rm_shrink)
 
     def save(self, folder: Path) -> None:
         """Write reward_model.safetensors and reward_model.json into `folder`."""

@@ -78,9 +78,7 @@ def recurrence(evidence: Evidence) -> GateReport:
     """Replies do not go round in circles."""
     rate = repetition(evidence.candidate)
     limit = repetition(evidence.stable) + evidence.limits.max_repetition_gain
-    detail = (
-        f"{rate:.1%} of the 4-grams recur within a reply; at most {limit:.1%} is allowed (stable's and a margin)."
-    )
+    detail = f"{rate:.1%} of the 4-grams recur within a reply; at most {limit:.1%} is allowed (stable's and a margin)."
     return GateReport("repetition", rate <= limit, rate, limit, detail)
 
 

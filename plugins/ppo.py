@@ -196,9 +196,7 @@ class PPO:
         for part in chunks(len(rows), self.train.micro_batch):
             batch, chosen = self._part(rollout, rows[part])
             width = batch.tokens.shape[1]
-            old, returns, mask = (
-                x[chosen][:, :width] for x in (rollout.old_values, rollout.returns, rollout.mask)
-            )
+            old, returns, mask = (x[chosen][:, :width] for x in (rollout.old_values, rollout.returns, rollout.mask))
             values = self.value.values(batch)
             loss = (losses.value_loss(values, old, returns, self.train.value_clip) * mask).sum() / count
             loss.backward()

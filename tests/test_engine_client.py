@@ -123,7 +123,7 @@ async def test_a_missing_socket_and_a_dead_one_mean_unavailable(tmp_path):
 async def test_refusals_carry_vllms_sentence_on_one_line(tmp_path, status, error, code):
     body = json.dumps({"error": {"message": "the prompt\nis too long", "code": 1}}).encode()
     async with stub(tmp_path, body, status, "application/json") as (client, _):
-        with pytest.raises(ThumbwiseError, match="the prompt is too long\\.$") as caught:
+        with pytest.raises(ThumbwiseError, match=r"the prompt is too long\.$") as caught:
             await read(client)
     assert (type(caught.value), caught.value.status) == (error, code)
 

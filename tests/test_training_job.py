@@ -64,8 +64,15 @@ def make_snapshot(votes: int, ties: int = 3, letter: int = 70) -> bytes:
         choice = "tie" if n >= votes else ("left" if shares[0] > shares[1] else "right")
         lines.append(
             _line(
-                "comparison", id=f"v{n}", user=f"u{n % 7}", group=group, prompt=prompt, choice=choice, strength=1,
-                left=reply(f"l{n}", shares[0]), right=reply(f"r{n}", shares[1]),
+                "comparison",
+                id=f"v{n}",
+                user=f"u{n % 7}",
+                group=group,
+                prompt=prompt,
+                choice=choice,
+                strength=1,
+                left=reply(f"l{n}", shares[0]),
+                right=reply(f"r{n}", shares[1]),
             )  # fmt: skip
         )
         if n % 4 == 0:
@@ -183,9 +190,7 @@ def test_a_round_makes_a_candidate_that_serving_accepts_and_promotes_it(tmp_path
     assistant = FakeAssistant(make_snapshot(60))
     result = train(tmp_path, model, assistant)
     assert result.outcome == "promoted", result.reason
-    assert assistant.promoted == [
-        {"version": result.version, "expect_stable": "policy-0000", "lease": "lease-1"}
-    ]
+    assert assistant.promoted == [{"version": result.version, "expect_stable": "policy-0000", "lease": "lease-1"}]
     assert [f["outcome"] for f in assistant.finished] == ["promoted"]
     files = assistant.policies[str(result.version)]
     manifest = artifacts.check(

@@ -23,7 +23,9 @@ class TrainSettings(BaseModel):
     rm_layers: int = Field(5, ge=1, description="layers that the reward model reads, spread evenly")
     rm_depth: float = Field(0.54, gt=0, le=1, description="share of the model's depth that the reward model reads")
     rm_shrink: float = Field(
-        16.0, ge=0, description="tokens of neutral evidence mixed into the running mean, so that short prefixes say little"
+        16.0,
+        ge=0,
+        description="tokens of neutral evidence mixed into the running mean, so that short prefixes say little",
     )
     rm_label_smoothing: float = Field(0.1, ge=0, lt=0.5, description="believed share of wrong clicks")
     rm_folds: int = Field(5, ge=2, description="folds of the reward model's cross-validation, by prompt")
@@ -49,14 +51,18 @@ class TrainSettings(BaseModel):
     value_clip: float = Field(0.2, gt=0, description="clip range of the value function's change")
     gamma: float = Field(1.0, gt=0, le=1, description="discount per token")
     gae_lambda: float = Field(0.95, ge=0, le=1, description="lambda of generalised advantage estimation")
-    whiten_rewards: bool = Field(False, description="scale the tokens' rewards to deviation 1 (changes the KL's weight)")
+    whiten_rewards: bool = Field(
+        False, description="scale the tokens' rewards to deviation 1 (changes the KL's weight)"
+    )
     reward_clip: float = Field(4.0, gt=0, description="scores are clipped to this many deviations")
     missing_eos_penalty: float = Field(
         0.0, ge=0, description="taken from the score of a reply that did not end by itself; small models seldom do"
     )
     kl_coefficient: float = Field(0.05, ge=0, description="reward given up per nat of KL, at the start")
     kl_target: float = Field(6.0, gt=0, description="KL that the coefficient is steered to, in nats a reply")
-    kl_horizon: float = Field(400.0, ge=0, description="replies over which it is steered; 0 keeps the coefficient fixed")
+    kl_horizon: float = Field(
+        400.0, ge=0, description="replies over which it is steered; 0 keeps the coefficient fixed"
+    )
     kl_budget: float = Field(
         8.0, gt=0, description="nats a reply at which training stops and goes back to the last policy within it"
     )
@@ -74,7 +80,9 @@ class GateSettings(BaseModel):
     held_out: float = Field(0.3, gt=0, lt=1, description="share of prompt groups kept out of rollouts for them")
     standard_errors: float = Field(1.28, ge=0, description="taken from accuracy and win rate before they are judged")
     min_accuracy: float = Field(0.5, ge=0, lt=1, description="cross-validated reward-model accuracy must be above it")
-    min_win_rate: float = Field(0.5, ge=0, lt=1, description="win rate over stable, by the reward model, must be above it")
+    min_win_rate: float = Field(
+        0.5, ge=0, lt=1, description="win rate over stable, by the reward model, must be above it"
+    )
     max_kl: float = Field(15.0, gt=0, description="largest KL to the reference, in nats a reply")
     min_length: float = Field(0.3, ge=0, description="smallest mean length, as a share of stable's")
     max_length: float = Field(2.0, gt=0, description="largest mean length, as a share of stable's")

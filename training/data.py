@@ -96,9 +96,7 @@ def seed_prompts() -> tuple[Prompt, ...]:
     """The prompts that ship with Thumbwise, grouped by topic."""
     text = files("thumbwise.training").joinpath("seed_prompts.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
-    return tuple(
-        Prompt((Message(role="user", content=row["prompt"]),), f"seed:{row['group']}") for row in rows
-    )
+    return tuple(Prompt((Message(role="user", content=row["prompt"]),), f"seed:{row['group']}") for row in rows)
 
 
 def prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
@@ -118,9 +116,7 @@ class PromptSplit:
     held_out: tuple[Prompt, ...]
 
 
-def split_prompts(
-    own: Sequence[Prompt], seeds: Sequence[Prompt], share: float, wanted: int, seed: int
-) -> PromptSplit:
+def split_prompts(own: Sequence[Prompt], seeds: Sequence[Prompt], share: float, wanted: int, seed: int) -> PromptSplit:
     """Hold out `share` of the groups, and of their prompts `wanted` (half people's where there are enough).
 
     No group is on both sides, and a seed prompt that a person also wrote counts as theirs.
@@ -132,9 +128,7 @@ def split_prompts(
     return PromptSplit(own_in, seeds_in, own_out[:n_own] + seeds_out[: wanted - n_own])
 
 
-def _by_group(
-    prompts: Sequence[Prompt], share: float, seed: int
-) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+def _by_group(prompts: Sequence[Prompt], share: float, seed: int) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
     def order(text: str) -> str:
         return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()
 

@@ -70,5 +70,7 @@ def run_gates(gates: dict[str, Gate], evidence: Evidence) -> list[GateReport]:
             detail = f"The gate itself failed ({type(error).__name__}: {error}): mend the plugin that brings it."
             reports.append(GateReport(name, False, 0.0, 0.0, detail))
     if not reports:
-        raise ThumbwiseError("No gate is loaded, and nothing is promoted without one: look at `thumbwise plugins list`.")
+        raise ThumbwiseError(
+            "No gate is loaded, and nothing is promoted without one: look at `thumbwise plugins list`."
+        )
     return reports

@@ -80,9 +80,7 @@ def losses(
     return pair_loss(difference, smoothing), thumb_loss(scores[torch.from_numpy(thumb.left)], up, head[-1])
 
 
-def _objective(
-    features: torch.Tensor, votes: Votes, head: torch.Tensor, l2: float, smoothing: float
-) -> torch.Tensor:
+def _objective(features: torch.Tensor, votes: Votes, head: torch.Tensor, l2: float, smoothing: float) -> torch.Tensor:
     pair, thumb = losses(features, votes, head, smoothing)
     is_pair = votes.is_pair
     weight = torch.from_numpy(np.concatenate([votes.weight[is_pair], votes.weight[~is_pair]]))
@@ -111,9 +109,7 @@ def fit_head(features: Array, votes: Votes, l2: float, smoothing: float) -> Head
     return Head(solved[:-2].copy(), float(solved[-2]), float(solved[-1]))
 
 
-def held_out_loss(
-    features: Array, votes: Votes, fold: Sequence[int], l2: float, smoothing: float
-) -> float:
+def held_out_loss(features: Array, votes: Votes, fold: Sequence[int], l2: float, smoothing: float) -> float:
     """Mean loss of held-out comparisons over the folds: what chooses the L2 strength."""
     folds = np.asarray(fold)
     total, count = 0.0, 0

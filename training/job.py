@@ -216,7 +216,9 @@ class _Round:
             )
         self.model_name = prepared.name
         backbone = Backbone(prepared.folder, train)
-        own = [p for p in snapshot.prompts if len(prompt_ids(backbone.tokenizer, p.messages)) <= train.max_prompt_tokens]
+        own = [
+            p for p in snapshot.prompts if len(prompt_ids(backbone.tokenizer, p.messages)) <= train.max_prompt_tokens
+        ]
         split = split_prompts(own, seed_prompts(), gates.held_out, gates.prompts, train.seed)
         context = RunContext(
             backbone=backbone,
@@ -282,9 +284,7 @@ class _Round:
         limits = self.settings.gates
         return gather_evidence(context, context.rollouts, reward.plain, fit, held_out, stable, limits, seed)
 
-    def _sample(
-        self, context: RunContext, prompts: Any, adapter: str | None, purpose: int
-    ) -> list[Sample]:
+    def _sample(self, context: RunContext, prompts: Any, adapter: str | None, purpose: int) -> list[Sample]:
         assert context.rollouts is not None
         return context.rollouts.sample(prompts, adapter, self.settings.train.seed * 10 + purpose)
 
@@ -318,9 +318,7 @@ class _Round:
             write_durably(folder / name, data)
         return candidate
 
-    def _hand_over(
-        self, candidate: Candidate, metrics: dict[str, Any], reports: list[GateReport]
-    ) -> TrainResult:
+    def _hand_over(self, candidate: Candidate, metrics: dict[str, Any], reports: list[GateReport]) -> TrainResult:
         """Publish, then promote or reject; a promotion that is refused is a rejection with its reason."""
         self.progress.stage("handing over")
         self.lease.check()

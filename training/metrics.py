@@ -12,7 +12,10 @@ from pathlib import Path
 GLOSSARY: dict[str, tuple[str, str]] = {
     "reward": ("mean score of the replies after shaping (the reference has mean 0, deviation 1)", "rises"),
     "reward_std": ("deviation of those scores", "0.5 to 1.5; near 0 means that the replies have become alike"),
-    "kl": ("mean over replies of the sum over tokens of log(policy / reference)", "rises to kl_target, under kl_budget"),
+    "kl": (
+        "mean over replies of the sum over tokens of log(policy / reference)",
+        "rises to kl_target, under kl_budget",
+    ),
     "kl_coefficient": ("reward given up per nat; steered so that kl meets kl_target", "0.01 to 0.5"),
     "ratio": ("mean of policy / old policy in the update", "0.99 to 1.01"),
     "ratio_max": ("largest of those ratios", "under 10"),

@@ -142,9 +142,7 @@ class Backbone:
         logits = self.logits(batch, adapter)
         return token_logprobs(logits, batch.tokens, temperature) * batch.mask
 
-    def logprobs_and_entropy(
-        self, batch: Batch, adapter: str | None, temperature: float
-    ) -> tuple[Tensor, Tensor]:
+    def logprobs_and_entropy(self, batch: Batch, adapter: str | None, temperature: float) -> tuple[Tensor, Tensor]:
         """Like `logprobs`, with the entropy [B, T] of each next-token distribution; no gradients."""
         with torch.no_grad():
             logits = self.logits(batch, adapter)

@@ -140,4 +140,3 @@ class InProcess:
                     )
                 )
         return samples
-

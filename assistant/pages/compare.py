@@ -184,7 +184,9 @@ class ComparePage:
         if stored.choice == "skip":
             saved = "Skipped: nothing is learned from it."
         chose = _CHOSE.get(stored.choice or "", "")
-        return f'<div class="tw-thanks">{THUMB}<div><b>{escape(saved)}</b><span>{chose} {escape(who)}</span></div></div>'
+        return (
+            f'<div class="tw-thanks">{THUMB}<div><b>{escape(saved)}</b><span>{chose} {escape(who)}</span></div></div>'
+        )
 
     def _suggested(self, view: CompareView) -> list[str]:
         if view.suggestion < 0:

@@ -16,9 +16,7 @@ _VERBATIM = re.compile(r"(```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]+`|\$\$.+?\$\
 def markdown(text: str) -> str:
     """Markdown of a message with its tags shown as text and its pictures as links."""
     parts = _VERBATIM.split(text)
-    parts[::2] = [
-        part.replace("&", "&amp;").replace("<", "&lt;").replace("![", "&#33;[") for part in parts[::2]
-    ]
+    parts[::2] = [part.replace("&", "&amp;").replace("<", "&lt;").replace("![", "&#33;[") for part in parts[::2]]
     return "".join(parts)
 
 

@@ -1,0 +1,130 @@
+"""A real Chromium against a whole assistant with a scripted engine; no test waits a fixed time.
+
+Pages say what state they are in (`<body data-state>`), and the engine writes only as far as a test lets it.
+Every page of every test fails it if it asks another host for anything, opens a dialog or raises a script error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from fakes import FakeEngine, FakeEngineClient
+from playwright.sync_api import Browser, Page, expect
+
+from thumbwise.app import Assistant
+from thumbwise.contracts import Message
+from thumbwise.engine_client import Chunk, Sampling
+
+CHROMIUM = "/usr/bin/chromium"
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+DESKTOP = {"width": 1280, "height": 800}
+PHONE = {"width": 390, "height": 844}
+
+
+class Writer(FakeEngineClient):
+    """Writes `words`; where `hold` is set, every reply waits after that many until it is None again."""
+
+    hold: int | None = None
+
+    async def chat(self, model: str, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
+        written = 0
+        async for chunk in super().chat(model, messages, sampling):
+            while self.hold is not None and written >= self.hold:
+                await asyncio.sleep(0.01)
+            written += 1
+            yield chunk
+
+
+@dataclass
+class Site:
+    """A running assistant, its scripted engine, and pages that look at it."""
+
+    assistant: Assistant
+    url: str
+    browser: Browser
+    engine: FakeEngine
+    writer: Writer
+    faults: list[str] = field(default_factory=list)
+    pages: list[Page] = field(default_factory=list)
+
+    def open(self, path: str = "/", state: str | None = "idle", **context: Any) -> Page:
+        """Open a page of its own context and wait until it says `state`."""
+        options = {"viewport": DESKTOP, "locale": "en-US", **context}
+        page = self.browser.new_context(**options).new_page()
+        page.set_default_timeout(8_000)
+        page.on("dialog", lambda dialog: (self.faults.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        page.on("pageerror", lambda error: self.faults.append(f"script error {error}"))
+        page.on("request", lambda request: self._check_host(request.url))
+        page.goto(self.url + path)
+        self.pages.append(page)
+        if state is not None:
+            self.wait(page, state)
+        return page
+
+    def _check_host(self, url: str) -> None:
+        if not url.startswith((self.url + "/", "data:", "blob:")):
+            self.faults.append(f"request to {url}")
+
+    def wait(self, page: Page, state: str) -> None:
+        """Wait until the page is in `state`."""
+        expect(page.locator("body")).to_have_attribute("data-state", state, timeout=8_000)
+
+    def say(self, page: Page, text: str, state: str = "done") -> None:
+        """Type a message, press Enter, and wait until the page is in `state`."""
+        before = page.locator("#tw-chat .bot-row").count()
+        page.fill("#tw-box textarea", text)
+        page.press("#tw-box textarea", "Enter")
+        expect(page.locator("#tw-chat .bot-row")).to_have_count(before + 1)
+        self.wait(page, state)
+
+    def rows(self, sql: str) -> list[dict[str, Any]]:
+        """Rows of the assistant's database."""
+        return self.assistant.store.rows(sql)
+
+    def votes(self) -> list[tuple[str, str]]:
+        """(kind, value as JSON) of every feedback row, oldest first."""
+        return [(row["kind"], row["value"]) for row in self.rows("SELECT * FROM feedback ORDER BY seq")]
+
+    def close(self) -> None:
+        """Close every page; raises where one of them did what no page may do."""
+        for page in self.pages:
+            page.context.close()
+        assert self.faults == []
+
+
+def forge(site: Site, page: Page, element: str, event: str, session: str, data: Any, event_data: Any) -> None:
+    """Post an event as the page's own script would, with a session and contents of our choice."""
+    config = httpx.get(page.url).text
+    function = page.evaluate(
+        """([element, event]) => {
+            const {components, dependencies} = window.gradio_config;
+            const id = components.find(c => c.props.elem_id === element).id;
+            return dependencies.find(d => d.targets.some(t => t[0] === id && t[1] === event)).id;
+        }""",
+        [element, event],
+    )
+    assert "gradio_config" in config
+    body = {"data": data, "event_data": event_data, "fn_index": function, "trigger_id": None, "session_hash": session}
+    answer = httpx.post(f"{site.url}/gradio_api/queue/join", json=body)
+    assert answer.status_code == 200
+    with httpx.stream("GET", f"{site.url}/gradio_api/queue/data", params={"session_hash": session}) as stream:
+        for line in stream.iter_lines():
+            if "process_completed" in line and answer.json()["event_id"] in line:
+                return
+    raise AssertionError("the forged event was never processed")
+
+
+async def nothing() -> None:
+    """Stands in for the start of a real engine."""

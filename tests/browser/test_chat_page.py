@@ -1,0 +1,327 @@
+"""The chat page in Chromium: what it shows is what the database holds, whatever the browser does."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from browser.chromium import PHONE, Site, forge
+from playwright.sync_api import Page, expect
+
+from thumbwise.errors import EngineFailed
+from thumbwise.pages import chat, top
+
+pytestmark = pytest.mark.browser
+UP, DOWN, CLEAR = (("thumb", json.dumps({"thumb": value}, separators=(",", ":"))) for value in ("up", "down", "clear"))
+EVIL = '<img src=x onerror="alert(1)"><script>alert(2)</script>[x](javascript:alert(3)) {{constructor}} ${alert(4)}'
+
+
+def like(page: Page) -> Any:
+    return page.get_by_role("button", name="Like", exact=True)
+
+
+def liked(page: Page) -> Any:
+    return page.get_by_role("button", name="Liked", exact=True)
+
+
+def session(page: Page) -> str:
+    """The session that the page's own events carry, seen at its next one."""
+    with page.expect_request("**/queue/join*") as seen:
+        page.click("#tw-new")
+    return str(seen.value.post_data_json["session_hash"])
+
+
+def test_a_reply_streams_and_is_stored_with_the_version_that_wrote_it(site: Site) -> None:
+    site.writer.hold = 2
+    page = site.open()
+    site.say(page, "Hi?", state="streaming")
+    expect(page.get_by_test_id("bot")).to_have_text("Hello there")
+    expect(page.locator("#tw-stop")).to_be_visible()
+    expect(page.locator("#tw-box textarea")).to_have_value("")
+    site.writer.hold = None
+    site.wait(page, "done")
+    expect(page.get_by_test_id("bot")).to_have_text("Hello there, friend.")
+    expect(page.locator("#tw-chat .message-buttons-left")).to_have_attribute("data-note", "policy-0000")
+    expect(page.locator(".tw-sr[aria-live=polite]")).to_contain_text("Reply finished")
+    row = site.rows("SELECT * FROM replies")[0]
+    assert (row["state"], row["text"], row["policy_version"]) == ("done", "Hello there, *friend*.", "policy-0000")
+
+
+def test_enter_sends_and_shift_enter_makes_a_new_line(site: Site) -> None:
+    page = site.open()
+    page.fill("#tw-box textarea", "one")
+    page.press("#tw-box textarea", "Shift+Enter")
+    page.type("#tw-box textarea", "two")
+    page.press("#tw-box textarea", "Enter")
+    site.wait(page, "done")
+    assert site.writer.asked[0][1] == [{"role": "user", "content": "one\ntwo"}]
+
+
+def test_the_next_prompt_is_the_conversation_in_the_database(site: Site) -> None:
+    page = site.open()
+    site.say(page, "First")
+    site.say(page, "Second")
+    assert [m["content"] for m in site.writer.asked[1][1]] == ["First", "Hello there, *friend*.", "Second"]
+
+
+def test_a_reload_restores_the_conversation_and_its_thumb(site: Site) -> None:
+    page = site.open()
+    site.say(page, "Remember this")
+    like(page).click()
+    expect(liked(page)).to_be_visible()
+    expect(page.get_by_test_id("toast-text")).to_contain_text("Saved")
+    assert "?c=conv_" in page.url
+    page.reload()
+    site.wait(page, "done")
+    expect(page.get_by_test_id("user")).to_have_text("Remember this")
+    expect(liked(page)).to_be_visible()
+    newest = site.open("/", state="done")
+    expect(liked(newest)).to_be_visible()
+    assert site.votes() == [UP]
+
+
+def test_a_reload_in_mid_reply_follows_it_to_its_end(site: Site) -> None:
+    site.writer.hold = 1
+    page = site.open()
+    site.say(page, "Go on", state="streaming")
+    page.reload()
+    site.wait(page, "streaming")
+    expect(page.get_by_test_id("bot")).to_have_text("Hello")
+    site.writer.hold = None
+    site.wait(page, "done")
+    expect(page.get_by_test_id("bot")).to_have_text("Hello there, friend.")
+    assert len(site.writer.asked) == 1
+
+
+def test_clicking_a_thumb_again_takes_it_back(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "DOUBLE_CLICK_SECONDS", 0)
+    page = site.open()
+    site.say(page, "Hi")
+    like(page).click()
+    liked(page).click()
+    expect(page.get_by_test_id("toast-text").last).to_contain_text("taken back")
+    expect(like(page)).to_be_visible()
+    expect(page.locator("#tw-comment")).to_be_hidden()
+    assert site.votes() == [UP, CLEAR]
+
+
+def test_a_thumb_can_be_turned_round(site: Site) -> None:
+    page = site.open()
+    site.say(page, "Hi")
+    like(page).click()
+    page.get_by_role("button", name="Dislike", exact=True).click()
+    expect(page.locator("#tw-comment")).to_contain_text("What was wrong")
+    expect(page.get_by_role("button", name="Disliked", exact=True)).to_be_visible()
+    assert site.votes() == [UP, DOWN]
+
+
+def test_a_double_click_is_one_vote(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "DOUBLE_CLICK_SECONDS", 60)
+    page = site.open()
+    site.say(page, "Hi")
+    like(page).dblclick()
+    expect(page.locator("#tw-comment")).to_be_visible()
+    expect(liked(page)).to_be_visible()
+    assert site.votes() == [UP]
+
+
+def test_a_thumb_on_a_reply_that_is_being_written_changes_nothing(site: Site) -> None:
+    site.writer.hold = 2
+    page = site.open()
+    site.say(page, "Hi", state="streaming")
+    like(page).or_(page.locator("[aria-label=Like]")).first.evaluate("button => button.click()")
+    expect(page.get_by_test_id("toast-text")).to_contain_text("still being written")
+    site.writer.hold = None
+    site.wait(page, "done")
+    expect(like(page)).to_be_visible()
+    assert site.votes() == []
+
+
+def test_a_thumb_stays_while_the_next_reply_streams(site: Site) -> None:
+    page = site.open()
+    site.say(page, "One")
+    site.writer.hold = 1
+    site.say(page, "Two", state="streaming")
+    like(page).first.click()
+    expect(liked(page)).to_have_count(1)
+    site.writer.hold = None
+    site.wait(page, "done")
+    expect(liked(page)).to_have_count(1)
+    first = site.rows("SELECT id FROM replies ORDER BY created_at")[0]["id"]
+    assert [row["message_id"] for row in site.rows("SELECT * FROM feedback")] == [first]
+
+
+def test_a_comment_is_stored_with_the_reply_it_is_about(site: Site) -> None:
+    page = site.open()
+    site.say(page, "Hi")
+    like(page).click()
+    page.fill("#tw-comment-box textarea", "short and kind")
+    page.click("#tw-comment-save")
+    expect(page.locator("#tw-comment")).to_be_hidden()
+    assert site.votes() == [UP, ("comment", '{"text":"short and kind"}')]
+
+
+@pytest.mark.parametrize(
+    "event_data",
+    [
+        {"index": 1, "value": "another text"},  # no `liked`: Gradio itself would read that as a like
+        {"index": 0, "value": "Hi", "liked": True},
+        {"index": 7, "value": "x", "liked": True},
+        {"index": -1, "value": "x", "liked": True},
+        {"index": "1", "value": "x", "liked": True},
+        {"index": [1, 0], "value": "x", "liked": True},
+        {"index": 1, "value": "x", "liked": "Like"},
+        {"index": 1, "value": "x", "liked": 1},
+        "no object",
+        None,
+    ],
+)
+def test_a_forged_thumb_changes_nothing(site: Site, event_data: Any) -> None:
+    page = site.open()
+    site.say(page, "Hi")
+    with page.expect_request("**/queue/join*") as seen:
+        page.locator("#tw-list a").click()
+    own = str(seen.value.post_data_json["session_hash"])
+    forge(site, page, "tw-chat", "like", own, [None], event_data)
+    assert site.votes() == []
+
+
+def test_a_thumb_from_a_made_up_session_changes_nothing(site: Site) -> None:
+    page = site.open()
+    site.say(page, "Hi")
+    view = {"conversation_id": site.rows("SELECT id FROM conversations")[0]["id"]}
+    forge(site, page, "tw-chat", "like", "madeup", [view], {"index": 1, "value": "x", "liked": True})
+    assert site.votes() == []
+
+
+def test_stop_keeps_what_was_written_and_ends_the_stream(site: Site) -> None:
+    site.writer.hold = 2
+    page = site.open()
+    site.say(page, "Tell me", state="streaming")
+    expect(page.get_by_test_id("bot")).to_have_text("Hello there")
+    page.click("#tw-stop")
+    site.wait(page, "stopped")
+    expect(page.locator("#tw-send")).to_be_visible()
+    expect(page.locator("#tw-chat .message-buttons-left")).to_have_attribute("data-note", "policy-0000 · stopped")
+    row = site.rows("SELECT * FROM replies")[0]
+    assert (row["state"], row["text"], site.writer.open_streams) == ("stopped", "Hello there", 0)
+    site.writer.hold = None
+    site.say(page, "Go on")
+    assert [m["content"] for m in site.writer.asked[1][1]] == ["Tell me", "Hello there", "Go on"]
+
+
+def test_a_failure_is_one_sentence_and_asking_again_works(site: Site) -> None:
+    site.writer.fail_after, site.writer.failure = 2, EngineFailed("vLLM cut the reply off: try again.")
+    page = site.open()
+    site.say(page, "Hi", state="failed")
+    expect(page.get_by_test_id("bot")).to_have_text("Hello there")
+    row = page.locator("#tw-chat .bot-row")
+    expect(row).to_have_attribute("data-error", "vLLM cut the reply off: try again.")
+    assert "Traceback" not in page.content()
+    site.writer.fail_after = 0
+    site.say(page, "Again", state="failed")
+    site.writer.fail_after = None
+    site.say(page, "Once more")
+    expect(page.get_by_test_id("bot").last).to_have_text("Hello there, friend.")
+    assert [m["role"] for m in site.writer.asked[2][1]] == ["user", "assistant", "user"]
+    assert "Again" not in str(site.writer.asked[2][1])
+
+
+def test_the_page_opens_before_the_engine_and_says_how_it_is(site: Site) -> None:
+    site.engine.state, site.engine.detail = "starting", "vLLM is loading the model."
+    page = site.open()
+    expect(page.locator(".tw-banner")).to_contain_text("vLLM is loading the model.")
+    expect(page.locator("#tw-send")).to_be_disabled()
+    page.fill("#tw-box textarea", "Too early")
+    page.press("#tw-box textarea", "Enter")
+    expect(page.get_by_test_id("toast-text")).to_contain_text("Try again")
+    expect(page.locator("#tw-box textarea")).to_have_value("Too early")
+    assert site.rows("SELECT * FROM conversations") == []
+    site.engine.state, site.engine.detail = "ready", "The engine is ready."
+    expect(page.locator(".tw-banner")).to_have_count(0)
+    expect(page.locator("#tw-send")).to_be_enabled()
+    site.say(page, "Now")
+
+
+def test_a_new_policy_and_a_warning_show_without_a_reload(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(top, "READY_SECONDS", 0.2)
+    page = site.open()
+    expect(page.locator(".tw-chip")).to_have_text("Answering: policy-0000")
+    monkeypatch.setattr(site.assistant.versions, "stable", lambda: "policy-0003-1f2e3d4c5b6a")
+    site.assistant.policies.warning = "policy-0004 could not be restored."
+    expect(page.locator(".tw-chip")).to_have_attribute("data-version", "policy-0003-1f2e3d4c5b6a")
+    expect(page.get_by_role("alert")).to_contain_text("policy-0004 could not be restored.")
+
+
+def test_conversations_are_listed_and_one_opened_in_mid_reply_keeps_its_own_text(site: Site) -> None:
+    page = site.open()
+    site.say(page, "The older one")
+    page.click("#tw-new")
+    site.wait(page, "idle")
+    assert page.url.endswith("?c=new")
+    site.writer.hold = 1
+    site.say(page, "The newer one", state="streaming")
+    page.get_by_role("link", name="The older one").click()
+    site.wait(page, "done")
+    expect(page.get_by_test_id("user")).to_have_text("The older one")
+    expect(page.locator("#tw-send")).to_be_visible()
+    site.writer.hold = None
+    page.get_by_role("link", name="The newer one").click()
+    expect(page.get_by_test_id("user")).to_have_text("The newer one")
+    site.wait(page, "done")
+    expect(page.get_by_test_id("bot")).to_have_text("Hello there, friend.")
+    expect(page.locator("#tw-list a")).to_have_text(["The newer one", "The older one"])
+
+
+def test_another_conversation_than_ones_own_cannot_be_opened(site: Site) -> None:
+    theirs = site.assistant.store.start_conversation("somebody", "Theirs")
+    page = site.open(f"/?c={theirs}")
+    expect(page.locator("#tw-list")).not_to_contain_text("Theirs")
+    forge(site, page, "tw-list", "click", session(page), [None], {"id": theirs})
+    assert page.get_by_test_id("user").count() == 0
+
+
+def test_an_example_asks_its_own_prompt(site: Site) -> None:
+    page = site.open()
+    page.get_by_role("button", name="Plan a weekend").click()
+    site.wait(page, "done")
+    assert site.writer.asked[0][1][0]["content"].startswith("Plan a cheap, quiet weekend")
+
+
+def test_markup_from_people_and_models_is_shown_and_never_run(site: Site) -> None:
+    site.writer.words = [EVIL, " ![p](https://example.com/pixel.png)", " <iframe src=https://example.com></iframe>"]
+    page = site.open()
+    site.say(page, EVIL)
+    expect(page.get_by_test_id("user")).to_contain_text('<img src=x onerror="alert(1)">')
+    expect(page.get_by_test_id("bot")).to_contain_text("<script>alert(2)</script>")
+    expect(page.locator("#tw-list a")).to_contain_text("{{constructor}}")
+    like(page).click()
+    expect(page.locator("#tw-comment p")).to_contain_text("<img")
+    assert page.locator("#tw-chat :is(img, iframe, script), #tw-list img, #tw-comment img").count() == 0
+    assert page.locator("a[href^=javascript]").count() == 0
+
+
+def test_the_policy_of_the_page_lets_no_request_out(site: Site) -> None:
+    page = site.open()
+    refused = page.evaluate("fetch('https://example.com/').then(() => false, () => true)")
+    assert refused
+    assert site.faults in ([], ["request to https://example.com/"])
+    site.faults.clear()
+
+
+def test_a_phone_shows_the_chat_without_sideways_scrolling(site: Site) -> None:
+    site.writer.words = ["x" * 300, "\n\n```\n" + "code " * 60 + "\n```"]
+    page = site.open(viewport=PHONE, has_touch=True, is_mobile=True)
+    expect(page.get_by_role("button", name="New chat")).not_to_be_in_viewport()
+    site.say(page, "y" * 300)
+    like(page).click()
+    expect(page.locator("#tw-comment-save")).to_be_in_viewport()
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    expect(page.locator("#tw-send")).to_be_in_viewport()
+    small = page.evaluate(
+        "[...document.querySelectorAll('button, #tw-top a')].filter(b => b.checkVisibility({visibilityProperty: true}))"
+        ".map(b => [b.id || b.ariaLabel || b.textContent, b.getBoundingClientRect()])"
+        ".filter(([name, box]) => box.height < 44 && !name.includes('copy')).map(([name]) => name)"
+    )
+    assert small == []

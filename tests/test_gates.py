@@ -1,0 +1,110 @@
+"""The built-in gates at and around their limits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from thumbwise.contracts import Evidence, GateReport, Sample
+from thumbwise.plugins import gates
+from thumbwise.training.config import GateSettings
+from thumbwise.training.replies import eos_penalties, finish_rate, mean_length, repetition
+
+
+def sample(ids: tuple[int, ...], reason: str = "stop") -> Sample:
+    return Sample((), "", (1,), ids, reason, "policy-0000")
+
+
+def evidence(**changes: object) -> Evidence:
+    replies = tuple(sample((10 + n, 11, 12, 13, 14, 15)) for n in range(10))
+    fine = Evidence(
+        rm_accuracy=0.65,
+        rm_votes=200,
+        candidate=replies,
+        stable=replies,
+        candidate_scores=np.ones(40, np.float32),
+        stable_scores=np.zeros(40, np.float32),
+        kl=5.0,
+        limits=GateSettings(),
+    )
+    return replace(fine, **changes)  # type: ignore[arg-type]
+
+
+def test_a_good_candidate_passes_every_gate() -> None:
+    found: dict[str, object] = {}
+    gates.register_gates(lambda name, gate: found.update({name: gate(evidence())}))
+    assert set(found) == {"rm_accuracy", "win_rate_proxy", "kl", "length", "finish_rate", "repetition"}
+    assert all(isinstance(report, GateReport) and report.passed for report in found.values())
+
+
+@pytest.mark.parametrize(("accuracy", "votes", "passes"), [(0.55, 163, False), (0.55, 164, True), (0.9, 0, False)])
+def test_accuracy_must_clear_chance_by_its_standard_errors(accuracy: float, votes: int, passes: bool) -> None:
+    report = gates.rm_accuracy(evidence(rm_accuracy=accuracy, rm_votes=votes))
+    assert report.passed is passes
+    assert report.limit == 0.5
+
+
+def test_ties_and_missing_opinions_count_half() -> None:
+    scores = np.array([1, 1, 0, np.nan], np.float32)
+    report = gates.win_rate(evidence(candidate_scores=scores, stable_scores=np.zeros(4, np.float32)))
+    share = (1 + 1 + 0.5 + 0.5) / 4
+    assert report.value == pytest.approx(share - 1.28 * (share * (1 - share) / 4) ** 0.5)
+    assert not report.passed
+    assert "proxy" in report.name
+    assert "proxy" in report.detail
+
+
+@pytest.mark.parametrize(("wins", "passes"), [(24, False), (25, True)])
+def test_the_win_must_clear_a_half_by_its_standard_errors(wins: int, passes: bool) -> None:
+    scores = np.array([1.0] * wins + [-1.0] * (40 - wins), np.float32)
+    report = gates.win_rate(evidence(candidate_scores=scores, stable_scores=np.zeros(40, np.float32)))
+    assert report.passed is passes
+
+
+@pytest.mark.parametrize(("kl", "passes"), [(15.0, True), (15.1, False)])
+def test_kl_has_a_ceiling(kl: float, passes: bool) -> None:
+    assert gates.kl(evidence(kl=kl)).passed is passes
+
+
+@pytest.mark.parametrize(("tokens", "passes"), [(2, False), (3, True), (20, True), (21, False)])
+def test_length_may_neither_collapse_nor_swell(tokens: int, passes: bool) -> None:
+    ten = (sample(tuple(range(10))),)
+    assert gates.length(evidence(stable=ten, candidate=(sample(tuple(range(tokens))),))).passed is passes
+
+
+def test_a_reward_that_is_length_is_caught() -> None:
+    stable = tuple(sample(tuple(range(n % 7 + 4))) for n in range(40))
+    long = tuple(sample(tuple(range(48)), "length") for _ in range(40))
+    lengths = np.full(40, 48, np.float32)
+    given = evidence(stable=stable, candidate=long, candidate_scores=lengths, stable_scores=lengths * 0)
+    assert gates.win_rate(given).passed
+    assert not gates.length(given).passed
+    assert not gates.finish(given).passed
+
+
+@pytest.mark.parametrize(("stops", "passes"), [(75, True), (74, False)])
+def test_finish_rate_may_fall_by_its_margin_only(stops: int, passes: bool) -> None:
+    stable = tuple(sample((1, 2), "stop" if n < 80 else "length") for n in range(100))
+    candidate = tuple(sample((1, 2), "stop" if n < stops else "length") for n in range(100))
+    assert gates.finish(evidence(stable=stable, candidate=candidate)).passed is passes
+
+
+def test_going_round_in_circles_is_caught() -> None:
+    round_and_round = tuple(sample((1, 2, 3, 4) * 4) for _ in range(10))
+    assert repetition(round_and_round) == pytest.approx(9 / 13)
+    assert not gates.recurrence(evidence(candidate=round_and_round)).passed
+
+
+def test_statistics_of_replies() -> None:
+    replies = [sample((1, 2, 3)), sample((1,), "length"), sample((), "length")]
+    assert mean_length(replies) == pytest.approx(4 / 3)
+    assert finish_rate(replies) == pytest.approx(1 / 3)
+    assert repetition(replies) == 0.0
+    assert repetition([]) == mean_length([]) == finish_rate([]) == 0.0
+
+
+def test_only_replies_cut_off_by_their_limit_pay_the_penalty() -> None:
+    custom_stop = sample((1, 2, 77))
+    assert eos_penalties([custom_stop, sample((1, 2), "length")], 1.5) == [0.0, 1.5]

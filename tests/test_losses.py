@@ -1,0 +1,203 @@
+"""The formulas against numbers worked out by hand (each case names what it guards against)."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from thumbwise.training import losses
+from thumbwise.training.value import adamw
+
+ONES = torch.ones(1, 3)
+
+
+def close(given: object, expected: object, tolerance: float = 1e-6) -> None:
+    torch.testing.assert_close(
+        torch.as_tensor(given, dtype=torch.float64), torch.as_tensor(expected, dtype=torch.float64), atol=tolerance, rtol=0
+    )
+
+
+# --- reward model -------------------------------------------------------------------------------------
+
+
+def test_ranking_loss_is_the_mean_over_all_pairs() -> None:
+    close(losses.ranking_loss(torch.tensor([2.0, 1.0, 0.0])), 0.251150)
+
+
+def test_ranking_two_is_the_pair_loss() -> None:
+    scores = torch.tensor([0.3, -1.1])
+    close(losses.ranking_loss(scores), losses.pair_loss(scores[0] - scores[1]))
+
+
+def test_pair_loss_sees_differences_only_and_is_log_two_without_an_opinion() -> None:
+    chosen, rejected = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 0.25])
+    close(losses.pair_loss((chosen + 5) - (rejected + 5)), losses.pair_loss(chosen - rejected))
+    close(losses.pair_loss(torch.zeros(1)), [0.693147])
+
+
+def test_label_smoothing_has_its_optimum_at_log_odds_of_the_noise() -> None:
+    close(losses.pair_loss(torch.tensor(1.0), 0.1), 0.413262)
+    difference = torch.tensor(math.log(9), dtype=torch.float64, requires_grad=True)
+    losses.pair_loss(difference, 0.1).backward()
+    assert abs(float(difference.grad)) < 1e-6
+    close(math.log(9), 2.197225)
+
+
+def test_thumbs_fix_the_level_only_up_to_their_threshold() -> None:
+    score, up = torch.tensor([0.4, -1.0]), torch.tensor([1.0, 0.0])
+    threshold = torch.tensor(0.2)
+    close(losses.thumb_loss(score + 3, up, threshold + 3), losses.thumb_loss(score, up, threshold))
+    close(losses.thumb_loss(score, up, threshold)[0], math.log(1 + math.exp(-0.2)))
+
+
+# --- log-probabilities and KL -------------------------------------------------------------------------
+
+
+def test_log_probabilities_are_taken_at_the_temperature_and_in_float32() -> None:
+    logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[0, 1, 2], [3, 4, 6]])
+    given = losses.token_logprobs(logits, ids, 0.7)
+    expected = torch.log_softmax(logits / 0.7, -1)
+    close(given[1, 2], expected[1, 2, 6])
+    assert losses.token_logprobs(logits.bfloat16(), ids, 0.7).dtype == torch.float32
+    assert losses.entropy(logits.bfloat16(), 0.7).dtype == torch.float32
+    close(losses.entropy(torch.zeros(1, 4), 1.0), [math.log(4)])
+
+
+def test_kl_estimators() -> None:
+    logp, reference = torch.tensor(-1.0), torch.tensor(-1.5)
+    close(losses.kl_k1(logp, reference), 0.5)
+    close(losses.kl_k2(logp, reference), 0.125)
+    close(losses.kl_k3(logp, reference), 0.106531)
+
+
+def test_k1_and_k3_average_to_the_exact_kl_of_a_categorical() -> None:
+    policy = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    reference = torch.tensor([0.6, 0.1, 0.3], dtype=torch.float64)
+    exact = (policy * (policy / reference).log()).sum()
+    close((policy * losses.kl_k1(policy.log(), reference.log())).sum(), exact)
+    close((policy * losses.kl_k3(policy.log(), reference.log())).sum(), exact)
+
+
+def test_as_a_loss_k2_has_the_gradient_of_kl_and_k1_has_none() -> None:
+    reference = torch.log_softmax(torch.tensor([0.3, -0.2, 0.9], dtype=torch.float64), -1)
+
+    def gradient(per_token) -> torch.Tensor:  # type: ignore[no-untyped-def]
+        logits = torch.tensor([0.1, 0.7, -0.4], dtype=torch.float64, requires_grad=True)
+        logp = torch.log_softmax(logits, -1)
+        per_token(logp).backward()
+        assert logits.grad is not None
+        return logits.grad
+
+    exact = gradient(lambda logp: (logp.exp() * (logp - reference)).sum())
+    close(gradient(lambda logp: (logp.exp().detach() * losses.kl_k2(logp, reference)).sum()), exact)
+    close(gradient(lambda logp: (logp.exp().detach() * losses.kl_k1(logp, reference)).sum()), torch.zeros(3))
+
+
+# --- rewards and advantages ---------------------------------------------------------------------------
+
+
+def test_the_score_lands_on_the_last_response_token_only() -> None:
+    kl = torch.tensor([[0.1, 0.2, 0.3, 7.0], [0.5, 9.0, 9.0, 9.0]])
+    mask = torch.tensor([[1.0, 1, 1, 0], [1, 0, 0, 0]])
+    rewards = losses.token_rewards(torch.tensor([2.0, -1.0]), kl, mask, 0.5)
+    close(rewards, [[-0.05, -0.1, -0.15 + 2, 0], [-0.25 - 1, 0, 0, 0]])
+    close(rewards.sum(1), [2 - 0.5 * 0.6, -1 - 0.5 * 0.5])
+
+
+def test_an_empty_response_contributes_nothing_and_stays_finite() -> None:
+    mask = torch.tensor([[0.0, 0, 0], [1, 1, 0]])
+    rewards = losses.token_rewards(torch.tensor([5.0, 1.0]), torch.zeros(2, 3), mask, 0.1)
+    advantages, returns = losses.gae(rewards, torch.ones(2, 3), mask, 1.0, 0.95)
+    white = losses.whiten(advantages, mask)
+    loss = losses.policy_loss(torch.zeros(2, 3), torch.zeros(2, 3), white, 0.2) * mask
+    assert torch.isfinite(loss).all()
+    close(rewards[0], [0, 0, 0])
+    close(loss[0], [0, 0, 0])
+    close(returns[0], [0, 0, 0])
+    nothing = torch.zeros(1, 3)
+    assert torch.isfinite(losses.whiten(nothing, nothing)).all()
+
+
+def test_gae_on_response_tokens_only() -> None:
+    rewards, values = torch.tensor([[-0.1, 0.2, 1.0]]), torch.tensor([[0.5, 0.4, 0.3]])
+    advantages, returns = losses.gae(rewards, values, ONES, 1.0, 0.95)
+    close(advantages, [[0.52675, 0.765, 0.7]])
+    close(returns, [[1.02675, 1.165, 1.0]])
+    padded = [torch.nn.functional.pad(x, (0, 2), value=v) for x, v in ((rewards, 9.0), (values, 7.0), (ONES, 0.0))]
+    wide, _ = losses.gae(*padded, 1.0, 0.95)
+    close(wide[:, :3], advantages)
+    close(wide[:, 3:], [[0.0, 0.0]])
+
+
+def test_gae_with_lambda_one_is_return_to_go_less_the_value() -> None:
+    rewards, values = torch.tensor([[-0.1, 0.2, 1.0]]), torch.tensor([[0.5, 0.4, 0.3]])
+    close(losses.gae(rewards, values, ONES, 1.0, 1.0)[0], [[0.6, 0.8, 0.7]])
+
+
+def test_whitening_is_over_the_mask_with_biased_variance() -> None:
+    values, mask = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.ones(2, 2)
+    expected = [[-1.341641, -0.447214], [0.447214, 1.341641]]
+    close(losses.whiten(values, mask), expected, 1e-5)
+    wide = torch.nn.functional.pad(values, (0, 3), value=50.0)
+    close(losses.whiten(wide, torch.nn.functional.pad(mask, (0, 3)))[:, :2], expected, 1e-5)
+    kept = losses.whiten(torch.tensor([[1.0, 2, 3, 4]]), torch.ones(1, 4), keep_mean=True)
+    close(kept, [[1.158359, 2.052786, 2.947214, 3.841640]], 1e-5)
+
+
+# --- PPO ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ratio", "advantage", "loss"), [(1.5, 1, -1.2), (0.5, 1, -0.5), (1.5, -1, 1.5), (0.5, -1, 0.8)])
+def test_policy_clip(ratio: float, advantage: float, loss: float) -> None:
+    logp = torch.tensor([math.log(ratio)])
+    close(losses.policy_loss(logp, torch.zeros(1), torch.tensor([float(advantage)]), 0.2), [loss])
+
+
+def test_a_huge_log_ratio_stays_finite() -> None:
+    logp = torch.tensor([1000.0, -1000.0], requires_grad=True)
+    loss = losses.policy_loss(logp, torch.zeros(2), torch.tensor([-1.0, 1.0]), 0.2)
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(losses.kl_k3(logp, torch.zeros(2))).all()
+
+
+def test_value_clip() -> None:
+    one, old, two = torch.tensor([1.0]), torch.tensor([0.5]), torch.tensor([2.0])
+    close(losses.value_loss(one, old, two, 0.2), [0.845])
+    close(losses.value_loss(one, one, two, 0.2), [0.5])
+
+
+def test_explained_variance_is_one_for_the_returns_and_zero_for_a_constant() -> None:
+    returns = torch.tensor([[1.0, 2.0, 4.0]])
+    close(losses.explained_variance(returns, returns, ONES), 1.0)
+    close(losses.explained_variance(torch.full((1, 3), 9.0), returns, ONES), 0.0)
+
+
+def test_adamw_takes_small_first_steps_on_small_gradients() -> None:
+    weight = torch.zeros(1, requires_grad=True)
+    optimizer = adamw([weight], lr=1.0)
+    weight.grad = torch.tensor([1e-6])
+    optimizer.step()
+    close(weight.detach(), [-0.0909], 1e-4)
+    assert optimizer.param_groups[0]["weight_decay"] == 0
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
+
+
+def test_warm_up_from_a_tenth() -> None:
+    close([losses.warmup(0, 10), losses.warmup(10, 10), losses.warmup(99, 10), losses.warmup(0, 0)], [0.1, 1, 1, 1])
+
+
+def test_adaptive_kl_coefficient() -> None:
+    controller = losses.AdaptiveKL(0.2, 6.0, 1e4)
+    controller.update(9.0, 512)
+    close(controller.value, 0.202048)
+    controller = losses.AdaptiveKL(0.2, 6.0, 1e4)
+    controller.update(5.7, 512)
+    close(controller.value, 0.199488)
+    controller.update(1e9, 512)
+    close(controller.value, 0.199488 * (1 + 0.2 * 512 / 1e4))
+    fixed = losses.AdaptiveKL(0.05, 6.0, 0)
+    fixed.update(100.0, 512)
+    assert fixed.value == 0.05

@@ -1,0 +1,339 @@
+"""PPO on a two-layer random model: log-probabilities, gradients, and a reward that must rise."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import make_tiny_model
+
+from thumbwise import artifacts
+from thumbwise.contracts import Message, Prompt, RunContext, Sample, Scores, ValueInit
+from thumbwise.plugins.bradley_terry import BradleyTerry
+from thumbwise.plugins.ppo import PPO, Rollout, in_process
+from thumbwise.training.batches import make_batch
+from thumbwise.training.candidate import adapter_files
+from thumbwise.training.config import TrainSettings
+from thumbwise.training.data import prompt_ids
+from thumbwise.training.metrics import GLOSSARY, glossary_table
+from thumbwise.training.models import Backbone
+from thumbwise.training.rollouts import draw, generate, left_pad, truncate
+from thumbwise.training.value import ValueFunction
+
+TEMPERATURE = 0.7
+PROMPTS = tuple(
+    Prompt((Message(role="user", content=text),), f"g{n}")
+    for n, text in enumerate(["Tell me a story", "What is France", "How do I boil an egg", "Yes or no", "Be brief, please"])
+)
+SMALL = TrainSettings(
+    dtype="float32", episodes=12, minibatches=2, micro_batch=12, iterations=10, lora_rank=8, value_rank=4,
+    learning_rate=5e-3, value_learning_rate=5e-3, warmup=0, kl_coefficient=0.02,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def make_context(model: Path, folder: Path, train: TrainSettings = SMALL) -> RunContext:
+    context = RunContext(Backbone(model, train), train, TEMPERATURE, 10, PROMPTS, (), folder)
+    return replace(context, rollouts=in_process(context))
+
+
+@pytest.fixture
+def context(model: Path, tmp_path: Path) -> RunContext:
+    return make_context(model, tmp_path)
+
+
+def low_ids(samples: Sequence[Sample]) -> Scores:
+    """A toy reward: the share of ids under 100, scaled to about deviation 1."""
+    shares = [sum(i < 100 for i in s.response_ids) / max(1, len(s.response_ids)) for s in samples]
+    return Scores(np.array([6 * (share - 0.3) for share in shares], np.float32))
+
+
+def sampled(context: RunContext, n: int = 6, adapter: str | None = None) -> list[Sample]:
+    assert context.rollouts is not None
+    return context.rollouts.sample([PROMPTS[i % 5] for i in range(n)], adapter, 11)
+
+
+def disturb(backbone: Backbone, adapter: str = "policy", scale: float = 0.05, seed: int = 5) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in backbone.parameters(adapter).values():
+            weight += scale * torch.randn(weight.shape, generator=draws)
+
+
+# --- rollouts -----------------------------------------------------------------------------------------
+
+
+def test_truncation_keeps_the_first_stop_id_and_drops_the_rest() -> None:
+    assert truncate([5, 6, 2, 7, 2], frozenset({2})) == ((5, 6, 2), "stop")
+    assert truncate([5, 6, 77, 7], frozenset({2, 77})) == ((5, 6, 77), "stop")
+    assert truncate([5, 6, 7], frozenset({2})) == ((5, 6, 7), "length")
+
+
+def test_a_left_padded_row_has_the_logits_of_the_unpadded_one(context: RunContext) -> None:
+    short, long = [5, 6, 7], [9, 8, 7, 6, 5, 4, 3]
+    ids, mask, positions = left_pad([short, long], context.backbone.pad_id)
+    assert positions[0].tolist() == [0, 0, 0, 0, 0, 1, 2]
+    with torch.no_grad():
+        both = context.backbone.generator(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+        alone = context.backbone.generator(input_ids=torch.tensor([short])).logits
+    torch.testing.assert_close(both[0, -1], alone[0, -1], atol=1e-4, rtol=0)
+
+
+def test_drawing_follows_the_distribution_and_repeats_with_its_seed() -> None:
+    logits = torch.tensor([[0.0, math.log(3.0), -math.inf]]).repeat(4000, 1)
+    ids = draw(logits, 1.0, torch.Generator().manual_seed(0))
+    assert (ids == 2).sum() == 0
+    assert abs(float((ids == 1).float().mean()) - 0.75) < 0.03
+    assert torch.equal(ids, draw(logits, 1.0, torch.Generator().manual_seed(0)))
+    assert draw(logits, 0.0, torch.Generator())[0] == 1
+
+
+def test_generation_in_a_batch_is_greedily_the_same_as_alone(context: RunContext) -> None:
+    prompts = [prompt_ids(context.backbone.tokenizer, p.messages) for p in PROMPTS]
+    settings: dict[str, Any] = {
+        "max_tokens": 8, "temperature": 0.0, "stop_ids": frozenset({2}), "pad_id": context.backbone.pad_id, "seed": 0,
+    }  # fmt: skip
+    together = generate(context.backbone.generator, prompts, **settings)
+    for prompt, reply in zip(prompts, together, strict=True):
+        assert generate(context.backbone.generator, [prompt], **settings)[0].ids == reply.ids
+
+
+def test_rollouts_log_probabilities_are_the_trainers_at_the_same_temperature(context: RunContext) -> None:
+    disturb(context.backbone)
+    samples = sampled(context, adapter="policy")
+    batch = context.backbone.batch(samples)
+    trainer = context.backbone.logprobs(batch, "policy", TEMPERATURE).detach()
+    other = context.backbone.logprobs(batch, "policy", 1.0).detach()
+    for row, sample in enumerate(samples):
+        given = torch.tensor(sample.rollout_logprobs)
+        torch.testing.assert_close(trainer[row, : len(given)], given, atol=1e-4, rtol=0)
+        assert (other[row, : len(given)] - given).abs().max() > 0.01
+        logits = context.backbone.logits(batch, "policy").detach()[row, 0]
+        expected = torch.log_softmax(logits / TEMPERATURE, -1)[sample.response_ids[0]]
+        torch.testing.assert_close(trainer[row, 0], expected)
+
+
+# --- the backbone and its adapters ----------------------------------------------------------------------
+
+
+def test_a_fresh_policy_is_exactly_the_reference(context: RunContext) -> None:
+    batch = context.backbone.batch(sampled(context))
+    policy = context.backbone.logprobs(batch, "policy", TEMPERATURE).detach()
+    reference = context.backbone.logprobs(batch, None, TEMPERATURE).detach()
+    assert torch.equal(policy, reference)
+
+
+def test_merging_for_generation_leaves_the_base_as_it_was_in_bfloat16_too(model: Path) -> None:
+    backbone = Backbone(model, TrainSettings(dtype="bfloat16"))
+    before = backbone.base_sha256()
+    untouched = [p.clone() for p in backbone.merged(None).parameters()]
+    disturb(backbone)
+    merged = [p.clone() for p in backbone.merged("policy").parameters()]
+    assert any(not torch.equal(a, b) for a, b in zip(untouched, merged, strict=True))
+    assert backbone.base_sha256() == before
+    assert all(torch.equal(a, b) for a, b in zip(untouched, backbone.merged(None).parameters(), strict=True))
+
+
+def test_bfloat16_weights_compute_in_bfloat16_and_losses_in_float32(model: Path) -> None:
+    backbone = Backbone(model, TrainSettings(dtype="bfloat16"))
+    assert {p.dtype for p in backbone.parameters("policy").values()} == {torch.float32}
+    batch = make_batch([Sample((), "", (5, 6), (7, 8, 9), "length", "x")], backbone.pad_id)
+    assert backbone.logits(batch, "policy").dtype == torch.bfloat16
+    assert backbone.logprobs(batch, "policy", TEMPERATURE).dtype == torch.float32
+    assert backbone.hidden(batch, None, (0, 1))[1].dtype == torch.float32
+    value = ValueFunction(backbone, None, 4, 1e-3, seed=0)
+    assert value.values(batch).dtype == torch.float32
+
+
+def test_there_is_no_dropout_anywhere(context: RunContext) -> None:
+    batch = context.backbone.batch(sampled(context))
+    context.backbone.peft.train()
+    first, second = (context.backbone.logprobs(batch, "policy", TEMPERATURE).detach() for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_padding_changes_no_metric(context: RunContext) -> None:
+    samples = sampled(context)
+    disturb(context.backbone)
+    found = []
+    for extra in (0, 9):
+        batch = make_batch(samples, context.backbone.pad_id, extra=extra)
+        logp, entropy = context.backbone.logprobs_and_entropy(batch, "policy", TEMPERATURE)
+        reference = context.backbone.logprobs(batch, None, TEMPERATURE).detach()
+        found.append([float(x.sum()) for x in (logp, entropy, logp - reference, batch.mask)])
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-5)
+
+
+# --- the value function ---------------------------------------------------------------------------------
+
+
+def make_init(backbone: Backbone, seed: int = 0) -> ValueInit:
+    draws = np.random.default_rng(seed)
+    size = (2, backbone.hidden_size)
+    weight, mean = (draws.normal(size=size).astype(np.float32) * 0.1 for _ in range(2))
+    return ValueInit((0, 1), weight, mean, np.ones(size, np.float32), 0.3, 16.0)
+
+
+def test_the_value_starts_as_the_reward_models_score_at_the_last_token(context: RunContext) -> None:
+    samples = [s for s in sampled(context, 8) if s.response_ids]
+    model = BradleyTerry(context)
+    init = make_init(context.backbone)
+    model.weights[0], model.mean, model.offsets[0] = init.weight, init.mean, init.bias
+    value = ValueFunction(context.backbone, model.value_init(), 4, 1e-3, seed=0)
+    values = value.predict(samples, 10)
+    last = [values[row, len(s.response_ids) - 1].item() for row, s in enumerate(samples)]
+    np.testing.assert_allclose(last, model.score(samples).value, atol=1e-5)
+
+
+def test_a_value_loss_reaches_no_policy_weight_and_a_policy_loss_no_value_weight(context: RunContext) -> None:
+    value = ValueFunction(context.backbone, make_init(context.backbone), 4, 1e-3, seed=0)
+    batch = context.backbone.batch(sampled(context))
+    value.values(batch).sum().backward()
+    assert all(p.grad is None for p in context.backbone.parameters("policy").values())
+    assert all(p.grad is not None for p in value.parameters().values())
+    for weight in value.parameters().values():
+        weight.grad = None
+    context.backbone.logprobs(batch, "policy", TEMPERATURE).sum().backward()
+    assert all(p.grad is not None for p in context.backbone.parameters("policy").values())
+    assert all(p.grad is None for p in value.parameters().values())
+    assert all(p.grad is None for name, p in context.backbone.base.named_parameters() if ".lora_" not in name)
+
+
+# --- the loop -------------------------------------------------------------------------------------------
+
+
+def test_ppo_raises_a_toy_reward_and_leaves_the_base_alone(context: RunContext) -> None:
+    before = context.backbone.base_sha256()
+    algorithm = PPO(context, low_ids)
+    rows = [algorithm.step(i) for i in range(10)]
+    assert set(rows[0]) == set(GLOSSARY)
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert rows[0]["kl"] == 0.0
+    start, end = np.mean([r["reward"] for r in rows[:2]]), np.mean([r["reward"] for r in rows[-2:]])
+    assert end > start + 0.7
+    assert rows[-1]["kl"] > 0.05
+    assert context.backbone.base_sha256() == before
+
+
+def test_before_the_first_update_every_ratio_is_one(context: RunContext) -> None:
+    changes = {"minibatches": 1, "micro_batch": 5}
+    context = replace(context, train=context.train.model_copy(update=changes))
+    disturb(context.backbone)
+    metrics = PPO(context, low_ids).step(0)
+    assert abs(metrics["ratio_max"] - 1) < 1e-4
+    assert metrics["clip_fraction"] == 0
+
+
+def test_the_gradient_does_not_depend_on_the_micro_batches(context: RunContext) -> None:
+    disturb(context.backbone)
+    samples = [replace(s, response_ids=s.response_ids[: 2 + n]) for n, s in enumerate(sampled(context, 8))]
+    gradients = []
+    for size in (8, 4, 1):
+        algorithm = PPO(replace(context, train=context.train.model_copy(update={"micro_batch": size})), low_ids)
+        rollout, _ = algorithm._evaluate([replace(s, rollout_logprobs=None) for s in samples])
+        algorithm.optimizer.step = lambda: None
+        algorithm.value.optimizer.step = lambda: None
+        algorithm.train = algorithm.train.model_copy(update={"max_grad_norm": 1e9})
+        algorithm._policy_step(rollout, list(range(8)))
+        gradients.append(torch.cat([p.grad.flatten() for p in algorithm.policy.values() if p.grad is not None]))
+        context.backbone.peft.delete_adapter("value")
+    assert gradients[0].abs().max() > 1e-3
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(gradients[2], gradients[0], atol=1e-6, rtol=1e-4)
+
+
+def test_a_reply_without_a_score_or_without_tokens_takes_no_part(context: RunContext) -> None:
+    samples = sampled(context, 6)
+    samples[1] = replace(samples[1], response_ids=(), rollout_logprobs=())
+
+    def shy(given: Sequence[Sample]) -> Scores:
+        value = low_ids(given).value
+        value[0] = np.nan
+        return Scores(value)
+
+    algorithm = PPO(context, shy)
+    rollout, metrics = algorithm._evaluate(samples)
+    assert metrics["abstained"] == 1
+    assert rollout.mask[0].sum() == rollout.mask[1].sum() == 0
+    assert isinstance(rollout, Rollout)
+    assert torch.isfinite(rollout.advantages).all()
+    assert rollout.advantages[0].abs().sum() == 0
+    results = algorithm._policy_step(rollout, range(6)) | algorithm._value_step(rollout, range(6))
+    assert all(math.isfinite(value) for value in results.values())
+
+
+def test_a_missing_end_costs_its_penalty_at_the_last_token(context: RunContext) -> None:
+    samples = [replace(s, finish_reason="length" if n == 0 else "stop") for n, s in enumerate(sampled(context, 2))]
+    rewards = []
+    for penalty in (0.0, 1.5):
+        train = context.train.model_copy(update={"missing_eos_penalty": penalty})
+        algorithm = PPO(replace(context, train=train), low_ids)
+        rewards.append(algorithm._evaluate(samples)[1]["reward"])
+        context.backbone.peft.delete_adapter("value")
+    assert rewards[0] - rewards[1] == pytest.approx(0.75, abs=1e-5)
+
+
+def test_rollouts_mix_peoples_prompts_and_ours_without_repeats(context: RunContext) -> None:
+    import random
+
+    seeds = tuple(Prompt((Message(role="user", content=f"seed {n}"),), "s") for n in range(50))
+    mixed = PPO(replace(context, seed_prompts=seeds), low_ids)
+    drawn = mixed._prompts(random.Random(0))
+    assert len(drawn) == 12
+    assert sum(p.group == "s" for p in drawn) == 6
+    assert len({p.messages[0]["content"] for p in drawn if p.group == "s"}) == 6
+
+
+def test_a_run_goes_on_from_its_state_as_if_it_had_not_stopped(model: Path, tmp_path: Path) -> None:
+    whole = PPO(make_context(model, tmp_path), low_ids)
+    straight = [whole.step(i)["reward"] for i in range(4)]
+    first = PPO(make_context(model, tmp_path), low_ids)
+    begun = [first.step(i)["reward"] for i in range(2)]
+    second = PPO(make_context(model, tmp_path), low_ids)
+    second.load_state_dict(first.state_dict())
+    assert begun + [second.step(i)["reward"] for i in (2, 3)] == straight
+    for one, other in zip(whole.policy.values(), second.policy.values(), strict=True):
+        assert torch.equal(one, other)
+    assert whole.kl.value == second.kl.value
+
+
+# --- what is handed over --------------------------------------------------------------------------------
+
+
+def test_the_exported_adapter_is_plain_lora_that_peft_loads_back_unchanged(context: RunContext, tmp_path: Path) -> None:
+    disturb(context.backbone)
+    files = adapter_files(context.backbone, "tiny")
+    assert files == adapter_files(context.backbone, "tiny")
+    config = json.loads(files["adapter_config.json"])
+    assert config["r"] == 8
+    assert config["modules_to_save"] is None
+    assert config["use_dora"] is False
+    assert config["bias"] == "none"
+    assert not any("lm_head" in name or "embed" in name for name in config["target_modules"])
+    assert config["base_model_name_or_path"] == "tiny"
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    keys = artifacts.load_safetensors(files["adapter_model.safetensors"])
+    assert len(keys) == 2 * 7 * 2
+    assert all(artifacts.KEY.fullmatch(key) for key in keys)
+    context.backbone.load_adapter("again", tmp_path)
+    batch = context.backbone.batch(sampled(context))
+    own = context.backbone.logprobs(batch, "policy", TEMPERATURE).detach()
+    loaded = context.backbone.logprobs(batch, "again", TEMPERATURE).detach()
+    assert torch.equal(own, loaded)
+
+
+def test_the_readme_shows_the_glossary_as_it_is() -> None:
+    readme = Path(__file__).parent.parent / "training" / "README.md"
+    assert glossary_table() in readme.read_text()

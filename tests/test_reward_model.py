@@ -1,0 +1,271 @@
+"""The linear reward model on a two-layer random model: what it may see, and what it may not."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import make_tiny_model
+
+from thumbwise.contracts import Comparison, Labels, OffersValue, RunContext, Sample, Thumb
+from thumbwise.errors import ThumbwiseError
+from thumbwise.plugins import bradley_terry
+from thumbwise.plugins.bradley_terry import BradleyTerry
+from thumbwise.training.batches import make_batch
+from thumbwise.training.config import TrainSettings
+from thumbwise.training.data import folds, parse, seed_prompts, split_prompts
+from thumbwise.training.heads import Head, Votes, fit_head
+from thumbwise.training.models import Backbone
+
+TRAIN = TrainSettings(dtype="float32", rm_heads=3, micro_batch=5)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return Backbone(make_tiny_model(tmp_path_factory.mktemp("model")), TRAIN)
+
+
+@pytest.fixture(scope="module")
+def context(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> RunContext:
+    return RunContext(backbone, TRAIN, 0.7, 8, (), (), tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def fitted(context: RunContext) -> BradleyTerry:
+    model = BradleyTerry(context)
+    model.fit(make_labels(80), seed=0)
+    model.normalise([reply(n, 0.5) for n in range(500, 540)])
+    return model
+
+
+def reply(seed: int, share: float, length: int = 12) -> Sample:
+    """Random ids, `share` of them under 70."""
+    rng = random.Random(seed)
+    ids = [rng.randrange(5, 70) if rng.random() < share else rng.randrange(70, 300) for _ in range(length)]
+    return Sample((), "", (1, 9, 20 + seed % 40), tuple(ids), "length", "policy-0000", meta={"id": str(seed)})
+
+
+def make_labels(n: int, ties: int = 5, left: str = "random") -> Labels:
+    """Comparisons won by the reply with more ids under 70; four a prompt."""
+    rng = random.Random(1)
+    made = []
+    for k in range(n + ties):
+        good_left = {"random": rng.random() < 0.5, "always": True}[left]
+        pair = [reply(2 * k, 0.8), reply(2 * k + 1, 0.2)]
+        if not good_left:
+            pair.reverse()
+        choice: Any = "tie" if k >= n else ("left" if good_left else "right")
+        made.append(Comparison(f"c{k}", f"u{k % 6}", f"g{k // 4}", *pair, choice))
+    return Labels(tuple(made))
+
+
+def test_it_learns_a_preference_and_reports_accuracy_on_votes_it_had_not_seen(fitted: BradleyTerry) -> None:
+    good = fitted.score([reply(n, 0.8) for n in range(1000, 1050)]).value
+    bad = fitted.score([reply(n, 0.2) for n in range(2000, 2050)]).value
+    assert (good > bad).mean() > 0.9
+    assert fitted.details["comparisons"] == 80
+
+
+def test_random_votes_get_an_accuracy_near_chance(context: RunContext) -> None:
+    rng = random.Random(3)
+    coin = [replace(c, choice=rng.choice(["left", "right"])) for c in make_labels(120, ties=0).comparisons]
+    report = BradleyTerry(context).fit(Labels(tuple(coin)), seed=0)
+    assert report.n == 120
+    assert abs(report.accuracy - 0.5) < 0.14  # three standard errors
+
+
+def test_ties_yield_no_pairs(context: RunContext) -> None:
+    labels = make_labels(10, ties=7)
+    both_bad = [replace(c, choice="both_bad") if c.choice == "tie" else c for c in labels.comparisons]
+    for votes in (labels.comparisons, tuple(both_bad)):
+        assert len(bradley_terry._votes(Labels(votes), 0.5)[1].left) == 10
+    with pytest.raises(ThumbwiseError, match="No comparison has a winner"):
+        BradleyTerry(context).fit(make_labels(0), seed=0)
+
+
+def test_each_reply_is_run_once_however_often_it_was_compared() -> None:
+    a, b, c = reply(1, 0.5), reply(2, 0.5), reply(3, 0.5)
+    labels = Labels(tuple(Comparison(str(n), "u", "g", x, y, "left") for n, (x, y) in enumerate([(a, b), (a, c), (b, c)])))
+    samples, votes = bradley_terry._votes(labels, 0.5)
+    assert len(samples) == 3
+    assert len(votes.left) == 3
+
+
+def test_the_score_does_not_depend_on_padding_or_on_the_batch(fitted: BradleyTerry, backbone: Backbone) -> None:
+    short, long = reply(1, 0.5, length=4), reply(2, 0.5, length=20)
+    alone = fitted.score([short]).value
+    mixed = fitted.score([long, short]).value
+    np.testing.assert_allclose(mixed[1:], alone, atol=1e-5)
+    for extra in (0, 1, 7):
+        for pad_id in (backbone.pad_id, 123):  # 123: garbage under the pads
+            batch = make_batch([short, long], pad_id, extra=extra)
+            states = backbone.hidden(batch, None, fitted.layers)
+            total = torch.stack([(h * batch.mask[..., None]).sum(1) for h in states], 1)
+            expected, _ = backbone.pooled([short, long], fitted.layers)
+            np.testing.assert_allclose(total.detach().numpy(), expected, atol=1e-4)
+
+
+def test_a_pad_id_that_is_the_stop_id_stays_real_where_it_was_sampled(backbone: Backbone) -> None:
+    stop = backbone.tokenizer.eos_token_id
+    assert backbone.pad_id == stop
+    ended = replace(reply(1, 0.5, length=3), response_ids=(10, 11, stop), finish_reason="stop")
+    batch = backbone.batch([ended, reply(2, 0.5, length=6)])
+    assert batch.mask[0].tolist() == [1, 1, 1, 0, 0, 0]
+    logp = backbone.logprobs(batch, "policy", 0.7)
+    (gradient,) = torch.autograd.grad(logp[0, 2], [list(backbone.parameters("policy").values())[1]])
+    assert float(gradient.abs().sum()) > 0
+
+
+def test_an_empty_response_has_no_opinion(fitted: BradleyTerry) -> None:
+    scores = fitted.score([reply(1, 0.5, length=0), reply(2, 0.5)])
+    assert np.isnan(scores.value[0])
+    assert np.isfinite(scores.value[1])
+
+
+def test_normalised_replies_have_mean_zero_and_deviation_one(context: RunContext) -> None:
+    model = BradleyTerry(context)
+    model.fit(make_labels(40), seed=0)
+    replies = [reply(n, n % 10 / 10) for n in range(100)]
+    good, bad = reply(7, 0.9), reply(8, 0.1)
+    for _ in range(2):  # twice changes nothing
+        model.normalise(replies)
+        value = model.score(replies).value.astype(np.float64)
+        assert abs(value.mean()) < 1e-6 * 10
+        assert abs(value.std() - 1) < 1e-5
+    assert model.score([good]).value > model.score([bad]).value
+    constant = BradleyTerry(context)
+    constant.normalise(replies)
+    assert np.isfinite(constant.score(replies).value).all()
+
+
+def test_a_saved_model_scores_the_same(fitted: BradleyTerry, context: RunContext, tmp_path: Path) -> None:
+    fitted.save(tmp_path)
+    again = BradleyTerry(context)
+    again.load(tmp_path)
+    samples = [reply(n, 0.5) for n in range(6)]
+    np.testing.assert_array_equal(again.score(samples).value, fitted.score(samples).value)
+    assert again.value_init().bias == fitted.value_init().bias
+    assert isinstance(again, OffersValue)
+
+
+def test_swapping_all_sides_negates_the_position_bias(context: RunContext) -> None:
+    labels = make_labels(60, left="always")
+    turned = tuple(
+        replace(c, left=c.right, right=c.left, choice="right" if c.choice == "left" else c.choice)
+        for c in labels.comparisons
+    )
+    one, other = BradleyTerry(context), BradleyTerry(context)
+    bias = one.fit(labels, seed=0).details["position_bias"]
+    assert bias > 0.01
+    assert other.fit(Labels(turned), seed=0).details["position_bias"] == pytest.approx(-bias, abs=1e-3)
+
+
+def test_the_position_bias_adds_to_the_difference() -> None:
+    def chance(difference: float, bias: float) -> float:
+        return 1 / (1 + math.exp(-(difference + bias)))
+
+    assert chance(1, 0.3) == pytest.approx(0.785835, abs=1e-6)
+    assert chance(0, 0.3) == pytest.approx(0.574443, abs=1e-6)
+    features = np.zeros((2, 1))  # nothing to tell the replies apart: only the side is left to learn
+    votes = Votes(np.zeros(2000, int), np.ones(2000, int), np.arange(2000) % 10 < 7, np.ones(2000), ("g",) * 2000)
+    head = fit_head(features, replace(votes, good=votes.good.astype(float)), 1e-2, 0.0)
+    assert chance(0, head.position) == pytest.approx(0.7, abs=0.005)
+
+
+def test_pairs_say_nothing_about_the_thumbs_threshold() -> None:
+    features = np.array([[1.0], [-1.0]])
+    votes = Votes(np.array([0, 0]), np.array([1, 1]), np.array([1.0, 1.0]), np.ones(2), ("a", "b"))
+    assert fit_head(features, votes, 1e-2, 0.1).threshold == 0.0
+
+
+def test_thumbs_move_the_score_and_never_outweigh_comparisons(context: RunContext) -> None:
+    thumbs = tuple(Thumb(f"t{n}", "u", f"h{n}", reply(n, 0.9 if n % 2 else 0.1), n % 2 == 1) for n in range(300, 360))
+    pairs = make_labels(8, ties=0).comparisons
+    _, votes = bradley_terry._votes(Labels(pairs, thumbs), 0.5)
+    weights = votes.weight
+    assert weights[~votes.is_pair].sum() == pytest.approx(weights[votes.is_pair].sum())
+    alone, both = BradleyTerry(context), BradleyTerry(context)
+    alone.fit(Labels(pairs), seed=0)
+    both.fit(Labels(pairs, thumbs), seed=0)
+    good, bad = ([reply(n, share) for n in range(5000, 5100)] for share in (0.8, 0.2))
+
+    def won(model: BradleyTerry) -> float:
+        return float((model.score(good).value > model.score(bad).value).mean())
+
+    assert won(both) >= won(alone)
+
+
+def test_heads_disagree_more_where_votes_are_few(context: RunContext) -> None:
+    few, many = BradleyTerry(context), BradleyTerry(context)
+    few.fit(make_labels(12), seed=0)
+    many.fit(make_labels(120), seed=0)
+    samples = [reply(n, n % 10 / 10) for n in range(60)]
+    spread = []
+    for model in (few, many):
+        model.normalise(samples)
+        deviation = model.score(samples).std
+        assert deviation is not None
+        spread.append(float(deviation.mean()))
+    assert spread[0] > spread[1] > 0
+
+
+def test_equal_scores_count_half_in_accuracy() -> None:
+    votes = Votes(np.array([0, 0]), np.array([1, 2]), np.array([1.0, 1.0]), np.ones(2), ("a", "b"))
+    head = Head(np.array([1.0]), 0.0, 0.0)
+    assert head.correct(np.array([[1.0], [1.0], [0.0]]), votes).tolist() == [0.5, 1.0]
+
+
+# --- data ---------------------------------------------------------------------------------------------
+
+
+def test_folds_and_held_out_prompts_never_split_a_prompt() -> None:
+    groups = [f"g{n // 3}" for n in range(100)]
+    chosen = folds(groups, 5, seed=0)
+    assert all(len({f for g, f in zip(groups, chosen, strict=True) if g == group}) == 1 for group in set(groups))
+    sizes = [chosen.count(n) for n in range(5)]
+    assert max(sizes) - min(sizes) <= 3
+    own = [replace(p, group=f"own{n // 2}") for n, p in enumerate(seed_prompts()[:40])]
+    split = split_prompts(own, seed_prompts(), 0.3, 48, seed=0)
+    inside, outside = {p.group for p in (*split.own, *split.seeds)}, {p.group for p in split.held_out}
+    assert inside & outside == set()
+    assert not {p.messages[0]["content"] for p in (*split.own, *split.seeds)} & {
+        p.messages[0]["content"] for p in split.held_out
+    }
+    assert len(split.held_out) == 12 + 33 or len(split.held_out) == 48
+    assert split == split_prompts(own, seed_prompts(), 0.3, 48, seed=0)
+
+
+def test_seed_prompts_are_150_different_short_ones_in_topics() -> None:
+    prompts = seed_prompts()
+    texts = [p.messages[0]["content"] for p in prompts]
+    assert len(set(texts)) == 150
+    assert len({p.group for p in prompts}) == 15
+    assert max(map(len, texts)) < 80
+
+
+def test_stored_ids_are_taken_as_they_are(backbone: Backbone) -> None:
+    """These ids decode to text that encodes to other ids; the batch must hold the stored ones."""
+    tokenizer = backbone.tokenizer
+    ids = tuple(tokenizer.encode("t")) + tuple(tokenizer.encode("h")) + tuple(tokenizer.encode("e"))
+    assert tuple(tokenizer.encode(tokenizer.decode(list(ids)))) != ids
+    line = (
+        '{"type":"thumb","id":"t","user":"u","group":"g","prompt":[{"role":"user","content":"x"}],"up":true,"reply":'
+        '{"id":"r","text":"the","prompt_ids":[5,6],"response_ids":%s,"finish_reason":"stop",'
+        '"policy_version":"policy-0000","sampling":{}}}\n'
+    ) % list(ids)
+    (thumb,) = parse(line.encode()).labels.thumbs
+    assert thumb.sample.response_ids == ids
+    batch = backbone.batch([thumb.sample])
+    assert batch.ids[0].tolist() == [5, 6, *ids]
+    assert batch.tokens[0].tolist() == list(ids)
+
+
+def test_a_line_that_is_no_record_is_named() -> None:
+    with pytest.raises(ThumbwiseError, match="Line 2 of the snapshot cannot be read"):
+        parse(b'{"type":"other","prompt":[]}\n{"type":"comparison"}\n')
