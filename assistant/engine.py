@@ -320,7 +320,7 @@ class Engine(_Supervised):
 
 
 class ExternalEngine(_Supervised):
-    """A vLLM that already runs at `url`; it is watched, never started or stopped.
+    """A vLLM that already runs at `url` (http://… or unix:/socket); it is watched, never started or stopped.
 
     It must serve its base model as `policy-0000`, with `--enable-lora --logprobs-mode processed_logprobs`
     and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, and see the policies under the same paths as we do.
@@ -331,7 +331,8 @@ class ExternalEngine(_Supervised):
     def __init__(self, url: str) -> None:
         super().__init__()
         self.url = url
-        self.client = EngineClient(base_url=url)
+        socket_path = Path(url.removeprefix("unix:")) if url.startswith("unix:") else None
+        self.client = EngineClient(uds=socket_path, base_url=None if socket_path else url)
 
     async def _supervise(self) -> None:
         self._set("starting", f"Waiting for vLLM at {self.url}.")

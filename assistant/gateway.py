@@ -139,7 +139,12 @@ async def _events(
 def router(assistant: Assistant) -> APIRouter:
     """The routes, bound to one assistant."""
     api = APIRouter()
+    _add_chat(api, assistant)
+    _add_votes(api, assistant)
+    return api
 
+
+def _add_chat(api: APIRouter, assistant: Assistant) -> None:
     @api.post("/v1/chat/completions")
     async def chat_completions(request: ChatRequest) -> Response:
         user = user_of(request.user)
@@ -172,6 +177,8 @@ def router(assistant: Assistant) -> APIRouter:
             "data": [{"id": n, "object": "model", "created": 0, "owned_by": "thumbwise"} for n in names],
         }
 
+
+def _add_votes(api: APIRouter, assistant: Assistant) -> None:
     @api.post("/v1/comparisons")
     async def comparisons(request: ComparisonRequest) -> dict[str, Any]:
         user = user_of(request.user)
@@ -191,5 +198,3 @@ def router(assistant: Assistant) -> APIRouter:
         request = FeedbackRequest(**body.model_dump(exclude={"user"}))
         feedback_id = await asyncio.to_thread(assistant.vote, user_of(body.user), idempotency_key, request)
         return {"feedback_id": feedback_id}
-
-    return api

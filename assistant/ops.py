@@ -69,6 +69,7 @@ def router(assistant: Assistant) -> APIRouter:
 
     api = APIRouter(prefix="/ops/api", dependencies=[Depends(token)])
     _add_runs(api, assistant)
+    _add_candidates(api, assistant)
     _add_policies(api, assistant)
     return api
 
@@ -111,12 +112,8 @@ def _add_runs(api: APIRouter, assistant: Assistant) -> None:
         return Response(data, media_type="application/x-ndjson")
 
 
-def _add_policies(api: APIRouter, assistant: Assistant) -> None:
+def _add_candidates(api: APIRouter, assistant: Assistant) -> None:
     policies, versions = assistant.policies, assistant.versions
-
-    @api.get("/policies")
-    async def listing() -> list[dict[str, Any]]:
-        return [version.as_json() for version in versions.all()]
 
     @api.put("/policies/{version}", status_code=201)
     async def publish(
@@ -148,6 +145,14 @@ def _add_policies(api: APIRouter, assistant: Assistant) -> None:
         versions.check_lease(body.lease)
         policies.reject(version, body.reason)
         return {"version": version, "state": "rejected"}
+
+
+def _add_policies(api: APIRouter, assistant: Assistant) -> None:
+    policies, versions = assistant.policies, assistant.versions
+
+    @api.get("/policies")
+    async def listing() -> list[dict[str, Any]]:
+        return [version.as_json() for version in versions.all()]
 
     @api.post("/rollback")
     async def rollback(body: RollbackBody) -> dict[str, str]:

@@ -55,7 +55,7 @@ def make_tiny_model(folder: Path, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config).to(torch.float32)
     with torch.no_grad():  # a wider stop-token row: otherwise a reply ends by itself once in a thousand tokens
-        model.lm_head.weight[tokenizer.eos_token_id] *= STOP_GAIN
+        model.model.embed_tokens.weight[tokenizer.eos_token_id] *= STOP_GAIN  # tied to the head
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
     )

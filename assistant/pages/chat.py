@@ -138,13 +138,13 @@ class ChatPage:
         live = self.live.get(view.conversation_id or "")
         now = view.top = shown(self.assistant)
         view.thumbs = thumbs_of(path)
-        state, said = status_of(path)
+        view.state, said = status_of(path)
         return {
             **self.top.update(now),
             self.chat: gr.update(value=messages_of(path, live.frame if live else ""), feedback_value=view.thumbs),
             self.notes: notes_of(path),
             self.list: list_html(titles, view.conversation_id),
-            self.status: status_html(state, said, f"c={view.conversation_id or 'new'}"),
+            self.status: status_html(view.state, said, f"c={view.conversation_id or 'new'}"),
             self.stop: gr.update(visible=live is not None),
             self.send: gr.update(visible=live is None, interactive=now.ready),
         }
@@ -157,17 +157,17 @@ class ChatPage:
 
     async def _followed(self, view: View) -> AsyncGenerator[Updates, None]:
         """Show the reply that is being written until it ends, or until the page turns to something else."""
+        epoch = view.epoch
         live = self.live.get(view.conversation_id or "")
-        if live is None:
-            return
-        epoch, messages = view.epoch, messages_of(await self._path(view), live.frame)
-        async with aclosing(live.follow()) as frames:
-            async for frame in frames:
-                if view.epoch != epoch:
-                    return
-                messages = [*messages[:-1], {"role": "assistant", "content": bubble(frame, "streaming")}]
-                yield {self.chat: gr.update(value=messages, feedback_value=view.thumbs)}
-        if view.epoch == epoch:
+        if live is not None:
+            messages = messages_of(await self._path(view), live.frame)
+            async with aclosing(live.follow()) as frames:
+                async for frame in frames:
+                    if view.epoch != epoch:
+                        return
+                    messages = [*messages[:-1], {"role": "assistant", "content": bubble(frame, "streaming")}]
+                    yield {self.chat: gr.update(value=messages, feedback_value=view.thumbs)}
+        if view.epoch == epoch and view.state == "streaming":
             yield await self._page(view)
 
     # -- opening and asking --------------------------------------------------------------------------
@@ -191,6 +191,7 @@ class ChatPage:
         named = event._data.get("id") if isinstance(event._data, dict) else None
         if not await self._owns(named):
             gr.Warning("There is no such conversation of yours.")
+            yield self._unchanged()
             return
         yield await self._turned(view, named)
         async for updates in self._followed(view):
@@ -204,18 +205,20 @@ class ChatPage:
     async def _start(self, view: View, event: gr.EventData) -> AsyncGenerator[Updates, None]:
         """Ask one of our own first questions; the event only says which."""
         index = event._data.get("index") if isinstance(event._data, dict) else None
-        if isinstance(index, int) and 0 <= index < len(STARTERS):
-            async for updates in self._send(STARTERS[index][1], view):
-                yield updates
+        known = type(index) is int and 0 <= index < len(STARTERS)
+        async for updates in self._send(STARTERS[index][1] if known else "", view):
+            yield updates
 
     async def _send(self, text: str, view: View) -> AsyncGenerator[Updates, None]:
         """Ask, clear the box and follow the reply. What cannot be asked stays in the box, with the reason."""
-        if not text.strip():
-            return
         try:
-            await self._ask(text, view)
+            if text.strip():
+                await self._ask(text, view)
         except ThumbwiseError as error:
             gr.Warning(str(error), title="Not sent")
+            text = ""
+        if not text.strip():
+            yield self._unchanged()
             return
         yield {self.box: "", **await self._turned(view, view.conversation_id)}
         async for updates in self._followed(view):
@@ -307,6 +310,10 @@ class ChatPage:
 
     async def _store(self, request: FeedbackRequest) -> None:
         await asyncio.to_thread(self.assistant.vote, LOCAL_USER, f"page-{uuid4().hex}", request)
+
+    def _unchanged(self) -> Updates:
+        """What a handler gives back where nothing changes: without any value Gradio would clear its outputs."""
+        return {self.status: gr.skip()}
 
     async def _dismiss(self, view: View) -> Updates:
         return self._no_panel(view)

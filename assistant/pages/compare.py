@@ -60,7 +60,8 @@ class CompareView:
     """What one open page shows, kept on the server. The comparison itself is in the database."""
 
     comparison_id: str | None = None
-    epoch: int = 0
+    state: str = "loading"  # what the page last said of the comparison
+    epoch: int = 0  # grows when the page turns to another comparison, which ends an older follower
     suggestion: int = -1  # which prompt is suggested next; drawn when the page is loaded
     top: Shown | None = None
 
@@ -143,7 +144,8 @@ class ComparePage:
         counts = await asyncio.to_thread(self.store.counts)
         now = view.top = shown(self.assistant)
         live = self.live.get(view.comparison_id or "")
-        state, said = _state(stored)
+        view.state, said = _state(stored)
+        state = view.state
         open_ = stored is not None
         after = state in ("voted", "failed")
         voted = stored.choice if stored else None
@@ -194,16 +196,16 @@ class ComparePage:
         return [COMPARE[(view.suggestion + i) % len(COMPARE)] for i in range(EXAMPLES)]
 
     async def _followed(self, view: CompareView) -> AsyncGenerator[Updates, None]:
-        live = self.live.get(view.comparison_id or "")
-        if live is None:
-            return
+        """Show the drafts that are being written until they end, or until the page turns to others."""
         epoch = view.epoch
-        async with aclosing(live.follow()) as frames:
-            async for frame in frames:
-                if view.epoch != epoch:
-                    return
-                yield {text: _draft(draft, "streaming") for text, draft in zip(self.texts, frame, strict=True)}
-        if view.epoch == epoch:
+        live = self.live.get(view.comparison_id or "")
+        if live is not None:
+            async with aclosing(live.follow()) as frames:
+                async for frame in frames:
+                    if view.epoch != epoch:
+                        return
+                    yield {text: _draft(draft, "streaming") for text, draft in zip(self.texts, frame, strict=True)}
+        if view.epoch == epoch and view.state == "streaming":
             yield await self._page(view)
 
     # -- opening and voting --------------------------------------------------------------------------
@@ -227,13 +229,14 @@ class ComparePage:
 
     async def _open(self, text: str, view: CompareView) -> AsyncGenerator[Updates, None]:
         """Begin a comparison and follow its drafts. What cannot be asked stays in the box, with the reason."""
-        if not text.strip():
-            return
-        messages = [Message(role="user", content=text)]
         try:
+            if not text.strip():
+                raise ThumbwiseError("Write a prompt first, or choose one of the suggestions.")
+            messages = [Message(role="user", content=text)]
             opened = await self.assistant.comparisons.open(LOCAL_USER, messages, 2, None, source="page")
         except ThumbwiseError as error:
             gr.Warning(str(error), title="Not sent")
+            yield {self.go: gr.skip()}  # without any value Gradio would clear the outputs
             return
 
         async def frames() -> AsyncGenerator[Pair, None]:

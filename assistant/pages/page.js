@@ -13,15 +13,20 @@
   const status = () => {
     const now = $("#tw-status p");
     if (!now) return;
-    if (document.body.dataset.state !== now.dataset.state) {
-      document.body.dataset.state = now.dataset.state;
-      if (now.dataset.state === "voted") $("#tw-after").scrollIntoView({ block: "nearest" });
-    }
+    if (document.body.dataset.state !== now.dataset.state) document.body.dataset.state = now.dataset.state;
     if (now.textContent !== said) live.textContent = said = now.textContent;
     const wanted = now.dataset.query ? "?" + now.dataset.query : "";
     if (now.dataset.state !== "loading" && location.search !== wanted) {
       history.replaceState(null, "", location.pathname + wanted);
     }
+  };
+
+  // What became of a vote stands under the drafts, which may be longer than a phone's screen.
+  let reached = null;
+  const result = () => {
+    const shown = $("#tw-next") && $("#tw-composer") ? location.search : null;
+    if (shown !== null && shown !== reached) $("#tw-compare").scrollTo({ top: $("#tw-compare").scrollHeight });
+    reached = shown;
   };
 
   const set = (element, name, value) => {
@@ -68,6 +73,7 @@
       planned = false;
       status();
       notes();
+      result();
       sidebar();
     });
   };

@@ -51,18 +51,15 @@ class Shown:
 
     def banner(self) -> str:
         """What stands between the reader and a reply, or nothing."""
-        parts = []
-        if not self.ready:
-            parts.append(
-                f'<div class="tw-banner" role="status" data-state="{"failed" if "failed" in self.title else "waiting"}">'
-                f"<i></i><div><b>{escape(self.title)}</b><span>{escape(self.detail)}</span></div></div>"
-            )
-        if self.warning:
-            parts.append(
-                '<div class="tw-banner" role="alert" data-state="warning"><i></i>'
-                f"<div><b>Something is not as it should be</b><span>{escape(self.warning)}</span></div></div>"
-            )
-        return "".join(parts)
+        waiting = "failed" if self.title == _TITLES["failed"] else "waiting"
+        return ("" if self.ready else _banner("status", waiting, self.title, self.detail)) + (
+            _banner("alert", "warning", "Something is not as it should be", self.warning) if self.warning else ""
+        )
+
+
+def _banner(role: str, state: str, title: str, detail: str) -> str:
+    words = f"<b>{escape(title)}</b><span>{escape(detail)}</span>"
+    return f'<div class="tw-banner" role="{role}" data-state="{state}"><i></i><div>{words}</div></div>'
 
 
 def shown(assistant: Assistant) -> Shown:

@@ -29,6 +29,7 @@ class View:
     """What one open page shows, kept on the server. Its own truth is only which conversation it is."""
 
     conversation_id: str | None = None
+    state: str = "loading"  # what the page last said of the conversation's newest reply
     epoch: int = 0  # grows when the page turns to something else, which ends an older follower
     commenting_on: str | None = None
     clicked: tuple[str, float] = ("", 0.0)  # message id and monotonic time of the last thumb given
