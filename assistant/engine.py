@@ -37,6 +37,9 @@ BASE = "policy-0000"
 State = Literal["starting", "ready", "restarting", "failed", "stopped"]
 
 _logger = logging.getLogger(__name__)
+COMPILERS = (os.environ.get("CXX", "g++"), "g++", "clang++")
+"""C++ compilers that torch.compile looks for on CPU."""
+
 _PLUGIN = "thumbwise_lora_rows"
 _LOG_LINES = 15
 _LONGEST_SOCKET_PATH = 100  # Linux allows 107 bytes
@@ -83,6 +86,7 @@ class _Supervised:
 
     async def stop(self) -> None:
         """End supervision and what it started; safe to call twice."""
+        self._set("stopped", "The engine is being stopped.")
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -189,6 +193,8 @@ class Engine(_Supervised):
             for key, value in os.environ.items()
             if not key.startswith("THUMBWISE_") and key not in _DROPPED_ENVIRONMENT
         }
+        if not any(shutil.which(name) for name in COMPILERS):  # else the first token fails for want of one
+            kept["TORCH_COMPILE_DISABLE"] = "1"
         return kept | {
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
             "VLLM_PLUGINS": _PLUGIN,  # the base's rows; and no LoRA resolvers, which read any path they are asked for

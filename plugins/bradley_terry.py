@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from thumbwise import hookimpl
 from thumbwise.contracts import FitReport, Floats, Labels, Register, RunContext, Sample, Scores, ValueInit
 from thumbwise.errors import ThumbwiseError
+
+Array = NDArray[np.float64]
 
 L2_STRENGTHS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
@@ -122,21 +125,25 @@ class BradleyTerry:
     def _pooled(self, samples: Sequence[Sample]) -> Floats:
         """(sum of h - mean) / (length + shrink): f32[N, layers, D]."""
         sums, counts = self.backbone.pooled(samples, self.layers)
-        lengths = counts[:, None, None]
-        return (sums - lengths * self.mean) / np.maximum(lengths + self.train.rm_shrink, 1e-6)
+        return self._shrunk(sums, counts)
 
-    def _measure(self, samples: Sequence[Sample]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def _shrunk(self, sums: Floats, counts: Floats) -> Floats:
+        lengths = counts[:, None, None]
+        pooled: Floats = (sums - lengths * self.mean) / np.maximum(lengths + self.train.rm_shrink, 1e-6)
+        return pooled
+
+    def _measure(self, samples: Sequence[Sample]) -> Array:
         """Set mean and scale from labelled replies (not from their labels), and return features [N, D]."""
         sums, counts = self.backbone.pooled(samples, self.layers)
         self.mean = (sums.sum(0) / max(float(counts.sum()), 1.0)).astype(np.float32)
-        lengths = counts[:, None, None]
-        pooled = (sums - lengths * self.mean) / np.maximum(lengths + self.train.rm_shrink, 1e-6)
+        pooled = self._shrunk(sums, counts)
         deviation = pooled.std(0)
         self.scale = np.where(deviation > 1e-6, 1 / np.maximum(deviation, 1e-6), 0).astype(np.float32)
-        scaled = (pooled * self.scale).astype(np.float64).reshape(len(samples), -1)
-        return scaled * self.scale.size**-0.5  # so that L2 strengths mean the same at every width
+        scaled: Array = (pooled * self.scale).astype(np.float64).reshape(len(samples), -1)
+        scaled *= self.scale.size**-0.5  # so that L2 strengths mean the same at every width
+        return scaled
 
-    def _raw(self, samples: Sequence[Sample]) -> tuple[Floats, np.ndarray[Any, np.dtype[np.bool_]]]:
+    def _raw(self, samples: Sequence[Sample]) -> tuple[Floats, NDArray[np.bool_]]:
         scaled = self._pooled(samples) * self.scale
         raw = np.einsum("nld,hld->hn", scaled, self.weights, dtype=np.float64) + self.offsets[:, None]
         return raw.astype(np.float32), np.array([not s.response_ids for s in samples], bool)
@@ -181,7 +188,7 @@ def _votes(labels: Labels, thumb_weight: float) -> tuple[list[Sample], Any]:
     )
 
 
-def _bootstrap(groups: Sequence[str], rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _bootstrap(groups: Sequence[str], rng: np.random.Generator) -> Array:
     """How often each vote counts when its prompts are drawn again with replacement."""
     names = sorted(set(groups))
     drawn = rng.multinomial(len(names), [1 / len(names)] * len(names))

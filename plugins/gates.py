@@ -70,7 +70,10 @@ def finish(evidence: Evidence) -> GateReport:
     """Replies still end by themselves."""
     rate = finish_rate(evidence.candidate)
     limit = finish_rate(evidence.stable) - evidence.limits.max_finish_loss
-    detail = f"{rate:.0%} of the replies end by themselves; at least {max(limit, 0):.0%} is needed (stable's rate less a margin)."
+    detail = (
+        f"{rate:.0%} of the replies end by themselves; at least {max(limit, 0):.0%} is needed (stable's rate less a "
+        "margin)."
+    )
     return GateReport("finish_rate", rate >= limit, rate, limit, detail)
 
 

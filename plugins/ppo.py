@@ -88,14 +88,32 @@ class PPO:
         for prompts, upto in ((own, n_own), (seeds, wanted)):
             while len(drawn) < upto:
                 drawn += rng.sample(prompts, min(len(prompts), upto - len(drawn)))
+        rng.shuffle(drawn)  # minibatches are runs of neighbours
         return drawn
+
+    def _minibatches(self, n: int) -> list[list[slice]]:
+        """Minibatches of n replies, each cut into micro-batches; the same in every pass over them.
+
+        So old and new log-probabilities are computed in the same shapes, and bfloat16 rounds them alike.
+        """
+        from thumbwise.training.batches import chunks
+
+        size = -(-n // self.train.minibatches)
+        return [
+            [
+                slice(whole.start + part.start, whole.start + part.stop)
+                for part in chunks(whole.stop - whole.start, micro)
+            ]
+            for whole in chunks(n, size)
+            for micro in [self.train.micro_batch]
+        ]
 
     def _evaluate(self, samples: list[Sample]) -> tuple[Rollout, dict[str, float]]:
         """Score the rollouts, and recompute their log-probabilities with the trainer's own weights."""
         import torch
 
         from thumbwise.training import losses
-        from thumbwise.training.batches import chunks, pad_rows
+        from thumbwise.training.batches import pad_rows
 
         train, temperature = self.train, self.context.temperature
         scores = self.reward(samples)
@@ -104,7 +122,7 @@ class PPO:
         score = score - torch.tensor(eos_penalties(samples, train.missing_eos_penalty))
         width = max(1, *(len(s.response_ids) for s in samples))
         parts: dict[str, list[Tensor]] = {"logp": [], "reference": [], "entropy": [], "mask": []}
-        for part in chunks(len(samples), train.micro_batch):
+        for part in (part for minibatch in self._minibatches(len(samples)) for part in minibatch):
             batch = self.backbone.batch(samples[part])
             logp, entropy = self.backbone.logprobs_and_entropy(batch, "policy", temperature)
             with torch.no_grad():
@@ -139,35 +157,31 @@ class PPO:
 
     def _update(self, rollout: Rollout, rng: random.Random) -> dict[str, float]:
         """`epochs` passes in `minibatches` steps each, policy and value function apart."""
-        train = self.train
         totals: dict[str, list[float]] = {}
-        for _ in range(train.epochs):
-            order = rng.sample(range(len(rollout.samples)), len(rollout.samples))
-            for n in range(train.minibatches):
-                rows = order[n :: train.minibatches]
-                if not rows:
-                    continue
-                for name, value in (self._policy_step(rollout, rows) | self._value_step(rollout, rows)).items():
+        minibatches = self._minibatches(len(rollout.samples))
+        for _ in range(self.train.epochs):
+            for minibatch in rng.sample(minibatches, len(minibatches)):
+                for name, value in (
+                    self._policy_step(rollout, minibatch) | self._value_step(rollout, minibatch)
+                ).items():
                     totals.setdefault(name, []).append(value)
         return {
             name: max(values) if name == "ratio_max" else sum(values) / len(values) for name, values in totals.items()
         }
 
-    def _policy_step(self, rollout: Rollout, rows: Sequence[int]) -> dict[str, float]:
-        """One optimizer step on the clipped objective over `rows`, in micro-batches with one token count."""
+    def _policy_step(self, rollout: Rollout, minibatch: Sequence[slice]) -> dict[str, float]:
+        """One optimizer step on the clipped objective; the sum over micro-batches is divided by one token count."""
         import torch
 
         from thumbwise.training import losses
-        from thumbwise.training.batches import chunks
 
-        count = rollout.mask[list(rows)].sum().clamp(min=1)
+        count = sum(rollout.mask[part].sum() for part in minibatch).clamp(min=1)
         loss_sum = ratio_sum = clipped = ratio_max = 0.0
         self.optimizer.zero_grad(set_to_none=True)
-        for part in chunks(len(rows), self.train.micro_batch):
-            batch, chosen = self._part(rollout, rows[part])
-            old, advantages, mask = (x[chosen] for x in (rollout.old_logp, rollout.advantages, rollout.mask))
+        for part in minibatch:
+            batch = self.backbone.batch(rollout.samples[part])
             width = batch.tokens.shape[1]
-            old, advantages, mask = old[:, :width], advantages[:, :width], mask[:, :width]
+            old, advantages, mask = (x[part, :width] for x in (rollout.old_logp, rollout.advantages, rollout.mask))
             logp = self.backbone.logprobs(batch, "policy", self.context.temperature)
             loss = (losses.policy_loss(logp, old, advantages, self.train.clip) * mask).sum() / count
             loss.backward()
@@ -183,20 +197,19 @@ class PPO:
             "policy_grad_norm": float(norm),
         }  # fmt: skip
 
-    def _value_step(self, rollout: Rollout, rows: Sequence[int]) -> dict[str, float]:
-        """One optimizer step of the value function over `rows`; no gradient reaches the policy."""
+    def _value_step(self, rollout: Rollout, minibatch: Sequence[slice]) -> dict[str, float]:
+        """One optimizer step of the value function; no gradient reaches the policy."""
         import torch
 
         from thumbwise.training import losses
-        from thumbwise.training.batches import chunks
 
-        count = rollout.mask[list(rows)].sum().clamp(min=1)
+        count = sum(rollout.mask[part].sum() for part in minibatch).clamp(min=1)
         loss_sum = 0.0
         self.value.optimizer.zero_grad(set_to_none=True)
-        for part in chunks(len(rows), self.train.micro_batch):
-            batch, chosen = self._part(rollout, rows[part])
+        for part in minibatch:
+            batch = self.backbone.batch(rollout.samples[part])
             width = batch.tokens.shape[1]
-            old, returns, mask = (x[chosen][:, :width] for x in (rollout.old_values, rollout.returns, rollout.mask))
+            old, returns, mask = (x[part, :width] for x in (rollout.old_values, rollout.returns, rollout.mask))
             values = self.value.values(batch)
             loss = (losses.value_loss(values, old, returns, self.train.value_clip) * mask).sum() / count
             loss.backward()
@@ -205,9 +218,6 @@ class PPO:
         norm = torch.nn.utils.clip_grad_norm_(weights, self.train.max_grad_norm)
         self.value.optimizer.step()
         return {"value_loss": loss_sum, "value_grad_norm": float(norm)}
-
-    def _part(self, rollout: Rollout, rows: Sequence[int]) -> tuple[Any, list[int]]:
-        return self.backbone.batch([rollout.samples[row] for row in rows]), list(rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Policy, value function, both optimizers and the KL coefficient, copied."""

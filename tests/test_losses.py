@@ -15,7 +15,10 @@ ONES = torch.ones(1, 3)
 
 def close(given: object, expected: object, tolerance: float = 1e-6) -> None:
     torch.testing.assert_close(
-        torch.as_tensor(given, dtype=torch.float64), torch.as_tensor(expected, dtype=torch.float64), atol=tolerance, rtol=0
+        torch.as_tensor(given, dtype=torch.float64),
+        torch.as_tensor(expected, dtype=torch.float64),
+        atol=tolerance,
+        rtol=0,
     )
 
 
@@ -150,7 +153,9 @@ def test_whitening_is_over_the_mask_with_biased_variance() -> None:
 # --- PPO ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("ratio", "advantage", "loss"), [(1.5, 1, -1.2), (0.5, 1, -0.5), (1.5, -1, 1.5), (0.5, -1, 0.8)])
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss"), [(1.5, 1, -1.2), (0.5, 1, -0.5), (1.5, -1, 1.5), (0.5, -1, 0.8)]
+)
 def test_policy_clip(ratio: float, advantage: float, loss: float) -> None:
     logp = torch.tensor([math.log(ratio)])
     close(losses.policy_loss(logp, torch.zeros(1), torch.tensor([float(advantage)]), 0.2), [loss])

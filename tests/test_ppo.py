@@ -30,7 +30,9 @@ from thumbwise.training.value import ValueFunction
 TEMPERATURE = 0.7
 PROMPTS = tuple(
     Prompt((Message(role="user", content=text),), f"g{n}")
-    for n, text in enumerate(["Tell me a story", "What is France", "How do I boil an egg", "Yes or no", "Be brief, please"])
+    for n, text in enumerate(
+        ["Tell me a story", "What is France", "How do I boil an egg", "Yes or no", "Be brief, please"]
+    )
 )
 SMALL = TrainSettings(
     dtype="float32", episodes=12, minibatches=2, micro_batch=12, iterations=10, lora_rank=8, value_rank=4,
@@ -226,9 +228,10 @@ def test_ppo_raises_a_toy_reward_and_leaves_the_base_alone(context: RunContext) 
     assert context.backbone.base_sha256() == before
 
 
-def test_before_the_first_update_every_ratio_is_one(context: RunContext) -> None:
-    changes = {"minibatches": 1, "micro_batch": 5}
-    context = replace(context, train=context.train.model_copy(update=changes))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_before_the_first_update_every_ratio_is_one(model: Path, tmp_path: Path, dtype: str) -> None:
+    train = SMALL.model_copy(update={"minibatches": 1, "micro_batch": 5, "dtype": dtype})
+    context = make_context(model, tmp_path, train)
     disturb(context.backbone)
     metrics = PPO(context, low_ids).step(0)
     assert abs(metrics["ratio_max"] - 1) < 1e-4
@@ -240,12 +243,15 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(context: RunContext) 
     samples = [replace(s, response_ids=s.response_ids[: 2 + n]) for n, s in enumerate(sampled(context, 8))]
     gradients = []
     for size in (8, 4, 1):
-        algorithm = PPO(replace(context, train=context.train.model_copy(update={"micro_batch": size})), low_ids)
+        changes = {"micro_batch": size, "minibatches": 1}
+        algorithm = PPO(replace(context, train=context.train.model_copy(update=changes)), low_ids)
         rollout, _ = algorithm._evaluate([replace(s, rollout_logprobs=None) for s in samples])
         algorithm.optimizer.step = lambda: None
         algorithm.value.optimizer.step = lambda: None
         algorithm.train = algorithm.train.model_copy(update={"max_grad_norm": 1e9})
-        algorithm._policy_step(rollout, list(range(8)))
+        (minibatch,) = algorithm._minibatches(8)
+        assert len(minibatch) == 8 // size
+        algorithm._policy_step(rollout, minibatch)
         gradients.append(torch.cat([p.grad.flatten() for p in algorithm.policy.values() if p.grad is not None]))
         context.backbone.peft.delete_adapter("value")
     assert gradients[0].abs().max() > 1e-3
@@ -269,7 +275,7 @@ def test_a_reply_without_a_score_or_without_tokens_takes_no_part(context: RunCon
     assert isinstance(rollout, Rollout)
     assert torch.isfinite(rollout.advantages).all()
     assert rollout.advantages[0].abs().sum() == 0
-    results = algorithm._policy_step(rollout, range(6)) | algorithm._value_step(rollout, range(6))
+    results = algorithm._policy_step(rollout, [slice(0, 6)]) | algorithm._value_step(rollout, [slice(0, 6)])
     assert all(math.isfinite(value) for value in results.values())
 
 

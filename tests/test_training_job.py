@@ -26,7 +26,7 @@ from thumbwise.training.job import TrainResult, run_training
 
 SMALL = {
     "dtype": "float32", "min_votes": 20, "iterations": 2, "episodes": 8, "minibatches": 2, "micro_batch": 8,
-    "lora_rank": 8, "rm_heads": 2, "learning_rate": 1e-3, "value_rank": 4,
+    "lora_rank": 8, "rm_heads": 2, "rm_folds": 2, "learning_rate": 1e-3, "value_rank": 4,
 }  # fmt: skip
 LENIENT = {
     "prompts": 8, "min_accuracy": 0.0, "min_win_rate": 0.0, "standard_errors": 0.0, "max_finish_loss": 1.0,
@@ -62,19 +62,9 @@ def make_snapshot(votes: int, ties: int = 3, letter: int = 70) -> bytes:
         group = hashlib.sha256(json.dumps(prompt).encode()).hexdigest()
         shares = [0.9, 0.1] if rng.random() < 0.5 else [0.1, 0.9]
         choice = "tie" if n >= votes else ("left" if shares[0] > shares[1] else "right")
-        lines.append(
-            _line(
-                "comparison",
-                id=f"v{n}",
-                user=f"u{n % 7}",
-                group=group,
-                prompt=prompt,
-                choice=choice,
-                strength=1,
-                left=reply(f"l{n}", shares[0]),
-                right=reply(f"r{n}", shares[1]),
-            )  # fmt: skip
-        )
+        sides = {"left": reply(f"l{n}", shares[0]), "right": reply(f"r{n}", shares[1])}
+        common = {"user": f"u{n % 7}", "group": group, "prompt": prompt}
+        lines.append(_line("comparison", id=f"v{n}", choice=choice, strength=1, **sides, **common))
         if n % 4 == 0:
             lines.append(_line("prompt", user=f"u{n % 7}", group=group, prompt=prompt))
             lines.append(
@@ -205,7 +195,7 @@ def test_a_round_makes_a_candidate_that_serving_accepts_and_promotes_it(tmp_path
     assert {g["name"] for g in manifest["gates"]} == {
         "rm_accuracy", "win_rate_proxy", "kl", "length", "finish_rate", "repetition",
     }  # fmt: skip
-    assert result.metrics["rm_accuracy"] > 0.8
+    assert result.metrics["rm_accuracy"] > 0.65
     run = tmp_path / "home" / "runs" / "run-1"
     assert (run / "snapshot.jsonl").read_bytes() == assistant.snapshot
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
@@ -258,9 +248,9 @@ def test_a_lost_lease_stops_the_run(tmp_path: Path, model: Path) -> None:
 
 def test_a_failed_gate_rejects_the_candidate_with_its_sentence(tmp_path: Path, model: Path) -> None:
     assistant = FakeAssistant(make_snapshot(40))
-    result = train(tmp_path, model, assistant, gates={"max_kl": 1e-9})
+    result = train(tmp_path, model, assistant, gates={"max_length": 0.01, "min_length": 0.0})
     assert result.outcome == "rejected"
-    assert "nats a reply from the base model; at most 1e-09 are allowed" in result.reason
+    assert "times as long as stable's; 0 to 0.01 is allowed" in result.reason
     assert [r["version"] for r in assistant.rejected] == [result.version]
     assert assistant.promoted == []
     assert assistant.finished[0]["outcome"] == "rejected"
@@ -277,7 +267,8 @@ def test_a_failing_reward_plugin_fails_the_run_with_one_sentence(tmp_path: Path,
     home = Home.find(tmp_path / "home")
     plugin = home.plugins / "broken.py"
     plugin.write_text(
-        "from thumbwise import hookimpl\n\n@hookimpl\ndef shape_reward(samples):\n    raise OSError('no such lexicon')\n"
+        "from thumbwise import hookimpl\n\n@hookimpl\n"
+        "def shape_reward(samples):\n    raise OSError('no such lexicon')\n"
     )
     plugin.chmod(0o600)
     assistant = FakeAssistant(make_snapshot(40))

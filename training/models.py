@@ -24,6 +24,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from thumbwise.contracts import Floats, Sample
 from thumbwise.training.batches import Batch, at_positions, chunks, make_batch
@@ -42,6 +43,7 @@ class Backbone:
     """The frozen model of `folder` with a fresh adapter "policy" (it changes nothing yet)."""
 
     def __init__(self, folder: Path, train: TrainSettings) -> None:
+        disable_progress_bar()  # the run has its own
         dtype = getattr(torch, train.dtype)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")

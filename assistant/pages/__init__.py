@@ -6,6 +6,7 @@ accounts, rating queues and the operator's pages.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 def build(assistant: Assistant) -> gr.Blocks:
     """Return the Blocks application with both pages, bound to one assistant."""
+    # Gradio says so of every application with two pages, also where server-side rendering was never asked for.
+    warnings.filterwarnings("ignore", message="SSR mode is not supported")
     with gr.Blocks(title="Thumbwise", analytics_enabled=False, fill_width=True) as demo:
         ChatPage(assistant).build(demo)
     with demo.route("Compare", "/compare", show_in_navbar=False) as compare:

@@ -169,6 +169,8 @@ class ChatPage:
                     yield {self.chat: gr.update(value=messages, feedback_value=view.thumbs)}
         if view.epoch == epoch and view.state == "streaming":
             yield await self._page(view)
+            if live is not None and live.error and view.state != "failed":  # it could not even be stored
+                gr.Warning(live.error)
 
     # -- opening and asking --------------------------------------------------------------------------
 
@@ -205,8 +207,8 @@ class ChatPage:
     async def _start(self, view: View, event: gr.EventData) -> AsyncGenerator[Updates, None]:
         """Ask one of our own first questions; the event only says which."""
         index = event._data.get("index") if isinstance(event._data, dict) else None
-        known = type(index) is int and 0 <= index < len(STARTERS)
-        async for updates in self._send(STARTERS[index][1] if known else "", view):
+        texts = [text for i, (_, text) in enumerate(STARTERS) if i == index]
+        async for updates in self._send("".join(texts), view):
             yield updates
 
     async def _send(self, text: str, view: View) -> AsyncGenerator[Updates, None]:
@@ -337,11 +339,11 @@ def clicked(path: list[Reply], click: Any) -> tuple[Reply, Literal["up", "down",
     is true, false, or "" where the thumb is taken back. Its text is not looked at.
     """
     index, liked = (click.get("index"), click.get("liked")) if isinstance(click, dict) else (None, None)
-    fits = type(index) is int and index % 2 == 1 and 0 < index < 2 * len(path)
-    if fits and liked is True:
-        return path[index // 2], "up"
-    if fits and liked is False:
-        return path[index // 2], "down"
-    if fits and liked == "":
-        return path[index // 2], "clear"
+    if type(index) is int and index % 2 == 1 and 0 < index < 2 * len(path):
+        if liked is True:
+            return path[index // 2], "up"
+        if liked is False:
+            return path[index // 2], "down"
+        if liked == "":
+            return path[index // 2], "clear"
     raise ThumbwiseError("That click fits no reply of this conversation: reload the page.")

@@ -207,6 +207,8 @@ class ComparePage:
                     yield {text: _draft(draft, "streaming") for text, draft in zip(self.texts, frame, strict=True)}
         if view.epoch == epoch and view.state == "streaming":
             yield await self._page(view)
+            if live is not None and live.error and view.state != "failed":  # it could not even be stored
+                gr.Warning(live.error)
 
     # -- opening and voting --------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
@@ -50,7 +50,7 @@ class Live(Generic[Frame]):
         self.task.cancel()
         await asyncio.wait([self.task])
 
-    async def follow(self) -> AsyncIterator[Frame]:
+    async def follow(self) -> AsyncGenerator[Frame, None]:
         """Yield the newest frame each time that it has changed, and once at the end."""
         shown: Frame | None = None
         while self.running:

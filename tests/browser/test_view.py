@@ -1,0 +1,115 @@
+"""What the pages make of stored rows, without a browser."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+
+from thumbwise.errors import EngineFailed, ThumbwiseError
+from thumbwise.feedback.records import Reply, ReplyState
+from thumbwise.pages.chat import clicked
+from thumbwise.pages.live import Live
+from thumbwise.pages.markup import escape, markdown
+from thumbwise.pages.view import excerpt, messages_of, prompt_of, status_of, thumbs_of
+
+
+def reply(question: str, text: str, state: ReplyState = "done", thumb: Any = None) -> Reply:
+    prompt = ({"role": "user", "content": question},)
+    return Reply("msg_1", "local", prompt, "conv_1", None, None, "policy-0000", state, text, None, None, thumb)  # type: ignore[arg-type]
+
+
+def test_a_reply_that_came_to_nothing_is_left_out_of_the_prompt_with_its_question() -> None:
+    path = [
+        reply("a", "A"),
+        reply("b", "", "failed"),
+        reply("c", "C, cut", "stopped"),
+        reply("d", " \n", "stopped"),
+        reply("e", "E, broken", "failed"),
+    ]
+    messages = prompt_of(path, "f")
+    assert [m["content"] for m in messages] == ["a", "A", "c", "C, cut", "e", "E, broken", "f"]
+    assert [m["role"] for m in messages] == ["user", "assistant"] * 3 + ["user"]
+
+
+def test_every_reply_is_shown_as_one_question_and_one_answer() -> None:
+    path = [reply("a", "A", thumb="up"), reply("b", "", "failed", thumb=None), reply("c", "", "streaming")]
+    shown = messages_of(path, "so far")
+    assert [m["role"] for m in shown] == ["user", "assistant"] * 3
+    assert all(m["content"] for m in shown)
+    assert shown[-1]["content"] == "so far"
+    assert thumbs_of(path) == ["Like", None, None]
+    assert status_of(path)[0] == "streaming"
+    assert status_of([])[0] == "idle"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a < b & c", "a &lt; b &amp; c"),
+        ("`a < b` < c", "`a < b` &lt; c"),
+        ("```\n<b>\n```\n<b>", "```\n<b>\n```\n&lt;b>"),
+        ("```\n<b> unfinished", "```\n<b> unfinished"),
+        ("![p](https://example.com/p.png)", "&#33;[p](https://example.com/p.png)"),
+    ],
+)
+def test_markup_outside_code_is_shown_as_text(text: str, shown: str) -> None:
+    assert markdown(text) == shown
+
+
+def test_text_in_html_carries_no_tag_and_no_template() -> None:
+    assert not set(escape("<b>\"'${x}{{y}}`\\")) & set("<>\"'${`\\")
+
+
+def test_an_excerpt_is_one_plain_line() -> None:
+    assert excerpt("# Title\n\n**bold** text") == "Title bold text"
+    assert len(excerpt("word " * 50, 20)) <= 20
+
+
+def test_a_click_means_the_reply_at_its_index() -> None:
+    path = [reply("a", "A"), reply("b", "B")]
+    assert clicked(path, {"index": 3, "value": "anything", "liked": False}) == (path[1], "down")
+    assert clicked(path, {"index": 1, "liked": ""}) == (path[0], "clear")
+    for forged in ({"index": True, "liked": True}, {"index": 5, "liked": True}, {"index": 1, "liked": 0}, [], None):
+        with pytest.raises(ThumbwiseError):
+            clicked(path, forged)
+
+
+async def test_a_live_reply_goes_on_without_a_follower_and_stops_on_request() -> None:
+    going = asyncio.Event()
+    closed = asyncio.Event()
+
+    async def frames() -> AsyncGenerator[str, None]:
+        try:
+            yield "a"
+            await going.wait()
+            yield "ab"
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    live = Live(frames(), "", asyncio.create_task)
+    seen = []
+    async for frame in live.follow():
+        seen.append(frame)
+        if frame == "a":
+            going.set()
+        if frame == "ab":
+            break
+    assert seen[-2:] == ["a", "ab"]
+    await live.stop()
+    assert closed.is_set()
+    assert not live.running
+    assert [frame async for frame in live.follow()] == ["ab"]
+
+
+async def test_a_live_reply_that_fails_keeps_its_sentence() -> None:
+    async def frames() -> AsyncGenerator[str, None]:
+        yield "a"
+        raise EngineFailed("vLLM is gone: try again.")
+
+    live = Live(frames(), "", asyncio.create_task)
+    assert [frame async for frame in live.follow()][-1] == "a"
+    assert live.error == "vLLM is gone: try again."
