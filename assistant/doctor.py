@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import os
 import platform
 import shutil
 import sqlite3
@@ -24,6 +23,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from thumbwise.engine import COMPILERS
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.models import DEFAULT_NAME, INSTALL_DEFAULT, packaged_gguf
@@ -31,7 +31,7 @@ from thumbwise.plugin_manager import PluginManager
 from thumbwise.settings import PREFIX, Settings, describe
 
 GIB = 1024**3
-COMPILERS = (os.environ.get("CXX", "g++"), "g++", "clang++")
+
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 
 

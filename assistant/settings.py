@@ -59,7 +59,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on; loopback only until there are accounts")
     port: int = Field(7860, ge=0, le=65535, description="port of the pages and the API; 0 picks a free one")
     model: str = Field("default", description="base model: `default`, a Hugging Face id or a folder")
-    engine_url: str = Field("", description="vLLM server that already runs (http://… or unix:/socket), instead of starting one")
+    engine_url: str = Field(
+        "", description="vLLM server that already runs (http://… or unix:/socket), instead of starting one"
+    )
     temperature: float = Field(
         0.7, gt=0, le=2, description="one temperature for chat, comparisons, rollouts, KL and evaluation"
     )
