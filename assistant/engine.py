@@ -52,7 +52,7 @@ _DROPPED_ENVIRONMENT = {
     "VLLM_SKIP_MODEL_NAME_VALIDATION",
     "VLLM_API_KEY",
 }
-_NOISE = re.compile(r"^(nanobind:| - leaked | - \.\.\. skipped|See https://nanobind|.*resource_tracker)")
+_NOISE = re.compile(r" (INFO|DEBUG) |^INFO: |nanobind|^ - leaked |^ - \.\.\. skipped|resource_tracker")
 
 
 class _Supervised:
@@ -315,13 +315,10 @@ class Engine(_Supervised):
             shutil.rmtree(self._socket_folder, ignore_errors=True)
 
     def _last_lines(self) -> str:
-        """Return the log's last lines up to its last error: what Python prints after it hides the cause."""
+        """Return the log's last lines that are neither progress nor what Python prints as it leaves."""
         with contextlib.suppress(OSError):
             lines = self.log.read_text(errors="replace").splitlines()
-            lines = [line for line in lines if line.strip() and not _NOISE.match(line)]
-            errors = [n for n, line in enumerate(lines) if "ERROR" in line or "Error" in line]
-            end = errors[-1] + 1 if errors else len(lines)
-            return "\n".join(lines[max(0, end - _LOG_LINES) : end])
+            return "\n".join([line for line in lines if line.strip() and not _NOISE.search(line)][-_LOG_LINES:])
         return ""
 
 

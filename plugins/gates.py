@@ -34,16 +34,24 @@ def rm_accuracy(evidence: Evidence) -> GateReport:
 
 
 def win_rate(evidence: Evidence) -> GateReport:
-    """Win over stable on held-out prompts, ties half, by the reward model: a proxy for people."""
+    """Win over stable on held-out prompts, ties half, by the reward model: a proxy for people.
+
+    Several replies to one prompt are not independent, so the standard error is over prompts.
+    """
     limits = evidence.limits
     difference = evidence.candidate_scores - evidence.stable_scores
     won = np.where(np.isnan(difference), 0.5, (np.sign(difference) + 1) / 2)
-    share = float(won.mean()) if len(won) else 0.0
-    low = lower_bound(share, len(won), limits.standard_errors)
+    by_prompt: dict[str, list[float]] = {}
+    for sample, result in zip(evidence.candidate, won, strict=True):
+        by_prompt.setdefault(repr(sample.prompt), []).append(float(result))
+    shares = np.array([np.mean(results) for results in by_prompt.values()])
+    share = float(shares.mean()) if len(shares) else 0.0
+    error = float(shares.std(ddof=1) / math.sqrt(len(shares))) if len(shares) > 1 else 0.5
+    low = share - limits.standard_errors * error
     detail = (
-        f"By the reward model (a proxy for people), the candidate wins {share:.1%} of {len(won)} held-out prompts "
-        f"over stable, at least {low:.1%} with {limits.standard_errors} standard errors taken off; over "
-        f"{limits.min_win_rate:.0%} is needed."
+        f"By the reward model (a proxy for people), the candidate wins {share:.1%} of {len(won)} replies to "
+        f"{len(shares)} held-out prompts over stable, at least {low:.1%} with {limits.standard_errors} standard errors "
+        f"taken off; over {limits.min_win_rate:.0%} is needed."
     )
     return GateReport("win_rate_proxy", low > limits.min_win_rate, low, limits.min_win_rate, detail)
 

@@ -37,6 +37,7 @@ async def stub(
         await writer.drain()
         if hangs:
             await reader.read()
+            asked.append(b"the client left")
         writer.close()
 
     uds = folder / "s"
@@ -98,6 +99,23 @@ async def test_a_silent_stream_is_given_up(tmp_path):
     async with stub(tmp_path, event("a"), hangs=True) as (client, _):
         with pytest.raises(EngineFailed, match="sent nothing"):
             await read(client)
+
+
+@pytest.mark.parametrize("how", ["leave the loop", "cancel the task"])
+async def test_leaving_a_stream_closes_its_connection(tmp_path, how):
+    async with stub(tmp_path, event("a"), hangs=True) as (client, asked):
+
+        async def leave() -> None:
+            async with contextlib.aclosing(client.chat(BASE, ASK, SAMPLING)) as chunks:
+                async for _ in chunks:
+                    if how == "leave the loop":
+                        break
+                    asyncio.current_task().cancel()
+
+        await asyncio.wait([asyncio.create_task(leave())])
+        while asked[-1] != b"the client left":
+            await asyncio.sleep(0.01)
+    assert len(asked) == 2
 
 
 async def test_a_missing_socket_and_a_dead_one_mean_unavailable(tmp_path):
@@ -212,9 +230,11 @@ async def test_streamed_text_is_the_decoded_ids_and_the_unstreamed_text(client, 
 
 @pytest.mark.engine
 async def test_a_stop_string_ends_the_reply_before_it(client):
-    text, _, _ = joined(await read(client, sampling=Sampling(1.0, 200, seed=1, stop=("a", "e"))))
-    assert text
-    assert not {"a", "e"} & set(text)
+    samplings = [Sampling(1.0, 100, seed=seed, stop=("a", "e")) for seed in range(8)]
+    replies = [await read(client, sampling=sampling) for sampling in samplings]
+    assert not {"a", "e"} & set("".join(joined(chunks)[0] for chunks in replies))
+    assert any(joined(chunks)[0] for chunks in replies)
+    assert "stop" in {chunks[-1].finish_reason for chunks in replies}
 
 
 @pytest.mark.engine
@@ -232,18 +252,32 @@ async def test_next_token_logprobs_match_transformers_for_base_and_adapters(clie
 async def test_in_a_batch_of_base_and_all_slots_every_reply_keeps_to_its_own_policy(client, policies, reference):
     """Without thumbwise.lora_rows the base is off by several nats a token: it gets the last slot's adapter."""
     order: list[str] = []
+    replies: list[tuple[str, list[Chunk]]] = []
+    begun, over = {name: asyncio.Event() for name in policies}, asyncio.Event()
 
-    async def reply(name: str, seed: int) -> tuple[str, list[Chunk]]:
-        chunks = []
+    async def reply(name: str, seed: int) -> None:
+        replies.append((name, []))
+        mine = replies[-1][1]
         async for chunk in client.chat(name, ASK, Sampling(0.7, 40, seed=seed, logprobs=True)):
-            chunks.append(chunk)
+            mine.append(chunk)
             order.append(name)
-        return name, chunks
+            begun[name].set()
 
-    replies = await asyncio.gather(*(reply(name, seed) for name in policies for seed in range(4)))
-    turns = [name for name, _ in itertools.groupby(order)]
-    first, last = turns.index(BASE), len(turns) - turns[::-1].index(BASE)
-    assert set(turns[first:last]) == set(policies), "the replies did not run side by side"
+    async def keep_busy(name: str) -> None:
+        seeds = itertools.count()
+        while not over.is_set():
+            await reply(name, next(seeds))
+
+    others = [asyncio.create_task(keep_busy(name)) for name in policies if name != BASE]
+    for name in policies:
+        if name != BASE:
+            await begun[name].wait()
+    for seed in range(6):
+        await reply(BASE, seed)
+    over.set()
+    await asyncio.gather(*others)
+    first, last = order.index(BASE), len(order) - order[::-1].index(BASE)
+    assert set(order[first:last]) == set(policies), "the replies did not run side by side"
     for name, chunks in replies:
         _, ids, found = joined(chunks)
         prompt = list(next(c.prompt_ids for c in chunks if c.prompt_ids))
@@ -271,31 +305,32 @@ async def test_leaving_a_stream_makes_vllm_drop_the_request(client, tiny_engine,
             lines = (await plain.get("/metrics")).text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(f"vllm:{name}{{"))
 
-    # Always the likeliest token: after this prompt the tiny model goes in circles and never stops.
-    ask, endless = [{"role": "user", "content": "27"}], Sampling(temperature=0.001, max_tokens=300)
-
-    async def leave_early(begun: asyncio.Event) -> None:
-        async with contextlib.aclosing(client.chat(BASE, ask, endless)) as chunks:
+    async def reply(begun: asyncio.Event, how: str) -> None:
+        # The likeliest token each time: after this prompt the tiny model goes in circles for long.
+        ask = [{"role": "user", "content": "27"}]
+        async with contextlib.aclosing(client.chat(BASE, ask, Sampling(0.0, 300))) as chunks:
             async for chunk in chunks:
                 if chunk.response_ids:
                     begun.set()
                     if how == "leave the loop":
                         break
 
-    before = await metric("generation_tokens_total")
-    begun = [asyncio.Event() for _ in range(8)]
-    tasks = [asyncio.create_task(leave_early(event)) for event in begun]
-    for event in begun:
-        await event.wait()
-    if how == "cancel the task":
-        for task in tasks:
-            task.cancel()
-    await asyncio.wait(tasks)
-    while await metric("num_requests_running"):
-        await asyncio.sleep(0.1)
-    assert await metric("generation_tokens_total") - before < 8 * 300
-    whole = [chunk async for chunk in client.chat(BASE, ask, endless)]
-    assert len(joined(whole)[1]) == 300, "the replies would have ended by themselves"
+    async def generated(how: str) -> float:
+        """Return how many tokens eight replies took, all left at their first token or none."""
+        before = await metric("generation_tokens_total")
+        begun = [asyncio.Event() for _ in range(8)]
+        tasks = [asyncio.create_task(reply(event, how)) for event in begun]
+        for event in begun:
+            await event.wait()
+        if how == "cancel the task":
+            for task in tasks:
+                task.cancel()
+        await asyncio.wait(tasks)
+        while await metric("num_requests_running"):
+            await asyncio.sleep(0.1)
+        return await metric("generation_tokens_total") - before
+
+    assert await generated(how) < await generated("stay") / 2
 
 
 @pytest.mark.engine

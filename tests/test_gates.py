@@ -7,23 +7,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from thumbwise.contracts import Evidence, GateReport, Sample
+from thumbwise.contracts import Evidence, GateReport, Message, Sample
 from thumbwise.plugins import gates
 from thumbwise.training.config import GateSettings
 from thumbwise.training.replies import eos_penalties, finish_rate, mean_length, repetition
 
 
-def sample(ids: tuple[int, ...], reason: str = "stop") -> Sample:
-    return Sample((), "", (1,), ids, reason, "policy-0000")
+def sample(ids: tuple[int, ...], reason: str = "stop", prompt: int = 0) -> Sample:
+    return Sample((Message(role="user", content=str(prompt)),), "", (1,), ids, reason, "policy-0000")
+
+
+def replies(n: int, prompts: int = 10**6) -> tuple[Sample, ...]:
+    """n replies without recurring 4-grams, to `prompts` prompts in turn."""
+    return tuple(sample((10 + k, 11, 12, 13, 14, 15), prompt=k % prompts) for k in range(n))
 
 
 def evidence(**changes: object) -> Evidence:
-    replies = tuple(sample((10 + n, 11, 12, 13, 14, 15)) for n in range(10))
     fine = Evidence(
         rm_accuracy=0.65,
         rm_votes=200,
-        candidate=replies,
-        stable=replies,
+        candidate=replies(40),
+        stable=replies(40),
         candidate_scores=np.ones(40, np.float32),
         stable_scores=np.zeros(40, np.float32),
         kl=5.0,
@@ -48,19 +52,26 @@ def test_accuracy_must_clear_chance_by_its_standard_errors(accuracy: float, vote
 
 def test_ties_and_missing_opinions_count_half() -> None:
     scores = np.array([1, 1, 0, np.nan], np.float32)
-    report = gates.win_rate(evidence(candidate_scores=scores, stable_scores=np.zeros(4, np.float32)))
-    share = (1 + 1 + 0.5 + 0.5) / 4
-    assert report.value == pytest.approx(share - 1.28 * (share * (1 - share) / 4) ** 0.5)
-    assert not report.passed
+    report = gates.win_rate(evidence(candidate=replies(4), candidate_scores=scores, stable_scores=scores * 0))
+    results = np.array([1, 1, 0.5, 0.5])
+    assert report.value == pytest.approx(0.75 - 1.28 * results.std(ddof=1) / 2)
     assert "proxy" in report.name
     assert "proxy" in report.detail
 
 
-@pytest.mark.parametrize(("wins", "passes"), [(23, False), (24, True)])
+@pytest.mark.parametrize(("wins", "passes"), [(23, False), (25, True)])
 def test_the_win_must_clear_a_half_by_its_standard_errors(wins: int, passes: bool) -> None:
     scores = np.array([1.0] * wins + [-1.0] * (40 - wins), np.float32)
     report = gates.win_rate(evidence(candidate_scores=scores, stable_scores=np.zeros(40, np.float32)))
     assert report.passed is passes
+
+
+def test_many_replies_to_few_prompts_are_not_many_independent_wins() -> None:
+    scores = np.tile(np.array([1.0, 1.0, 1.0, -1.0, -1.0], np.float32), 40)
+    changes = {"candidate_scores": scores, "stable_scores": np.zeros(200, np.float32)}
+    assert gates.win_rate(evidence(candidate=replies(200), **changes)).passed
+    assert not gates.win_rate(evidence(candidate=replies(200, prompts=5), **changes)).passed
+    assert not gates.win_rate(evidence(candidate=replies(200, prompts=1), **changes)).passed
 
 
 @pytest.mark.parametrize(("kl", "passes"), [(15.0, True), (15.1, False)])
@@ -76,7 +87,7 @@ def test_length_may_neither_collapse_nor_swell(tokens: int, passes: bool) -> Non
 
 def test_a_reward_that_is_length_is_caught() -> None:
     stable = tuple(sample(tuple(range(n % 7 + 4))) for n in range(40))
-    long = tuple(sample(tuple(range(48)), "length") for _ in range(40))
+    long = tuple(sample(tuple(range(48)), "length", n) for n in range(40))
     lengths = np.full(40, 48, np.float32)
     given = evidence(stable=stable, candidate=long, candidate_scores=lengths, stable_scores=lengths * 0)
     assert gates.win_rate(given).passed

@@ -94,11 +94,12 @@ def test_a_left_padded_row_has_the_logits_of_the_unpadded_one(context: RunContex
 
 def test_drawing_follows_the_distribution_and_repeats_with_its_seed() -> None:
     logits = torch.tensor([[0.0, math.log(3.0), -math.inf]]).repeat(4000, 1)
-    ids = draw(logits, 1.0, torch.Generator().manual_seed(0))
+    ids, logprobs = draw(logits, 1.0, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(logprobs, torch.tensor([0.25, 0.75]).log()[ids])
     assert (ids == 2).sum() == 0
     assert abs(float((ids == 1).float().mean()) - 0.75) < 0.03
-    assert torch.equal(ids, draw(logits, 1.0, torch.Generator().manual_seed(0)))
-    assert draw(logits, 0.0, torch.Generator())[0] == 1
+    assert torch.equal(ids, draw(logits, 1.0, torch.Generator().manual_seed(0))[0])
+    assert draw(logits, 0.0, torch.Generator())[0][0] == 1
 
 
 def test_generation_in_a_batch_is_greedily_the_same_as_alone(context: RunContext) -> None:

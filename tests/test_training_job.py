@@ -16,6 +16,7 @@ from python_multipart import FormParser
 from tiny_model import make_tiny_model
 
 from thumbwise import artifacts
+from thumbwise.contracts import GateReport
 from thumbwise.errors import Conflict, ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.models import PreparedModel
@@ -23,6 +24,7 @@ from thumbwise.plugin_manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.training.config import GateSettings, TrainSettings
 from thumbwise.training.job import TrainResult, run_training
+from thumbwise.training.progress import RunProgress
 
 SMALL = {
     "dtype": "float32", "min_votes": 20, "iterations": 2, "episodes": 8, "minibatches": 2, "micro_batch": 8,
@@ -324,3 +326,43 @@ def test_the_command_needs_a_running_assistant(tmp_path: Path, monkeypatch: pyte
     assert answer.exit_code == 1
     assert answer.stderr.count("\n") == 1
     assert "No assistant runs on" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status"), [("promoted", 0), ("rejected", 0), ("too_little_data", 0), ("failed", 1)]
+)
+def test_the_commands_last_line_and_exit_status_say_how_it_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: Any, status: int
+) -> None:
+    monkeypatch.setenv("THUMBWISE_HOME", str(tmp_path))
+    monkeypatch.setattr("thumbwise.cli_train.running", lambda home: "http://assistant")
+    asked: list[tuple[Any, ...]] = []
+
+    def fake(home: Home, settings: Settings, url: str, token: str, algorithm: str, **rest: Any) -> TrainResult:
+        asked.append((url, token, algorithm, settings.reward))
+        return TrainResult(outcome, "Because.", "run-1", gates=[GateReport("kl", True, 1.0, 15.0, "Near enough.")])
+
+    monkeypatch.setattr("thumbwise.training.job.run_training", fake)
+    from thumbwise.cli import main
+
+    answer = CliRunner().invoke(main, ["train", "--reward", "mine"])
+    assert answer.exit_code == status
+    assert answer.stdout.splitlines()[-1] == f"{outcome.replace('_', ' ')}: Because."
+    assert "passed  kl: Near enough." in answer.stderr
+    assert asked == [("http://assistant", Home.find(tmp_path).job_token(), "ppo", "mine")]
+    answer = CliRunner().invoke(main, ["train", "--json"])
+    assert json.loads(answer.stdout.splitlines()[-1])["outcome"] == outcome
+
+
+def test_without_a_terminal_progress_is_plain_lines_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    with RunProgress() as progress:
+        progress.stage("ppo", 3)
+        for done in (1, 2, 3):
+            progress.update(done, 3, {"reward": 0.25, "kl": 1.5, "length": 40.0})
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert [line.partition("] ")[2][:40] for line in shown.err.splitlines()] == [
+        "ppo",
+        "ppo: 1/3  reward 0.25  KL 1.50  length 4",
+        "ppo: 3/3  reward 0.25  KL 1.50  length 4",
+    ]

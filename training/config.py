@@ -46,6 +46,9 @@ class TrainSettings(BaseModel):
     value_rank: int = Field(8, ge=1, description="rank of the value function's adapter")
     value_learning_rate: float = Field(1e-4, gt=0, description="of the value function's adapter and head")
     warmup: int = Field(5, ge=0, description="iterations until the learning rates are reached, from a tenth")
+    final_learning_rate: float = Field(
+        0.1, ge=0, le=1, description="share of the learning rates left at the end; they fall linearly"
+    )
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     clip: float = Field(0.2, gt=0, description="PPO's clip range of the probability ratio")
     value_clip: float = Field(0.2, gt=0, description="clip range of the value function's change")
@@ -77,6 +80,7 @@ class GateSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     prompts: int = Field(48, ge=2, description="held-out prompts that candidate and stable version answer")
+    samples: int = Field(3, ge=1, description="replies to each of them: rates over few replies are mostly luck")
     held_out: float = Field(0.3, gt=0, lt=1, description="share of prompt groups kept out of rollouts for them")
     standard_errors: float = Field(1.28, ge=0, description="taken from accuracy and win rate before they are judged")
     min_accuracy: float = Field(0.5, ge=0, lt=1, description="cross-validated reward-model accuracy must be above it")

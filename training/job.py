@@ -230,7 +230,7 @@ class _Round:
             folder=self.folder,
         )
         rollouts = self.plugins.get("rollout_backends", train.rollouts)(context)
-        return replace(context, rollouts=rollouts), split.held_out
+        return replace(context, rollouts=rollouts), split.held_out * gates.samples
 
     def _fit_reward(self, context: RunContext, snapshot: Snapshot) -> tuple[RewardModel, FitReport]:
         """Fit on all votes, then set mean and deviation on replies of the reference."""

@@ -49,13 +49,20 @@ def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Ten
     return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
 
 
-def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """One token id a row of `logits` [B, V], by inverse CDF at `temperature` (0: the likeliest) -> [B]."""
+def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """One token id a row of `logits` [B, V] and its log-probability, both [B], at `temperature`.
+
+    By inverse CDF, which on CPU is several times as fast as `multinomial`; 0 takes the likeliest token, with
+    its log-probability at temperature 1.
+    """
+    chances = torch.softmax(logits.float() / (temperature or 1.0), -1)
     if temperature == 0:
-        return logits.argmax(-1)
-    cdf = torch.softmax(logits.float() / temperature, -1).cumsum(-1)
-    point = torch.rand(cdf.shape[0], 1, generator=generator) * cdf[:, -1:]
-    return torch.searchsorted(cdf, point, right=True)[:, 0].clamp(max=cdf.shape[1] - 1)
+        token = logits.argmax(-1)
+    else:
+        cdf = chances.cumsum(-1)
+        point = torch.rand(cdf.shape[0], 1, generator=generator) * cdf[:, -1:]
+        token = torch.searchsorted(cdf, point, right=True)[:, 0].clamp(max=cdf.shape[1] - 1)
+    return token, chances.gather(1, token[:, None])[:, 0].log()
 
 
 def generate(
@@ -82,11 +89,9 @@ def generate(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
                 use_cache=True, logits_to_keep=1,
             )  # fmt: skip
-            logits = out.logits[:, -1].float()
-            token = draw(logits, temperature, generator)
-            scaled = logits / (temperature or 1.0)
+            token, logprob = draw(out.logits[:, -1], temperature, generator)
             tokens.append(token)
-            logprobs.append(scaled.gather(1, token[:, None])[:, 0] - scaled.logsumexp(1))
+            logprobs.append(logprob)
             ended |= torch.isin(token, stops)
             if bool(ended.all()):
                 break

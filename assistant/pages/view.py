@@ -77,12 +77,19 @@ def notes_of(path: Iterable[Reply]) -> str:
     notes = []
     for reply in path:
         ended = " · stopped" if reply.state == "stopped" else ""
-        error = (reply.error or "The reply failed.") if reply.state == "failed" else ""
+        error = sentence(reply.error) if reply.state == "failed" else ""
         notes.append(
             f'<i data-state="{reply.state}" data-note="{escape(short(reply.policy_version) + ended)}" '
             f'data-error="{escape(error)}"></i>'
         )
     return "".join(notes)
+
+
+def sentence(error: str | None) -> str:
+    """What went wrong and what to do, for a reader of the page."""
+    if error and "maximum context length" in error:  # vLLM's words for a conversation that has grown too long
+        return "This conversation is longer than the model can read: start a new chat."
+    return error or "The reply failed: ask again."
 
 
 def status_of(path: Sequence[Reply]) -> tuple[str, str]:
@@ -91,7 +98,7 @@ def status_of(path: Sequence[Reply]) -> tuple[str, str]:
         return "idle", ""
     last = path[-1]
     if last.state == "failed":
-        return last.state, f"The reply failed. {last.error or ''}"
+        return last.state, sentence(last.error)
     return last.state, _SAID[last.state]
 
 

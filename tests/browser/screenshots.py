@@ -32,17 +32,25 @@ def save(page: Page, name: str) -> None:
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB", file=sys.stderr)
 
 
-def chat(page: Page, url: str) -> None:
-    """A conversation with a thumb and the comment panel."""
+def ask(page: Page, url: str, text: str) -> None:
+    """Ask in a new conversation; returns when the reply has begun."""
     page.goto(f"{url}/?c=new")
     wait(page, "idle")
     expect(page.locator("#tw-send")).to_be_enabled(timeout=PATIENCE)
-    page.fill("#tw-box textarea", "What is the capital of France?")
+    page.fill("#tw-box textarea", text)
     page.press("#tw-box textarea", "Enter")
     wait(page, "streaming")
+
+
+def chat(page: Page, url: str) -> None:
+    """A conversation with a thumb and the comment panel, and an older one in the list."""
+    ask(page, url, "How does a rainbow form?")
+    page.click("#tw-stop")
+    wait(page, "stopped")
+    ask(page, url, "Write a short, friendly message to a neighbour whose music is too loud.")
     wait(page, "done")
     page.get_by_role("button", name="Like", exact=True).last.click()
-    page.fill("#tw-comment-box textarea", "Right, and short.")
+    expect(page.locator("#tw-comment")).to_be_visible()
     expect(page.get_by_test_id("toast-text")).to_have_count(0, timeout=PATIENCE)
     save(page, "chat")
 

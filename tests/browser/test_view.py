@@ -13,7 +13,7 @@ from thumbwise.feedback.records import Reply, ReplyState
 from thumbwise.pages.chat import clicked
 from thumbwise.pages.live import Live
 from thumbwise.pages.markup import escape, markdown
-from thumbwise.pages.view import excerpt, messages_of, prompt_of, status_of, thumbs_of
+from thumbwise.pages.view import excerpt, messages_of, prompt_of, sentence, status_of, thumbs_of
 
 
 def reply(question: str, text: str, state: ReplyState = "done", thumb: Any = None) -> Reply:
@@ -66,6 +66,12 @@ def test_text_in_html_carries_no_tag_and_no_template() -> None:
 def test_an_excerpt_is_one_plain_line() -> None:
     assert excerpt("# Title\n\n**bold** text") == "Title bold text"
     assert len(excerpt("word " * 50, 20)) <= 20
+
+
+def test_a_conversation_that_is_too_long_says_what_to_do() -> None:
+    refused = "vLLM refused the request: This model's maximum context length is 2048 tokens. However, …"
+    assert sentence(refused).endswith("start a new chat.")
+    assert sentence("vLLM is gone: try again.") == "vLLM is gone: try again."
 
 
 def test_a_click_means_the_reply_at_its_index() -> None:
