@@ -30,10 +30,7 @@ def train(algorithm: str, reward: str | None, as_json: bool) -> None:
     settings = Settings.load(home, reward=reward)
     from thumbwise.plugin_manager import PluginManager
     from thumbwise.training.job import run_training
-    from thumbwise.training.memory import keep_freed_memory
     from thumbwise.training.progress import RunProgress
-
-    keep_freed_memory()
     plugins = PluginManager(home).load()
     result = run_training(home, settings, url, home.job_token(), algorithm, plugins=plugins, progress=RunProgress())
     if as_json:

@@ -134,6 +134,7 @@ async def test_a_killed_launcher_takes_the_server_with_it(stubbed):
     os.kill(launcher, signal.SIGKILL)
     await until(lambda: all(map(is_gone, below)))
     await until(lambda: stubbed.state == "ready" and stubbed.pid not in (None, launcher))
+    assert not set(below) & set(children(stubbed.pid))
 
 
 async def test_a_server_that_hangs_is_restarted(stubbed):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class TrainSettings(BaseModel):
@@ -40,7 +40,9 @@ class TrainSettings(BaseModel):
     epochs: int = Field(1, ge=1, description="passes over a batch of rollouts")
     minibatches: int = Field(2, ge=1, description="optimizer steps in a pass")
     micro_batch: int = Field(16, ge=1, description="replies in one forward and backward; changes memory, not results")
-    lora_rank: Literal[8, 16, 32, 64, 128] = Field(16, description="rank of the policy's adapter")
+    lora_rank: Annotated[Literal[8, 16, 32, 64, 128], BeforeValidator(int)] = Field(
+        16, description="rank of the policy's adapter"
+    )
     lora_alpha: int = Field(32, ge=1, description="scale of the policy's adapter: alpha / rank")
     learning_rate: float = Field(2e-4, gt=0, description="of the policy's adapter")
     value_rank: int = Field(8, ge=1, description="rank of the value function's adapter")
