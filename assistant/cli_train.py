@@ -31,6 +31,7 @@ def train(algorithm: str, reward: str | None, as_json: bool) -> None:
     from thumbwise.plugin_manager import PluginManager
     from thumbwise.training.job import run_training
     from thumbwise.training.progress import RunProgress
+
     plugins = PluginManager(home).load()
     result = run_training(home, settings, url, home.job_token(), algorithm, plugins=plugins, progress=RunProgress())
     if as_json:

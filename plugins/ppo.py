@@ -58,7 +58,7 @@ class PPO:
 
     def step(self, iteration: int) -> dict[str, float]:
         """One iteration: rollouts, rewards, advantages, then the updates. Returns its metrics."""
-        from thumbwise.training.losses import decay, warmup
+        from thumbwise.training.losses import warmup
 
         start = time.monotonic()
         rng = random.Random(f"{self.train.seed}:{iteration}")
@@ -66,7 +66,6 @@ class PPO:
         samples = self.rollouts.sample(prompts, "policy", self.train.seed * 100_003 + iteration)
         rollout, metrics = self._evaluate(samples)
         factor = warmup(iteration, self.train.warmup)
-        factor *= decay(iteration, self.iterations, self.train.final_learning_rate)
         for optimizer, lr in (
             (self.optimizer, self.train.learning_rate),
             (self.value.optimizer, self.train.value_learning_rate),

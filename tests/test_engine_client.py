@@ -308,7 +308,7 @@ async def test_leaving_a_stream_makes_vllm_drop_the_request(client, tiny_engine,
     async def reply(begun: asyncio.Event, how: str) -> None:
         # The likeliest token each time: after this prompt the tiny model goes in circles for long.
         ask = [{"role": "user", "content": "27"}]
-        async with contextlib.aclosing(client.chat(BASE, ask, Sampling(0.0, 300))) as chunks:
+        async with contextlib.aclosing(client.chat(BASE, ask, Sampling(0.0, 900))) as chunks:
             async for chunk in chunks:
                 if chunk.response_ids:
                     begun.set()

@@ -39,10 +39,13 @@ iterations = 6
 episodes = 32
 lora_rank = 8
 learning_rate = 5e-3
-kl_budget = 60.0
+kl_budget = 1000.0
 [gates]
 prompts = 24
-max_kl = 100.0
+min_accuracy = 0.0
+min_win_rate = 0.0
+standard_errors = 0.0
+max_kl = 1000.0
 max_repetition_gain = 1.0
 max_finish_loss = 1.0
 max_length = 10.0

@@ -194,11 +194,6 @@ def test_warm_up_from_a_tenth() -> None:
     close([losses.warmup(0, 10), losses.warmup(10, 10), losses.warmup(99, 10), losses.warmup(0, 0)], [0.1, 1, 1, 1])
 
 
-def test_the_learning_rate_falls_linearly_to_its_final_share() -> None:
-    close([losses.decay(0, 11, 0.1), losses.decay(5, 11, 0.1), losses.decay(10, 11, 0.1)], [1, 0.55, 0.1])
-    assert losses.decay(0, 1, 0.1) == 1
-
-
 def test_adaptive_kl_coefficient() -> None:
     controller = losses.AdaptiveKL(0.2, 6.0, 1e4)
     controller.update(9.0, 512)

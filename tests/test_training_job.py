@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import torch
 from click.testing import CliRunner
 from python_multipart import FormParser
 from tiny_model import make_tiny_model
@@ -34,6 +36,15 @@ LENIENT = {
     "prompts": 8, "min_accuracy": 0.0, "min_win_rate": 0.0, "standard_errors": 0.0, "max_finish_loss": 1.0,
     "max_repetition_gain": 1.0,
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """A two-layer model gains nothing from threads, which wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -48,9 +48,6 @@ class TrainSettings(BaseModel):
     value_rank: int = Field(8, ge=1, description="rank of the value function's adapter")
     value_learning_rate: float = Field(1e-4, gt=0, description="of the value function's adapter and head")
     warmup: int = Field(5, ge=0, description="iterations until the learning rates are reached, from a tenth")
-    final_learning_rate: float = Field(
-        0.1, ge=0, le=1, description="share of the learning rates left at the end; they fall linearly"
-    )
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     clip: float = Field(0.2, gt=0, description="PPO's clip range of the probability ratio")
     value_clip: float = Field(0.2, gt=0, description="clip range of the value function's change")

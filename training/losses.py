@@ -151,11 +151,6 @@ def warmup(step: int, steps: int) -> float:
     return 1.0 if steps <= 0 else min(1.0, 0.1 + 0.9 * step / steps)
 
 
-def decay(step: int, steps: int, final: float) -> float:
-    """Learning-rate factor: linear from 1 at step 0 to `final` at the last of `steps`."""
-    return 1.0 - (1.0 - final) * step / max(1, steps - 1)
-
-
 @dataclass
 class AdaptiveKL:
     """The KL coefficient's controller (Ziegler 2019, 2.2): more KL than `target` raises it, less lowers it.

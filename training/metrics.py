@@ -32,7 +32,7 @@ GLOSSARY: dict[str, tuple[str, str]] = {
     "abstained": ("replies that the reward had no opinion on", "0"),
     "policy_grad_norm": ("norm of the policy's gradient before it is scaled down", "0.05 to 5"),
     "value_grad_norm": ("norm of the value function's gradient before it is scaled down", "0.05 to 20"),
-    "learning_rate": ("of the policy in this iteration", "rises in the warm-up, then falls"),
+    "learning_rate": ("of the policy in this iteration", "the setting, after warm-up"),
     "seconds": ("wall time of the iteration", "steady"),
 }
 

@@ -1,7 +1,8 @@
 """Make the README's pictures from a running assistant: `python tests/browser/screenshots.py URL`.
 
 Writes docs/images/chat.png and docs/images/compare.png (1280 x 800, a palette of 64 colours, so that they stay
-small). It chats and votes, so point it at an assistant whose feedback does not matter.
+small). It chats and votes, so point it at an assistant whose feedback does not matter; start that one with
+THUMBWISE_CHAT_MAX_TOKENS=64, since small models ramble. Replies are drawn anew at every run.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def chat(page: Page, url: str) -> None:
     ask(page, url, "How does a rainbow form?")
     page.click("#tw-stop")
     wait(page, "stopped")
-    ask(page, url, "Write a short, friendly message to a neighbour whose music is too loud.")
+    ask(page, url, "Give me a tip for sleeping well.")
     wait(page, "done")
     page.get_by_role("button", name="Like", exact=True).last.click()
     expect(page.locator("#tw-comment")).to_be_visible()
