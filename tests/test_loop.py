@@ -100,14 +100,15 @@ class Readers(threading.Thread):
     async def _reader(self, http: httpx.AsyncClient) -> None:
         body = {"messages": [{"role": "user", "content": "Tell me a long story."}], "max_tokens": 600, "stream": True}
         while not self.enough.is_set():
-            started, versions, done = time.time(), set(), False
+            reply: dict[str, Any] = {"from": time.time(), "versions": set(), "done": False}
             async with http.stream("POST", "/v1/chat/completions", json=body) as stream:
                 async for line in stream.aiter_lines():
                     if line == "data: [DONE]":
-                        done = True
+                        reply["done"] = True
                     elif line.startswith("data: "):
-                        versions.add(json.loads(line[6:])["model"])
-            self.seen.append({"from": started, "to": time.time(), "versions": versions, "done": done})
+                        event = json.loads(line[6:])
+                        reply["versions"].add(event.get("model") or event["error"]["message"])
+            self.seen.append(reply | {"to": time.time()})
 
 
 def test_votes_become_a_version_that_answers_while_open_streams_finish_on_the_old_one(live: Live) -> None:
@@ -116,14 +117,21 @@ def test_votes_become_a_version_that_answers_while_open_streams_finish_on_the_ol
     assert given["choices"]["left"] + given["choices"]["right"] >= 120
 
     readers = Readers(live, streams=4)
-    readers.start()
-    trained = thumbwise(live, "train", "--json")
+    environment = os.environ | {"THUMBWISE_HOME": str(live.assistant.home.root)}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([COMMAND, "train", "--json"], env=environment, **pipes) as job:
+        said = []
+        for line in job.stderr or ():
+            said.append(line)
+            if "gates" in line and not readers.is_alive():
+                readers.start()  # not before: on two cores, readers and training would wait for each other
+        last = (job.stdout.read() if job.stdout else "").splitlines()[-1]
     after = ask(live)
     time.sleep(1)
     readers.enough.set()
     readers.join(timeout=120)
-    assert trained.returncode == 0, trained.stderr[-3000:]
-    assert "promoted" in trained.stdout.splitlines()[-1], trained.stdout + trained.stderr[-3000:]
+    assert job.returncode == 0, said
+    assert "promoted" in last, (last, said)
 
     version = after["thumbwise"]["policy_version"]
     assert before["thumbwise"]["policy_version"] == "policy-0000"
@@ -132,9 +140,9 @@ def test_votes_become_a_version_that_answers_while_open_streams_finish_on_the_ol
     assert [(row["old"], row["new"]) for row in log] == [("policy-0000", version)]
 
     flipped = log[0]["at"] / 1e9
+    assert all(reply["done"] and len(reply["versions"]) == 1 for reply in readers.seen), readers.seen
     across = [reply for reply in readers.seen if reply["from"] < flipped < reply["to"]]
-    assert len(across) >= 4
-    assert all(reply["done"] and len(reply["versions"]) == 1 for reply in readers.seen)
+    assert len(across) >= 3, (flipped, readers.seen)
     assert all(reply["versions"] == {"policy-0000"} for reply in readers.seen if reply["from"] < flipped - 0.5)
     assert all(reply["versions"] == {version} for reply in readers.seen if reply["from"] > flipped)
 
