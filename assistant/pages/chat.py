@@ -65,6 +65,7 @@ class ChatPage:
         self.store = assistant.store
         self.live: dict[str, Live[str]] = {}  # replies that are being written, by conversation
         self._asking = asyncio.Lock()
+        self._voting = asyncio.Lock()  # first come, first stored: the last click is the one that counts
 
     # -- layout --------------------------------------------------------------------------------------
 
@@ -311,7 +312,8 @@ class ChatPage:
         return self._no_panel(view)
 
     async def _store(self, request: FeedbackRequest) -> None:
-        await asyncio.to_thread(self.assistant.vote, LOCAL_USER, f"page-{uuid4().hex}", request)
+        async with self._voting:
+            await asyncio.to_thread(self.assistant.vote, LOCAL_USER, f"page-{uuid4().hex}", request)
 
     def _unchanged(self) -> Updates:
         """What a handler gives back where nothing changes: without any value Gradio would clear its outputs."""
