@@ -23,6 +23,7 @@ import struct
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Literal
@@ -55,7 +56,7 @@ _DROPPED_ENVIRONMENT = {
 _NOISE = re.compile(r" (INFO|DEBUG) |^INFO: |nanobind|^ - leaked |^ - \.\.\. skipped|resource_tracker")
 
 
-class _Supervised:
+class _Supervised(ABC):
     """State, waiting and stopping; a subclass brings `_supervise`."""
 
     client: EngineClient
@@ -121,9 +122,11 @@ class _Supervised:
             await self._release()
             self._set("failed", f"The supervision of vLLM failed ({error!r}): see the log.")
 
+    @abstractmethod
     async def _supervise(self) -> None:
-        raise NotImplementedError
+        """Start, watch and restart, until cancelled."""
 
+    @abstractmethod
     async def _release(self) -> None:
         """Give back what the supervision holds."""
 
@@ -336,6 +339,9 @@ class ExternalEngine(_Supervised):
         self.url = url
         socket_path = Path(url.removeprefix("unix:")) if url.startswith("unix:") else None
         self.client = EngineClient(uds=socket_path, base_url=None if socket_path else url)
+
+    async def _release(self) -> None:
+        """Nothing is held: the other vLLM goes on."""
 
     async def _supervise(self) -> None:
         self._set("starting", f"Waiting for vLLM at {self.url}.")
