@@ -102,8 +102,6 @@ class GateReport:
 Judge = Callable[[str, list[str]], list[float]]
 """Scores responses to one prompt, higher is better; stands in for people in rehearsals and evaluation."""
 
-ShapeReward = Callable[[Sequence[Sample], Scores], Scores]
-
 
 @dataclass(frozen=True)
 class Prompt:

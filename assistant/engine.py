@@ -38,8 +38,7 @@ BASE = "policy-0000"
 State = Literal["starting", "ready", "restarting", "failed", "stopped"]
 
 _logger = logging.getLogger(__name__)
-COMPILERS = (os.environ.get("CXX", "g++"), "g++", "clang++")
-"""C++ compilers that torch.compile looks for on CPU."""
+COMPILERS = (os.environ.get("CXX", "g++"), "g++", "clang++")  # what torch.compile looks for on CPU
 
 _PLUGIN = "thumbwise_lora_rows"
 _LOG_LINES = 15

@@ -20,6 +20,7 @@ import httpx
 import pytest
 from live_server import Live, serving
 from simulated_people import vote
+from tiny_model import ROUND
 
 from thumbwise.engine import ExternalEngine
 from thumbwise.home import Home
@@ -29,28 +30,6 @@ pytestmark = pytest.mark.engine
 COMMAND = Path(sys.executable).with_name("thumbwise")
 THINGS = ("cats", "dogs", "rain", "bread", "tea", "boats", "goats", "kings")
 PROMPTS = [f"Tell me about {thing}." for thing in THINGS] + [f"What is {n} plus {n + 1}?" for n in range(22)]
-# Limits of a model that babbles at random: the loop is under test here, not what it learns.
-CONFIG = """
-max_tokens = 24
-[train]
-min_votes = 60
-dtype = "float32"
-iterations = 6
-episodes = 32
-lora_rank = 8
-learning_rate = 5e-3
-kl_budget = 1000.0
-[gates]
-prompts = 24
-min_accuracy = 0.0
-min_win_rate = 0.0
-standard_errors = 0.0
-max_kl = 1000.0
-max_repetition_gain = 1.0
-max_finish_loss = 1.0
-max_length = 10.0
-min_length = 0.0
-"""
 
 
 def prefers_vowels(prompt: str, responses: list[str]) -> list[float]:
@@ -61,7 +40,7 @@ def prefers_vowels(prompt: str, responses: list[str]) -> list[float]:
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_engine: Any) -> Iterator[Live]:
     home = Home.find(tmp_path_factory.mktemp("loop"))
-    home.config.write_text(f'model = "{tiny_model}"\n{CONFIG}')
+    home.config.write_text(f'model = "{tiny_model}"\nmax_tokens = 24\n{ROUND}')
     with serving(home, lambda: ExternalEngine(f"unix:{tiny_engine.uds}")) as live:
         deadline = time.monotonic() + 120
         while httpx.get(f"{live.url}/health/ready").status_code != 200 and time.monotonic() < deadline:
@@ -182,14 +161,14 @@ def test_rollback_takes_effect_with_the_next_message(live: Live) -> None:
 
 def test_too_little_data_is_one_sentence_and_no_error(live: Live, tmp_path: Path, tiny_engine: Any) -> None:
     home = Home.find(tmp_path)
-    home.config.write_text(f'model = "{live.assistant.settings.model}"\n{CONFIG}')
+    home.config.write_text(f'model = "{live.assistant.settings.model}"\nmax_tokens = 24\n{ROUND}')
     with serving(home, lambda: ExternalEngine(f"unix:{tiny_engine.uds}")) as empty:
         deadline = time.monotonic() + 60
         while httpx.get(f"{empty.url}/health/ready").status_code != 200 and time.monotonic() < deadline:
             time.sleep(0.2)
         said = thumbwise(empty, "train")
     assert said.returncode == 0
-    assert "60" in said.stdout.splitlines()[-1]
+    assert "40" in said.stdout.splitlines()[-1]
     assert "Traceback" not in said.stderr
 
 

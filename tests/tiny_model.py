@@ -29,6 +29,28 @@ TEMPLATE = (
 STOP_GAIN = 2.0
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
+# Settings of a round on it, for tests of the loop: the gates are wide open, since a model that babbles at
+# random learns little (what gates refuse is tested on its own).
+ROUND = """
+[train]
+dtype = "float32"
+min_votes = 40
+iterations = 4
+lora_rank = 8
+learning_rate = 5e-3
+kl_budget = 1000.0
+[gates]
+prompts = 24
+min_accuracy = 0.0
+min_win_rate = 0.0
+standard_errors = 0.0
+max_kl = 1000.0
+max_repetition_gain = 1.0
+max_finish_loss = 1.0
+max_length = 100.0
+min_length = 0.0
+"""
+
 
 def make_tiny_model(folder: Path, seed: int = 0) -> Path:
     """Write a model with its tokenizer and return `folder`: hidden 64, 2 heads of 32, float32."""

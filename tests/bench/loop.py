@@ -28,7 +28,7 @@ import httpx
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from simulated_people import seed_prompts, vote
-from tiny_model import make_tiny_model
+from tiny_model import ROUND, make_tiny_model
 
 from thumbwise.contracts import Judge
 from thumbwise.home import Home, running_url
@@ -43,25 +43,6 @@ HELD_OUT = [
         "baking at home.", "long letters.", "street markets.", "hiking in autumn.",
     )
 ]  # fmt: skip
-QUICK = """
-[train]
-min_votes = 40
-dtype = "float32"
-iterations = 3
-lora_rank = 8
-learning_rate = 5e-3
-kl_budget = 1000.0
-[gates]
-prompts = 24
-min_accuracy = 0.0
-min_win_rate = 0.0
-standard_errors = 0.0
-max_kl = 1000.0
-max_repetition_gain = 1.0
-max_finish_loss = 1.0
-max_length = 100.0
-min_length = 0.0
-"""
 
 
 def letters(prompt: str, responses: list[str]) -> list[float]:
@@ -174,7 +155,7 @@ def main() -> None:
         home = Home.find(Path(folder) / "home")
         if args.quick:
             model = make_tiny_model(Path(folder) / "tiny")
-            home.config.write_text(f'model = "{model}"\nmax_tokens = 16\n{QUICK}[engine]\nenforce_eager = true\n')
+            home.config.write_text(f'model = "{model}"\nmax_tokens = 16\n{ROUND}[engine]\nenforce_eager = true\n')
         figures = measure(home, letters if args.quick else sentiment, args)
     wanted = [("promoted", float(figures["outcome"] == "promoted"), ">=", 1.0)]
     wanted.append(("next_reply_is_new", float(figures["next_reply_version"] == figures["version"]), ">=", 1.0))
