@@ -46,6 +46,7 @@ def listen(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        bound.listen()  # who comes before the server accepts waits a moment, instead of being refused
     except OSError as error:
         bound.close()
         raise ThumbwiseError(f"Port {port} cannot be used ({error.strerror}): choose another with --port.") from None

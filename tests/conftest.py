@@ -22,7 +22,7 @@ from thumbwise.engine_client import EngineClient
 from thumbwise.settings import EngineSettings
 
 TINY = EngineSettings(
-    dtype="float32", enforce_eager=True, max_model_len=1024, max_num_seqs=32, max_loras=4, max_lora_rank=8
+    dtype="float32", enforce_eager=True, max_model_len=4096, max_num_seqs=32, max_loras=4, max_lora_rank=8
 )
 
 

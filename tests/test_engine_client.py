@@ -13,6 +13,7 @@ import httpx
 import pytest
 import torch
 from conftest import TinyEngine
+from tiny_model import make_token_adapter
 
 from thumbwise.engine import BASE
 from thumbwise.engine_client import Chunk, EngineClient, Sampling
@@ -298,38 +299,44 @@ async def test_probes_in_one_prefill_batch_answer_as_they_do_alone(client, polic
 
 @pytest.mark.engine
 @pytest.mark.parametrize("how", ["leave the loop", "cancel the task"])
-async def test_leaving_a_stream_makes_vllm_drop_the_request(client, tiny_engine, how):
+async def test_leaving_a_stream_makes_vllm_drop_the_request(client, tiny_engine, tiny_model, tmp_path, how):
     async def metric(name: str) -> float:
         transport = httpx.AsyncHTTPTransport(uds=str(tiny_engine.uds))
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as plain:
             lines = (await plain.get("/metrics")).text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(f"vllm:{name}{{"))
 
-    async def reply(begun: asyncio.Event, how: str) -> None:
-        # The likeliest token each time: after this prompt the tiny model goes in circles for long.
+    most, endless = 4000, f"policy-8-{how.replace(' ', '-')}"  # endless: its replies take all they may
+    await client.load_adapter(endless, make_token_adapter(tiny_model, tmp_path / "endless", token=300))
+
+    async def reply(begun: asyncio.Event) -> None:
         ask = [{"role": "user", "content": "27"}]
-        async with contextlib.aclosing(client.chat(BASE, ask, Sampling(0.0, 900))) as chunks:
+        async with contextlib.aclosing(client.chat(endless, ask, Sampling(0.0, most))) as chunks:
             async for chunk in chunks:
                 if chunk.response_ids:
                     begun.set()
                     if how == "leave the loop":
                         break
 
-    async def generated(how: str) -> float:
-        """Return how many tokens eight replies took, all left at their first token or none."""
-        before = await metric("generation_tokens_total")
-        begun = [asyncio.Event() for _ in range(8)]
-        tasks = [asyncio.create_task(reply(event, how)) for event in begun]
-        await begun[0].wait()
+    async def generated() -> float:
+        """Return how many tokens a reply took that was left at its first."""
+        before, begun = await metric("generation_tokens_total"), asyncio.Event()
+        task = asyncio.create_task(reply(begun))
+        await begun.wait()
         if how == "cancel the task":
-            for task in tasks:
-                task.cancel()
-        await asyncio.wait(tasks)
+            task.cancel()
+        await asyncio.wait([task])
         while await metric("num_requests_running"):
             await asyncio.sleep(0.1)
         return await metric("generation_tokens_total") - before
 
-    assert await generated(how) < await generated("stay") / 2
+    # With such a small model on a busy machine, vLLM's core may be at the end before its front end has sent
+    # a token: then nothing is left to drop, and another reply is tried.
+    taken = [await generated()]
+    while taken[-1] > most / 2 and len(taken) < 5:
+        taken.append(await generated())
+    await client.unload_adapter(endless)
+    assert 0 < taken[-1] < most / 2, taken
 
 
 @pytest.mark.engine
@@ -337,7 +344,7 @@ async def test_unknown_policies_and_long_prompts_are_refused_in_a_sentence(clien
     with pytest.raises(EngineFailed, match="`policy-9` does not exist"):
         await read(client, "policy-9")
     with pytest.raises(ThumbwiseError, match="maximum context length") as caught:
-        await anext(client.chat(BASE, [{"role": "user", "content": "so " * 3000}], SAMPLING))
+        await anext(client.chat(BASE, [{"role": "user", "content": "so " * 9000}], SAMPLING))
     assert caught.value.status == 400
 
 

@@ -66,7 +66,7 @@ def make_tiny_model(folder: Path, seed: int = 0) -> Path:
         num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=32,
-        max_position_embeddings=2048,
+        max_position_embeddings=4096,
         tie_word_embeddings=True,
         initializer_range=0.15,
         bos_token_id=tokenizer.convert_tokens_to_ids("<|im_start|>"),
@@ -106,6 +106,32 @@ def make_tiny_adapter(model_folder: Path, folder: Path, seed: int, rank: int = 8
                 weight.copy_(torch.randn(weight.shape, generator=draw) / weight.shape[1] ** 0.5)
             elif "lora_B" in name:
                 weight.copy_(torch.randn(weight.shape, generator=draw) * scale)
+    model.save_pretrained(folder)
+    return folder
+
+
+def make_token_adapter(model_folder: Path, folder: Path, token: int, steps: int = 60) -> Path:
+    """Train an adapter (rank 8) until `token` is by far the likeliest in any context; return `folder`.
+
+    Replies of it say who wrote them, and never end by themselves.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
+    config = LoraConfig(r=8, lora_alpha=8, target_modules=list(LINEAR), task_type="CAUSAL_LM")
+    with torch.random.fork_rng():
+        torch.manual_seed(token)
+        model = get_peft_model(base, config)
+        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=2e-2)
+        for _ in range(steps):
+            ids = torch.randint(base.config.vocab_size, (8, 32))
+            ids[4:, 8:] = token  # what it will see most: itself
+            logits = model(ids).logits.flatten(0, 1)
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(logits, torch.full((len(logits),), token)).backward()
+            optimizer.step()
     model.save_pretrained(folder)
     return folder
 
