@@ -67,7 +67,12 @@ def tiny_engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     thread.start()
     tiny = TinyEngine(engine, loop)
     try:
-        tiny.run(engine.start())
+        # One thread, on any core: with two bound ones on a busy machine, vLLM's threads starve its own input
+        # and output, and a whole reply is generated before its first token is sent.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+            patch.setenv("OMP_NUM_THREADS", "1")
+            tiny.run(engine.start())
         tiny.run(engine.wait_ready(300))
         yield tiny
     finally:
