@@ -73,7 +73,7 @@ def tiny_engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> I
             patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
             patch.setenv("OMP_NUM_THREADS", "1")
             tiny.run(engine.start())
-        tiny.run(engine.wait_ready(300))
+            tiny.run(engine.wait_ready(300))
         yield tiny
     finally:
         tiny.run(engine.stop())
