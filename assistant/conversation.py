@@ -53,12 +53,16 @@ class _Written:
     response_ids: list[int] = field(default_factory=list)
     prompt_ids: tuple[int, ...] = ()
     finish_reason: str | None = None
+    logprobs: list[float] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
 
     def add(self, chunk: Chunk) -> None:
         self.text.append(chunk.text)
         self.response_ids.extend(chunk.response_ids)
         self.prompt_ids = chunk.prompt_ids or self.prompt_ids
         self.finish_reason = chunk.finish_reason or self.finish_reason
+        self.logprobs.extend(chunk.logprobs or ())
+        self.tokens.extend(chunk.tokens or ())
 
 
 class Conversations:
@@ -149,13 +153,15 @@ class Conversations:
                 self._finish(turn, written, state, error)
 
     async def write(self, turn: Turn, user_id: str = LOCAL_USER) -> tuple[str, Chunk]:
-        """Generate a whole reply; returns its text and a chunk with all token ids and the finish reason."""
+        """Generate a whole reply; returns its text and a chunk with all of its tokens and the finish reason."""
         whole = _Written()
         async with aclosing(self.stream(turn, user_id)) as chunks:
             async for chunk in chunks:
                 whole.add(chunk)
                 last = chunk
         last = replace(last, response_ids=tuple(whole.response_ids), prompt_ids=whole.prompt_ids)
+        if turn.sampling.logprobs:
+            last = replace(last, logprobs=tuple(whole.logprobs), tokens=tuple(whole.tokens))
         return "".join(whole.text), last
 
     def check_in_flight(self, user_id: str) -> None:

@@ -46,8 +46,8 @@ class Sampling:
 class Chunk:
     """A piece of a reply. The ids of all chunks end with the stop token where the model ended by itself.
 
-    `prompt_ids` are there in the first chunk only. `logprobs` has one entry per id of this chunk, taken
-    after temperature, or is None where it was not asked for.
+    `prompt_ids` are there in the first chunk only. `logprobs` and `tokens` (their texts) have one entry per id
+    of this chunk, log-probabilities in nats after temperature, or are None where they were not asked for.
     """
 
     text: str
@@ -56,6 +56,7 @@ class Chunk:
     model: str
     prompt_ids: tuple[int, ...] | None = None
     logprobs: tuple[float, ...] | None = None
+    tokens: tuple[str, ...] | None = None
 
 
 class EngineClient:
@@ -213,9 +214,10 @@ def _chunk(event: dict[str, Any], model: str, with_logprobs: bool) -> Chunk | No
     if reason not in (None, "stop", "length"):  # "abort": vLLM is shutting down
         raise EngineFailed(f"vLLM ended the reply with '{reason}': try again.")
     ids = tuple(choice.get("token_ids") or ())
-    logprobs = None
+    logprobs = tokens = None
     if with_logprobs:
-        logprobs = tuple(float(row["logprob"]) for row in (choice.get("logprobs") or {}).get("content") or ())
+        rows = (choice.get("logprobs") or {}).get("content") or ()
+        logprobs, tokens = tuple(float(row["logprob"]) for row in rows), tuple(str(row["token"]) for row in rows)
         if len(logprobs) != len(ids):
             raise EngineFailed(f"vLLM sent {len(logprobs)} log-probabilities for {len(ids)} tokens.")
     prompt_ids = event.get("prompt_token_ids")
@@ -226,6 +228,7 @@ def _chunk(event: dict[str, Any], model: str, with_logprobs: bool) -> Chunk | No
         model=model,
         prompt_ids=None if prompt_ids is None else tuple(prompt_ids),
         logprobs=logprobs,
+        tokens=tokens,
     )
 
 

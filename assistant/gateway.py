@@ -1,7 +1,8 @@
 """The public HTTP API: chat completions in the OpenAI shape, comparisons, feedback, models.
 
 Request fields are an allow-list: what is not named here is refused with 400 rather than passed on to vLLM.
-Left out: `n`, `logprobs`, tools and images.
+`logprobs` gives the sampled tokens' log-probabilities with their ids (`token_ids`, ours), so that a reader can prove
+which version wrote a reply. Left out: `n`, `top_logprobs`, tools and images.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class ChatRequest(_Body):
     top_p: float | None = Field(None, gt=0, le=1)
     seed: int | None = None
     stop: str | list[str] | None = None
+    logprobs: bool = False
     user: str | None = None
     n: Literal[1] = 1
 
@@ -93,6 +95,7 @@ def _sampling(request: ChatRequest, default: Sampling) -> Sampling:
         top_p=1.0 if request.top_p is None else request.top_p,
         seed=request.seed,
         stop=stop,
+        logprobs=request.logprobs,
     )
 
 
@@ -106,6 +109,17 @@ def _extra(turn: Turn) -> dict[str, str]:
 
 def _usage(prompt: int, completion: int) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _logprobs(chunk: Chunk) -> dict[str, Any] | None:
+    """OpenAI's shape, and the ids beside it; None where log-probabilities were not asked for."""
+    if chunk.logprobs is None or chunk.tokens is None:
+        return None
+    content = [
+        {"token": token, "logprob": logprob, "bytes": list(token.encode()), "top_logprobs": []}
+        for token, logprob in zip(chunk.tokens, chunk.logprobs, strict=True)
+    ]
+    return {"content": content, "refusal": None, "token_ids": list(chunk.response_ids)}
 
 
 def _event(body: dict[str, Any]) -> str:
@@ -127,6 +141,8 @@ async def _events(
                 completion += len(chunk.response_ids)
                 delta = {"content": chunk.text} if chunk.text else {}
                 choice = {"index": 0, "delta": delta, "finish_reason": chunk.finish_reason}
+                if (logprobs := _logprobs(chunk)) is not None:
+                    choice["logprobs"] = logprobs
                 extra = {"thumbwise": _extra(turn)} if chunk.finish_reason else {}
                 yield _event(envelope | {"choices": [choice]} | extra)
         if usage:
@@ -160,7 +176,7 @@ def _add_chat(api: APIRouter, assistant: Assistant) -> None:
             "index": 0,
             "message": {"role": "assistant", "content": text},
             "finish_reason": last.finish_reason,
-            "logprobs": None,
+            "logprobs": _logprobs(last),
         }
         body = _envelope(turn, "chat.completion", int(time.time())) | {
             "choices": [choice],

@@ -1,0 +1,285 @@
+"""The whole loop on simulated people: votes through the API, the job, the swap under open streams, and a verdict.
+
+Each step leaves a file in the rehearsal's folder, and a step whose file is there is not done again: a
+rehearsal that was cut off goes on where it stopped, with the same plan. The judge stands in for people and
+is never seen by the job. Left out: rounds with different people, and several rehearsals of one plan at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from thumbwise.contracts import Prompt, Sample
+from thumbwise.errors import ThumbwiseError
+from thumbwise.feedback.records import canonical, sha256
+from thumbwise.home import Home
+from thumbwise.plugin_manager import PluginManager
+from thumbwise.settings import Settings
+from thumbwise.training import rehearsal_home
+from thumbwise.training.judged import Wanted, best_of, by_prompt, pair_accuracy, win_rate
+from thumbwise.training.measure import Measure, keep, kept
+from thumbwise.training.progress import RunProgress
+from thumbwise.training.raters import Bar, Crowd, Voting, bar, judged
+from thumbwise.training.rehearsal_home import read_json, write_json
+from thumbwise.training.replies import finish_rate, repetition
+from thumbwise.training.served import Api, finish
+from thumbwise.training.swap_watch import SwapWatch, mixed
+from thumbwise.versions import BASE
+
+LEAST_STREAMS = 8
+CHECKED = 64
+"""Whole replies nearest to a flip that are searched for spans of another version."""
+_LINE = re.compile(r"^\[ *\d+ s\] (.*)$")
+_COUNTED = re.compile(r"^\S+: (\d+)/(\d+)")
+_NUMBER = re.compile(r"(reward|KL|length) (-?[\d.]+)")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is rehearsed; two rehearsals with equal plans, prompts and config.toml are the same one."""
+
+    judge: str
+    voting: Voting
+    voters: tuple[Prompt, ...]
+    held_out: tuple[Prompt, ...]
+    rounds: int = 1
+    algorithm: str = "ppo"
+    max_tokens: int = 48
+    wanted: Wanted = field(default_factory=lambda: Wanted(1))
+
+    def digest(self, config: str) -> str:
+        """SHA-256 over all of it."""
+        return sha256(canonical([asdict(self), config]))
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a rehearsal ended: the object that `--json` prints, whether it counts as failed, and where it lies."""
+
+    report: dict[str, Any]
+    problem: str
+    folder: Path
+
+
+class Rehearsal:
+    """One rehearsal of `plan`, begun anew or gone on with; `run` does what is missing."""
+
+    def __init__(self, operator: Home, plan: Plan, progress: RunProgress) -> None:
+        self.plan, self.progress = plan, progress
+        config = operator.config.read_text() if operator.config.exists() else ""
+        facts = asdict(plan) | {"prompts": len(plan.voters), "held_out": len(plan.held_out)}
+        facts.pop("voters")
+        self.folder, self.resumed = rehearsal_home.open_folder(operator, plan.digest(config), facts)
+        self.home = rehearsal_home.make_home(operator, self.folder)
+        self.env = rehearsal_home.environment(self.home, plan.max_tokens, plan.voting.seed)
+        self.settings = Settings.load(
+            self.home, max_tokens=plan.max_tokens, train={"seed": plan.voting.seed}
+        )  # as the processes see them
+        self.plugins = PluginManager(self.home).load()
+        self.judge = functools.partial(judged, plan.judge, self.plugins.get("judges", plan.judge))
+        self.plugins.get("policy_algorithms", plan.algorithm)
+        self.steps, self.step = 2 + 3 * plan.rounds, 0
+
+    def run(self) -> Result:
+        """Every step that has not been done yet, then the report."""
+        started = time.monotonic()
+        earlier = read_json(self.folder / "clock.json") or 0.0
+
+        def tick() -> float:
+            seconds = round(earlier + time.monotonic() - started, 1)
+            write_json(self.folder / "clock.json", seconds)
+            return seconds
+
+        start = self._start_replies()
+        tick()
+        rounds = [read_json(self.folder / f"round-{n}" / "figures.json") for n in range(1, self.plan.rounds + 1)]
+        if None in rounds:
+            self._stage("starting an assistant of its own")
+            patience = self.settings.engine.start_timeout + 300
+            with rehearsal_home.assistant(self.home, self.env, self.folder / "assistant.log", patience) as url:
+                for n, figures in enumerate(rounds, 1):
+                    rounds[n - 1] = figures or self._round(n, url, start)
+                    tick()
+        swaps = [read_json(self.folder / f"round-{n}" / "swap.json") for n in range(1, self.plan.rounds + 1)]
+        report = {"rounds": rounds, "seconds": tick(), "swap": total(swaps)}
+        write_json(self.folder / "result.json", report)
+        return Result(report, problem(swaps), self.folder)
+
+    # --- the steps --------------------------------------------------------------------------------------
+
+    def _start_replies(self) -> list[Sample]:
+        """What start says to the held-out prompts, several times each; sampled once."""
+        path = self.folder / "start-replies.jsonl"
+        if not path.exists():
+            counts = self.plan.wanted.start()
+            asked = [p for p, count in zip(self.plan.held_out, counts, strict=True) for _ in range(count)]
+            self._stage(f"{len(asked)} replies of start to {len(counts)} held-out prompts", len(asked))
+            keep(path, self._measure().sample(asked, BASE, self.plan.voting.seed * 10 + 7, self._count(len(asked))))
+        return kept(path)
+
+    def _round(self, number: int, url: str, start: list[Sample]) -> dict[str, Any]:
+        """Votes, training with streams open across its swap, and the verdict."""
+        folder = self.folder / f"round-{number}"
+        folder.mkdir(exist_ok=True)
+        self.step = 2 + 3 * (number - 1)
+        votes = self._vote(number, url, folder, start)
+        trained = read_json(folder / "train.json") or self._train(number, url, folder)
+        self._stage(f"round {number}: judging {trained['version']}")
+        figures = {"round": number, "votes": votes, **self._figures(trained, start, folder)}
+        write_json(folder / "figures.json", figures)
+        return figures
+
+    def _vote(self, number: int, url: str, folder: Path, start: list[Sample]) -> int:
+        voting = self.plan.voting
+        self._stage(f"round {number}: {voting.votes} votes by {voting.raters} raters", voting.votes)
+        scores = [score for row in self._scores(start, self.plan.wanted.start()) for score in row]
+        threshold: Bar = bar(scores)
+
+        async def work() -> int:
+            async with Api(url, self.plan.max_tokens) as api:
+                crowd = Crowd(
+                    api, voting, self.judge, self.plan.voters, number, folder / "votes.jsonl", threshold
+                )  # fmt: skip
+                return await crowd.vote(self._count(voting.votes))
+
+        return finish(work())
+
+    def _train(self, number: int, url: str, folder: Path) -> dict[str, Any]:
+        """Run the job as an operator would, with readers from the gates on; a run that was cut off is resumed."""
+        self._stage(f"round {number}: training")
+        begun = {path.parent for path in self.home.runs.glob("*/run.json")}
+        unfinished = [run for run in begun if not (run / "result.json").exists()]
+        arguments = ["train", "--resume"] if unfinished else ["train", "--algorithm", self.plan.algorithm]
+        watch = SwapWatch(url, self.settings.chat_max_tokens)
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        job = rehearsal_home.start([*arguments, "--json"], self.env, **pipes)
+        assert job.stdout is not None
+        try:
+            self._follow(job, watch, folder / "train.log")
+            last = (job.stdout.read().strip().splitlines() or ["{}"])[-1]
+            job.wait()
+        finally:
+            rehearsal_home.stop(job)
+            watch.stop()
+        result: dict[str, Any] = json.loads(last)
+        if result.get("outcome") not in ("promoted", "rejected"):
+            reason = result.get("reason") or f"it said nothing more; its log is {folder / 'train.log'}."
+            raise ThumbwiseError(f"Round {number} has no candidate: {reason}")
+        write_json(folder / "swap.json", self._swap(watch, result))
+        write_json(folder / "train.json", result)
+        return result
+
+    def _follow(self, job: subprocess.Popen[str], watch: SwapWatch, log: Path) -> None:
+        """Show what the job says, and open the streams when it comes to its gates."""
+        with log.open("a") as file:
+            for line in job.stderr or ():
+                file.write(line)
+                said = _LINE.match(line.rstrip())
+                if said is None:
+                    continue
+                if counted := _COUNTED.match(said[1]):
+                    numbers = {name.lower(): float(value) for name, value in _NUMBER.findall(said[1])}
+                    self.progress.update(int(counted[1]), int(counted[2]), numbers)
+                elif said[1] == "gates" and not watch.watching:
+                    watch.start()
+                    self.progress.say(f"gates, with {watch.readers} readers on")
+                else:
+                    self.progress.say(said[1])
+
+    def _swap(self, watch: SwapWatch, result: dict[str, Any]) -> dict[str, Any]:
+        """What readers saw of a swap; the versions that were live are the base and all that were promoted."""
+        self.progress.say("reading the streamed replies")
+        versions = [BASE, *(path.parent.name for path in sorted(self.home.policies.glob("*/manifest.json")))]
+        found = mixed(watch.nearest(CHECKED), versions, self._measure().force)
+        return {
+            "promoted": result["outcome"] == "promoted",
+            "seen": watch.flip is not None,
+            "streams": len(watch.across()),
+            "replies": len(watch.replies),
+            "dropped": sum(reply.dropped for reply in watch.replies),
+            "errors": sorted({reply.error for reply in watch.replies if reply.error})[:5],
+            "mixed": len(found),
+            "mixtures": [{"version": reply.version, "like": other, "by": by} for reply, other, by in found[:5]],
+        }
+
+    def _figures(self, trained: dict[str, Any], start: list[Sample], folder: Path) -> dict[str, Any]:
+        """The candidate beside start, by the judge, on prompts that nobody voted on."""
+        wanted, version = self.plan.wanted, trained["version"]
+        measure = self._measure()
+        path = folder / "replies.jsonl"
+        if not path.exists():
+            asked = [prompt for prompt in self.plan.held_out for _ in range(wanted.samples)]
+            done = self._count(len(asked))
+            keep(path, measure.sample(asked, version, self.plan.voting.seed * 10 + 8, done))
+        replies = kept(path)
+        counts, each = wanted.start(), [wanted.samples] * wanted.prompts
+        pool = by_prompt(counts, start)
+        mine, theirs = self._scores(replies, each), self._scores(start, counts)
+        rate = win_rate(mine, [row[: wanted.samples] for row in theirs])
+        rewards = by_prompt(counts, measure.rewards(start, self.home.runs / trained["run_id"]).tolist())
+        accuracy, pairs = pair_accuracy(theirs, rewards)
+        beside = [sample for row in pool for sample in row[: wanted.samples]]
+        figures = {
+            "rm_accuracy": accuracy, "rm_pairs": pairs, "kl": measure.kl(replies, version),
+            "win_rate": rate.rate, "win_rate_low": rate.low, "win_rate_high": rate.high, "n_eval": rate.n,
+            "best_of_16_win_rate": best_of(theirs, rewards, wanted.best_of),
+            "finish_rate": finish_rate(replies), "start_finish_rate": finish_rate(beside),
+            "repetition": repetition(replies), "start_repetition": repetition(beside),
+            "score": _mean(mine), "start_score": _mean(theirs),
+            "promoted": trained["outcome"] == "promoted", "version": version, "train_seconds": trained["seconds"],
+        }  # fmt: skip
+        return {name: round(v, 4) if isinstance(v, float) and math.isfinite(v) else v for name, v in figures.items()}
+
+    # --- small parts ----------------------------------------------------------------------------------------
+
+    def _measure(self) -> Measure:
+        """Made for one step and dropped after it, so that the job has the memory to itself."""
+        return Measure(self.home, self.settings, self.plugins)
+
+    def _scores(self, samples: Sequence[Sample], counts: Sequence[int]) -> list[list[float]]:
+        rows = by_prompt(counts, list(samples))
+        return [
+            self.judge(prompt, [sample.response for sample in row])
+            for prompt, row in zip(self.plan.held_out, rows, strict=True)
+        ]
+
+    def _stage(self, name: str, total: int | None = None) -> None:
+        self.step += 1
+        self.progress.stage(f"step {self.step} of {self.steps}: {name}", total)
+
+    def _count(self, total: int) -> Callable[[int], None]:
+        return lambda done: self.progress.update(done, total, {}) if done else None
+
+
+def _mean(rows: Sequence[Sequence[float]]) -> float:
+    flat = [score for row in rows for score in row]
+    return sum(flat) / len(flat)
+
+
+def total(swaps: Sequence[dict[str, Any] | None]) -> dict[str, int]:
+    """One line about all swaps: the fewest streams that were open across one, and all that was dropped or mixed."""
+    seen = [swap for swap in swaps if swap is not None]
+    return {
+        "streams": min((swap["streams"] for swap in seen if swap["promoted"]), default=0),
+        "dropped": sum(swap["dropped"] for swap in seen),
+        "mixed": sum(swap["mixed"] for swap in seen),
+    }
+
+
+def problem(swaps: Sequence[dict[str, Any] | None]) -> str:
+    """Why a rehearsal counts as failed, or nothing."""
+    sums = total(swaps)
+    if sums["dropped"] or sums["mixed"]:
+        return f"{sums['dropped']} replies were dropped and {sums['mixed']} were mixed across the swaps."
+    if any(swap and swap["promoted"] and swap["streams"] < LEAST_STREAMS for swap in swaps):
+        return f"Only {sums['streams']} replies were open across a swap, fewer than {LEAST_STREAMS}: it proves nothing."
+    return ""

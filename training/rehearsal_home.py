@@ -1,0 +1,127 @@
+"""Where a rehearsal works: a folder under the operator's `runs/` with a home of its own, and processes in it.
+
+The operator's database, versions and runs are never opened. Settings and plugins are copied, base models
+shared through a link. The assistant and the job are real processes, started through `thumbwise.engine_child`,
+so that they end with the rehearsal however it ends. Left out: an operator's shaping of vLLM by hand
+(`engine_url` stays in force: the rehearsal's versions are then loaded beside theirs).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from thumbwise.errors import ThumbwiseError
+from thumbwise.home import Home, running_url, write_durably
+
+STOP_SECONDS = 60.0
+
+
+def open_folder(home: Home, digest: str, plan: dict[str, Any]) -> tuple[Path, bool]:
+    """The folder of a rehearsal with this plan: the newest unfinished one (True), or a new one (False)."""
+    unfinished = [
+        folder for folder in home.runs.glob(f"rehearsal-*-{digest[:8]}") if not (folder / "result.json").exists()
+    ]
+    if unfinished:
+        return max(unfinished), True
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    folder = home.runs / f"rehearsal-{stamp}-{digest[:8]}"
+    folder.mkdir(mode=0o700)
+    write_json(folder / "plan.json", plan)
+    return folder, False
+
+
+def make_home(operator: Home, folder: Path) -> Home:
+    """The rehearsal's own home in `folder`, with the operator's settings and plugins as they are now."""
+    root = folder / "home"
+    if not root.exists():
+        side = folder / ".home"
+        shutil.rmtree(side, ignore_errors=True)
+        side.mkdir(mode=0o700)
+        (side / "models").symlink_to(operator.models)
+        if operator.config.exists():
+            shutil.copy2(operator.config, side / "config.toml")
+        shutil.copytree(operator.plugins, side / "plugins", ignore=shutil.ignore_patterns("__pycache__"))
+        side.rename(root)
+    return Home.find(root)
+
+
+def environment(home: Home, max_tokens: int, seed: int) -> dict[str, str]:
+    """What the rehearsal's processes run with: its own home, a free port, its length and its seed."""
+    return os.environ | {
+        "THUMBWISE_HOME": str(home.root),
+        "THUMBWISE_HOST": "127.0.0.1",
+        "THUMBWISE_PORT": "0",
+        "THUMBWISE_MAX_TOKENS": str(max_tokens),
+        "THUMBWISE_TRAIN__SEED": str(seed),
+    }
+
+
+def start(arguments: list[str], env: dict[str, str], **pipes: Any) -> subprocess.Popen[str]:
+    """Start a `thumbwise` command that ends with this process, by whatever this one ends."""
+    launcher = [sys.executable, "-m", "thumbwise.engine_child", str(os.getpid())]
+    command = [sys.executable, "-m", "thumbwise.cli", *arguments]
+    return subprocess.Popen([*launcher, *command], env=env, text=True, start_new_session=True, **pipes)
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """End a process in order, and all below it at once where that takes too long."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGHUP)  # the launcher ends the whole tree
+            process.wait()
+
+
+@contextmanager
+def assistant(home: Home, env: dict[str, str], log: Path, patience: float) -> Iterator[str]:
+    """A running assistant on `home`: yields its URL once it is ready, within `patience` seconds."""
+    with log.open("a") as file:
+        process = start(["serve"], env, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        try:
+            yield _wait_ready(home, process, log, patience)
+        finally:
+            stop(process)
+
+
+def _wait_ready(home: Home, process: subprocess.Popen[str], log: Path, patience: float) -> str:
+    deadline = time.monotonic() + patience
+    detail = ""
+    while process.poll() is None and time.monotonic() < deadline:
+        url = running_url(home)
+        if url is not None:
+            try:
+                answer = httpx.get(f"{url}/health/ready", timeout=30, trust_env=False)
+                if answer.status_code == 200:
+                    return url
+                detail = str(answer.json().get("detail", ""))
+            except (httpx.HTTPError, ValueError):
+                pass
+        time.sleep(0.3)
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    said = detail or (lines[-1] if lines else "it said nothing")
+    raise ThumbwiseError(f"The rehearsal's assistant did not get ready: {said} (log: {log})")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all."""
+    write_durably(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read what `write_json` wrote, or None where it has not been written."""
+    return json.loads(path.read_text()) if path.exists() else None

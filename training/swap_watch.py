@@ -1,0 +1,201 @@
+"""Readers who hold streamed replies open across a swap, and what their replies show about it.
+
+A reply is *dropped* where it ends in an error, without a finish reason, or after 60 s of silence; nothing
+is asked again. It is *mixed* where some span of it fits another live version better than the version that
+it names: the engine's log-probabilities of the sampled tokens are laid beside those that the trainer
+computes for the same tokens under every version. So both are counted by what replies contain, not by what
+the server says about itself. Left out: faults shorter than a span of tokens, which the formats' rounding hides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from thumbwise.engine_client import SILENCE
+
+READERS = 16
+POLL = 0.05
+"""Seconds between two looks at the pointer."""
+SPAN = 8
+MARGIN = 0.1
+"""Nats a token by which a span must fit another version better; the engine's bfloat16 differs by far less."""
+LONGEST = 4096
+ASKED = (
+    "Tell me a long story about a lighthouse keeper.",
+    "Explain in detail how bread is made, step by step.",
+    "Write a long letter to a friend about your summer.",
+    "Describe a walk through an old town, street by street.",
+)
+
+
+@dataclass
+class Reply:
+    """One streamed reply; times are on time.monotonic()'s clock, `begun` that of its first token."""
+
+    begun: float = 0.0
+    ended: float = 0.0
+    version: str = ""
+    messages: list[dict[str, str]] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: str | None = None
+    error: str = ""
+
+    @property
+    def dropped(self) -> bool:
+        """Whether its reader was let down."""
+        return bool(self.error) or self.finish_reason is None
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Take in one event of the stream."""
+        if "error" in event:
+            self.error = str(event["error"]["message"])
+            return
+        self.version = event.get("model", self.version)
+        for choice in event["choices"]:
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+            logprobs = choice.get("logprobs") or {}
+            if logprobs.get("token_ids") and not self.token_ids:
+                self.begun = time.monotonic()
+            self.token_ids += logprobs.get("token_ids", [])
+            self.logprobs += [row["logprob"] for row in logprobs.get("content") or ()]
+
+
+class SwapWatch:
+    """Keeps READERS replies open at `url` from `start` to `stop`, and notes when the pointer moved."""
+
+    def __init__(self, url: str, max_tokens: int, readers: int = READERS) -> None:
+        self.url, self.max_tokens, self.readers = url, min(max_tokens, LONGEST), readers
+        self.replies: list[Reply] = []
+        self.flip: tuple[float, float] | None = None
+        """The pointer moved between these two times."""
+        self._enough = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._all()), name="swap watch", daemon=True)
+
+    def start(self) -> None:
+        """Open the streams."""
+        self._thread.start()
+
+    @property
+    def watching(self) -> bool:
+        """Whether the streams have been opened."""
+        return self._thread.ident is not None
+
+    def stop(self, linger: float = 1.0) -> None:
+        """Let every reader finish the reply that is open, after `linger` more seconds of asking."""
+        if not self.watching:
+            return
+        time.sleep(linger)
+        self._enough.set()
+        self._thread.join()
+
+    def across(self) -> list[Reply]:
+        """Replies that were being streamed while the pointer moved."""
+        if self.flip is None:
+            return []
+        before, after = self.flip
+        return [reply for reply in self.replies if reply.begun and reply.begun <= before and reply.ended >= after]
+
+    def nearest(self, count: int) -> list[Reply]:
+        """The `count` whole replies that were streamed nearest to the flip (to the end, where there was none)."""
+        whole = [reply for reply in self.replies if not reply.dropped and reply.token_ids]
+        at = self.flip[1] if self.flip else max((reply.ended for reply in whole), default=0.0)
+        return sorted(whole, key=lambda r: max(r.begun - at, at - r.ended, 0.0))[:count]
+
+    async def _all(self) -> None:
+        limits = httpx.Limits(max_connections=None)
+        timeout = httpx.Timeout(SILENCE, connect=10.0)
+        async with httpx.AsyncClient(base_url=self.url, timeout=timeout, limits=limits, trust_env=False) as http:
+            pointer = asyncio.create_task(self._poll(http))
+            await asyncio.gather(*(self._read(http, number) for number in range(self.readers)))
+            pointer.cancel()
+            await asyncio.gather(pointer, return_exceptions=True)
+
+    async def _poll(self, http: httpx.AsyncClient) -> None:
+        """Find when the pointer moves, between the last look that saw the old version and the first that did not."""
+        old, asked_before = "", 0.0
+        while self.flip is None:
+            asked = time.monotonic()
+            try:
+                stable = (await http.get("/health/ready")).json()["stable"]
+            except (httpx.HTTPError, ValueError, KeyError):
+                continue
+            if old and stable != old:
+                self.flip = (asked_before, time.monotonic())
+            old, asked_before = stable, asked
+            await asyncio.sleep(POLL)
+
+    async def _read(self, http: httpx.AsyncClient, number: int) -> None:
+        while not self._enough.is_set():
+            reply = Reply(messages=[{"role": "user", "content": ASKED[number % len(ASKED)]}])
+            body = {
+                "messages": reply.messages, "max_tokens": self.max_tokens, "stream": True, "logprobs": True,
+                "user": f"reader-{number % 8}",
+            }  # fmt: skip
+            try:
+                async with http.stream("POST", "/v1/chat/completions", json=body) as stream:
+                    await _take_all(stream, reply)
+            except httpx.HTTPError as error:
+                reply.error = f"{type(error).__name__}: {error}"
+            reply.ended = time.monotonic()
+            self.replies.append(reply)
+            if reply.error:
+                await asyncio.sleep(0.5)
+
+
+async def _take_all(stream: httpx.Response, reply: Reply) -> None:
+    """Read a stream to its end; split at newlines only, since JSON may hold U+2028."""
+    rest = b""
+    async for data in stream.aiter_bytes():
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data: {"):
+                reply.take(json.loads(line[6:]))
+    if stream.is_error:
+        reply.error = f"status {stream.status_code}: {rest.decode(errors='replace')[:200]}"
+
+
+def strangest_span(own: Sequence[float], other: Sequence[float], span: int = SPAN) -> float:
+    """How much better some span of tokens fits `other` than `own`, in nats a token (negative: nowhere better).
+
+    Both are |engine's - trainer's log-probability| per token, of the version that a reply names and of
+    another one. A reply shorter than `span` is one span.
+    """
+    gains = [a - b for a, b in zip(own, other, strict=True)]
+    width = min(span, len(gains))
+    return max(sum(gains[at : at + width]) / width for at in range(len(gains) - width + 1))
+
+
+Force = Callable[[Sequence[Reply], str], list[list[float]]]
+"""The trainer's log-probabilities of replies' tokens under a version, one list a reply."""
+
+
+def mixed(replies: Sequence[Reply], versions: Sequence[str], force: Force) -> list[tuple[Reply, str, float]]:
+    """The replies of which a span fits another of `versions` better than their own by MARGIN, with which and how."""
+    found: list[tuple[Reply, str, float]] = []
+    replies = [reply for reply in replies if reply.token_ids and reply.version in versions]
+    distances: Mapping[str, list[list[float]]] = {
+        version: [
+            [abs(a - b) for a, b in zip(reply.logprobs, forced, strict=True)]
+            for reply, forced in zip(replies, force(replies, version), strict=True)
+        ]
+        for version in versions
+    }
+    for number, reply in enumerate(replies):
+        gains = {
+            other: strangest_span(distances[reply.version][number], distances[other][number])
+            for other in versions
+            if other != reply.version
+        }
+        worst = max(gains, key=lambda other: gains[other], default="")
+        if worst and gains[worst] > MARGIN:
+            found.append((reply, worst, gains[worst]))
+    return found
