@@ -182,7 +182,7 @@ def _add_health(app: FastAPI, assistant: Assistant) -> None:
     async def ready() -> JSONResponse:
         status = assistant.status()
         body: dict[str, Any] = {"ready": status.ready, "detail": status.detail, "warning": status.warning}
-        body["stable"] = assistant.versions.stable()
+        body |= {"stable": assistant.versions.stable(), "stable_since": assistant.versions.stable_since()}
         return JSONResponse(body, 200 if status.ready else 503)
 
     @app.get("/metrics")

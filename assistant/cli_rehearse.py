@@ -21,10 +21,13 @@ if TYPE_CHECKING:
     from thumbwise.training.rehearsal import Plan
 
 SHARE = click.FloatRange(0, 1)
+LEAST_HELD_OUT = 10
 
 
 @click.command()
-@click.option("--judge", default="sentiment", show_default=True, help="Stands in for people; `plugins list` names them.")
+@click.option(
+    "--judge", default="sentiment", show_default=True, help="Stands in for people; `plugins list` names them."
+)
 @click.option("--votes", type=click.IntRange(min=1), default=300, show_default=True, help="Votes a round.")
 @click.option(
     "--kind", type=click.Choice(["pair", "thumb", "rank"]), default="pair", show_default=True, help="How people vote."
@@ -33,7 +36,9 @@ SHARE = click.FloatRange(0, 1)
 @click.option("--noise", type=SHARE, default=0.0, show_default=True, help="Probability that a comparison is flipped.")
 @click.option("--raters", type=click.IntRange(min=1), default=20, show_default=True, help="How many people vote.")
 @click.option("--adversarial", type=SHARE, default=0.0, show_default=True, help="Share who vote against the judge.")
-@click.option("--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="Cycles of votes and training.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="Cycles of votes and training."
+)
 @click.option(
     "--prompts",
     "file",
@@ -90,6 +95,11 @@ def _plan(prompts: tuple[Prompt, ...], options: dict[str, Any]) -> Plan:
     voters, held_out = rehearsal_split(prompts)
     ours = {prompt.messages[-1]["content"] for prompt in seed_prompts()}  # PPO starts rollouts from these
     held_out = tuple(prompt for prompt in held_out if prompt.messages[-1]["content"] not in ours)[:200]
+    if len(held_out) < LEAST_HELD_OUT:
+        raise ThumbwiseError(
+            f"Only {len(held_out)} of the prompts can be held out to judge by, and {LEAST_HELD_OUT} are needed: give "
+            "more prompts or more groups, and none of those that Thumbwise itself trains on."
+        )
     voting = {name: options[name] for name in ("kind", "votes", "noise", "rank_k", "raters", "adversarial", "seed")}
     return Plan(
         judge=options["judge"], voting=Voting(**voting), voters=voters, held_out=held_out, rounds=options["rounds"],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,26 +15,43 @@ from thumbwise.client import running
 from thumbwise.home import Home
 from thumbwise.settings import Settings
 
+if TYPE_CHECKING:
+    from thumbwise.plugin_manager import PluginManager
+
 
 @click.command()
-@click.option("--algorithm", default="ppo", show_default=True, help="Policy algorithm, as `plugins list` names them.")
+@click.option(
+    "--algorithm", default="auto", show_default=True,
+    help="Policy algorithm, as `plugins list` names them; auto goes by the number of votes.",
+)  # fmt: skip
 @click.option("--reward", help="Reward model, as `plugins list` names them. [default: the setting `reward`]")
+@click.option("--resume", is_flag=True, help="Go on with the last run, which was cut off or failed, where it stopped.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done with the votes so far; train nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON line, the last on stdout.")
-def train(algorithm: str, reward: str | None, as_json: bool) -> None:
+def train(algorithm: str, reward: str | None, resume: bool, dry_run: bool, as_json: bool) -> None:
     """Train on the votes so far, and swap the result in if it passes its gates.
 
     Needs a running assistant. People go on chatting meanwhile; whatever fails, the stable version goes on
     answering. Exit status 0 means promoted, rejected or too little data, and the last line says which.
+    A run that is resumed keeps the algorithm, votes and settings with which it began.
     """
+    if resume and dry_run:
+        raise click.UsageError("--resume goes on with a run and --dry-run begins none: give one of them.")
     home = Home.find()
     url = running(home)
     settings = Settings.load(home, reward=reward)
     from thumbwise.plugin_manager import PluginManager
+
+    plugins = PluginManager(home).load()
+    if dry_run:
+        _dry_run(home, url, settings, plugins, algorithm, as_json)
+        return
     from thumbwise.training.job import run_training
     from thumbwise.training.progress import RunProgress
 
-    plugins = PluginManager(home).load()
-    result = run_training(home, settings, url, home.job_token(), algorithm, plugins=plugins, progress=RunProgress())
+    result = run_training(
+        home, settings, url, home.job_token(), algorithm, resume=resume, plugins=plugins, progress=RunProgress()
+    )
     if as_json:
         click.echo(json.dumps(result.as_json(), default=str))
     else:
@@ -41,3 +59,14 @@ def train(algorithm: str, reward: str | None, as_json: bool) -> None:
             click.echo(f"{'passed' if report.passed else 'FAILED'}  {report.name}: {report.detail}", err=True)
         click.echo(f"{result.outcome.replace('_', ' ')}: {result.reason}")
     sys.exit(1 if result.outcome == "failed" else 0)
+
+
+def _dry_run(home: Home, url: str, settings: Settings, plugins: PluginManager, algorithm: str, as_json: bool) -> None:
+    from thumbwise.training.dry_run import dry_run
+
+    plan = dry_run(home, settings, plugins, url, home.job_token(), algorithm)
+    if as_json:
+        click.echo(json.dumps(plan.as_json()))
+        return
+    click.echo(plan.text(), err=True)
+    click.echo(f"dry run: {plan.why}")

@@ -70,6 +70,17 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """K drafts of one prompt in the order they were shown, and the tier of each (0 is best, equal is tied)."""
+
+    id: str
+    user: str
+    group: str
+    drafts: tuple[Sample, ...]
+    tiers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Thumb:
     """One thumb on one reply; `up` False means down."""
 
@@ -86,6 +97,7 @@ class Labels:
 
     comparisons: tuple[Comparison, ...] = ()
     thumbs: tuple[Thumb, ...] = ()
+    rankings: tuple[Ranking, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -185,7 +197,7 @@ class OffersValue(Protocol):
 
 @dataclass
 class FitReport:
-    """How well a reward model fits: held-out accuracy over `n` untied votes, folds by prompt."""
+    """How well a reward model fits: held-out accuracy over `n` votes, folds by prompt (chance is 0.5)."""
 
     accuracy: float
     n: int

@@ -96,6 +96,10 @@ def _add_runs(api: APIRouter, assistant: Assistant) -> None:
             "temperature": assistant.settings.temperature,
         }
 
+    @api.post("/runs/{run_id}/resume")
+    async def resume(run_id: str) -> dict[str, Any]:
+        return versions.resume_run(run_id, LEASE_SECONDS)
+
     @api.post("/runs/{run_id}/heartbeat")
     async def heartbeat(run_id: str, body: LeaseBody) -> dict[str, float]:
         versions.renew(run_id, body.lease, LEASE_SECONDS)
@@ -105,6 +109,11 @@ def _add_runs(api: APIRouter, assistant: Assistant) -> None:
     async def finish(run_id: str, body: FinishBody) -> dict[str, str]:
         versions.end_run(run_id, body.lease, body.outcome, body.reason)
         return {"outcome": body.outcome}
+
+    @api.post("/snapshots", status_code=201)
+    async def freeze() -> dict[str, str]:
+        snapshot_id = await asyncio.to_thread(take_snapshot, assistant.store, assistant.home.snapshots)
+        return {"snapshot_id": snapshot_id}
 
     @api.get("/snapshots/{snapshot_id}")
     async def snapshot(snapshot_id: str) -> Response:
@@ -135,6 +144,10 @@ def _add_candidates(api: APIRouter, assistant: Assistant) -> None:
     async def promote(version: str, body: PromoteBody) -> dict[str, Any]:
         if body.lease is not None:
             versions.check_lease(body.lease)
+            if versions.get(version).state == "retired":  # a job that resumes late does not undo a rollback
+                raise Conflict(
+                    f"{version} was stable before and was replaced: promote it by hand, if you want it back."
+                )
         reason = body.reason or ("passed its gates" if body.lease else "by hand")
         probe = await policies.promote(version, body.expect_stable, reason)
         state = versions.get(version).state

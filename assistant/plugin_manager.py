@@ -35,6 +35,7 @@ BUILTINS = (
     "thumbwise.plugins.judges",
     "thumbwise.plugins.bradley_terry",
     "thumbwise.plugins.ppo",
+    "thumbwise.plugins.best_of_n",
     "thumbwise.plugins.gates",
     "thumbwise.plugins.candidates",
 )
@@ -103,6 +104,13 @@ class PluginManager:
                 "what is loaded and what failed."
             )
         return known[name]
+
+    def check_training(self, reward: str, algorithm: str, rollouts: str) -> None:
+        """Raise NotFound where something that a run would need is not there (`auto` needs what is built in)."""
+        if algorithm != "auto":
+            self.get("policy_algorithms", algorithm)
+        self.get("reward_models", reward)
+        self.get("rollout_backends", rollouts)
 
     def registry(self, kind: str) -> Registry:
         """Return all that is registered of one kind, a key of KINDS, by name."""

@@ -18,12 +18,13 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from thumbwise import faults
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.training.config import GateSettings, TrainSettings
 
 PREFIX = "THUMBWISE_"
-NOT_SETTINGS = {"THUMBWISE_HOME"}
+NOT_SETTINGS = {"THUMBWISE_HOME", faults.VARIABLE}
 
 
 class EngineSettings(BaseModel):

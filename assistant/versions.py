@@ -128,6 +128,11 @@ class Versions:
         """The version that answers; each turn reads it once."""
         return str(self.store.rows("SELECT stable FROM pointer")[0]["stable"])
 
+    def stable_since(self) -> float | None:
+        """When the pointer last moved, in UTC seconds; None where it never has."""
+        row = self.store.rows("SELECT max(at) AS at FROM pointer_log")[0]
+        return None if row["at"] is None else row["at"] / 1e9
+
     def all(self) -> list[Version]:
         """Every version, oldest first."""
         return [_version(row) for row in self.store.rows("SELECT * FROM policies ORDER BY number")]
@@ -202,11 +207,46 @@ class Versions:
         return Run(number=int(number), **run)
 
     @staticmethod
-    def _refuse_second(db: Database) -> None:
-        live = list(db.query("SELECT id FROM runs WHERE outcome IS NULL AND lease_until > ?", [time.time()]))
+    def _refuse_second(db: Database, own: str = "") -> None:
+        live = list(
+            db.query("SELECT id FROM runs WHERE outcome IS NULL AND lease_until > ? AND id <> ?", [time.time(), own])
+        )
         if live:
             raise Conflict(f"Training run {live[0]['id']} is under way: wait for it to end, or stop it.")
-        db.execute("UPDATE runs SET outcome='failed', reason='its lease ran out' WHERE outcome IS NULL")
+        db.execute(
+            "UPDATE runs SET outcome='failed', reason='its lease ran out' WHERE outcome IS NULL AND id <> ?", [own]
+        )
+
+    def resume_run(self, run_id: str, seconds: float) -> dict[str, Any]:
+        """Give an unfinished or failed run a fresh lease, which voids the old one, while no other run is live.
+
+        Returns {"lease", "outcome", "reason", "version"}; a run that came to its end keeps its outcome.
+        """
+        with self.store.write() as db:
+            found = list(db.query("SELECT outcome, reason FROM runs WHERE id=?", [run_id]))
+            if not found:
+                raise NotFound(f"There is no training run {run_id[:64]!r} here: start one with `thumbwise train`.")
+            made = list(db.query("SELECT version FROM policies WHERE run_id=?", [run_id]))
+            answer = {"lease": None, "version": made[0]["version"] if made else None, **found[0]}
+            if answer["outcome"] not in (None, "failed"):
+                return answer
+            self._refuse_second(db, run_id)
+            lease = secrets.token_urlsafe(18)
+            db.execute(
+                "UPDATE runs SET lease=?, lease_until=?, outcome=NULL, reason='', ended_at=NULL WHERE id=?",
+                [lease, time.time() + seconds, run_id],
+            )
+        return answer | {"lease": lease, "outcome": None, "reason": ""}
+
+    def last_begun(self) -> float | None:
+        """When the newest run was registered, in UTC seconds; None where there was none."""
+        row = self.store.rows("SELECT max(started_at) AS at FROM runs")[0]
+        return None if row["at"] is None else row["at"] / 1e9
+
+    def interrupted(self) -> bool:
+        """Whether the newest run has no outcome and nobody works on it any more."""
+        rows = self.store.rows("SELECT outcome, lease_until FROM runs ORDER BY number DESC LIMIT 1")
+        return bool(rows) and rows[0]["outcome"] is None and rows[0]["lease_until"] < time.time()
 
     def renew(self, run_id: str, lease: str, seconds: float) -> None:
         """Extend a run's lease; raises Conflict where the lease is not this run's any more."""

@@ -2,7 +2,7 @@
 
 One JSON object a line, sorted, so that the same feedback always gives the same bytes; the SHA-256 of those
 bytes is the snapshot's id and file name. Replies that failed, were stopped, or are still streaming never
-leave here. Left out: edits, ranks and likert ratings, until a trainer reads them.
+leave here. Left out: edits and likert ratings, until a trainer reads them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from thumbwise.feedback.records import canonical, sha256
 from thumbwise.feedback.store import Store
 from thumbwise.home import write_durably
 
-_PAIRS = """
-    SELECT f.id, f.user_id, c.prompt_sha256, p.messages, c.shown, f.value
+_ON_COMPARISONS = """
+    SELECT f.id, f.user_id, f.kind, c.prompt_sha256, p.messages, c.shown, f.value
     FROM current_feedback f JOIN comparisons c ON c.id = f.comparison_id
     JOIN prompts p ON p.sha256 = c.prompt_sha256
-    WHERE f.kind = 'pair' AND json_extract(f.value, '$.choice') <> 'skip' ORDER BY f.seq
+    WHERE f.kind = 'pair' AND json_extract(f.value, '$.choice') <> 'skip'
+    OR f.kind = 'rank' AND NOT json_extract(f.value, '$.none_usable') ORDER BY f.seq
 """
 _ON_REPLIES = """
     SELECT f.id, f.user_id, f.kind, f.value, r.prompt_sha256, p.messages, r.id AS reply_id
@@ -45,7 +46,7 @@ def take_snapshot(store: Store, folder: Path) -> str:
                 " JOIN feedback f ON f.comparison_id = r.comparison_id)"
             )
         }
-        lines = [_pair(row, replies) for row in store.rows(_PAIRS)]
+        lines = [_on_comparison(row, replies) for row in store.rows(_ON_COMPARISONS)]
         lines += [_on_reply(row, replies) for row in store.rows(_ON_REPLIES)]
         lines += [{"type": "prompt", "user": row["user_id"], **_prompt(row)} for row in store.rows(_PROMPTS)]
     data = "".join(canonical(line) + "\n" for line in lines if line is not None).encode()
@@ -68,21 +69,23 @@ def _prompt(row: dict[str, Any]) -> dict[str, Any]:
     return {"group": row["prompt_sha256"], "prompt": json.loads(row["messages"])}
 
 
-def _pair(row: dict[str, Any], replies: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-    shown = [replies.get(draft) for draft in json.loads(row["shown"])]
-    if len(shown) != 2 or None in shown:
+def _on_comparison(row: dict[str, Any], replies: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    shown = json.loads(row["shown"])
+    if not all(draft in replies for draft in shown):
         return None
-    left, right = (_reply(reply) for reply in shown if reply is not None)
+    drafts = [_reply(replies[draft]) for draft in shown]
     vote = json.loads(row["value"])
-    return {
+    line = {"id": row["id"], "user": row["user_id"], **_prompt(row)}
+    if row["kind"] == "rank":
+        tier = {draft: number for number, tier in enumerate(vote["tiers"]) for draft in tier}
+        return line | {"type": "ranking", "drafts": drafts, "tiers": [tier[draft] for draft in shown]}
+    left, right = drafts
+    return line | {
         "type": "comparison",
-        "id": row["id"],
-        "user": row["user_id"],
         "choice": vote["choice"],
         "strength": vote["strength"],
         "left": left,
         "right": right,
-        **_prompt(row),
     }
 
 

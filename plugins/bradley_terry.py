@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,11 @@ class BradleyTerry:
         from thumbwise.training.heads import fit_head
 
         samples, votes = _votes(labels, self.train.thumb_weight)
-        if not votes.is_pair.any():
-            raise ThumbwiseError("No comparison has a winner yet: the reward model needs votes to learn from.")
+        if not votes.is_pair.any() and len(set(votes.good)) < 2:
+            raise ThumbwiseError(
+                "No vote says which reply is better than another: the reward model needs comparisons with a winner, "
+                "or thumbs both up and down."
+            )
         features = self._measure(samples)
         # An L2-regularised solution lies in the span of the features, so fit in that smaller space.
         left, sizes, rotation = np.linalg.svd(features, full_matrices=False)
@@ -64,7 +68,7 @@ class BradleyTerry:
         right: list[float] = []
         for number in range(k):
             train, test = votes.pick(fold != number), votes.pick(fold == number)
-            if train.is_pair.any() and test.is_pair.any():
+            if len(train.left) and len(test.left):
                 head = fit_head(reduced, train, self._choose_l2(reduced, train, seed + 1), smoothing)
                 right += head.correct(reduced, test).tolist()
         l2 = self._choose_l2(reduced, votes, seed + 1)
@@ -159,7 +163,11 @@ class BradleyTerry:
 
 
 def _votes(labels: Labels, thumb_weight: float) -> tuple[list[Sample], Any]:
-    """Unique replies, and the untied votes on them by row. Thumbs together weigh at most what pairs do."""
+    """Unique replies, and the untied votes on them by row. Thumbs together weigh at most what pairs do.
+
+    A ranking is all of its untied pairs at once (InstructGPT, equation 1). Together they weigh what its drafts can
+    say, K - 1 comparisons, however many pairs they make.
+    """
     from thumbwise.training.heads import Votes
 
     rows: dict[Any, int] = {}
@@ -177,6 +185,12 @@ def _votes(labels: Labels, thumb_weight: float) -> tuple[list[Sample], Any]:
         for c in labels.comparisons
         if c.choice in ("left", "right")
     ]
+    for ranking in labels.rankings:
+        numbers = [row(draft) for draft in ranking.drafts]
+        untied = [(a, b) for a, b in combinations(range(len(numbers)), 2) if ranking.tiers[a] != ranking.tiers[b]]
+        for a, b in untied:
+            won, weight = float(ranking.tiers[a] < ranking.tiers[b]), (len(numbers) - 1) / len(untied)
+            pairs.append((numbers[a], numbers[b], won, weight, ranking.group))
     share = thumb_weight
     if labels.thumbs and pairs:
         share = min(thumb_weight, sum(p[3] for p in pairs) / len(labels.thumbs))

@@ -26,7 +26,20 @@ def _analyzer() -> SentimentIntensityAnalyzer:
     return SentimentIntensityAnalyzer()
 
 
+def concise(prompt: str, responses: list[str]) -> list[float]:
+    """Score each response by its distance from 25 words, less 30 unless it is finished and has at least 8 words."""
+    return [_concise(response) for response in responses]
+
+
+def _concise(response: str) -> float:
+    """One score. The 30 is there because the number of words alone would like a reply that is cut off at 25."""
+    words = len(response.split())
+    finished = words >= 8 and response.strip().endswith((".", "!", "?"))
+    return float((0 if finished else -30) - abs(words - 25))
+
+
 @hookimpl
 def register_judges(register: Register) -> None:
-    """Offer `sentiment`."""
+    """Offer `sentiment` and `concise`."""
     register("sentiment", sentiment)
+    register("concise", concise)

@@ -106,7 +106,7 @@ def test_plugins_are_listed_for_people_and_for_programs(home: Home) -> None:
     assert "judge sentiment" in text
     assert "ZeroDivisionError: division by zero" in text
     rows = {row["name"]: row for row in json.loads(run("plugins", "list", "--json").stdout)}
-    assert rows["judges"]["provides"] == {"judges": ["sentiment"]}
+    assert rows["judges"]["provides"] == {"judges": ["sentiment", "concise"]}
     assert (rows["bad"]["source"], rows["bad"]["status"]) == ("file", "failed")
 
 

@@ -61,7 +61,7 @@ def test_a_missing_built_in_fails_alone(home: Home) -> None:
     manager = PluginManager(home, ("thumbwise.plugins.nowhere", *JUDGES)).load(quiet=True)
     assert info(manager, "nowhere").status == "failed"
     assert "No module named 'thumbwise.plugins.nowhere'" in info(manager, "nowhere").reason
-    assert list(manager.judges) == ["sentiment"]
+    assert list(manager.judges) == ["sentiment", "concise"]
 
 
 def test_the_readmes_example_is_a_whole_plugin(home: Home) -> None:
@@ -153,7 +153,7 @@ def test_a_folder_that_others_can_write_turns_off_files_and_entry_points(home: H
     assert info(manager, "brief").status == "failed"
     assert info(manager, "extra").status == "off"
     assert "chmod go-w" in info(manager, "extra").reason
-    assert list(manager.judges) == ["sentiment"]
+    assert list(manager.judges) == ["sentiment", "concise"]
 
 
 def test_a_file_that_belongs_to_someone_else_is_refused(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +201,7 @@ def test_a_faulty_plugin_is_taken_out_whole_and_the_others_work(home: Home, sour
     assert info(manager, "bad").status == "failed"
     assert reason in info(manager, "bad").reason
     assert "\n" not in info(manager, "bad").reason
-    assert sorted(manager.judges) == ["good", "sentiment"]
+    assert sorted(manager.judges) == ["concise", "good", "sentiment"]
     assert [name for name, _ in manager.pluggy.list_name_plugin()] == ["judges", "good"]
 
 
@@ -210,7 +210,8 @@ def test_what_a_plugin_registered_before_it_failed_is_gone(home: Home) -> None:
     manager = load(home)
     assert info(manager, "bad").reason == "ZeroDivisionError: division by zero"
     assert "ZeroDivisionError" in info(manager, "bad").traceback
-    assert [manager.judges.keys(), manager.reward_models, manager.policy_algorithms] == [{"sentiment"}, {}, {}]
+    left = [manager.judges.keys(), manager.reward_models, manager.policy_algorithms]
+    assert left == [{"sentiment", "concise"}, {}, {}]
     assert manager.hook.select_candidates(conversation=[], versions=["a"], k=1, rng=random.Random(0)) is None
 
 
@@ -228,13 +229,13 @@ def test_failures_are_logged_with_the_plugins_name(home: Home, caplog: pytest.Lo
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(home: Home) -> None:
-    with pytest.raises(NotFound, match=r"no judge named 'sentimant' \(known: sentiment\)"):
+    with pytest.raises(NotFound, match=r"no judge named 'sentimant' \(known: concise, sentiment\)"):
         load(home).get("judges", "sentimant")
     with pytest.raises(NotFound, match=r"no policy algorithm named 'x' \(known: none\)"):
         load(home).get("policy_algorithms", "x")
 
 
-# --- the built-in judge ---------------------------------------------------------------------------------
+# --- the built-in judges --------------------------------------------------------------------------------
 
 
 def test_the_sentiment_judge_orders_replies_by_tone(home: Home) -> None:
@@ -242,3 +243,26 @@ def test_the_sentiment_judge_orders_replies_by_tone(home: Home) -> None:
     good, flat, bad = judge("How was it?", ["I love it, wonderful!", "It was on Monday.", "Awful. I hate it."])
     assert 1 >= good > flat == 0 > bad >= -1
     assert judge("How was it?", []) == []
+
+
+@pytest.mark.parametrize(
+    ("response", "score"),
+    [
+        (" ".join(["word"] * 25) + ".", 0.0),
+        (" ".join(["word"] * 25), -30.0),
+        (" ".join(["word"] * 25) + ",", -30.0),
+        (" ".join(["word"] * 28) + "!", -3.0),
+        (" ".join(["word"] * 20) + "?", -5.0),
+        (" ".join(["word"] * 8) + ".", -17.0),
+        (" ".join(["word"] * 7) + ".", -48.0),
+        (" ".join(["word"] * 60) + ".", -35.0),
+        (" ".join(["word"] * 60), -65.0),
+        ("\n" + "word \n" * 24 + " word. \n", 0.0),
+        ("Yes.", -54.0),
+        ("", -55.0),
+    ],
+)
+def test_the_concise_judge_wants_a_finished_reply_of_25_words(home: Home, response: str, score: float) -> None:
+    judge = load(home).get("judges", "concise")
+    assert judge("Why?", [response, "Yes."]) == [score, -54.0]
+    assert judge("Why?", []) == []

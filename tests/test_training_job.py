@@ -48,7 +48,7 @@ def _line(kind: str, **fields: Any) -> str:
     return json.dumps({"type": kind, **fields}, sort_keys=True, separators=(",", ":"))
 
 
-def make_snapshot(votes: int, ties: int = 3, letter: int = 70) -> bytes:
+def make_snapshot(votes: int, ties: int = 3, letter: int = 70, thumbs: bool = True) -> bytes:
     """Votes that like replies with many tokens under `letter`; ids are random, prompts repeat four times."""
     import random
 
@@ -131,7 +131,8 @@ class FakeAssistant:
         if self.busy:
             return self._error(409, "Training run r0 is under way: wait for it to end, or stop it.")
         run = {
-            "run_id": "run-1", "number": self.number, "lease": "lease-1", "lease_seconds": self.lease_seconds,
+            "run_id": f"run-{self.number}", "number": self.number, "lease": "lease-1",
+            "lease_seconds": self.lease_seconds,
             "snapshot_id": hashlib.sha256(self.snapshot).hexdigest(), "stable": self.stable, "model": "tiny",
             "base_digest": self.digest, "max_tokens": 8, "temperature": 0.7,
         }  # fmt: skip
@@ -224,7 +225,7 @@ def test_a_later_round_is_judged_against_the_stable_adapter_that_it_fetches(tmp_
     assert assistant.promoted[1]["expect_stable"] == first.version
     manifest = json.loads(assistant.policies[str(second.version)]["manifest.json"])
     assert manifest["parent"] == first.version
-    fetched = tmp_path / "home" / "runs" / "run-1" / "stable" / "adapter_model.safetensors"
+    fetched = tmp_path / "home" / "runs" / "run-2" / "stable" / "adapter_model.safetensors"
     assert fetched.read_bytes() == assistant.policies[str(first.version)]["adapter_model.safetensors"]
 
 
@@ -232,7 +233,7 @@ def test_too_little_data_ends_the_run_with_one_sentence(tmp_path: Path, model: P
     assistant = FakeAssistant(make_snapshot(19, ties=30))
     result = train(tmp_path, model, assistant)
     assert result.outcome == "too_little_data"
-    assert "19 comparisons with a winner, and training begins at 20" in result.reason
+    assert "19 votes that say which reply is better, and training begins at 20" in result.reason
     assert assistant.finished == [{"lease": "lease-1", "outcome": "too_little_data", "reason": result.reason}]
     assert assistant.policies == {}
 

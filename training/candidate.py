@@ -88,16 +88,16 @@ def make_candidate(
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "files": digests,
     }
-    text = json.dumps(_plain(manifest), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    text = json.dumps(plain(manifest), indent=1, sort_keys=True, allow_nan=False) + "\n"
     return Candidate(version, {**adapter, MANIFEST: text.encode()})
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no NaN or infinity, and knows neither NumPy's numbers nor its booleans."""
+def plain(value: Any) -> Any:
+    """`value` for JSON, which has no NaN or infinity, and knows neither NumPy's numbers nor its booleans."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

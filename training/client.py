@@ -1,7 +1,8 @@
 """The training job's side of the assistant's HTTP API: register, fetch, keep the lease, publish.
 
 Every refusal comes back as one sentence from the assistant. Calls that may be repeated safely are tried
-again while the assistant or its engine restarts. Left out: resuming a run whose lease has run out.
+again while the assistant or its engine restarts. Left out: a lease that is renewed without the job's knowing
+(an expired one is taken up again by `resume`).
 """
 
 from __future__ import annotations
@@ -63,6 +64,19 @@ class OpsClient:
         """Register a run; raises Conflict while another one holds the lease."""
         given = self._call("POST", "/runs").json()
         return Run(**{name: given[name] for name in Run.__dataclass_fields__})
+
+    def resume(self, run: Run) -> dict[str, Any]:
+        """Take up a run again: {"lease", "outcome", "reason", "version"}; `outcome` is None where it has none yet.
+
+        The lease is a fresh one, so that an earlier process of the run that wakes up late is refused. Raises
+        Conflict while another run holds the lease.
+        """
+        answer: dict[str, Any] = self._call("POST", f"/runs/{run.run_id}/resume", repeat=True).json()
+        return answer
+
+    def take_snapshot(self) -> str:
+        """Freeze the feedback as it is now, without a run; returns the snapshot's id."""
+        return str(self._call("POST", "/snapshots").json()["snapshot_id"])
 
     def snapshot(self, snapshot_id: str) -> bytes:
         """The snapshot's bytes, checked against its id (their SHA-256)."""

@@ -13,7 +13,12 @@ class TrainSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(0, description="seed of everything random in a run")
-    min_votes: int = Field(100, ge=1, description="untied comparisons below which a run ends with too little data")
+    min_votes: int = Field(
+        100, ge=1, description="votes that say which reply is better, below which a run ends with too little data"
+    )
+    ppo_votes: int = Field(
+        300, ge=1, description="votes from which `--algorithm auto` takes PPO; below, best_of_n, which strays less"
+    )
     dtype: Literal["bfloat16", "float32"] = Field(
         "bfloat16", description="number format of the frozen weights (adapters are always float32)"
     )
@@ -37,6 +42,9 @@ class TrainSettings(BaseModel):
 
     iterations: int = Field(25, ge=1, description="batches of rollouts")
     episodes: int = Field(32, ge=1, description="replies in a batch of rollouts")
+    best_of: int = Field(
+        8, ge=2, description="replies to a prompt of which best_of_n keeps one (episodes / best_of prompts in a batch)"
+    )
     epochs: int = Field(1, ge=1, description="passes over a batch of rollouts")
     minibatches: int = Field(2, ge=1, description="optimizer steps in a pass")
     micro_batch: int = Field(16, ge=1, description="replies in one forward and backward; changes memory, not results")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from thumbwise.contracts import Comparison, Labels, Message, Prompt, Sample, Thumb
+from thumbwise.contracts import Comparison, Labels, Message, Prompt, Ranking, Sample, Thumb
 from thumbwise.errors import ThumbwiseError
 
 
@@ -28,20 +28,23 @@ class Snapshot:
     prompts: tuple[Prompt, ...]
 
     @property
-    def untied(self) -> int:
-        """Comparisons with a winner: what the reward model learns from."""
-        return sum(c.choice in ("left", "right") for c in self.labels.comparisons)
+    def telling(self) -> int:
+        """Votes that say which reply is better: what the reward model learns from. Ties say nothing."""
+        labels = self.labels
+        untied = sum(c.choice in ("left", "right") for c in labels.comparisons)
+        return untied + sum(len(set(r.tiers)) > 1 for r in labels.rankings) + len(labels.thumbs)
 
     @property
     def n_labels(self) -> int:
-        """Comparisons (ties too) and thumbs."""
-        return len(self.labels.comparisons) + len(self.labels.thumbs)
+        """Comparisons and rankings (ties too), and thumbs."""
+        return len(self.labels.comparisons) + len(self.labels.rankings) + len(self.labels.thumbs)
 
 
 def parse(data: bytes) -> Snapshot:
     """Read a snapshot (one JSON object a line); raises ThumbwiseError for a line that is not one."""
     comparisons: list[Comparison] = []
     thumbs: list[Thumb] = []
+    rankings: list[Ranking] = []
     prompts: dict[tuple[tuple[str, str], ...], Prompt] = {}
     for number, line in enumerate(data.split(b"\n"), 1):  # not splitlines: JSON strings may hold U+2028
         if not line:
@@ -54,6 +57,9 @@ def parse(data: bytes) -> Snapshot:
             elif row["type"] == "thumb":
                 reply = _sample(row["reply"], messages)
                 thumbs.append(Thumb(row["id"], row["user"], row["group"], reply, bool(row["up"])))
+            elif row["type"] == "ranking":
+                drafts = tuple(_sample(draft, messages) for draft in row["drafts"])
+                rankings.append(Ranking(row["id"], row["user"], row["group"], drafts, _tiers(row["tiers"], drafts)))
             elif row["type"] == "prompt":
                 prompts.setdefault(_key(messages), Prompt(messages, row["group"]))
         except (ValueError, KeyError, TypeError) as error:
@@ -61,7 +67,7 @@ def parse(data: bytes) -> Snapshot:
                 f"Line {number} of the snapshot cannot be read ({type(error).__name__}: {error}); the assistant and "
                 "the training job are probably of different versions: install the same one."
             ) from None
-    return Snapshot(Labels(tuple(comparisons), tuple(thumbs)), tuple(prompts.values()))
+    return Snapshot(Labels(tuple(comparisons), tuple(thumbs), tuple(rankings)), tuple(prompts.values()))
 
 
 def _comparison(row: dict[str, Any], messages: tuple[Message, ...]) -> Comparison:
@@ -70,6 +76,12 @@ def _comparison(row: dict[str, Any], messages: tuple[Message, ...]) -> Compariso
     if choice not in ("left", "right", "tie", "both_bad"):
         raise ValueError(f"choice {choice!r}")
     return Comparison(row["id"], row["user"], row["group"], left, right, choice, int(row["strength"]))
+
+
+def _tiers(tiers: Sequence[int], drafts: Sequence[Sample]) -> tuple[int, ...]:
+    if len(tiers) != len(drafts):
+        raise ValueError(f"{len(tiers)} tiers for {len(drafts)} drafts")
+    return tuple(int(tier) for tier in tiers)
 
 
 def _sample(row: dict[str, Any], messages: tuple[Message, ...]) -> Sample:

@@ -62,10 +62,20 @@ class Head:
     threshold: float
 
     def correct(self, features: Array, votes: Votes) -> Array:
-        """1 where the score agrees with a comparison, 0 where not, 0.5 for equal scores (comparisons only)."""
-        pairs = votes.pick(votes.is_pair)
-        scores = features @ self.direction
-        return (np.sign((scores[pairs.left] - scores[pairs.right]) * (2 * pairs.good - 1)) + 1) / 2
+        """1 where the score agrees with a comparison, 0 where not, 0.5 for equal scores.
+
+        Where there are thumbs only: for each thumb of the rarer direction, the share of the others that it is
+        ordered rightly against. Their mean is the area under the ROC curve, which is 0.5 for a head that knows
+        nothing, however rare one direction is (Hanley and McNeil, Radiology 143, 1982).
+        """
+        pairs, scores = votes.pick(votes.is_pair), features @ self.direction
+        if len(pairs.left):
+            return (np.sign((scores[pairs.left] - scores[pairs.right]) * (2 * pairs.good - 1)) + 1) / 2
+        up, down = scores[votes.left[votes.good == 1]], scores[votes.left[votes.good == 0]]
+        if not len(up) or not len(down):
+            return np.empty(0)
+        right: Array = (np.sign(up[:, None] - down) + 1) / 2
+        return right.mean(1 if len(up) <= len(down) else 0)
 
 
 def losses(
@@ -110,15 +120,16 @@ def fit_head(features: Array, votes: Votes, l2: float, smoothing: float) -> Head
 
 
 def held_out_loss(features: Array, votes: Votes, fold: Sequence[int], l2: float, smoothing: float) -> float:
-    """Mean loss of held-out comparisons over the folds: what chooses the L2 strength."""
+    """Mean loss of held-out comparisons (thumbs, where there are no others) over the folds: it chooses the L2."""
     folds = np.asarray(fold)
+    counted = votes.is_pair if votes.is_pair.any() else ~votes.is_pair
     total, count = 0.0, 0
     for number in np.unique(folds):
-        test = votes.pick((folds == number) & votes.is_pair)
+        test = votes.pick((folds == number) & counted)
         if len(test.left) == 0 or not (folds != number).any():
             continue
         head = fit_head(features, votes.pick(folds != number), l2, smoothing)
         vector = torch.from_numpy(np.concatenate([head.direction, [head.position, head.threshold]]))
-        pair, _ = losses(torch.from_numpy(features), test, vector, smoothing)
-        total, count = total + float(pair.sum()), count + len(pair)
+        loss = torch.cat(losses(torch.from_numpy(features), test, vector, smoothing))
+        total, count = total + float(loss.sum()), count + len(loss)
     return total / max(count, 1)

@@ -39,7 +39,9 @@ def win_rate(ours: Scored, theirs: Scored) -> WinRate:
     Prompts are the clusters: the standard error is that of a ratio estimate over clusters of n_i pairs,
     sqrt(m / (m - 1) sum (w_i - r n_i)^2) / sum n_i (Cochran, Sampling Techniques, 3rd ed., section 2.11).
     """
-    clusters = [[won(a, b) for a, b in zip(mine, yours, strict=False)] for mine, yours in zip(ours, theirs, strict=True)]
+    clusters = [
+        [won(a, b) for a, b in zip(mine, yours, strict=False)] for mine, yours in zip(ours, theirs, strict=True)
+    ]
     clusters = [cluster for cluster in clusters if cluster]
     n, m = sum(map(len, clusters)), len(clusters)
     rate = sum(map(sum, clusters)) / n
@@ -62,7 +64,7 @@ def best_of(scores: Scored, rewards: Sequence[Floats], n: int) -> float:
 
 
 def pair_accuracy(scores: Scored, rewards: Sequence[Floats]) -> tuple[float, int]:
-    """Share of neighbouring replies to one prompt with unequal scores that `rewards` orders as the judge does, and n."""
+    """Share of neighbouring replies with unequal scores that `rewards` orders as the judge does, and how many."""
     right: list[float] = []
     for judge, reward in zip(scores, rewards, strict=True):
         for a in range(0, len(judge) - 1, 2):
@@ -100,4 +102,3 @@ def by_prompt(counts: Sequence[int], items: Sequence[float]) -> list[list[float]
         rows.append(list(items[at : at + count]))
         at += count
     return rows
-

@@ -1,4 +1,4 @@
-"""What PPO logs every iteration: each metric's meaning and healthy range, and the file they go to.
+"""What policy algorithms log every iteration: each metric's meaning and healthy range, and the file they go to.
 
 Means are over the response tokens' mask where a metric is per token, so pads never count.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 GLOSSARY: dict[str, tuple[str, str]] = {
     "reward": ("mean score of the replies after shaping (the reference has mean 0, deviation 1)", "rises"),
     "reward_std": ("deviation of those scores", "0.5 to 1.5; near 0 means that the replies have become alike"),
+    "best_reward": ("mean score of the replies that were kept (best_of_n)", "above reward, by about reward_std"),
     "kl": (
         "mean over replies of the sum over tokens of log(policy / reference)",
         "rises to kl_target, under kl_budget",
@@ -21,6 +22,7 @@ GLOSSARY: dict[str, tuple[str, str]] = {
     "ratio_max": ("largest of those ratios", "under 10"),
     "clip_fraction": ("share of tokens whose ratio was clipped", "0.01 to 0.3"),
     "policy_loss": ("mean of max(-A r, -A clip(r, 1 - c, 1 + c))", "near 0, mostly negative"),
+    "sft_loss": ("mean negative log-likelihood per token of the kept replies (best_of_n)", "falls slowly, as entropy"),
     "value_loss": ("mean clipped squared error of the values, halved", "falls"),
     "explained_variance": ("1 - Var(return - value) / Var(return), before the update", "0.2 to 1; under 0 hurts"),
     "advantage_std": ("deviation of the advantages before they are whitened", "0.2 to 2"),
@@ -42,6 +44,12 @@ class MetricsLog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def cut(self, iterations: int) -> None:
+        """Keep the lines of the first `iterations` only: a resumed run writes the others again."""
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").split("\n")[:iterations]
+            self.path.write_text("".join(f"{line}\n" for line in lines if line), encoding="utf-8")
 
     def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Append one line, with the iteration's number."""

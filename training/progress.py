@@ -31,7 +31,7 @@ class RunProgress:
         self.bar = Progress(*columns, console=console, disable=not self.live)
         self.task = self.bar.add_task("starting", total=None, numbers="")
         self.start = self.began = self.last = time.monotonic()
-        self.name = ""
+        self.name, self.before = "", 0
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -42,10 +42,10 @@ class RunProgress:
     ) -> None:
         self.bar.stop()
 
-    def stage(self, name: str, total: int | None = None) -> None:
-        """Begin a stage, of `total` steps where that is known."""
-        self.name, self.began = name, time.monotonic()
-        self.bar.reset(self.task, total=total, description=name, numbers="")
+    def stage(self, name: str, total: int | None = None, done: int = 0) -> None:
+        """Begin a stage, of `total` steps where that is known, `done` of which were done before."""
+        self.name, self.began, self.before = name, time.monotonic(), done
+        self.bar.reset(self.task, total=total, completed=done, description=name, numbers="")
         if not self.live:
             self.say(name)
 
@@ -57,7 +57,7 @@ class RunProgress:
         now = time.monotonic()
         if not self.live and (done in (1, total) or now - self.last >= LINE_SECONDS):
             self.last = now
-            left = (now - self.began) / done * (total - done)
+            left = (now - self.began) / max(1, done - self.before) * (total - done)
             self.say(f"{self.name}: {done}/{total}  {numbers}  about {left / 60:.1f} minutes left")
 
     def say(self, line: str) -> None:

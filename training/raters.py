@@ -105,7 +105,7 @@ def choose(scores: Sequence[float], wrong: bool) -> str:
 
 
 def tiers(scores: Sequence[float], wrong: Callable[[], bool]) -> list[list[int]]:
-    """A ranking, best tier first, by a sort of which each comparison may be `wrong`; neighbours that tie share a tier."""
+    """A ranking, best tier first, by a sort whose comparisons may be `wrong`; neighbours that tie share a tier."""
 
     def compare(a: int, b: int) -> int:
         if scores[a] == scores[b]:

@@ -29,8 +29,8 @@ from thumbwise.training.judged import Wanted, best_of, by_prompt, pair_accuracy,
 from thumbwise.training.measure import Measure, keep, kept
 from thumbwise.training.progress import RunProgress
 from thumbwise.training.raters import Bar, Crowd, Voting, bar, judged
-from thumbwise.training.rehearsal_home import read_json, write_json
 from thumbwise.training.replies import finish_rate, repetition
+from thumbwise.training.runs import read_json, write_json
 from thumbwise.training.served import Api, finish
 from thumbwise.training.swap_watch import SwapWatch, mixed
 from thumbwise.versions import BASE

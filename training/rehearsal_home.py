@@ -8,7 +8,6 @@ so that they end with the rehearsal however it ends. Left out: an operator's sha
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -24,7 +23,8 @@ from typing import Any
 import httpx
 
 from thumbwise.errors import ThumbwiseError
-from thumbwise.home import Home, running_url, write_durably
+from thumbwise.home import Home, running_url
+from thumbwise.training.runs import write_json
 
 STOP_SECONDS = 60.0
 
@@ -72,7 +72,7 @@ def environment(home: Home, max_tokens: int, seed: int) -> dict[str, str]:
 def start(arguments: list[str], env: dict[str, str], **pipes: Any) -> subprocess.Popen[str]:
     """Start a `thumbwise` command that ends with this process, by whatever this one ends."""
     launcher = [sys.executable, "-m", "thumbwise.engine_child", str(os.getpid())]
-    command = [sys.executable, "-m", "thumbwise.cli", *arguments]
+    command = [sys.executable, "-m", "thumbwise", *arguments]
     return subprocess.Popen([*launcher, *command], env=env, text=True, start_new_session=True, **pipes)
 
 
@@ -115,13 +115,3 @@ def _wait_ready(home: Home, process: subprocess.Popen[str], log: Path, patience:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     said = detail or (lines[-1] if lines else "it said nothing")
     raise ThumbwiseError(f"The rehearsal's assistant did not get ready: {said} (log: {log})")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
-    write_durably(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-    """Read what `write_json` wrote, or None where it has not been written."""
-    return json.loads(path.read_text()) if path.exists() else None

@@ -14,7 +14,7 @@ from thumbwise.contracts import Sample
 from thumbwise.training.judged import Wanted, by_prompt
 from thumbwise.training.measure import kept
 from thumbwise.training.raters import mean_scores
-from thumbwise.training.rehearsal_home import read_json
+from thumbwise.training.runs import read_json
 
 SAMPLES = 10
 ROWS = {
@@ -75,7 +75,10 @@ def _samples(start: list[Sample], replies: list[Sample], wanted: Wanted) -> list
     for number in range(count):
         row = number * wanted.prompts // count
         question = before[row][0].prompt[-1]["content"]
-        said = [f"- {name}: {' '.join(rows[row][0].response.split())}" for name, rows in (("before", before), ("after", after))]
+        said = [
+            f"- {name}: {' '.join(rows[row][0].response.split())}"
+            for name, rows in (("before", before), ("after", after))
+        ]
         parts.append(f"**{' '.join(question.split())}**\n\n" + "\n".join(said))
     return parts
 

@@ -21,9 +21,7 @@ import httpx
 
 from thumbwise.engine_client import SILENCE
 
-READERS = 16
-POLL = 0.05
-"""Seconds between two looks at the pointer."""
+READERS = 12
 SPAN = 8
 MARGIN = 0.1
 """Nats a token by which a span must fit another version better; the engine's bfloat16 differs by far less."""
@@ -38,7 +36,7 @@ ASKED = (
 
 @dataclass
 class Reply:
-    """One streamed reply; times are on time.monotonic()'s clock, `begun` that of its first token."""
+    """One streamed reply; times are UTC seconds, `begun` that of its first token."""
 
     begun: float = 0.0
     ended: float = 0.0
@@ -64,19 +62,19 @@ class Reply:
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
             logprobs = choice.get("logprobs") or {}
             if logprobs.get("token_ids") and not self.token_ids:
-                self.begun = time.monotonic()
+                self.begun = time.time()
             self.token_ids += logprobs.get("token_ids", [])
             self.logprobs += [row["logprob"] for row in logprobs.get("content") or ()]
 
 
 class SwapWatch:
-    """Keeps READERS replies open at `url` from `start` to `stop`, and notes when the pointer moved."""
+    """Keeps `readers` replies open at `url` from `start` to `stop`, then asks when the pointer moved."""
 
     def __init__(self, url: str, max_tokens: int, readers: int = READERS) -> None:
         self.url, self.max_tokens, self.readers = url, min(max_tokens, LONGEST), readers
         self.replies: list[Reply] = []
-        self.flip: tuple[float, float] | None = None
-        """The pointer moved between these two times."""
+        self.flip: float | None = None
+        """When the pointer moved, in UTC seconds, by the assistant's own log; known once `stop` has returned."""
         self._enough = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._all()), name="swap watch", daemon=True)
 
@@ -96,42 +94,28 @@ class SwapWatch:
         time.sleep(linger)
         self._enough.set()
         self._thread.join()
+        ready = httpx.get(f"{self.url}/health/ready", timeout=30, trust_env=False).json()
+        first = min((reply.begun for reply in self.replies if reply.begun), default=0.0)
+        if ready["stable_since"] is not None and ready["stable_since"] > first:
+            self.flip = ready["stable_since"]
 
     def across(self) -> list[Reply]:
         """Replies that were being streamed while the pointer moved."""
         if self.flip is None:
             return []
-        before, after = self.flip
-        return [reply for reply in self.replies if reply.begun and reply.begun <= before and reply.ended >= after]
+        return [reply for reply in self.replies if reply.begun and reply.begun <= self.flip <= reply.ended]
 
     def nearest(self, count: int) -> list[Reply]:
         """The `count` whole replies that were streamed nearest to the flip (to the end, where there was none)."""
         whole = [reply for reply in self.replies if not reply.dropped and reply.token_ids]
-        at = self.flip[1] if self.flip else max((reply.ended for reply in whole), default=0.0)
+        at = self.flip if self.flip is not None else max((reply.ended for reply in whole), default=0.0)
         return sorted(whole, key=lambda r: max(r.begun - at, at - r.ended, 0.0))[:count]
 
     async def _all(self) -> None:
         limits = httpx.Limits(max_connections=None)
         timeout = httpx.Timeout(SILENCE, connect=10.0)
         async with httpx.AsyncClient(base_url=self.url, timeout=timeout, limits=limits, trust_env=False) as http:
-            pointer = asyncio.create_task(self._poll(http))
             await asyncio.gather(*(self._read(http, number) for number in range(self.readers)))
-            pointer.cancel()
-            await asyncio.gather(pointer, return_exceptions=True)
-
-    async def _poll(self, http: httpx.AsyncClient) -> None:
-        """Find when the pointer moves, between the last look that saw the old version and the first that did not."""
-        old, asked_before = "", 0.0
-        while self.flip is None:
-            asked = time.monotonic()
-            try:
-                stable = (await http.get("/health/ready")).json()["stable"]
-            except (httpx.HTTPError, ValueError, KeyError):
-                continue
-            if old and stable != old:
-                self.flip = (asked_before, time.monotonic())
-            old, asked_before = stable, asked
-            await asyncio.sleep(POLL)
 
     async def _read(self, http: httpx.AsyncClient, number: int) -> None:
         while not self._enough.is_set():
@@ -145,7 +129,7 @@ class SwapWatch:
                     await _take_all(stream, reply)
             except httpx.HTTPError as error:
                 reply.error = f"{type(error).__name__}: {error}"
-            reply.ended = time.monotonic()
+            reply.ended = time.time()
             self.replies.append(reply)
             if reply.error:
                 await asyncio.sleep(0.5)

@@ -1,0 +1,43 @@
+"""Named places in the code where a test can end the process, or fill the disk.
+
+`THUMBWISE_FAULT=checkpoint#2` kills this process (-9) as it passes the place `checkpoint` for the second
+time; `=full` after it raises "no space left on device" there instead. Deterministic places beat random timing:
+each is named after what has just been done. Left out: faults inside libraries, which are provoked for real
+(a full file system, a killed vLLM).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections import Counter
+
+VARIABLE = "THUMBWISE_FAULT"
+_passed: Counter[str] = Counter()
+
+
+def fault_point(name: str) -> None:
+    """Do nothing, unless the environment asks for a fault at `name`."""
+    wanted = os.environ.get(VARIABLE)
+    if wanted is None:
+        return
+    where, _, deed = wanted.partition("=")
+    place, _, times = where.partition("#")
+    if place != name:
+        return
+    _passed[name] += 1
+    if _passed[name] != int(times or 1):
+        return
+    if deed == "full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether `error`, or what caused it, is a full disk or quota."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

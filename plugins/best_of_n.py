@@ -1,0 +1,111 @@
+"""Best of n: sample several replies to a prompt, keep the best, and fine-tune on it. The loop, top to bottom.
+
+Rejection sampling as RAFT has it (Dong et al. 2023, arXiv 2304.06767, algorithm 1, one reply kept a prompt):
+each iteration samples `best_of` replies a prompt from the policy as it is, and raises the likelihood of the
+best. No value function, no advantages, no ratios, and of the score only its order counts. For fewer things
+that can go wrong it learns from one reply in `best_of`, and nothing in the loss pulls it back to the
+reference: `kl` is only logged, and the job stops at `train.kl_budget`. Left out: a KL term in the score
+(RAFT's variant), keeping more than one reply a prompt, and replies of earlier iterations. Torch is imported
+where a method needs it, so that listing plugins stays cheap.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from thumbwise import hookimpl
+from thumbwise.contracts import Register, Reward, RunContext, Sample
+
+if TYPE_CHECKING:
+    from thumbwise.training.stepping import Parts
+
+
+def best_replies(scores: Sequence[float], known: Sequence[bool], n: int) -> list[int]:
+    """Index of the best score of every n in a row; the first of equals, none where no score is known."""
+    kept = []
+    for start in range(0, len(scores), n):
+        candidates = [i for i in range(start, min(start + n, len(scores))) if known[i]]
+        if candidates:
+            kept.append(max(candidates, key=lambda i: scores[i]))
+    return kept
+
+
+class BestOfN:
+    """Improves the adapter "policy", one batch of rollouts a step."""
+
+    def __init__(self, context: RunContext, reward: Reward) -> None:
+        from thumbwise.training.models import POLICY
+        from thumbwise.training.value import adamw
+
+        if context.rollouts is None:
+            raise ValueError("best_of_n needs a rollout backend in its context")
+        self.context, self.train, self.backbone, self.reward = context, context.train, context.backbone, reward
+        self.iterations = self.train.iterations
+        self.policy = self.backbone.parameters(POLICY)
+        self.optimizer = adamw(list(self.policy.values()), self.train.learning_rate)
+
+    def step(self, iteration: int) -> dict[str, float]:
+        """One iteration: rollouts, scores, the best of each prompt, then the updates. Returns its metrics."""
+        from thumbwise.training import stepping
+        from thumbwise.training.batches import chunks
+
+        start, train = time.monotonic(), self.train
+        prompts = max(1, train.episodes // train.best_of)
+        samples, rng = stepping.sample_rollouts(self.context, iteration, prompts, train.best_of)
+        score, known = stepping.shaped_scores(self.reward, samples, train)
+        parts = list(chunks(len(samples), train.micro_batch))
+        found = stepping.measure(self.backbone, samples, parts, self.context.temperature)
+        metrics = stepping.rollout_metrics(samples, found, score, known)
+        # A reply without tokens (some backend's) never wins: it has no likelihood that could be raised.
+        eligible = [bool(k) and len(s.response_ids) > 0 for k, s in zip(known.tolist(), samples, strict=True)]
+        best = best_replies(score.tolist(), eligible, train.best_of)
+        kept = [samples[i] for i in best]
+        rate = stepping.set_learning_rate(self.optimizer, train.learning_rate, train, iteration)
+        metrics |= {"best_reward": float(score[best].mean()) if best else 0.0}
+        metrics |= {"sft_loss": 0.0, "policy_grad_norm": 0.0}  # where nothing was kept
+        metrics |= stepping.passes(len(kept), train, rng, lambda minibatch: self._update(kept, minibatch))
+        return metrics | {"learning_rate": rate, "seconds": time.monotonic() - start}
+
+    def _update(self, kept: Sequence[Sample], minibatch: Sequence[slice]) -> dict[str, float]:
+        """One optimizer step on the mean over tokens of -log policy(token); one token count for all micro-batches.
+
+        At the run's temperature, at which the replies were sampled and will be: there the gradient of a reply's
+        log-likelihood is 0 in expectation, so that only the choice among replies moves the policy. At
+        temperature 1, replies drawn at 0.7 would teach it to be sharper whatever the reward says: with noise
+        for a reward, a two-layer model's entropy went from 4.8 nats to 0 in 16 iterations (so: to 4.5).
+        """
+        from thumbwise.training import stepping
+
+        count = sum(len(sample.response_ids) for part in minibatch for sample in kept[part])
+        loss_sum = 0.0
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in minibatch:
+            logp = self.backbone.logprobs(self.backbone.batch(kept[part]), "policy", self.context.temperature)
+            loss = -logp.sum() / count
+            loss.backward()
+            loss_sum += float(loss.detach())
+        norm = stepping.descend(self.policy, self.optimizer, self.train.max_grad_norm)
+        return {"sft_loss": loss_sum, "policy_grad_norm": norm}
+
+    def _parts(self) -> Parts:
+        return {"policy": (self.policy, self.optimizer)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The policy and its optimizer, copied."""
+        from thumbwise.training.stepping import saved
+
+        return saved(self._parts())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back, or on, to what `state_dict` returned."""
+        from thumbwise.training.stepping import restore
+
+        restore(self._parts(), state)
+
+
+@hookimpl
+def register_policy_algorithms(register: Register) -> None:
+    """As `best_of_n`."""
+    register("best_of_n", BestOfN)

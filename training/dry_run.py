@@ -1,0 +1,88 @@
+"""What `thumbwise train` would do with the votes so far, without doing it: no run is registered, nothing trained.
+
+Torch is not imported, so the answer takes a second. Left out: a guess at how long training takes on a machine
+where it never ran; where it did, the last run's time is told.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import httpx
+
+from thumbwise.home import Home
+from thumbwise.plugin_manager import PluginManager
+from thumbwise.settings import Settings
+from thumbwise.training.client import OpsClient
+from thumbwise.training.data import Snapshot, parse
+from thumbwise.training.tiers import choose, too_little
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a run would learn from, with which plugins, and why (or why not); `algorithm` None: none yet."""
+
+    comparisons: int
+    rankings: int
+    thumbs: int
+    telling: int
+    people: int
+    prompts: int
+    algorithm: str | None
+    reward: str
+    why: str
+    last_run_seconds: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as plain JSON."""
+        return {"outcome": "dry_run", **asdict(self)}
+
+    def text(self) -> str:
+        """A few lines for people."""
+        lines = [
+            f"votes: {self.comparisons} comparisons, {self.rankings} rankings, {self.thumbs} thumbs by {self.people} "
+            f"people on {self.prompts} prompts; {self.telling} of them say which reply is better",
+            f"reward model: {self.reward}",
+            f"policy algorithm: {self.algorithm or 'none yet'}",
+        ]
+        if self.last_run_seconds is not None:
+            lines.append(f"the last run took {self.last_run_seconds / 60:.0f} minutes")
+        return "\n".join(lines)
+
+
+def dry_run(
+    home: Home,
+    settings: Settings,
+    plugins: PluginManager,
+    url: str,
+    token: str,
+    algorithm: str,
+    transport: httpx.BaseTransport | None = None,
+) -> DryRun:
+    """Freeze the feedback of the assistant at `url` and say what a round would make of it."""
+    plugins.check_training(settings.reward, algorithm, settings.train.rollouts)
+    with OpsClient(url, token, transport) as client:
+        snapshot = parse(client.snapshot(client.take_snapshot()))
+    why: str | None = too_little(snapshot, settings.train)
+    name = None
+    if not why:
+        name, why = choose(algorithm, snapshot, settings.train)
+    labels = snapshot.labels
+    return DryRun(
+        len(labels.comparisons), len(labels.rankings), len(labels.thumbs), snapshot.telling, _people(snapshot),
+        len(snapshot.prompts), name, settings.reward, why or "", _last_seconds(home),
+    )  # fmt: skip
+
+
+def _people(snapshot: Snapshot) -> int:
+    labels = snapshot.labels
+    return len({vote.user for votes in (labels.comparisons, labels.rankings, labels.thumbs) for vote in votes})
+
+
+def _last_seconds(home: Home) -> float | None:
+    results = sorted(home.runs.glob("*/result.json"), key=lambda path: path.stat().st_mtime)
+    rows = [json.loads(path.read_text()) for path in results if (path.parent / "run.json").exists()]
+    ended = [row["seconds"] for row in rows if row["outcome"] in ("promoted", "rejected")]
+    return float(ended[-1]) if ended else None

@@ -1,0 +1,316 @@
+"""What a training round consists of, stage by stage: snapshot, reward model, policy, gates, candidate, swap.
+
+Each stage leaves what it made in the run's folder, whole or not at all, and a stage whose file is there is not
+done again; everything random hangs on the seed and the iteration. So a run that was killed at any moment ends
+with the same adapter as one that was not. Left out: stages that cost seconds and follow from their inputs
+(replies of stable, evidence), which are done again.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from thumbwise.contracts import (
+    FitReport,
+    GateReport,
+    OffersValue,
+    PolicyAlgorithm,
+    Prompt,
+    RewardModel,
+    RunContext,
+    Sample,
+)
+from thumbwise.errors import ThumbwiseError
+from thumbwise.faults import fault_point
+from thumbwise.feedback.records import sha256
+from thumbwise.home import Home, write_durably
+from thumbwise.models import PreparedModel
+from thumbwise.plugin_manager import PluginManager
+from thumbwise.settings import Settings
+from thumbwise.training.candidate import (
+    CONFIG,
+    MANIFEST,
+    WEIGHTS,
+    Candidate,
+    adapter_files,
+    make_candidate,
+    make_probes,
+    plain,
+)
+from thumbwise.training.checkpoints import Checkpoints
+from thumbwise.training.client import Lease, OpsClient, Run
+from thumbwise.training.data import Snapshot, parse, prompt_ids, seed_prompts, split_prompts
+from thumbwise.training.evaluate import gather_evidence, run_gates
+from thumbwise.training.metrics import MetricsLog
+from thumbwise.training.models import Backbone
+from thumbwise.training.progress import RunProgress
+from thumbwise.training.replies import finish_rate, mean_length, repetition
+from thumbwise.training.reward import ShapedReward
+from thumbwise.training.runs import TrainResult, read_json, write_json
+from thumbwise.training.tiers import choose, too_little
+
+BASE = "policy-0000"
+STABLE = "stable"
+PROBES = 8
+CALIBRATION = 64
+"""Replies of the reference on which the reward gets mean 0 and deviation 1."""
+FIT, CANDIDATE = "fit.json", "candidate.json"
+
+
+@dataclass
+class Round:
+    """One round's state; `run` is the whole story."""
+
+    home: Home
+    settings: Settings
+    algorithm: str
+    plugins: PluginManager
+    client: OpsClient
+    given: Run
+    lease: Lease
+    folder: Path
+    progress: RunProgress
+    prepare_model: Callable[[Home, str], PreparedModel]
+    model_name: str = ""
+
+    def run(self) -> TrainResult:
+        """Snapshot to swap, from wherever the last attempt stopped; raises on failure."""
+        train = self.settings.train
+        snapshot = self._snapshot()
+        if reason := too_little(snapshot, train):
+            return TrainResult("too_little_data", reason, self.given.run_id)
+        self.algorithm, why = choose(self.algorithm, snapshot, train)
+        self.progress.say(why)
+        kept = self._kept_candidate()
+        return self._hand_over(*(kept or self._make_candidate(snapshot)))
+
+    def _snapshot(self) -> Snapshot:
+        self.progress.stage("snapshot")
+        path = self.folder / "snapshot.jsonl"
+        if not path.exists() or sha256(path.read_bytes()) != self.given.snapshot_id:
+            write_durably(path, self.client.snapshot(self.given.snapshot_id))
+        fault_point("snapshot")
+        return parse(path.read_bytes())
+
+    def _make_candidate(self, snapshot: Snapshot) -> tuple[Candidate, dict[str, Any], list[GateReport]]:
+        """Reward model, policy, gates: a candidate with its metrics and reports, kept in the run's folder."""
+        train = self.settings.train
+        context, held_out = self._open(snapshot)
+        weights = context.backbone.base_sha256()
+        model, fit = self._fit_reward(context, snapshot)
+        fault_point("reward_model")
+        if isinstance(model, OffersValue):
+            context = replace(context, value=model.value_init())
+        reward = ShapedReward(self.settings.reward, model, self.plugins, context)
+        stable = self._stable_replies(context, held_out)
+        _seed(train.seed, 0)
+        algorithm = self.plugins.get("policy_algorithms", self.algorithm)(context, reward)
+        last, stopped = self._improve(algorithm)
+        self.progress.stage("gates")
+        fault_point("gates")
+        evidence = self._evidence(context, reward, fit, held_out, stable)
+        if evidence.kl > train.kl_budget and not stopped:
+            stopped = "kl"  # the last update went over it: the policy before that one was within
+            algorithm.load_state_dict(last)
+            evidence = self._evidence(context, reward, fit, held_out, stable)
+        reports = run_gates(self.plugins.gates, evidence)
+        if context.backbone.base_sha256() != weights:
+            raise ThumbwiseError("Training changed the frozen base weights: the plugin that did so must be mended.")
+        metrics = {
+            "rm_accuracy": evidence.rm_accuracy,
+            "rm_votes": evidence.rm_votes,
+            "win_rate_proxy": next((r.value for r in reports if r.name == "win_rate_proxy"), None),
+            "reward": float(np.nanmean(evidence.candidate_scores)),
+            "stable_reward": float(np.nanmean(evidence.stable_scores)),
+            "kl": evidence.kl,
+            "length": mean_length(evidence.candidate),
+            "finish_rate": finish_rate(evidence.candidate),
+            "stable_finish_rate": finish_rate(evidence.stable),
+            "repetition": repetition(evidence.candidate),
+            "stable_repetition": repetition(evidence.stable),
+            "stopped": f"stopped:{stopped}" if stopped else "",
+        }
+        candidate = self._candidate(context, snapshot, metrics, reports)
+        fault_point("candidate")
+        return candidate, metrics, reports
+
+    def _kept_candidate(self) -> tuple[Candidate, dict[str, Any], list[GateReport]] | None:
+        """The candidate that an earlier attempt finished; the same bytes, so that it can be published again."""
+        note = read_json(self.folder / CANDIDATE)
+        if note is None:
+            return None
+        folder = self.folder / note["version"]
+        files = {name: (folder / name).read_bytes() for name in (WEIGHTS, CONFIG, MANIFEST)}
+        return Candidate(note["version"], files), note["metrics"], [GateReport(**row) for row in note["gates"]]
+
+    def _open(self, snapshot: Snapshot) -> tuple[RunContext, tuple[Prompt, ...]]:
+        """The model, the prompts of rollouts and the held-out ones."""
+        train, gates = self.settings.train, self.settings.gates
+        self.progress.stage("base model")
+        prepared = self.prepare_model(self.home, self.given.model)
+        if prepared.digest != self.given.base_digest:
+            raise ThumbwiseError(
+                f"The base model in {prepared.folder} is not the one that is served: restart the assistant, or "
+                "remove the folder so that it is made again."
+            )
+        self.model_name = prepared.name
+        backbone = Backbone(prepared.folder, train)
+        own = [
+            p for p in snapshot.prompts if len(prompt_ids(backbone.tokenizer, p.messages)) <= train.max_prompt_tokens
+        ]
+        split = split_prompts(own, seed_prompts(), gates.held_out, gates.prompts, train.seed)
+        context = RunContext(
+            backbone=backbone,
+            train=train,
+            temperature=self.given.temperature,
+            max_tokens=self.given.max_tokens,
+            prompts=split.own,
+            seed_prompts=split.seeds,
+            folder=self.folder,
+        )
+        rollouts = self.plugins.get("rollout_backends", train.rollouts)(context)
+        return replace(context, rollouts=rollouts), split.held_out * gates.samples
+
+    def _fit_reward(self, context: RunContext, snapshot: Snapshot) -> tuple[RewardModel, FitReport]:
+        """Fit on all votes, then set mean and deviation on replies of the reference; fit.json says it is done."""
+        self.progress.stage("reward model")
+        model: RewardModel = self.plugins.get("reward_models", self.settings.reward)(context)
+        if (note := read_json(self.folder / FIT)) is not None:
+            model.load(self.folder)
+            return model, FitReport(**note)
+        _seed(self.settings.train.seed, 0)
+        fit = model.fit(snapshot.labels, self.settings.train.seed)
+        prompts = [*context.prompts, *context.seed_prompts]
+        random.Random(self.settings.train.seed).shuffle(prompts)
+        model.normalise(self._sample(context, prompts[:CALIBRATION], None, 1))
+        model.save(self.folder)
+        write_json(self.folder / FIT, asdict(fit))
+        self.progress.say(f"Reward model: {fit.accuracy:.1%} of {fit.n} votes in cross-validation")
+        self.lease.check()
+        return model, fit
+
+    def _stable_replies(self, context: RunContext, held_out: tuple[Prompt, ...]) -> tuple[Sample, ...]:
+        """What the stable version says to the held-out prompts; its adapter is fetched where it has one."""
+        adapter = None
+        if self.given.stable != BASE:
+            folder = self.folder / STABLE
+            folder.mkdir(exist_ok=True)
+            for name in (WEIGHTS, CONFIG):
+                write_durably(folder / name, self.client.policy_file(self.given.stable, name))
+            context.backbone.load_adapter(STABLE, folder)
+            adapter = STABLE
+        return tuple(self._sample(context, held_out, adapter, 2))
+
+    def _improve(self, algorithm: PolicyAlgorithm) -> tuple[dict[str, Any], str]:
+        """The iterations, within the KL budget: (the last state known to be within it, why it stopped early).
+
+        The checkpoint of number n is the state after n iterations; the newest two say where to go on.
+        """
+        checkpoints, total = Checkpoints(self.folder / "checkpoints"), algorithm.iterations
+        kept = checkpoints.numbers()
+        if not kept:
+            checkpoints.save(0, algorithm.state_dict())
+            kept = [0]
+        begin, last = kept[-1], checkpoints.load(kept[-2] if len(kept) > 1 else kept[-1])
+        algorithm.load_state_dict(checkpoints.load(begin))
+        log = MetricsLog(self.folder / "metrics.jsonl")
+        log.cut(begin)
+        self.progress.stage(self.algorithm, total, begin)
+        for iteration in range(begin, total):
+            self.lease.check()
+            before = algorithm.state_dict()
+            _seed(self.settings.train.seed, iteration)
+            metrics = algorithm.step(iteration)
+            log.write(iteration, metrics)
+            self.progress.update(iteration + 1, total, metrics)
+            if not metrics["kl"] <= self.settings.train.kl_budget:
+                algorithm.load_state_dict(last)
+                return last, "kl"
+            last = before
+            checkpoints.save(iteration + 1, algorithm.state_dict())
+            fault_point("iteration")
+        return last, ""
+
+    def _evidence(
+        self, context: RunContext, reward: ShapedReward, fit: FitReport, held_out: tuple[Prompt, ...],
+        stable: tuple[Sample, ...],
+    ) -> Any:  # fmt: skip
+        self.lease.check()
+        assert context.rollouts is not None
+        seed = self.settings.train.seed * 10 + 2
+        limits = self.settings.gates
+        return gather_evidence(context, context.rollouts, reward.plain, fit, held_out, stable, limits, seed)
+
+    def _sample(self, context: RunContext, prompts: Any, adapter: str | None, purpose: int) -> list[Sample]:
+        assert context.rollouts is not None
+        return context.rollouts.sample(prompts, adapter, self.settings.train.seed * 10 + purpose)
+
+    def _candidate(
+        self, context: RunContext, snapshot: Snapshot, metrics: dict[str, Any], reports: list[GateReport]
+    ) -> Candidate:
+        """The adapter's files and manifest, kept in the run folder too."""
+        seeds = seed_prompts()
+        facts = {
+            "parent": self.given.stable,
+            "base_digest": self.given.base_digest,
+            "snapshot_id": self.given.snapshot_id,
+            "algorithm": self.algorithm,
+            "reward": self.settings.reward,
+            "plugins": {info.name: info.version for info in self.plugins.list() if info.status == "on"},
+            "config": {
+                **self.settings.train.model_dump(),
+                "temperature": self.given.temperature,
+                "max_tokens": self.given.max_tokens,
+            },
+            "seed": self.settings.train.seed,
+            "metrics": metrics,
+            "n_labels": snapshot.n_labels,
+            "probes": make_probes(context.backbone, seeds[:: len(seeds) // PROBES][:PROBES]),
+        }
+        adapter = adapter_files(context.backbone, self.model_name)
+        candidate = make_candidate(self.given.number, adapter, facts, reports)
+        folder = self.folder / candidate.version
+        folder.mkdir(exist_ok=True)
+        for name, data in candidate.files.items():
+            write_durably(folder / name, data)
+        note = {"version": candidate.version, "metrics": metrics, "gates": [asdict(r) for r in reports]}
+        write_durably(self.folder / CANDIDATE, json.dumps(plain(note), indent=1, sort_keys=True).encode())
+        return candidate
+
+    def _hand_over(self, candidate: Candidate, metrics: dict[str, Any], reports: list[GateReport]) -> TrainResult:
+        """Publish, then promote or reject; a promotion that is refused is a rejection with its reason."""
+        self.progress.stage("handing over")
+        self.lease.check()
+        version = candidate.version
+        self.client.publish(self.given, version, candidate.files)
+        fault_point("published")
+        failed = [report for report in reports if not report.passed]
+        outcome: Literal["promoted", "rejected"] = "rejected"
+        if failed:
+            reason = " ".join(report.detail for report in failed)
+            self.client.reject(self.given, version, reason)
+        else:
+            try:
+                self.client.promote(self.given, version, self.given.stable)
+                outcome, reason = "promoted", f"{version} passed its gates and is stable now."
+            except ThumbwiseError as error:
+                if error.status not in (409, 422):
+                    raise
+                reason = str(error)
+        return TrainResult(outcome, reason, self.given.run_id, version, metrics, reports)
+
+
+def _seed(seed: int, iteration: int) -> None:
+    """Set the global generators, so that a step hangs on its number and not on what came before it."""
+    number = seed * 100_003 + iteration
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    torch.manual_seed(number)

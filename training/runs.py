@@ -1,0 +1,121 @@
+"""What a run leaves on disk so that it can be gone on with: what it was given, and with which settings.
+
+`run.json` is written as soon as the assistant has registered the run. A resumed run works with the settings
+it began with, so that it ends with the same adapter as one that was never interrupted. The folder is locked
+while a process works in it. Left out: resuming on another machine (the folder can be copied, but another
+processor may round differently).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from thumbwise.contracts import GateReport
+from thumbwise.errors import Conflict, ThumbwiseError
+from thumbwise.home import Home, write_durably
+from thumbwise.settings import Settings
+from thumbwise.training.client import Run
+from thumbwise.training.config import GateSettings, TrainSettings
+
+Outcome = Literal["promoted", "rejected", "too_little_data", "failed"]
+RECORD, RESULT = "run.json", "result.json"
+
+
+@dataclass
+class TrainResult:
+    """How a round ended: `reason` is a sentence, `version` the candidate's name where there is one."""
+
+    outcome: Outcome
+    reason: str
+    run_id: str
+    version: str | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    gates: list[GateReport] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        """The result as plain JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run as it began; `algorithm` is as it was asked for (`auto` is decided by the snapshot)."""
+
+    given: Run
+    algorithm: str
+    reward: str
+    train: TrainSettings
+    gates: GateSettings
+
+    @classmethod
+    def begun(cls, given: Run, algorithm: str, settings: Settings) -> Record:
+        """The record of a run that begins with `settings`."""
+        return cls(given, algorithm, settings.reward, settings.train, settings.gates)
+
+    def settings(self, now: Settings) -> Settings:
+        """`now` with what the run began with."""
+        return now.model_copy(update={"reward": self.reward, "train": self.train, "gates": self.gates})
+
+    def save(self, folder: Path) -> None:
+        """Write run.json, whole or not at all."""
+        row = {
+            "given": asdict(self.given), "algorithm": self.algorithm, "reward": self.reward,
+            "train": self.train.model_dump(), "gates": self.gates.model_dump(),
+        }  # fmt: skip
+        write_json(folder / RECORD, row)
+
+
+def read_record(folder: Path) -> Record:
+    """Read run.json; raises ThumbwiseError where another version of Thumbwise wrote it."""
+    row = json.loads((folder / RECORD).read_text())
+    try:
+        train, gates = TrainSettings(**row["train"]), GateSettings(**row["gates"])
+        return Record(Run(**row["given"]), row["algorithm"], row["reward"], train, gates)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ThumbwiseError(
+            f"{folder / RECORD} was written by another version of Thumbwise ({error}): start a new run with "
+            "`thumbwise train`."
+        ) from None
+
+
+def unfinished(home: Home) -> Path:
+    """The folder of the newest run, where it has not come to its end; raises ThumbwiseError where there is none."""
+    folders = [path.parent for path in home.runs.glob(f"*/{RECORD}")]
+    if not folders:
+        raise ThumbwiseError("There is no run to go on with: start one with `thumbwise train`.")
+    newest = max(folders, key=lambda folder: read_record(folder).given.number)
+    result = newest / RESULT
+    if result.exists() and (outcome := json.loads(result.read_text())["outcome"]) != "failed":
+        raise ThumbwiseError(
+            f"The last run, {newest.name}, came to its end ({outcome.replace('_', ' ')}): there is nothing to go on "
+            "with. `thumbwise train` starts a new one."
+        )
+    return newest
+
+
+@contextmanager
+def working(folder: Path) -> Iterator[None]:
+    """Hold a run's folder; raises Conflict while another process works in it."""
+    with (folder / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Conflict(f"Another process is working on run {folder.name}: wait for it, or stop it.") from None
+        yield
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all."""
+    write_durably(path, (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read what `write_json` wrote, or None where it has not been written."""
+    return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,193 @@
+"""What every policy algorithm's `step` does alike: draw prompts, sample, score, measure, cut into minibatches.
+
+Functions that an algorithm calls in the order it likes, not a base class with holes to fill in: the loop of
+each stays readable from top to bottom in its own file (`plugins/ppo.py`, `plugins/best_of_n.py`). Left out:
+losses, and what is done with a score, because that is where algorithms differ.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thumbwise.contracts import Prompt, Reward, RunContext, Sample
+from thumbwise.errors import ThumbwiseError
+from thumbwise.training.batches import chunks, pad_rows
+from thumbwise.training.config import TrainSettings
+from thumbwise.training.losses import kl_k1, masked_mean, warmup
+from thumbwise.training.models import POLICY, REFERENCE, Backbone
+from thumbwise.training.replies import eos_penalties, finish_rate, mean_length, repetition
+
+Parts = Mapping[str, tuple[Mapping[str, Tensor], Any]]
+"""What an algorithm trains, by name: the weights by name, and their optimizer."""
+
+
+# --- rollouts and what they are worth -------------------------------------------------------------------
+
+
+def sample_rollouts(
+    context: RunContext, iteration: int, prompts: int, replies: int = 1
+) -> tuple[list[Sample], random.Random]:
+    """Replies of the policy to `prompts` prompts, `replies` in a row to each; and the iteration's own chance.
+
+    Both hang on the run's seed and the iteration's number alone, so that a run goes on from a checkpoint as
+    if it had not stopped.
+    """
+    assert context.rollouts is not None
+    rng = random.Random(f"{context.train.seed}:{iteration}")
+    drawn = [prompt for prompt in draw_prompts(context, prompts, rng) for _ in range(replies)]
+    return context.rollouts.sample(drawn, POLICY, context.train.seed * 100_003 + iteration), rng
+
+
+def draw_prompts(context: RunContext, wanted: int, rng: random.Random) -> list[Prompt]:
+    """`wanted` prompts, `own_prompts` of them people's where there are any; no repeats before all came."""
+    own, seeds = list(context.prompts), list(context.seed_prompts)
+    if not own and not seeds:
+        raise ThumbwiseError("There is no prompt that rollouts could start from: all of them are held out.")
+    n_own = round(context.train.own_prompts * wanted) if own and seeds else (wanted if own else 0)
+    drawn: list[Prompt] = []
+    for prompts, upto in ((own, n_own), (seeds, wanted)):
+        while len(drawn) < upto:
+            drawn += rng.sample(prompts, min(len(prompts), upto - len(drawn)))
+    rng.shuffle(drawn)  # minibatches are runs of neighbours
+    return drawn
+
+
+def shaped_scores(reward: Reward, samples: Sequence[Sample], train: TrainSettings) -> tuple[Tensor, Tensor]:
+    """Scores [N] float32, clipped, less the penalty of replies cut off; and [N] bool, whether there is one.
+
+    A score that is not there (NaN) or not finite is 0 less that penalty: look at the second tensor first.
+    """
+    value = torch.tensor(reward(samples).value)
+    score = value.nan_to_num(0.0).clamp(-train.reward_clip, train.reward_clip)
+    return score - torch.tensor(eos_penalties(samples, train.missing_eos_penalty)), torch.isfinite(value)
+
+
+@dataclass
+class Measured:
+    """Of N replies, by the trainer's own weights, [N, T] float32: log-probabilities, entropy, 1 on real tokens."""
+
+    logp: Tensor
+    reference: Tensor
+    entropy: Tensor
+    mask: Tensor
+
+
+def measure(backbone: Backbone, samples: Sequence[Sample], parts: Sequence[slice], temperature: float) -> Measured:
+    """Policy and reference on `samples` at `temperature`, computed in the micro-batches `parts`; no gradients."""
+    width = max(1, *(len(s.response_ids) for s in samples))
+    rows: list[list[Tensor]] = [[], [], [], []]
+    for part in parts:
+        batch = backbone.batch(samples[part])
+        logp, entropy = backbone.logprobs_and_entropy(batch, POLICY, temperature)
+        with torch.no_grad():
+            reference = backbone.logprobs(batch, REFERENCE, temperature)
+        for found, row in zip(rows, (logp, reference, entropy, batch.mask), strict=True):
+            found.append(row)
+    return Measured(*(pad_rows(found, width) for found in rows))
+
+
+def rollout_metrics(samples: Sequence[Sample], found: Measured, score: Tensor, known: Tensor) -> dict[str, float]:
+    """What every algorithm logs of its rollouts (`thumbwise.training.metrics.GLOSSARY`); all of it finite.
+
+    `score` and `known` are [N], as `shaped_scores` returns them; `kl` is in nats a reply, over all N.
+    """
+    return {
+        "reward": float(score[known].mean()) if bool(known.any()) else 0.0,
+        "reward_std": float(score[known].std(correction=0)) if bool(known.any()) else 0.0,
+        "kl": float((kl_k1(found.logp, found.reference) * found.mask).sum() / len(samples)),
+        "entropy": float(masked_mean(found.entropy, found.mask)),
+        "length": mean_length(samples),
+        "finish_rate": finish_rate(samples),
+        "repetition": repetition(samples),
+        "rollout_gap": rollout_gap(samples, found.logp),
+        "abstained": float((~known).sum()),
+    }
+
+
+def rollout_gap(samples: Sequence[Sample], logp: Tensor) -> float:
+    """Mean |trainer - rollout log-probability| over response tokens; 0 where the backend reports none."""
+    total, count = 0.0, 0
+    for row, sample in enumerate(samples):
+        given = sample.rollout_logprobs or ()
+        total += sum(abs(a - b) for a, b in zip(logp[row].tolist(), given, strict=False))
+        count += len(given)
+    return total / max(count, 1)
+
+
+# --- updates --------------------------------------------------------------------------------------------
+
+
+def minibatches(n: int, train: TrainSettings) -> list[list[slice]]:
+    """At most `train.minibatches` of n replies, none empty, each cut into micro-batches; the same every time.
+
+    So old and new log-probabilities are computed in the same shapes, and bfloat16 rounds them alike.
+    """
+    size = max(1, -(-n // train.minibatches))
+    return [
+        [
+            slice(whole.start + part.start, whole.start + part.stop)
+            for part in chunks(whole.stop - whole.start, train.micro_batch)
+        ]
+        for whole in chunks(n, size)
+    ]
+
+
+def passes(
+    n: int, train: TrainSettings, rng: random.Random, update: Callable[[Sequence[slice]], Mapping[str, float]]
+) -> dict[str, float]:
+    """`update` on every minibatch of n replies, `epochs` times, each time in another order; its metrics' means.
+
+    Of a metric whose name ends in `_max`, the largest. Without replies nothing is called: no metrics.
+    """
+    totals: dict[str, list[float]] = {}
+    for _ in range(train.epochs):
+        whole = minibatches(n, train)
+        for minibatch in rng.sample(whole, len(whole)):
+            for name, value in update(minibatch).items():
+                totals.setdefault(name, []).append(value)
+    return {
+        name: max(values) if name.endswith("_max") else sum(values) / len(values) for name, values in totals.items()
+    }
+
+
+def set_learning_rate(optimizer: Any, rate: float, train: TrainSettings, iteration: int) -> float:
+    """Set `rate` after warm-up on `optimizer` and return it."""
+    now = rate * warmup(iteration, train.warmup)
+    for group in optimizer.param_groups:
+        group["lr"] = now
+    return now
+
+
+def descend(weights: Mapping[str, Tensor], optimizer: Any, max_norm: float) -> float:
+    """One optimizer step with the gradients that are there, scaled down to `max_norm`; their norm before that."""
+    norm = torch.nn.utils.clip_grad_norm_(list(weights.values()), max_norm)
+    optimizer.step()
+    return float(norm)
+
+
+# --- state ----------------------------------------------------------------------------------------------
+
+
+def saved(parts: Parts) -> dict[str, Any]:
+    """Copies of every part's weights, as `<name>`, and of its optimizer's state, as `<name>_optimizer`."""
+    state: dict[str, Any] = {}
+    for name, (weights, optimizer) in parts.items():
+        state[name] = {key: weight.detach().clone() for key, weight in weights.items()}
+        state[f"{name}_optimizer"] = copy.deepcopy(optimizer.state_dict())
+    return state
+
+
+def restore(parts: Parts, state: Mapping[str, Any]) -> None:
+    """Set every part to what `saved` returned, in place; `state` is copied, so that it can be used again."""
+    for name, (weights, optimizer) in parts.items():
+        with torch.no_grad():
+            for key, weight in weights.items():
+                weight.copy_(state[name][key])
+        optimizer.load_state_dict(copy.deepcopy(state[f"{name}_optimizer"]))

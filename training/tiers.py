@@ -1,0 +1,36 @@
+"""Which algorithm a number of votes can carry: the data tiers of `train --algorithm auto`.
+
+Under about 2,000 comparisons a reward model is weak (Gao et al. 2022, arXiv 2210.10760, section 3.3), and what
+strays least from the reference is the safest use of a weak one: best-of-n costs log n - (n - 1) / n nats a pass,
+PPO as many as its budget allows. The limits are settings, because they hang on how noisy people are.
+"""
+
+from __future__ import annotations
+
+from thumbwise.training.config import TrainSettings
+from thumbwise.training.data import Snapshot
+
+AUTO = "auto"
+
+
+def too_little(snapshot: Snapshot, train: TrainSettings) -> str:
+    """Why there is too little to train on, or nothing."""
+    if snapshot.telling >= train.min_votes:
+        return ""
+    return (
+        f"There are {snapshot.telling} votes that say which reply is better, and training begins at {train.min_votes} "
+        "(setting train.min_votes): collect more votes."
+    )
+
+
+def choose(asked: str, snapshot: Snapshot, train: TrainSettings) -> tuple[str, str]:
+    """The algorithm to train with, and why in a sentence."""
+    votes = snapshot.telling
+    if asked != AUTO:
+        return asked, f"{asked} was asked for by name, with {votes} votes."
+    if votes < train.ppo_votes:
+        return "best_of_n", (
+            f"{votes} votes are in the tier of best_of_n, which strays little: PPO begins at {train.ppo_votes} "
+            "(setting train.ppo_votes)."
+        )
+    return "ppo", f"{votes} votes are in the tier of PPO, which begins at {train.ppo_votes} (setting train.ppo_votes)."
