@@ -30,6 +30,8 @@ from thumbwise.metrics import Metrics
 from thumbwise.models import PreparedModel, prepare
 from thumbwise.plugin_manager import PluginManager
 from thumbwise.policies import Policies
+from thumbwise.schedule import Schedule
+from thumbwise.settings import seconds_of
 from thumbwise.versions import Versions
 
 if TYPE_CHECKING:
@@ -67,6 +69,8 @@ class Assistant:
         self.policies = Policies(home, settings, self.versions, self.plugins, self.metrics)
         self.conversations = Conversations(self.store, self.versions, settings, self.metrics, self.require_engine)
         self.comparisons = Comparisons(self.conversations, self.policies, self.plugins)
+        every = settings.train_every
+        self.schedule = Schedule(home, seconds_of(every), self.versions, lambda: self.status().ready) if every else None
         self.model: PreparedModel | None = None
         self.engine: Engine | ExternalEngine | None = None
         self._progress = "The model is being prepared."
@@ -76,6 +80,8 @@ class Assistant:
     async def start(self) -> None:
         """Begin to prepare the model and start the engine; returns at once."""
         self._starting = asyncio.create_task(self._bring_up())
+        if self.schedule is not None:
+            self.spawn(self.schedule.run())
 
     async def _bring_up(self) -> None:
         try:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 
 from thumbwise.errors import Conflict, ThumbwiseError
+from thumbwise.faults import fault_point
 from thumbwise.feedback.records import sha256
 from thumbwise.home import fsync_folder, write_durably
 
@@ -134,9 +135,12 @@ def write(root: Path, version: str, files: dict[str, bytes]) -> Path:
         side.mkdir(mode=0o700)
         for name in (WEIGHTS, CONFIG):
             write_durably(side / name, files[name])
+        fault_point("adapter_incoming")
         side.rename(folder)
         fsync_folder(root)
+        fault_point("adapter_renamed")
         write_durably(folder / MANIFEST, files[MANIFEST])
+        fault_point("adapter_complete")
     except OSError as error:
         shutil.rmtree(side, ignore_errors=True)
         raise ThumbwiseError(

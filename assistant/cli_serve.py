@@ -21,10 +21,13 @@ from thumbwise.settings import Settings
 @click.option("--port", type=int, help="Port of the pages and the API; 0 picks a free one.")
 @click.option("--model", help="Base model: default, a Hugging Face id or a folder.")
 @click.option("--engine-url", help="A vLLM server that already runs, instead of starting one.")
-def serve(host: str | None, port: int | None, model: str | None, engine_url: str | None) -> None:
+@click.option("--train-every", help="Train by itself at this interval, such as 24h. [default: never]")
+def serve(
+    host: str | None, port: int | None, model: str | None, engine_url: str | None, train_every: str | None
+) -> None:
     """Start the assistant: the chat page, the API and the engine behind them."""
     home = Home.find()
-    settings = Settings.load(home, host=host, port=port, model=model, engine_url=engine_url)
+    settings = Settings.load(home, host=host, port=port, model=model, engine_url=engine_url, train_every=train_every)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     with HomeLock(home) as lock, listen(settings.host, settings.port) as bound:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from thumbwise import artifacts
 from thumbwise.errors import Conflict, ThumbwiseError
+from thumbwise.faults import fault_point
 from thumbwise.versions import BASE, Versions
 
 if TYPE_CHECKING:
@@ -152,8 +153,10 @@ class Policies:
             if version != BASE:
                 try:
                     await self.load(version)
+                    fault_point("adapter_loaded")
                     self.versions.set_state(version, "loaded")
                     probe = await self.probe(version)
+                    fault_point("adapter_probed")
                 except ThumbwiseError as error:
                     if error.status == 422:
                         self.reject(version, str(error))

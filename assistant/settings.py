@@ -7,10 +7,11 @@ unknown key is an error wherever it comes from. Left out: per-user settings (the
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -24,7 +25,24 @@ from thumbwise.home import Home
 from thumbwise.training.config import GateSettings, TrainSettings
 
 PREFIX = "THUMBWISE_"
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 NOT_SETTINGS = {"THUMBWISE_HOME", faults.VARIABLE}
+
+
+def seconds_of(text: str) -> float:
+    """`90m`, `24h` or `7d` in seconds; raises ValueError for anything else, and for less than a minute."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    seconds = float(found[1]) * UNITS[found[2]] if found else 0.0
+    if seconds < 60:
+        raise ValueError(f"{text!r} is no interval: write a number and s, m, h or d, of a minute or more, such as 24h")
+    return seconds
+
+
+def _interval(text: str) -> str:
+    """An interval as it is written, or nothing."""
+    if text:
+        seconds_of(text)
+    return text
 
 
 class EngineSettings(BaseModel):
@@ -69,6 +87,9 @@ class Settings(BaseSettings):
     max_tokens: int = Field(48, ge=1, description="longest draft in comparisons, rollouts and evaluation")
     chat_max_tokens: int = Field(512, ge=1, description="longest chat reply, in tokens")
     local_in_flight: int = Field(32, ge=1, description="requests that one local user may have open at once")
+    train_every: Annotated[str, AfterValidator(_interval)] = Field(
+        "", description="interval at which `serve` trains by itself, such as 24h; empty: never"
+    )
     reward: str = Field("bradley_terry", description="reward model used in training")
     engine: EngineSettings = Field(default_factory=EngineSettings)
     train: TrainSettings = Field(default_factory=TrainSettings)

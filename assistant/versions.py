@@ -17,6 +17,7 @@ from typing import Any, Literal
 from sqlite_utils import Database, Migrations
 
 from thumbwise.errors import Conflict, NotFound
+from thumbwise.faults import fault_point
 from thumbwise.feedback.records import new_id, now_ns
 from thumbwise.feedback.store import Store
 
@@ -180,6 +181,8 @@ class Versions:
             db.table("pointer_log").insert(
                 {"action": action, "old": expect, "new": new, "reason": reason, "at": now_ns()}
             )
+            fault_point("pointer_written")
+        fault_point("pointer_moved")
 
     def before(self, version: str) -> str | None:
         """The version that was stable before `version` was last promoted, or None (the base)."""

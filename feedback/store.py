@@ -20,6 +20,7 @@ from sqlite_utils import Database
 
 from thumbwise.contracts import Message
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
+from thumbwise.faults import fault_point
 from thumbwise.feedback.migrations import migrations
 from thumbwise.feedback.records import (
     FeedbackRequest,
@@ -80,7 +81,7 @@ class Store:
                     self.db.rollback()
                     raise
                 self.db.commit()
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, OSError) as error:
                 if self.db.conn.in_transaction:
                     self.db.rollback()
                 if isinstance(error, sqlite3.IntegrityError):
@@ -127,7 +128,7 @@ class Store:
         """Commit a reply's row (state `streaming`) before its first chunk; returns the message id."""
         with self.write() as db:
             address = self.add_prompt(db, messages)
-            return self._insert_reply(
+            message_id = self._insert_reply(
                 db,
                 user_id=user_id,
                 prompt_sha256=address,
@@ -136,6 +137,8 @@ class Store:
                 conversation_id=conversation_id,
                 parent_id=parent_id,
             )
+        fault_point("reply_begun")
+        return message_id
 
     @staticmethod
     def _insert_reply(db: Database, **row: Any) -> str:
@@ -310,6 +313,8 @@ class Store:
                     "created_at": now_ns(),
                 }
             )
+            fault_point("vote_written")
+        fault_point("vote_committed")
         return feedback_id, True
 
     def _check_target(self, user_id: str, request: FeedbackRequest, value: dict[str, Any]) -> None:

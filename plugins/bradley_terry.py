@@ -189,8 +189,8 @@ def _votes(labels: Labels, thumb_weight: float) -> tuple[list[Sample], Any]:
         numbers = [row(draft) for draft in ranking.drafts]
         untied = [(a, b) for a, b in combinations(range(len(numbers)), 2) if ranking.tiers[a] != ranking.tiers[b]]
         for a, b in untied:
-            won, weight = float(ranking.tiers[a] < ranking.tiers[b]), (len(numbers) - 1) / len(untied)
-            pairs.append((numbers[a], numbers[b], won, weight, ranking.group))
+            won, counts = float(ranking.tiers[a] < ranking.tiers[b]), (len(numbers) - 1) / len(untied)
+            pairs.append((numbers[a], numbers[b], won, counts, ranking.group))
     share = thumb_weight
     if labels.thumbs and pairs:
         share = min(thumb_weight, sum(p[3] for p in pairs) / len(labels.thumbs))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tiny_model import make_tiny_model
 
-from thumbwise.contracts import Comparison, Labels, OffersValue, RunContext, Sample, Thumb
+from thumbwise.contracts import Comparison, Labels, OffersValue, Ranking, RunContext, Sample, Thumb
 from thumbwise.errors import ThumbwiseError
 from thumbwise.plugins import bradley_terry
 from thumbwise.plugins.bradley_terry import BradleyTerry
@@ -89,8 +89,53 @@ def test_ties_yield_no_pairs(context: RunContext) -> None:
     both_bad = [replace(c, choice="both_bad") if c.choice == "tie" else c for c in labels.comparisons]
     for votes in (labels.comparisons, tuple(both_bad)):
         assert len(bradley_terry._votes(Labels(votes), 0.5)[1].left) == 10
-    with pytest.raises(ThumbwiseError, match="No comparison has a winner"):
+    with pytest.raises(ThumbwiseError, match="No vote says which reply is better"):
         BradleyTerry(context).fit(make_labels(0), seed=0)
+
+
+def test_a_ranking_is_all_of_its_untied_pairs_and_weighs_what_its_drafts_can_say(context: RunContext) -> None:
+    drafts = tuple(reply(n, 0.5) for n in range(4))
+    ranked = Labels((), (), (Ranking("r", "u", "g", drafts, (1, 0, 1, 2)),))
+    samples, votes = bradley_terry._votes(ranked, 0.5)
+    assert len(samples) == 4
+    assert list(zip(votes.left, votes.right, votes.good, strict=True)) == [
+        (0, 1, 0.0), (0, 3, 1.0), (1, 2, 1.0), (1, 3, 1.0), (2, 3, 1.0),
+    ]  # fmt: skip
+    np.testing.assert_allclose(votes.weight, 3 / 5)
+    assert set(votes.group) == {"g"}
+    tied = Labels((), (), (Ranking("r", "u", "g", drafts, (0, 0, 0, 0)),))
+    with pytest.raises(ThumbwiseError, match="No vote says which"):
+        BradleyTerry(context).fit(tied, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["thumbs", "rankings"])
+def test_thumbs_alone_and_rankings_alone_teach_too(context: RunContext, kind: str) -> None:
+    replies = [reply(n, (n % 5) / 4) for n in range(200)]
+    if kind == "thumbs":
+        made = (Thumb(f"t{n}", "u", f"g{n // 4}", r, n % 5 >= 3) for n, r in enumerate(replies))
+        labels = Labels((), tuple(made))
+    else:
+        sets = (tuple(replies[n : n + 5]) for n in range(0, 200, 5))
+        labels = Labels((), (), tuple(Ranking(f"r{n}", "u", f"g{n}", s, (4, 3, 2, 1, 0)) for n, s in enumerate(sets)))
+    model = BradleyTerry(context)
+    report = model.fit(labels, seed=0)
+    assert report.accuracy > 0.7
+    good, bad = (model.score([reply(n, share) for n in range(1000, 1050)]).value for share in (0.8, 0.2))
+    assert (good > bad).mean() > 0.8
+
+
+def test_thumbs_of_one_direction_teach_nothing(context: RunContext) -> None:
+    with pytest.raises(ThumbwiseError, match="thumbs both up and down"):
+        BradleyTerry(context).fit(Labels((), tuple(Thumb(str(n), "u", "g", reply(n, 0.5), True) for n in range(9))), 0)
+
+
+def test_agreement_with_thumbs_is_the_area_under_the_roc_curve() -> None:
+    up = np.array([1.0, 0.0, 0.0, 0.0, 0.0])
+    thumbs = Votes(np.arange(5), np.full(5, -1), up, np.ones(5), ("g",) * 5)
+    head = Head(np.array([1.0]), 0.0, 0.0)
+    features = np.array([[2.0], [3.0], [2.0], [1.0], [0.0]])
+    assert head.correct(features, thumbs).tolist() == [(0 + 0.5 + 1 + 1) / 4]
+    assert head.correct(features[:1], thumbs.pick(up == 1)).tolist() == []
 
 
 def test_each_reply_is_run_once_however_often_it_was_compared() -> None:

@@ -20,6 +20,7 @@ from thumbwise.feedback.migrations import migrations
 from thumbwise.feedback.records import FeedbackRequest, canonical, sha256
 from thumbwise.feedback.snapshot import read_snapshot, take_snapshot
 from thumbwise.feedback.store import Store
+from thumbwise.training.data import parse
 
 ASK: list[Message] = [{"role": "user", "content": "Why is the sky blue?"}]
 SAMPLING = {"temperature": 0.7, "max_tokens": 48}
@@ -212,6 +213,21 @@ def test_a_snapshot_holds_votes_and_token_ids_and_is_named_by_its_content(store:
     assert lines[0]["left"]["text"] == "one"
     assert lines[1]["reply"]["response_ids"] == [3, 4]
     assert {line["group"] for line in lines} == {sha256(canonical(ASK))}
+
+
+def test_a_ranking_is_exported_in_shown_order_with_the_tier_of_each_draft(store: Store, tmp_path: Path) -> None:
+    comparison_id, (a, b, c) = comparison(store, texts=("one", "two", "three"))
+    unusable, _ = comparison(store, texts=("one", "two", "three"))
+    rank = FeedbackRequest(kind="rank", comparison_id=comparison_id, value={"tiers": [[c], [a, b]]})
+    store.add_feedback("local", "k1", rank)
+    none = FeedbackRequest(kind="rank", comparison_id=unusable, value="none_usable")
+    store.add_feedback("local", "k2", none)
+    lines = [json.loads(line) for line in read_snapshot(tmp_path, take_snapshot(store, tmp_path)).splitlines()]
+    assert [line["type"] for line in lines] == ["ranking", "prompt"]
+    assert [draft["text"] for draft in lines[0]["drafts"]] == ["one", "two", "three"]
+    assert lines[0]["tiers"] == [1, 1, 0]
+    (ranking,) = parse(read_snapshot(tmp_path, take_snapshot(store, tmp_path))).labels.rankings
+    assert ([d.response for d in ranking.drafts], ranking.tiers) == (["one", "two", "three"], (1, 1, 0))
 
 
 @pytest.mark.parametrize("state", ["stopped", "failed"])

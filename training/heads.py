@@ -70,12 +70,13 @@ class Head:
         """
         pairs, scores = votes.pick(votes.is_pair), features @ self.direction
         if len(pairs.left):
-            return (np.sign((scores[pairs.left] - scores[pairs.right]) * (2 * pairs.good - 1)) + 1) / 2
+            agrees: Array = (np.sign((scores[pairs.left] - scores[pairs.right]) * (2 * pairs.good - 1)) + 1) / 2
+            return agrees
         up, down = scores[votes.left[votes.good == 1]], scores[votes.left[votes.good == 0]]
         if not len(up) or not len(down):
             return np.empty(0)
-        right: Array = (np.sign(up[:, None] - down) + 1) / 2
-        return right.mean(1 if len(up) <= len(down) else 0)
+        right: Array = ((np.sign(up[:, None] - down) + 1) / 2).mean(1 if len(up) <= len(down) else 0)
+        return right
 
 
 def losses(

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -120,7 +119,7 @@ def _guarded(job: Round, folder: Path) -> TrainResult:
         return TrainResult("failed", f"Training failed ({what}); the details are in {folder / 'error.log'}.", run_id)
 
 
-def _finish(client: OpsClient, record: Record, lease: Any, result: TrainResult) -> None:
+def _finish(client: OpsClient, record: Record, lease: Lease, result: TrainResult) -> None:
     """Tell the assistant; where it does not want to hear it any more, the result still stands."""
     if not lease.lost:
         try:

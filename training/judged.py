@@ -11,11 +11,11 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from thumbwise.contracts import Floats
+from typing import TypeVar
 
 Scored = Sequence[Sequence[float]]
-"""The judge's scores, a row for each prompt."""
+"""Scores (a judge's, or a reward model's), a row for each prompt."""
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def win_rate(ours: Scored, theirs: Scored) -> WinRate:
     return WinRate(rate, rate - 1.96 * error, rate + 1.96 * error, n)
 
 
-def best_of(scores: Scored, rewards: Sequence[Floats], n: int) -> float:
+def best_of(scores: Scored, rewards: Scored, n: int) -> float:
     """Share of draws in which the best of `n` replies by `rewards` beats one more reply by the judge, ties half.
 
     Each row holds one or more draws of n + 1 replies to a prompt; the last of a draw is the one more.
@@ -63,7 +63,7 @@ def best_of(scores: Scored, rewards: Sequence[Floats], n: int) -> float:
     return statistics.mean(results) if results else math.nan
 
 
-def pair_accuracy(scores: Scored, rewards: Sequence[Floats]) -> tuple[float, int]:
+def pair_accuracy(scores: Scored, rewards: Scored) -> tuple[float, int]:
     """Share of neighbouring replies with unequal scores that `rewards` orders as the judge does, and how many."""
     right: list[float] = []
     for judge, reward in zip(scores, rewards, strict=True):
@@ -95,9 +95,10 @@ class Wanted:
         return [max(self.samples, (self.best_of + 1) * count) for count in draws]
 
 
-def by_prompt(counts: Sequence[int], items: Sequence[float]) -> list[list[float]]:
+def by_prompt(counts: Sequence[int], items: Sequence[Item]) -> list[list[Item]]:
     """Split a flat list into rows of `counts`."""
-    rows, at = [], 0
+    rows: list[list[Item]] = []
+    at = 0
     for count in counts:
         rows.append(list(items[at : at + count]))
         at += count

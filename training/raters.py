@@ -158,7 +158,7 @@ class Crowd:
             async with asyncio.TaskGroup() as group:
                 for _ in range(AT_ONCE):
                     group.create_task(work(numbers))
-        return finished
+        return int(finished)
 
     async def _opinion(self, n: int) -> Opinion:
         """Ask, read and judge vote number `n`."""

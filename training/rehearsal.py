@@ -246,7 +246,7 @@ class Rehearsal:
         return Measure(self.home, self.settings, self.plugins)
 
     def _scores(self, samples: Sequence[Sample], counts: Sequence[int]) -> list[list[float]]:
-        rows = by_prompt(counts, list(samples))
+        rows = by_prompt(counts, samples)
         return [
             self.judge(prompt, [sample.response for sample in row])
             for prompt, row in zip(self.plan.held_out, rows, strict=True)

@@ -64,6 +64,7 @@ def environment(home: Home, max_tokens: int, seed: int) -> dict[str, str]:
         "THUMBWISE_HOME": str(home.root),
         "THUMBWISE_HOST": "127.0.0.1",
         "THUMBWISE_PORT": "0",
+        "THUMBWISE_TRAIN_EVERY": "",
         "THUMBWISE_MAX_TOKENS": str(max_tokens),
         "THUMBWISE_TRAIN__SEED": str(seed),
     }

@@ -1,0 +1,95 @@
+"""The built-in schedule, `serve --train-every 24h`: the training job as a child process, one after the other.
+
+What a timer or cron does, for those who have neither at hand. The interval counts from when the last run was
+registered, which the database knows, so a restart neither skips a run nor starts one early. A run that was
+cut off is gone on with first. Left out: several schedules, and times of the day (a timer has them).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from thumbwise.home import Home
+from thumbwise.versions import Versions
+
+log = logging.getLogger(__name__)
+LOOK = 5.0
+"""Seconds between two looks at whether a run is due."""
+STOP_SECONDS = 20.0
+
+
+class Schedule:
+    """Starts `thumbwise train` on `home` every `interval` seconds, while `ready()` says that replies can be had."""
+
+    pause = 600.0  # seconds before anything is tried again after a failure
+
+    def __init__(self, home: Home, interval: float, versions: Versions, ready: Callable[[], bool]) -> None:
+        self.home, self.interval, self.versions, self.ready = home, interval, versions, ready
+        self.begun = time.time()
+        self.log = home.runs / "schedule.log"
+
+    def due(self, now: float) -> list[str] | None:
+        """The arguments of the run that is due at `now` (UTC seconds), or None. The first is due after an interval."""
+        if not self.ready():
+            return None
+        if self.versions.interrupted():
+            return ["train", "--resume"]
+        last = self.versions.last_begun()
+        since = self.begun if last is None else last
+        return ["train", "--algorithm", "auto"] if now - since >= self.interval else None
+
+    async def run(self) -> None:
+        """Look, start, wait, for as long as the assistant runs; a run under way ends with it, and is resumed."""
+        while True:
+            await asyncio.sleep(LOOK)
+            try:
+                if (arguments := await asyncio.to_thread(self.due, time.time())) is not None:
+                    await self._train(arguments)
+            except Exception:  # nobody awaits this task, and one bad look must not be the last
+                log.exception("the training schedule failed; it goes on")
+                await asyncio.sleep(self.pause)
+
+    async def _train(self, arguments: list[str]) -> None:
+        log.info("scheduled: thumbwise %s (log: %s)", " ".join(arguments), self.log)
+        launcher = [sys.executable, "-m", "thumbwise.engine_child", str(os.getpid())]
+        command = ["nice", "-n", "10", sys.executable, "-m", "thumbwise", *arguments]  # people's replies come first
+        with self.log.open("ab") as file:
+            process = await asyncio.create_subprocess_exec(
+                *launcher, *command, stdin=asyncio.subprocess.DEVNULL, stdout=file, stderr=file,
+                env=self._environment(), start_new_session=True,
+            )  # fmt: skip
+        try:
+            status = await process.wait()
+        except asyncio.CancelledError:
+            await _end(process)
+            raise
+        log.info("scheduled training ended with status %d: %s", status, _last_line(self.log))
+        if status:  # whatever it was, it is not tried again at once
+            await asyncio.sleep(self.pause)
+
+    def _environment(self) -> dict[str, str]:
+        return os.environ | {"THUMBWISE_HOME": str(self.home.root)}
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """End the job: it keeps what it has, and can be gone on with."""
+    with contextlib.suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+        if process.returncode is None:
+            process.send_signal(signal.SIGHUP)
+            await process.wait()
+
+
+def _last_line(path: Path) -> str:
+    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"

@@ -1,0 +1,173 @@
+"""How much the votes so far can carry, what a dry run says of it, and when the built-in schedule trains."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from click.testing import CliRunner
+from training_world import FakeAssistant, make_snapshot
+
+from thumbwise.cli import main
+from thumbwise.errors import NotFound, ThumbwiseError
+from thumbwise.feedback.store import Store
+from thumbwise.home import Home
+from thumbwise.plugin_manager import PluginManager
+from thumbwise.schedule import Schedule
+from thumbwise.settings import Settings, seconds_of
+from thumbwise.training import tiers
+from thumbwise.training.config import TrainSettings
+from thumbwise.training.data import parse
+from thumbwise.training.dry_run import dry_run
+from thumbwise.versions import Versions
+
+SNAPSHOT = make_snapshot(30, ties=6)  # and a thumb on every fourth: 30 + 9 tell something
+
+
+@pytest.mark.parametrize(
+    ("train", "name", "why"),
+    [
+        ({"ppo_votes": 39}, "ppo", "39 votes are in the tier of PPO, which begins at 39"),
+        ({"ppo_votes": 40}, "best_of_n", "39 votes are in the tier of best_of_n"),
+    ],
+)
+def test_auto_goes_by_the_votes_that_say_something(train: dict[str, Any], name: str, why: str) -> None:
+    found, said = tiers.choose("auto", parse(SNAPSHOT), TrainSettings(**train))
+    assert found == name
+    assert said.startswith(why)
+    assert "train.ppo_votes" in said
+
+
+def test_a_name_overrides_the_tiers() -> None:
+    assert tiers.choose("ppo", parse(SNAPSHOT), TrainSettings())[0] == "ppo"
+
+
+def test_too_little_names_the_number_and_the_setting() -> None:
+    assert tiers.too_little(parse(SNAPSHOT), TrainSettings(min_votes=39)) == ""
+    assert "39 votes" in tiers.too_little(parse(SNAPSHOT), TrainSettings(min_votes=40))
+    assert "train.min_votes" in tiers.too_little(parse(SNAPSHOT), TrainSettings(min_votes=40))
+
+
+# --- dry run --------------------------------------------------------------------------------------------
+
+
+def plan(tmp_path: Path, assistant: FakeAssistant, algorithm: str = "auto", **train: Any) -> Any:
+    home = Home.find(tmp_path)
+    settings, plugins = Settings(train=TrainSettings(**train)), PluginManager(home).load()
+    transport = httpx.MockTransport(assistant.answer)
+    return dry_run(home, settings, plugins, "http://assistant", "secret", algorithm, transport)
+
+
+def test_a_dry_run_says_what_would_be_done_and_registers_nothing(tmp_path: Path) -> None:
+    assistant = FakeAssistant(SNAPSHOT)
+    run = tmp_path / "runs" / "run-1"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    (run / "result.json").write_text(json.dumps({"outcome": "rejected", "seconds": 150.0}))
+    said = plan(tmp_path, assistant, min_votes=20)
+    assert (said.comparisons, said.rankings, said.thumbs, said.telling, said.people) == (36, 0, 9, 39, 7)
+    assert (said.algorithm, said.reward, said.last_run_seconds) == ("best_of_n", "bradley_terry", 150.0)
+    assert "36 comparisons, 0 rankings, 9 thumbs by 7 people" in said.text()
+    assert "2 minutes" in said.text()
+    assert assistant.finished == []
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run-1"]
+
+
+def test_a_dry_run_with_too_little_says_so_and_an_unknown_name_is_refused(tmp_path: Path) -> None:
+    said = plan(tmp_path, FakeAssistant(SNAPSHOT), min_votes=100)
+    assert said.algorithm is None
+    assert said.why.endswith("collect more votes.")
+    assert said.last_run_seconds is None
+    with pytest.raises(NotFound, match="no policy algorithm named 'magic'"):
+        plan(tmp_path, FakeAssistant(SNAPSHOT), "magic")
+
+
+def test_the_commands_last_line_says_what_the_dry_run_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THUMBWISE_HOME", str(tmp_path))
+    monkeypatch.setattr("thumbwise.cli_train.running", lambda home: "http://assistant")
+    found = plan(tmp_path, FakeAssistant(SNAPSHOT), min_votes=20)
+    monkeypatch.setattr("thumbwise.training.dry_run.dry_run", lambda *given: found)
+    answer = CliRunner().invoke(main, ["train", "--dry-run"])
+    assert answer.exit_code == 0
+    assert answer.stdout == f"dry run: {found.why}\n"
+    assert json.loads(CliRunner().invoke(main, ["train", "--dry-run", "--json"]).stdout)["outcome"] == "dry_run"
+    assert CliRunner().invoke(main, ["train", "--dry-run", "--resume"]).exit_code == 2
+
+
+# --- the schedule ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("24h", 86400), ("90m", 5400), ("7d", 604800), ("1.5m", 90)])
+def test_an_interval_is_a_number_and_a_unit(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["24", "h", "1w", "-1h", "59s", "24h later"])
+def test_what_is_no_interval_is_refused_with_the_settings_name(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ThumbwiseError, match=r"train_every.*such as 24h"):
+        Settings.load(Home.find(tmp_path), train_every=text)
+
+
+@pytest.fixture
+def versions(tmp_path: Path) -> Versions:
+    return Versions(Store(tmp_path / "feedback.db"))
+
+
+def test_a_run_is_due_an_interval_after_the_last_one_began(tmp_path: Path, versions: Versions) -> None:
+    ready = True
+    schedule = Schedule(Home.find(tmp_path), 3600, versions, lambda: ready)
+    now = time.time()
+    assert schedule.due(now + 3590) is None
+    assert schedule.due(now + 3610) == ["train", "--algorithm", "auto"]
+    run = versions.begin_run("s", 60)
+    versions.end_run(run.id, run.lease, "rejected", "")
+    later = Schedule(Home.find(tmp_path), 3600, versions, lambda: ready)  # the assistant was restarted
+    later.begun += 1800
+    assert later.due(now + 3590) is None
+    assert later.due(now + 3610) == ["train", "--algorithm", "auto"]
+    ready = False
+    assert later.due(now + 3610) is None
+
+
+def test_a_run_that_was_cut_off_is_gone_on_with_and_a_live_one_left_alone(tmp_path: Path, versions: Versions) -> None:
+    schedule = Schedule(Home.find(tmp_path), 3600, versions, lambda: True)
+    versions.begin_run("s", 60)
+    assert schedule.due(time.time()) is None
+    with versions.store.write() as db:
+        db.execute("UPDATE runs SET lease_until = ?", [time.time() - 1])
+    assert schedule.due(time.time()) == ["train", "--resume"]
+
+
+# --- what the record says of a run that is resumed --------------------------------------------------------
+
+
+def test_a_resumed_run_gets_a_fresh_lease_and_the_old_one_is_void(versions: Versions) -> None:
+    run = versions.begin_run("s", -1)  # killed, and its lease ran out
+    answer = versions.resume_run(run.id, 60)
+    assert (answer["outcome"], answer["version"]) == (None, None)
+    assert versions.check_lease(answer["lease"]) == run.id
+    with pytest.raises(ThumbwiseError, match="not valid any more"):
+        versions.check_lease(run.lease)
+    versions.end_run(run.id, answer["lease"], "failed", "The disk is full.")
+    assert versions.resume_run(run.id, 60)["lease"] not in (None, answer["lease"])
+
+
+def test_a_run_that_came_to_its_end_keeps_it_and_an_unknown_one_is_not_found(versions: Versions) -> None:
+    run = versions.begin_run("s", 60)
+    versions.end_run(run.id, run.lease, "rejected", "Too long.")
+    assert versions.resume_run(run.id, 60) == {
+        "lease": None, "version": None, "outcome": "rejected", "reason": "Too long.",
+    }  # fmt: skip
+    with pytest.raises(NotFound, match="no training run 'run_x'"):
+        versions.resume_run("run_x", 60)
+
+
+def test_a_run_is_not_resumed_while_another_is_live(versions: Versions) -> None:
+    old = versions.begin_run("s", -1)
+    new = versions.begin_run("s", 60)
+    with pytest.raises(ThumbwiseError, match=f"{new.id} is under way"):
+        versions.resume_run(old.id, 60)
