@@ -75,6 +75,10 @@ class Rehearsal:
 
     def __init__(self, operator: Home, plan: Plan, progress: RunProgress) -> None:
         self.plan, self.progress = plan, progress
+        self.plugins = PluginManager(operator).load()
+        self.plugins.check_training(Settings.load(operator).reward, plan.algorithm, "in_process")
+        self.judge = functools.partial(judged, plan.judge, self.plugins.get("judges", plan.judge))
+        self.judge(plan.voters[0], ["Very well, thank you!", "Leave me alone."])  # better now than in the first vote
         config = operator.config.read_text() if operator.config.exists() else ""
         facts = asdict(plan) | {"prompts": len(plan.voters), "held_out": len(plan.held_out)}
         facts.pop("voters")
@@ -84,9 +88,6 @@ class Rehearsal:
         self.settings = Settings.load(
             self.home, max_tokens=plan.max_tokens, train={"seed": plan.voting.seed}
         )  # as the processes see them
-        self.plugins = PluginManager(self.home).load()
-        self.judge = functools.partial(judged, plan.judge, self.plugins.get("judges", plan.judge))
-        self.plugins.get("policy_algorithms", plan.algorithm)
         self.steps, self.step = 2 + 3 * plan.rounds, 0
 
     def run(self) -> Result:

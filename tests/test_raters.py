@@ -1,0 +1,200 @@
+"""The people of a rehearsal, and how their judge's verdicts become figures: worked out by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import statistics
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thumbwise.contracts import Message, Prompt
+from thumbwise.errors import ThumbwiseError
+from thumbwise.training.judged import Wanted, best_of, by_prompt, pair_accuracy, win_rate
+from thumbwise.training.raters import Bar, Crowd, Voting, bar, choose, judged, make_raters, tiers
+
+PROMPTS = [Prompt((Message(role="user", content=f"Question {n}?"),), f"g{n}") for n in range(7)]
+
+
+class FakeApi:
+    """Draws drafts from `texts` and remembers votes; `dies_after` votes it breaks."""
+
+    def __init__(self, texts: list[str], dies_after: int | None = None) -> None:
+        self.texts, self.dies_after = texts, dies_after
+        self.rng = random.Random(0)
+        self.compared = 0
+        self.votes: dict[str, dict[str, Any]] = {}
+
+    async def ask(self, messages: Any, user: str) -> tuple[str, str]:
+        return f"msg_{len(self.votes)}", self.rng.choice(self.texts)
+
+    async def compare(self, messages: Any, user: str, k: int) -> tuple[str, list[tuple[str, str]]]:
+        self.compared += 1
+        return f"cmp_{self.compared}", [(f"d{self.compared}_{n}", self.rng.choice(self.texts)) for n in range(k)]
+
+    async def vote(self, key: str, body: dict[str, Any]) -> str:
+        if self.dies_after is not None and len(self.votes) >= self.dies_after:
+            raise ThumbwiseError("The assistant does not answer.")
+        assert self.votes.setdefault(key, body) == body
+        return key
+
+
+def longer(prompt: Prompt, responses: Any) -> list[float]:
+    return [float(len(response)) for response in responses]
+
+
+def crowd(api: FakeApi, notes: Path, threshold: Bar | None = None, **voting: Any) -> Crowd:
+    return Crowd(api, Voting(**voting), longer, PROMPTS, 1, notes, threshold)  # type: ignore[arg-type]
+
+
+def done_notes(path: Path) -> list[dict[str, Any]]:
+    notes = [json.loads(line) for line in path.read_text().splitlines() if line]
+    return [note for note in notes if note["done"]]
+
+
+# --- people ---------------------------------------------------------------------------------------------
+
+
+def test_a_vote_follows_the_judge_or_is_turned_round_and_equal_scores_tie() -> None:
+    assert [choose((2, 1), False), choose((1, 2), False), choose((2, 1), True)] == ["left", "right", "right"]
+    assert choose((1, 1), True) == "tie"
+
+
+def test_a_ranking_is_sorted_and_neighbours_that_tie_share_a_tier() -> None:
+    assert tiers([1.0, 3.0, 2.0, 3.0], lambda: False) == [[1, 3], [2], [0]]
+    assert tiers([1.0, 3.0, 2.0], lambda: True) == [[0], [2], [1]]
+    flips = iter([True, False, False, False, False, False])
+    assert tiers([2.0, 1.0], lambda: next(flips)) == [[1], [0]]
+
+
+def test_raters_have_ids_of_their_own_a_share_of_them_adversaries_and_thresholds_that_differ() -> None:
+    raters = make_raters(Voting(raters=40, adversarial=0.2, seed=3))
+    assert len({rater.id for rater in raters}) == 40
+    assert sum(rater.adversary for rater in raters) == 8
+    assert 0.3 < statistics.pstdev(rater.offset for rater in raters) < 0.7  # half a deviation
+    assert raters == make_raters(Voting(raters=40, adversarial=0.2, seed=3))
+    assert raters != make_raters(Voting(raters=40, adversarial=0.2, seed=4))
+
+
+async def test_noise_flips_its_share_of_votes_and_adversaries_all_of_theirs(tmp_path: Path) -> None:
+    api = FakeApi(["a", "bbb", "ccccc"])
+    votes = 400
+    assert await crowd(api, tmp_path / "n", votes=votes, noise=0.25, adversarial=0.5).vote() == votes
+    notes = done_notes(tmp_path / "n")
+    adversaries = {rater.id for rater in make_raters(Voting(adversarial=0.5)) if rater.adversary}
+    wrong = {side: [n["wrong"] for n in notes if (n["body"]["user"] in adversaries) == side] for side in (True, False)}
+    assert all(wrong[True])
+    assert abs(statistics.mean(wrong[False]) - 0.25) < 4 * math.sqrt(0.25 * 0.75 / len(wrong[False]))
+    for note in notes:
+        better = "left" if note["scores"][0] > note["scores"][1] else "right"
+        choice = note["body"]["value"]["choice"]
+        assert choice == "tie" or (choice == better) != note["wrong"]
+
+
+async def test_equal_scores_are_drawn_again_three_times_and_then_tie(tmp_path: Path) -> None:
+    api = FakeApi(["same"])
+    await crowd(api, tmp_path / "n", votes=5).vote()
+    assert [vote["value"] for vote in api.votes.values()] == [{"choice": "tie"}] * 5
+    assert api.compared == 5 * 4
+
+
+async def test_a_thumb_is_up_above_the_raters_threshold(tmp_path: Path) -> None:
+    api = FakeApi(["a" * n for n in range(1, 20)])
+    voting: dict[str, Any] = {"kind": "thumb", "votes": 200, "seed": 1}
+    threshold = bar([float(n) for n in range(1, 20)])
+    assert threshold == Bar(10.0, statistics.pstdev(range(1, 20)))
+    await crowd(api, tmp_path / "n", threshold, **voting).vote()
+    offset = {rater.id: rater.offset for rater in make_raters(Voting(**voting))}
+    for note in done_notes(tmp_path / "n"):
+        limit = threshold.median + offset[note["body"]["user"]] * threshold.deviation
+        assert note["body"]["value"] == ("up" if note["scores"][0] > limit else "down")
+    assert set(Counter(vote["value"] for vote in api.votes.values())) == {"up", "down"}
+
+
+async def test_a_ranking_names_every_draft(tmp_path: Path) -> None:
+    api = FakeApi(["a", "bb", "ccc"])
+    await crowd(api, tmp_path / "n", kind="rank", rank_k=5, votes=20).vote()
+    for vote in api.votes.values():
+        assert sorted(len(draft) > 0 for tier in vote["value"]["tiers"] for draft in tier) == [True] * 5
+
+
+async def test_a_crowd_that_was_cut_off_goes_on_and_doubles_nothing(tmp_path: Path) -> None:
+    api = FakeApi(["a", "bbb", "ccccc"], dies_after=17)
+    with pytest.raises(BaseExceptionGroup, match="unhandled errors"):
+        await crowd(api, tmp_path / "n", votes=60).vote()
+    assert len(api.votes) == 17
+    with (tmp_path / "n").open("a") as file:
+        file.write('{"n": 59, "bo')  # the line that was being written
+    api.dies_after = None
+    assert await crowd(api, tmp_path / "n", votes=60).vote() == 60
+    assert sorted(api.votes, key=lambda key: int(key.rpartition("-")[2])) == [f"round-1-vote-{n}" for n in range(60)]
+    before = dict(api.votes)
+    assert await crowd(api, tmp_path / "n", votes=60).vote() == 60
+    assert api.votes == before
+
+
+@pytest.mark.parametrize(
+    ("judge", "says"),
+    [
+        (lambda prompt, responses: 1 / 0, "The judge mine failed (ZeroDivisionError: division by zero)"),
+        (lambda prompt, responses: [1.0], "must return one finite number for each of 2 responses"),
+        (lambda prompt, responses: [1.0, math.nan], "must return one finite number"),
+        (lambda prompt, responses: ["good", "bad"], "The judge mine failed (ValueError"),
+    ],
+)
+def test_a_judge_that_fails_is_one_sentence_that_names_it(judge: Any, says: str) -> None:
+    with pytest.raises(ThumbwiseError) as caught:
+        judged("mine", judge, PROMPTS[0], ["a", "b"])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# --- figures --------------------------------------------------------------------------------------------
+
+
+def test_a_win_rate_counts_ties_half_and_its_interval_is_clustered_by_prompt() -> None:
+    rate = win_rate([[1, 1], [0, 2]], [[0, 1], [1, 0]])  # prompts: 1 + 1/2 of 2, and 0 + 1 of 2
+    assert (rate.rate, rate.n) == (0.625, 4)
+    error = math.sqrt(2 / 1 * ((1.5 - 1.25) ** 2 + (1 - 1.25) ** 2)) / 4
+    assert rate.high - rate.rate == pytest.approx(1.96 * error)
+    assert rate.rate - rate.low == pytest.approx(1.96 * error)
+
+
+def test_replies_to_one_prompt_that_agree_widen_the_interval() -> None:
+    ours = [[1.0] * 4 if n % 2 else [0.0] * 4 for n in range(10)]
+    clustered = win_rate(ours, [[0.5] * 4] * 10)
+    apart = win_rate([[score] for row in ours for score in row], [[0.5]] * 40)
+    assert clustered.rate == apart.rate == 0.5
+    assert clustered.high - 0.5 == pytest.approx((apart.high - 0.5) * math.sqrt(4 * (39 / 9) * 9 / 39 / 1), rel=0.1)
+
+
+def test_the_best_of_n_by_the_reward_is_held_against_one_more() -> None:
+    judge = [[5, 1, 3, 2, 4, 4], [0, 0, 9]]  # two draws of 2 + 1 and one
+    reward = [[1, 2, 0, 0, 1, 9], [1, 0, 0]]
+    assert best_of(judge, reward, 2) == statistics.mean([0.0, 0.5, 0.0])
+    assert math.isnan(best_of([[1, 2]], [[1, 2]], 16))
+
+
+def test_accuracy_counts_pairs_with_unequal_scores() -> None:
+    judge, reward = [[1, 2, 3, 3, 5, 4, 7]], [[0, 1, 9, 0, 0, 1, 0]]
+    assert pair_accuracy(judge, reward) == (0.5, 2)
+    assert pair_accuracy([[1, 2]], [[3, 3]]) == (0.5, 1)
+    assert math.isnan(pair_accuracy([[1, 1]], [[0, 1]])[0])
+
+
+@pytest.mark.parametrize("prompts", [10, 30, 80, 200])
+def test_there_are_enough_replies_of_start_whatever_the_number_of_prompts(prompts: int) -> None:
+    wanted = Wanted(prompts)
+    counts = wanted.start()
+    assert len(counts) == prompts
+    assert wanted.samples * prompts >= 200
+    assert min(counts) >= wanted.samples
+    assert sum(count // 17 for count in counts) >= 60
+
+
+def test_rows_are_split_as_they_were_joined() -> None:
+    assert by_prompt([2, 0, 1], ["a", "b", "c"]) == [["a", "b"], [], ["c"]]

@@ -1,0 +1,172 @@
+"""Dropped and mixed replies are counted by what they contain: by hand, on a live engine, and with a control.
+
+The control swaps weights in place under an unchanged name, as vLLM's `load_inplace` does: replies under way
+then go on with other weights, nobody is told, and the watch must catch it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import TinyEngine
+from live_server import Live, serving
+from tiny_model import ROUND, make_token_adapter
+
+from thumbwise.engine import ExternalEngine
+from thumbwise.home import Home
+from thumbwise.plugin_manager import PluginManager
+from thumbwise.settings import Settings
+from thumbwise.training.measure import Measure
+from thumbwise.training.swap_watch import Reply, SwapWatch, mixed, strangest_span
+
+READERS = 10
+TOKENS = (70, 90)
+
+
+def test_a_span_is_strange_where_another_version_fits_it_better() -> None:
+    assert strangest_span([0.0] * 8, [1.0] * 8, 4) == -1.0
+    assert strangest_span([0, 0, 0, 0, 2, 2, 2, 2], [1.0] * 8, 4) == 1.0  # its second half is another's
+    assert strangest_span([0, 0, 0, 0, 0, 0, 0, 8], [0.0] * 8, 4) == 2.0
+    assert strangest_span([2.0, 2.0], [1.0, 1.0], 8) == 1.0  # shorter than a span
+
+
+def reply(version: str, logprobs: list[float], **rest: Any) -> Reply:
+    ids = list(range(len(logprobs)))
+    return Reply(1.0, 2.0, version, [], ids, logprobs, **({"finish_reason": "stop"} | rest))
+
+
+def test_a_reply_is_mixed_only_where_a_live_version_explains_a_span_better() -> None:
+    trainer = {"a": [-1.0] * 16, "b": [-3.0] * 16}
+    replies = [reply("a", [-1.05] * 16), reply("a", [-1.0] * 8 + [-2.9] * 8), reply("b", [-3.2] * 16)]
+    found = mixed(replies, ["a", "b"], lambda rows, version: [trainer[version]] * len(rows))
+    assert [(r is replies[1], other, round(by, 3)) for r, other, by in found] == [(True, "b", 1.8)]
+    noisy = [reply("a", [-1.5] * 16)]  # far from both, and nearer to its own: not mixed
+    assert mixed(noisy, ["a", "b"], lambda rows, version: [trainer[version]] * len(rows)) == []
+
+
+@pytest.mark.parametrize(
+    ("event", "dropped"),
+    [
+        ({"choices": [{"finish_reason": "stop"}]}, False),
+        ({"choices": [{"finish_reason": None}]}, True),
+        ({"error": {"message": "vLLM stopped in mid-reply."}}, True),
+    ],
+)
+def test_a_reply_without_a_finish_or_with_an_error_was_dropped(event: dict[str, Any], dropped: bool) -> None:
+    one = Reply()
+    one.take(event)
+    assert one.dropped is dropped
+
+
+def test_only_replies_that_were_open_at_the_flip_are_across_it() -> None:
+    watch = SwapWatch("http://nowhere", 8)
+    spans = [(1.0, 3.0), (1.0, 1.9), (2.1, 3.0), (0.0, 3.0)]  # the last never had a token
+    watch.replies = [reply("a", [0.0]) for _ in spans]
+    for one, (begun, ended) in zip(watch.replies, spans, strict=True):
+        one.begun, one.ended = begun, ended
+    assert watch.across() == []
+    watch.flip = 2.0
+    assert watch.across() == watch.replies[:1]
+    assert watch.nearest(1) == watch.replies[:1]
+
+
+# --- on a live engine -------------------------------------------------------------------------------------
+
+
+@dataclass
+class World:
+    """A live assistant with two versions, each of which greedily says one token, and the trainer's view of them."""
+
+    live: Live
+    engine: TinyEngine
+    versions: list[str]
+    measure: Measure
+
+    def watch(self) -> SwapWatch:
+        watch = SwapWatch(self.live.url, 300, READERS)
+        watch.start()
+        deadline = time.monotonic() + 60
+        while self.live.assistant.conversations._in_flight.total() < READERS and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        return watch
+
+    def mixed(self, watch: SwapWatch) -> list[Any]:
+        return mixed(watch.nearest(64), ["policy-0000", *self.versions], self.measure.force)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_engine: TinyEngine) -> Iterator[World]:
+    from candidates import candidate_of
+
+    home = Home.find(tmp_path_factory.mktemp("watch"))
+    home.config.write_text(f'model = "{tiny_model}"\nmax_tokens = 24\n{ROUND}')
+    with serving(home, lambda: ExternalEngine(f"unix:{tiny_engine.uds}")) as live:
+        deadline = time.monotonic() + 120
+        while httpx.get(f"{live.url}/health/ready").status_code != 200 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assistant, names = live.assistant, []
+        for token in TOKENS:
+            folder = make_token_adapter(tiny_model, tmp_path_factory.mktemp("token"), token)
+            run = assistant.versions.begin_run("s", 60)
+            candidate = candidate_of(tiny_model, folder, run.number)
+            assistant.policies.receive(candidate.version, candidate.files, run.lease)
+            assistant.versions.end_run(run.id, run.lease, "promoted", "")
+            names.append(candidate.version)
+        measure = Measure(home, Settings.load(home), PluginManager(home).load())
+        world = World(live, tiny_engine, names, measure)
+        promote(world, names[0])
+        yield world
+
+
+def promote(world: World, version: str) -> None:
+    token = {"Authorization": f"Bearer {world.live.assistant.token}"}
+    body = {"expect_stable": world.live.assistant.versions.stable()}
+    answer = httpx.post(f"{world.live.url}/ops/api/policies/{version}/promote", json=body, headers=token, timeout=60)
+    assert answer.status_code == 200, answer.text
+
+
+def spoken(replies: list[Reply]) -> set[frozenset[int]]:
+    return {frozenset(reply.token_ids) for reply in replies}
+
+
+@pytest.mark.engine
+@pytest.mark.usefixtures("one_thread")
+def test_a_swap_by_name_drops_and_mixes_nothing(world: World) -> None:
+    watch = world.watch()
+    promote(world, world.versions[1])
+    watch.stop()
+    assert len(watch.across()) >= 8
+    assert [reply for reply in watch.replies if reply.dropped] == []
+    assert world.mixed(watch) == []
+    old, new = (spoken([r for r in watch.replies if r.version == version]) for version in world.versions)
+    assert old == {frozenset({TOKENS[0]})}
+    assert new == {frozenset({TOKENS[1]})}
+
+
+@pytest.mark.engine
+@pytest.mark.usefixtures("one_thread")
+def test_a_swap_in_place_is_caught(world: World) -> None:
+    assistant = world.live.assistant
+    stable, other = assistant.versions.stable(), world.versions[0]
+    assert stable == world.versions[1]
+    watch = world.watch()
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(world.engine.uds)), base_url="http://x") as vllm:
+        for path in (assistant.policies.folder(other), assistant.policies.folder(stable)):
+            body = {"lora_name": stable, "lora_path": str(path), "load_inplace": True}
+            assert vllm.post("/v1/load_lora_adapter", json=body, timeout=60).status_code == 200
+            time.sleep(0.5)
+    watch.stop()
+    assert watch.flip is None
+    found = world.mixed(watch)
+    assert len(found) >= 8
+    assert {(reply.version, like) for reply, like, _ in found} == {(stable, other)}
+    assert all(by > 1.0 for _, _, by in found)
+    assert [reply for reply in watch.replies if reply.dropped] == []  # status 200 and a finish: only the tokens tell
+    assert frozenset(TOKENS) in spoken(watch.replies)
