@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from tiny_model import ROUND
 
 from thumbwise.engine import ExternalEngine
 from thumbwise.home import Home
+from thumbwise.schedule import Schedule
 
 pytestmark = pytest.mark.engine
 
@@ -48,8 +50,8 @@ def live(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_engine
         yield live
 
 
-def thumbwise(live: Live, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"THUMBWISE_HOME": str(live.assistant.home.root)}
+def thumbwise(live: Live, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"THUMBWISE_HOME": str(live.assistant.home.root), "OMP_NUM_THREADS": "1", **variables}
     return subprocess.run([COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=500)
 
 
@@ -159,6 +161,36 @@ def test_rollback_takes_effect_with_the_next_message(live: Live) -> None:
     assert ask(live, max_tokens=4)["thumbwise"]["policy_version"] == new
 
 
+def test_a_job_killed_at_one_stage_after_another_ends_with_the_digest_of_one_that_was_not(live: Live) -> None:
+    """In processes of their own, killed (-9) at fault points; the votes are the same, so is the adapter."""
+    whole = thumbwise(live, "train", "--algorithm", "ppo", "--json")
+    assert whole.returncode == 0, whole.stderr
+    arguments = ["train", "--algorithm", "ppo"]
+    for place in ("snapshot", "iteration#2", "published", "handed_over"):
+        killed = thumbwise(live, *arguments, THUMBWISE_FAULT=place)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        arguments = ["train", "--resume"]
+    done = thumbwise(live, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads(said.stdout.splitlines()[-1]) for said in (whole, done))
+    assert (first["outcome"], second["outcome"]) == ("promoted", "promoted")
+    assert first["version"].startswith("policy-0002-")
+    assert second["version"].startswith("policy-0003-")  # a kill used up no number
+    assert first["version"].rpartition("-")[2] == second["version"].rpartition("-")[2]
+    runs = live.assistant.store.rows("SELECT number, outcome FROM runs ORDER BY number")
+    assert [row["outcome"] for row in runs] == ["promoted"] * 3
+    assert "came to its end (promoted)" in thumbwise(live, "train", "--resume").stderr
+
+
+def test_the_built_in_schedule_runs_the_job_as_a_child_and_keeps_what_it_said(live: Live) -> None:
+    assistant = live.assistant
+    schedule = Schedule(assistant.home, 3600.0, assistant.versions, lambda: assistant.status().ready)
+    assert schedule.due(time.time() + 3600) == ["train", "--algorithm", "auto"]
+    asyncio.run(schedule._train(["train", "--algorithm", "auto", "--dry-run"]))
+    assert schedule.log.read_text().splitlines()[-1].startswith("dry run: 1")
+    assert schedule.due(time.time()) is None
+
+
 def test_too_little_data_is_one_sentence_and_no_error(live: Live, tmp_path: Path, tiny_engine: Any) -> None:
     home = Home.find(tmp_path)
     home.config.write_text(f'model = "{live.assistant.settings.model}"\nmax_tokens = 24\n{ROUND}')
@@ -168,7 +200,7 @@ def test_too_little_data_is_one_sentence_and_no_error(live: Live, tmp_path: Path
             time.sleep(0.2)
         said = thumbwise(empty, "train")
     assert said.returncode == 0
-    assert "40" in said.stdout.splitlines()[-1]
+    assert "training begins at 40" in said.stdout.splitlines()[-1]
     assert "Traceback" not in said.stderr
 
 
