@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from thumbwise.contracts import Message
@@ -36,7 +37,8 @@ class FakeEngineClient:
                 await asyncio.sleep(0)
                 last = i + 1 == min(len(self.words), sampling.max_tokens)
                 reason = ("stop" if i + 1 == len(self.words) else "length") if last else None
-                yield Chunk(word, (10 + i,), reason, model, prompt_ids=(1, 2, 3) if i == 0 else None)
+                chunk = Chunk(word, (10 + i,), reason, model, prompt_ids=(1, 2, 3) if i == 0 else None)
+                yield replace(chunk, logprobs=(-0.5 * i,), tokens=(word,)) if sampling.logprobs else chunk
         finally:
             self.open_streams -= 1
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import uvicorn
 
 from thumbwise.app import Assistant, create_app
@@ -46,3 +48,10 @@ def serving(
         finally:
             server.should_exit = True
             thread.join(timeout=60)
+
+
+def wait_ready(live: Live, seconds: float = 120.0) -> None:
+    """Return once the assistant is ready; one that never is leaves the tests after this to say so."""
+    deadline = time.monotonic() + seconds
+    while httpx.get(f"{live.url}/health/ready").status_code != 200 and time.monotonic() < deadline:
+        time.sleep(0.2)

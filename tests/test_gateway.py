@@ -72,6 +72,20 @@ async def test_the_openai_client_streams_and_finds_ids_on_the_first_and_last_chu
     assert {m.id for m in (await client.models.list()).data} == {"thumbwise", "policy-0000"}
 
 
+async def test_logprobs_are_those_of_the_sampled_tokens_with_their_ids_streamed_or_not(http) -> None:
+    client = openai.AsyncOpenAI(base_url="http://127.0.0.1:7860/v1", api_key="none", http_client=http)
+    whole = await client.chat.completions.create(model="thumbwise", messages=ASK, logprobs=True)
+    found = whole.choices[0].logprobs
+    assert [(row.token, row.logprob) for row in found.content] == [("Hello", 0.0), (" there", -0.5), (" friend", -1.0)]
+    assert found.model_extra["token_ids"] == [10, 11, 12]
+    stream = await client.chat.completions.create(model="thumbwise", messages=ASK, logprobs=True, stream=True)
+    parts = [c.choices[0].logprobs async for c in stream if c.choices and c.choices[0].logprobs]
+    assert [row.logprob for part in parts for row in part.content] == [0.0, -0.5, -1.0]
+    assert [i for part in parts for i in part.model_extra["token_ids"]] == [10, 11, 12]
+    plain = await client.chat.completions.create(model="thumbwise", messages=ASK)
+    assert plain.choices[0].logprobs is None
+
+
 @pytest.mark.parametrize(
     "field", ["prompt_logprobs", "echo", "priority", "chat_template", "top_k", "logit_bias", "return_token_ids"]
 )

@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
-from live_server import Live, serving
+from live_server import Live, serving, wait_ready
 from simulated_people import vote
 from tiny_model import ROUND
 
@@ -44,9 +44,7 @@ def live(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_engine
     home = Home.find(tmp_path_factory.mktemp("loop"))
     home.config.write_text(f'model = "{tiny_model}"\nmax_tokens = 24\n{ROUND}')
     with serving(home, lambda: ExternalEngine(f"unix:{tiny_engine.uds}")) as live:
-        deadline = time.monotonic() + 120
-        while httpx.get(f"{live.url}/health/ready").status_code != 200 and time.monotonic() < deadline:
-            time.sleep(0.2)
+        wait_ready(live)
         yield live
 
 
@@ -195,9 +193,7 @@ def test_too_little_data_is_one_sentence_and_no_error(live: Live, tmp_path: Path
     home = Home.find(tmp_path)
     home.config.write_text(f'model = "{live.assistant.settings.model}"\nmax_tokens = 24\n{ROUND}')
     with serving(home, lambda: ExternalEngine(f"unix:{tiny_engine.uds}")) as empty:
-        deadline = time.monotonic() + 60
-        while httpx.get(f"{empty.url}/health/ready").status_code != 200 and time.monotonic() < deadline:
-            time.sleep(0.2)
+        wait_ready(empty)
         said = thumbwise(empty, "train")
     assert said.returncode == 0
     assert "training begins at 40" in said.stdout.splitlines()[-1]

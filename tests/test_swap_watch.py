@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import TinyEngine
-from live_server import Live, serving
+from live_server import Live, serving, wait_ready
 from tiny_model import ROUND, make_token_adapter
 
 from thumbwise.engine import ExternalEngine
@@ -108,9 +108,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_engin
     home = Home.find(tmp_path_factory.mktemp("watch"))
     home.config.write_text(f'model = "{tiny_model}"\nmax_tokens = 24\n{ROUND}')
     with serving(home, lambda: ExternalEngine(f"unix:{tiny_engine.uds}")) as live:
-        deadline = time.monotonic() + 120
-        while httpx.get(f"{live.url}/health/ready").status_code != 200 and time.monotonic() < deadline:
-            time.sleep(0.2)
+        wait_ready(live)
         assistant, names = live.assistant, []
         for token in TOKENS:
             folder = make_token_adapter(tiny_model, tmp_path_factory.mktemp("token"), token)

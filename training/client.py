@@ -120,7 +120,7 @@ class OpsClient:
                 answer = self.http.request(method, path, **arguments)
                 if answer.is_success:
                     return answer
-                error = _refusal(answer)
+                error = refusal(answer)
             except httpx.HTTPError as failed:
                 error = ThumbwiseError(
                     f"The assistant at {self.url} does not answer ({type(failed).__name__}): is it still running?",
@@ -132,7 +132,8 @@ class OpsClient:
         raise AssertionError("unreachable")
 
 
-def _refusal(answer: httpx.Response) -> ThumbwiseError:
+def refusal(answer: httpx.Response) -> ThumbwiseError:
+    """The assistant's sentence as an error, with its status."""
     try:
         message = str(answer.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):

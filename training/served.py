@@ -17,6 +17,7 @@ import httpx
 
 from thumbwise.contracts import Message
 from thumbwise.errors import ThumbwiseError
+from thumbwise.training.client import refusal
 
 PATIENCE = 120.0
 """Seconds for which an assistant that is away or busy is asked again."""
@@ -64,7 +65,7 @@ class Api:
                 if answer.is_success:
                     given: dict[str, Any] = answer.json()
                     return given
-                error = _refusal(answer)
+                error = refusal(answer)
             except httpx.HTTPError as failed:
                 error = ThumbwiseError(
                     f"The assistant at {self.url} does not answer ({type(failed).__name__}).", status=503
@@ -72,14 +73,6 @@ class Api:
             if error.status not in (429, 502, 503) or time.monotonic() > deadline:
                 raise error
             await asyncio.sleep(1.0)
-
-
-def _refusal(answer: httpx.Response) -> ThumbwiseError:
-    try:
-        message = str(answer.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        message = f"The assistant answered {answer.status_code} to {answer.request.url.path}."
-    return ThumbwiseError(message, status=answer.status_code)
 
 
 def finish(work: Coroutine[Any, Any, Result]) -> Result:
