@@ -180,7 +180,10 @@ class Rehearsal:
         return result
 
     def _follow(self, job: subprocess.Popen[str], watch: SwapWatch, log: Path) -> None:
-        """Show what the job says, and open the streams when it comes to its gates."""
+        """Show what the job says; before it hands over, hold it until replies are being streamed.
+
+        Readers any earlier would only take the cores from its gates.
+        """
         with log.open("a") as file:
             for line in job.stderr or ():
                 file.write(line)
@@ -190,9 +193,11 @@ class Rehearsal:
                 if counted := _COUNTED.match(said[1]):
                     numbers = {name.lower(): float(value) for name, value in _NUMBER.findall(said[1])}
                     self.progress.update(int(counted[1]), int(counted[2]), numbers)
-                elif said[1] == "gates" and not watch.watching:
-                    watch.start()
-                    self.progress.say(f"gates, with {watch.readers} readers on")
+                elif said[1] == "handing over" and not watch.watching:
+                    self.progress.say(f"handing over, with {watch.readers} readers on")
+                    with rehearsal_home.held(job):
+                        watch.start()
+                        watch.wait_open(LEAST_STREAMS, patience=60.0)
                 else:
                     self.progress.say(said[1])
 

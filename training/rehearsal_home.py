@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,23 @@ def stop(process: subprocess.Popen[str]) -> None:
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGHUP)  # the launcher ends the whole tree
             process.wait()
+
+
+@contextmanager
+def held(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Let nothing that `start` started run on inside the block; its lease outlasts a minute of that."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    _signal(children, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        _signal(children, signal.SIGCONT)
+
+
+def _signal(pids: list[str], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(int(pid), number)
 
 
 @contextmanager

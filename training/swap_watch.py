@@ -75,6 +75,7 @@ class SwapWatch:
         self.replies: list[Reply] = []
         self.flip: float | None = None
         """When the pointer moved, in UTC seconds, by the assistant's own log; known once `stop` has returned."""
+        self._open = 0
         self._enough = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._all()), name="swap watch", daemon=True)
 
@@ -86,6 +87,13 @@ class SwapWatch:
     def watching(self) -> bool:
         """Whether the streams have been opened."""
         return self._thread.ident is not None
+
+    def wait_open(self, count: int, patience: float = 120.0) -> bool:
+        """Wait until `count` replies are being streamed, for at most `patience` seconds; says whether they are."""
+        deadline = time.monotonic() + patience
+        while self._open < count and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self._open >= count
 
     def stop(self, linger: float = 1.0) -> None:
         """Let every reader finish the reply that is open, after `linger` more seconds of asking."""
@@ -126,25 +134,27 @@ class SwapWatch:
             }  # fmt: skip
             try:
                 async with http.stream("POST", "/v1/chat/completions", json=body) as stream:
-                    await _take_all(stream, reply)
+                    await self._take_all(stream, reply)
             except httpx.HTTPError as error:
                 reply.error = f"{type(error).__name__}: {error}"
+            self._open -= reply.begun > 0
             reply.ended = time.time()
             self.replies.append(reply)
             if reply.error:
                 await asyncio.sleep(0.5)
 
-
-async def _take_all(stream: httpx.Response, reply: Reply) -> None:
-    """Read a stream to its end; split at newlines only, since JSON may hold U+2028."""
-    rest = b""
-    async for data in stream.aiter_bytes():
-        *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
-            if line.startswith(b"data: {"):
-                reply.take(json.loads(line[6:]))
-    if stream.is_error:
-        reply.error = f"status {stream.status_code}: {rest.decode(errors='replace')[:200]}"
+    async def _take_all(self, stream: httpx.Response, reply: Reply) -> None:
+        """Read a stream to its end; split at newlines only, since JSON may hold U+2028."""
+        rest = b""
+        async for data in stream.aiter_bytes():
+            *lines, rest = (rest + data).split(b"\n")
+            before = reply.begun
+            for line in lines:
+                if line.startswith(b"data: {"):
+                    reply.take(json.loads(line[6:]))
+            self._open += reply.begun > before
+        if stream.is_error:
+            reply.error = f"status {stream.status_code}: {rest.decode(errors='replace')[:200]}"
 
 
 def strangest_span(own: Sequence[float], other: Sequence[float], span: int = SPAN) -> float:
