@@ -70,6 +70,19 @@ class Result:
     folder: Path
 
 
+class Clock:
+    """Seconds of work over all attempts, kept in `path`: what a kill takes is at most what came since a tick."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.before, self.start = path, float(read_json(path) or 0.0), time.monotonic()
+
+    def tick(self) -> float:
+        """Note the time, and return it."""
+        seconds = round(self.before + time.monotonic() - self.start, 1)
+        self.path.write_text(f"{seconds}\n")  # not durably: it is written often, and a lost tick is no harm
+        return seconds
+
+
 class Rehearsal:
     """One rehearsal of `plan`, begun anew or gone on with; `run` does what is missing."""
 
@@ -88,20 +101,12 @@ class Rehearsal:
         self.settings = Settings.load(
             self.home, max_tokens=plan.max_tokens, train={"seed": plan.voting.seed}
         )  # as the processes see them
+        self.clock = Clock(self.folder / "clock.json")
         self.steps, self.step = 2 + 3 * plan.rounds, 0
 
     def run(self) -> Result:
         """Every step that has not been done yet, then the report."""
-        started = time.monotonic()
-        earlier = read_json(self.folder / "clock.json") or 0.0
-
-        def tick() -> float:
-            seconds = round(earlier + time.monotonic() - started, 1)
-            write_json(self.folder / "clock.json", seconds)
-            return seconds
-
         start = self._start_replies()
-        tick()
         rounds = [read_json(self.folder / f"round-{n}" / "figures.json") for n in range(1, self.plan.rounds + 1)]
         if None in rounds:
             self._stage("starting an assistant of its own")
@@ -109,9 +114,8 @@ class Rehearsal:
             with rehearsal_home.assistant(self.home, self.env, self.folder / "assistant.log", patience) as url:
                 for n, figures in enumerate(rounds, 1):
                     rounds[n - 1] = figures or self._round(n, url, start)
-                    tick()
         swaps = [read_json(self.folder / f"round-{n}" / "swap.json") for n in range(1, self.plan.rounds + 1)]
-        report = {"rounds": rounds, "seconds": tick(), "swap": total(swaps)}
+        report = {"rounds": rounds, "seconds": self.clock.tick(), "swap": total(swaps)}
         write_json(self.folder / "result.json", report)
         return Result(report, problem(swaps), self.folder)
 
@@ -162,16 +166,18 @@ class Rehearsal:
         arguments = ["train", "--resume"] if unfinished else ["train", "--algorithm", self.plan.algorithm]
         watch = SwapWatch(url, self.settings.chat_max_tokens)
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        clock = Clock(folder / "train-clock.json")
         job = rehearsal_home.start([*arguments, "--json"], self.env, **pipes)
         assert job.stdout is not None
         try:
-            self._follow(job, watch, folder / "train.log")
+            self._follow(job, watch, folder / "train.log", clock)
             last = (job.stdout.read().strip().splitlines() or ["{}"])[-1]
             job.wait()
+            seconds = clock.tick()
         finally:
             rehearsal_home.stop(job)
             watch.stop()
-        result: dict[str, Any] = json.loads(last)
+        result: dict[str, Any] = json.loads(last) | {"seconds": seconds}
         if result.get("outcome") not in ("promoted", "rejected"):
             reason = result.get("reason") or f"it said nothing more; its log is {folder / 'train.log'}."
             raise ThumbwiseError(f"Round {number} has no candidate: {reason}")
@@ -179,7 +185,7 @@ class Rehearsal:
         write_json(folder / "train.json", result)
         return result
 
-    def _follow(self, job: subprocess.Popen[str], watch: SwapWatch, log: Path) -> None:
+    def _follow(self, job: subprocess.Popen[str], watch: SwapWatch, log: Path, clock: Clock) -> None:
         """Show what the job says; before it hands over, hold it until replies are being streamed.
 
         Readers any earlier would only take the cores from its gates.
@@ -187,6 +193,8 @@ class Rehearsal:
         with log.open("a") as file:
             for line in job.stderr or ():
                 file.write(line)
+                clock.tick()
+                self.clock.tick()
                 said = _LINE.match(line.rstrip())
                 if said is None:
                     continue
@@ -260,10 +268,16 @@ class Rehearsal:
 
     def _stage(self, name: str, total: int | None = None) -> None:
         self.step += 1
+        self.clock.tick()
         self.progress.stage(f"step {self.step} of {self.steps}: {name}", total)
 
     def _count(self, total: int) -> Callable[[int], None]:
-        return lambda done: self.progress.update(done, total, {}) if done else None
+        def show(done: int) -> None:
+            self.clock.tick()
+            if done:
+                self.progress.update(done, total, {})
+
+        return show
 
 
 def _mean(rows: Sequence[Sequence[float]]) -> float:
