@@ -91,11 +91,15 @@ class World:
     def watch(self) -> SwapWatch:
         watch = SwapWatch(self.live.url, 300, READERS)
         watch.start()
-        deadline = time.monotonic() + 60
-        while self.live.assistant.conversations._in_flight.total() < READERS and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(0.5)
+        assert watch.wait_open(READERS)
         return watch
+
+    def finish(self, watch: SwapWatch) -> None:
+        """Stop when each reader has ended the reply that was open, and begun another."""
+        deadline = time.monotonic() + 120
+        while len(watch.replies) < READERS and time.monotonic() < deadline:
+            time.sleep(0.05)
+        watch.stop()
 
     def mixed(self, watch: SwapWatch) -> list[Any]:
         return mixed(watch.nearest(64), ["policy-0000", *self.versions], self.measure.force)
@@ -130,8 +134,9 @@ def promote(world: World, version: str) -> None:
     assert answer.status_code == 200, answer.text
 
 
-def spoken(replies: list[Reply]) -> set[frozenset[int]]:
-    return {frozenset(reply.token_ids) for reply in replies}
+def share(reply: Reply, token: int) -> float:
+    """How much of a reply is one token; the adapters say theirs nearly always (temperature is not 0)."""
+    return reply.token_ids.count(token) / len(reply.token_ids)
 
 
 @pytest.mark.engine
@@ -139,13 +144,13 @@ def spoken(replies: list[Reply]) -> set[frozenset[int]]:
 def test_a_swap_by_name_drops_and_mixes_nothing(world: World) -> None:
     watch = world.watch()
     promote(world, world.versions[1])
-    watch.stop()
+    world.finish(watch)
     assert len(watch.across()) >= 8
     assert [reply for reply in watch.replies if reply.dropped] == []
     assert world.mixed(watch) == []
-    old, new = (spoken([r for r in watch.replies if r.version == version]) for version in world.versions)
-    assert old == {frozenset({TOKENS[0]})}
-    assert new == {frozenset({TOKENS[1]})}
+    assert {reply.version for reply in watch.replies} == set(world.versions)
+    for version, token in zip(world.versions, TOKENS, strict=True):
+        assert all(share(reply, token) > 0.9 for reply in watch.replies if reply.version == version)
 
 
 @pytest.mark.engine
@@ -167,4 +172,4 @@ def test_a_swap_in_place_is_caught(world: World) -> None:
     assert {(reply.version, like) for reply, like, _ in found} == {(stable, other)}
     assert all(by > 1.0 for _, _, by in found)
     assert [reply for reply in watch.replies if reply.dropped] == []  # status 200 and a finish: only the tokens tell
-    assert frozenset(TOKENS) in spoken(watch.replies)
+    assert sum(min(share(reply, token) for token in TOKENS) > 0.05 for reply in watch.replies) >= 8
