@@ -93,6 +93,10 @@ class Assistant:
             await self.engine.start()
         except ThumbwiseError as error:
             self._say(str(error))
+        except Exception as error:  # a full disk, or a bug: nobody awaits this task
+            log.exception("The model could not be prepared")
+            why = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
+            self._say(f"The model could not be prepared ({why}): mend that, then start the assistant again.")
 
     def _make_engine(self, model: PreparedModel) -> Engine | ExternalEngine:
         settings = self.settings

@@ -1,8 +1,10 @@
 """A policy version's folder: checked before it is written, written whole or not at all, never changed.
 
 What is refused here would otherwise be answered by vLLM with the base model and status 200 (keys that
-match nothing), or break its engine (a rank too large), or run code (pickles). Only the three known files
-are accepted, from bytes in memory, so there is no path, link or archive to escape from.
+match nothing), or break its engine (a rank too large), or run code (pickles), or spoil what other versions
+say: on CPU, a NaN that one request leaves in vLLM's key-value cache reaches whoever gets that block next.
+Only the three known files are accepted, from bytes in memory, so there is no path, link or archive to
+escape from.
 """
 
 from __future__ import annotations
@@ -30,10 +32,13 @@ NAME = re.compile(r"policy-(\d{4,})-([0-9a-f]{12})")
 KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 MAX_BYTES = 2 * 1024**3
 MAX_JSON = 8 * 1024**2
+LARGEST = 1000.0
+"""Largest weight and scale of an adapter: far more than training makes, far less than a flipped exponent does."""
 _NEEDED = {
     "version", "number", "parent", "base_digest", "snapshot_id", "algorithm", "n_labels", "metrics",
     "created_at", "files", "probes",
 }  # fmt: skip
+_PROBE = ("context_ids", "top_ids", "top_logprobs", "base_top_logprobs")
 
 
 def base_modules(model: Path) -> dict[str, tuple[int, int]]:
@@ -66,23 +71,39 @@ def check(
     if len(files[WEIGHTS]) > MAX_BYTES or max(len(files[CONFIG]), len(files[MANIFEST])) > MAX_JSON:
         raise _refused("it is too large")
     manifest, config = _json(files[MANIFEST], MANIFEST), _json(files[CONFIG], CONFIG)
-    missing = sorted(_NEEDED - set(manifest))
-    if missing:
-        raise _refused(f"{MANIFEST} has no {', '.join(missing)}")
+    _check_manifest(manifest)
     if manifest["version"] != version or int(named[1]) != manifest["number"]:
         raise _refused(f"{MANIFEST} names another version")
     if manifest["base_digest"] != base_digest:
         raise _refused("it was trained on another base model: train on the one that is served")
     for name in (WEIGHTS, CONFIG):
-        if manifest["files"].get(name) != sha256(files[name]):
+        if manifest["files"][name] != sha256(files[name]):
             raise _refused(f"{name} does not match its SHA-256 in {MANIFEST} (damaged on the way)")
     if not sha256(files[WEIGHTS]).startswith(named[2]):
         raise _refused("its name does not match its weights")
-    if not manifest["probes"]:
-        raise _refused("it brings no probes, so it could not be verified")
     _check_config(config, max_rank)
     _check_weights(files[WEIGHTS], modules, int(config["r"]))
     return manifest
+
+
+def _check_manifest(manifest: dict[str, Any]) -> None:
+    missing = sorted(_NEEDED - set(manifest))
+    if missing:
+        raise _refused(f"{MANIFEST} has no {', '.join(missing)}")
+    if not isinstance(manifest["files"], dict) or set(manifest["files"]) != {WEIGHTS, CONFIG}:
+        raise _refused(f"the files in {MANIFEST} are not {WEIGHTS} and {CONFIG}")
+    if not manifest["probes"]:
+        raise _refused("it brings no probes, so it could not be verified")
+    if not isinstance(manifest["probes"], list) or not all(map(_is_probe, manifest["probes"])):
+        raise _refused(f"{MANIFEST} has a probe without its context, tokens or log-probabilities")
+
+
+def _is_probe(probe: Any) -> bool:
+    if not isinstance(probe, dict) or not all(isinstance(probe.get(part), list) and probe[part] for part in _PROBE):
+        return False
+    ids = all(type(value) is int and value >= 0 for part in _PROBE[:2] for value in probe[part])
+    numbers = all(type(value) in (int, float) for part in _PROBE[2:] for value in probe[part])
+    return ids and numbers and len({len(probe[part]) for part in _PROBE[1:]}) == 1
 
 
 def _check_config(config: dict[str, Any], max_rank: int) -> None:
@@ -92,6 +113,9 @@ def _check_config(config: dict[str, Any], max_rank: int) -> None:
         raise _refused("adapters with bias cannot be served")
     if not isinstance(config.get("r"), int) or not 1 <= config["r"] <= max_rank:
         raise _refused(f"rank {config.get('r')} is outside 1 to {max_rank} (setting engine.max_lora_rank)")
+    alpha = config.get("lora_alpha", 1)
+    if type(alpha) not in (int, float) or not 0 < alpha <= LARGEST:  # also Infinity and NaN, which Python's JSON reads
+        raise _refused(f"lora_alpha {alpha!r:.40} is outside 0 to {LARGEST:g}")
     if any(name in str(config.get("target_modules")) for name in ("lm_head", "embed")):
         raise _refused("adapters on lm_head or embeddings cannot be served")
 
@@ -113,6 +137,10 @@ def _check_weights(data: bytes, modules: dict[str, tuple[int, int]], rank: int) 
             raise _refused(f"{key} has shape {tensor.shape}, not {expected}")
         if not np.isfinite(tensor).all():
             raise _refused(f"{key} has values that are not finite")
+        if tensor.size and np.abs(tensor).max() > LARGEST:
+            raise _refused(
+                f"{key} has the value {np.abs(tensor).max():.3g}, where {LARGEST:g} is more than training makes"
+            )
     halves = {key.replace(".lora_A.", ".lora_B.") for key in tensors if ".lora_A." in key}
     if halves != {key for key in tensors if ".lora_B." in key}:
         raise _refused("some adapters have only one of their two matrices")
@@ -126,7 +154,7 @@ def write(root: Path, version: str, files: dict[str, bytes]) -> Path:
     folder = root / version
     if (folder / MANIFEST).is_file():
         if (folder / MANIFEST).read_bytes() == files[MANIFEST]:
-            return folder
+            return _sealed(folder)
         raise Conflict(f"{version} exists already with another content: version names are never reused.")
     side = root / f".incoming-{version}"
     shutil.rmtree(side, ignore_errors=True)
@@ -142,11 +170,17 @@ def write(root: Path, version: str, files: dict[str, bytes]) -> Path:
         write_durably(folder / MANIFEST, files[MANIFEST])
         fault_point("adapter_complete")
     except OSError as error:
-        shutil.rmtree(side, ignore_errors=True)
+        for unfinished in (side, folder):
+            shutil.rmtree(unfinished, ignore_errors=True)
         raise ThumbwiseError(
             f"{version} could not be written ({error.strerror}); nothing of it is visible. Make room and train again.",
             status=507,
         ) from error
+    return _sealed(folder)
+
+
+def _sealed(folder: Path) -> Path:
+    """Take the right to write from a complete version's files."""
     for path in folder.iterdir():
         path.chmod(0o400)
     return folder
@@ -156,14 +190,23 @@ def verify(folder: Path) -> dict[str, Any]:
     """Re-hash a version's files against its manifest and return the manifest; raises ThumbwiseError."""
     if not (folder / MANIFEST).is_file():
         raise _refused(f"{folder.name} is not complete (no {MANIFEST})")
-    manifest = _json((folder / MANIFEST).read_bytes(), MANIFEST)
-    for name, digest in manifest["files"].items():
-        path = folder / name
-        if name not in (WEIGHTS, CONFIG) or path.is_symlink() or not path.is_file():
-            raise _refused(f"{name[:80]!r} is missing or not a plain file")
-        if sha256(path.read_bytes()) != digest:
+    manifest = _json(_read(folder / MANIFEST), MANIFEST)
+    _check_manifest(manifest)
+    if manifest["version"] != folder.name:
+        raise _refused(f"{MANIFEST} names another version")
+    for name in (WEIGHTS, CONFIG):
+        if sha256(_read(folder / name)) != manifest["files"][name]:
             raise _refused(f"{name} was changed after it was written")
     return manifest
+
+
+def _read(path: Path) -> bytes:
+    if path.is_symlink() or not path.is_file():
+        raise _refused(f"{path.name} is missing or not a plain file")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _refused(f"{path.name} cannot be read ({error.strerror})") from error
 
 
 def _json(data: bytes, name: str) -> dict[str, Any]:

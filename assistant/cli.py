@@ -1,7 +1,7 @@
 """The `thumbwise` command: a table of subcommands, each imported only when it is called.
 
-So `thumbwise --help` answers at once, without torch or gradio. A ThumbwiseError from any subcommand
-becomes one sentence on stderr and exit status 1; anything else is a bug and keeps its traceback.
+So `thumbwise --help` answers at once, without torch or gradio. A ThumbwiseError from any subcommand, or a
+full disk, becomes one sentence on stderr and exit status 1; anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import click
 
 from thumbwise import __version__
 from thumbwise.errors import ThumbwiseError
+from thumbwise.faults import disk_is_full
 
 COMMANDS = {
     "serve": ("thumbwise.cli_serve", "Start the assistant: the chat page, the API and the engine behind them."),
@@ -50,6 +51,10 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except ThumbwiseError as error:
             raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if not disk_is_full(error):
+                raise
+            raise click.ClickException("The disk is full: make room, then try again.") from error
 
 
 @click.group(cls=LazyGroup)

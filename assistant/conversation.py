@@ -12,7 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -150,7 +150,10 @@ class Conversations:
             self.metrics.replies.labels(turn.version, state).inc()
             self.metrics.tokens.labels(turn.version).inc(len(written.response_ids))
             if state != "done":
-                self._finish(turn, written, state, error)
+                # A full disk is no news to the reader of a reply that failed, and one that left hears nothing:
+                # the store writes this end as soon as it can.
+                with suppress(ThumbwiseError):
+                    self._finish(turn, written, state, error)
 
     async def write(self, turn: Turn, user_id: str = LOCAL_USER) -> tuple[str, Chunk]:
         """Generate a whole reply; returns its text and a chunk with all of its tokens and the finish reason."""

@@ -26,6 +26,10 @@ from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
 SILENCE = 60.0
 """Seconds without a byte after which a reply counts as failed."""
 
+# What vLLM says when its engine process is gone; it goes on about a stack trace that only its log has.
+_DEAD = "EngineCore encountered an issue"
+_NOT_JSON = "Out of range float values"  # and where a log-probability is not a number
+
 # Below vLLM's own keep-alive of 5 s, so that no request is sent into a connection that it just closed.
 _KEEPALIVE = 2.0
 
@@ -110,7 +114,7 @@ class EngineClient:
     async def next_token_logprobs(self, model: str, context_ids: Sequence[int], top: int = 20) -> dict[int, float]:
         """Return the `top` likeliest next tokens after `context_ids` and their log-probabilities, in nats.
 
-        Taken at temperature 1. Raises EngineFailed where one is not a number or another model answered.
+        Taken at temperature 1. Raises EngineFailed where one is not a number (422) or another model answered.
         """
         body = {
             "prompt": list(context_ids),
@@ -119,12 +123,17 @@ class EngineClient:
             "return_tokens_as_token_ids": True,
             **_sampling_fields(model, temperature=1.0, top_p=1.0, seed=0),
         }
-        answer = await self._json("POST", "/v1/completions", body)
+        try:
+            answer = await self._json("POST", "/v1/completions", body)
+        except ThumbwiseError as error:
+            if _NOT_JSON in str(error):
+                raise _not_numbers(model) from None
+            raise
         _same_model(model, str(answer.get("model")))
         rows = answer["choices"][0]["logprobs"]["top_logprobs"][0]
         found = {int(key.removeprefix("token_id:")): value for key, value in rows.items()}
         if any(value is None or math.isnan(value) for value in found.values()):
-            raise EngineFailed(f"{model} answers with log-probabilities that are not numbers: reject it.")
+            raise _not_numbers(model)
         # vLLM adds the token that it sampled, whatever its rank: only the `top` are the same every time.
         return dict(sorted(found.items(), key=lambda item: -item[1])[:top])
 
@@ -140,6 +149,8 @@ class EngineClient:
         """
         try:
             await self._json("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path.absolute())})
+        except EngineUnavailable:  # it restarts: whoever asked may ask again
+            raise
         except ThumbwiseError as error:
             if "already been loaded" not in str(error):
                 raise EngineFailed(f"The policy {name} could not be loaded: {error}") from None
@@ -232,6 +243,10 @@ def _chunk(event: dict[str, Any], model: str, with_logprobs: bool) -> Chunk | No
     )
 
 
+def _not_numbers(model: str) -> EngineFailed:
+    return EngineFailed(f"{model} answers with log-probabilities that are not numbers: reject it.", status=422)
+
+
 def _same_model(asked: str, answered: str) -> None:
     if answered != asked:
         raise EngineFailed(f"vLLM answered with {answered} where {asked} was asked for: reply dropped.")
@@ -254,6 +269,8 @@ def _sentence(answer: dict[str, Any]) -> str:
     error = answer.get("error") or answer
     message = str(error.get("message", error) if isinstance(error, dict) else error)
     line = " ".join(message.split())
+    if line.startswith(_DEAD):
+        return "its engine died and is started again, ask again in a minute."
     line = line if len(line) <= 300 else line[:299] + "…"
     return line if line.endswith((".", "!", "?", "…")) else line + "."
 

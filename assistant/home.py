@@ -1,9 +1,9 @@
 """The home folder: where everything that outlives a process is kept, and the lock that guards it.
 
-`lock` is both an advisory lock (flock, held by the one process that may open `feedback.db`) and a note
-of where that process listens, so that every other command finds it. The note is trusted only while the
-lock is held: a stale file after a crash means nothing. Left out: network file systems (flock and WAL
-both need a local disk).
+`lock` is both an advisory lock (held by the one process that may open `feedback.db`) and a note of where
+that process listens, so that every other command finds it. The note is trusted only while the lock is
+held: a stale file after a crash means nothing. Left out: network file systems (the lock and WAL both
+need a local disk).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import secrets
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,10 @@ from typing import Self
 import platformdirs
 
 from thumbwise.errors import Conflict
+
+# struct flock: a write lock on the whole file. Locks of the open file, and not flock, because these can be
+# asked for without being taken: a command that looks for the assistant never stands in the way of its start.
+_WHOLE_FILE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Home:
 
     @property
     def lock(self) -> Path:
-        """The lock file: flock plus the running assistant's URL."""
+        """The lock file: a lock plus the running assistant's URL."""
         return self.root / "lock"
 
     @property
@@ -104,7 +109,7 @@ class HomeLock:
         self.home = home
         self._file = home.lock.open("a+")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, _WHOLE_FILE)
         except OSError:
             self._file.close()
             where = running_url(home)
@@ -138,18 +143,14 @@ class HomeLock:
 def running_url(home: Home) -> str | None:
     """Return the URL of the assistant that holds the home's lock, or None where nobody holds it."""
     try:
-        with home.lock.open("r+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                try:
-                    url = json.loads(file.read() or "{}").get("url")
-                except json.JSONDecodeError:  # caught between truncate and write
-                    return None
-                return str(url) if url else None
-            return None
-    except FileNotFoundError:
+        with home.lock.open() as file:
+            (kind,) = struct.unpack_from("h", fcntl.fcntl(file, fcntl.F_OFD_GETLK, _WHOLE_FILE))
+            if kind == fcntl.F_UNLCK:
+                return None
+            url = json.loads(file.read() or "{}").get("url")
+    except (FileNotFoundError, json.JSONDecodeError):  # the latter: caught between truncate and write
         return None
+    return str(url) if url else None
 
 
 def fsync_folder(folder: Path) -> None:

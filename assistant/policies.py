@@ -99,6 +99,7 @@ class Policies:
         except ThumbwiseError:
             self.metrics.rejections.inc()
             raise
+        self.versions.check_name(run_id, version, manifest["number"])
         artifacts.write(self.home.policies, version, files)
         self.versions.stage(manifest, run_id)
 
@@ -115,7 +116,13 @@ class Policies:
         own: list[float] = []
         base: list[float] = []
         for probe in manifest["probes"]:
-            answer = await self._engine().next_token_logprobs(version, probe["context_ids"], top=len(probe["top_ids"]))
+            try:
+                top = len(probe["top_ids"])
+                answer = await self._engine().next_token_logprobs(version, probe["context_ids"], top=top)
+            except ThumbwiseError as error:
+                if error.status != 400:
+                    raise
+                raise ThumbwiseError(f"{version} has a probe that cannot be asked: {error}", status=422) from error
             own.append(distance(dict(zip(probe["top_ids"], probe["top_logprobs"], strict=True)), answer))
             base.append(distance(dict(zip(probe["top_ids"], probe["base_top_logprobs"], strict=True)), answer))
         result = Probe(sum(own) / len(own), sum(base) / len(base))

@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from thumbwise.errors import ThumbwiseError
+from thumbwise.faults import disk_is_full
 
 _TYPES = {
     401: "authentication_error", 403: "permission_error", 404: "not_found_error",
@@ -46,4 +47,16 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
+        if disk_is_full(error):  # an upload that the temporary folder cannot hold is "an error parsing the body"
+            return _full()
         return JSONResponse(error_body(str(error.detail), error.status_code), error.status_code)
+
+    @app.exception_handler(OSError)
+    async def system(request: Request, error: OSError) -> JSONResponse:
+        if not disk_is_full(error):
+            raise error
+        return _full()
+
+
+def _full() -> JSONResponse:
+    return error_response(ThumbwiseError("The disk is full: nothing was saved. Make room, then try again.", status=507))

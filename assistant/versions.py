@@ -145,6 +145,16 @@ class Versions:
             raise NotFound(f"There is no policy version {version[:80]!r}. `thumbwise policies list` names them all.")
         return _version(rows[0])
 
+    def check_name(self, run_id: str, version: str, number: int) -> None:
+        """Raise Conflict where `number` is not the run's, or the run has handed over another version already."""
+        run = self.store.rows(
+            "SELECT runs.number, policies.version FROM runs LEFT JOIN policies ON policies.run_id = runs.id"
+            " WHERE runs.id = ?",
+            [run_id],
+        )[0]
+        if number != run["number"] or run["version"] not in (None, version):
+            raise Conflict(f"{version} is not the one version of this run, number {run['number']}: start a new run.")
+
     def stage(self, manifest: dict[str, Any], run_id: str) -> None:
         """Record a version whose folder is complete; once more with the same name changes nothing."""
         with self.store.write() as db:

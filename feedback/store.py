@@ -42,6 +42,10 @@ PRAGMAS = {
     "journal_size_limit": 64 * 1024 * 1024,
     "trusted_schema": "OFF",
 }
+_END = (
+    "UPDATE replies SET state=?, text=?, finish_reason=?, prompt_ids=?, response_ids=?, error=?, finished_at=?"
+    " WHERE id=? AND state='streaming'"
+)
 _REPLY = """
     SELECT r.*, p.messages, (
         SELECT json_extract(value, '$.thumb') FROM feedback f
@@ -58,6 +62,7 @@ class Store:
         connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
         path.chmod(0o600)
         self.lock = threading.RLock()
+        self._owed: dict[str, list[Any]] = {}  # how replies ended while nothing could be written
         self.db = Database(connection, strict=True)
         for name, value in PRAGMAS.items():
             self.db.execute(f"PRAGMA {name} = {value}")
@@ -76,18 +81,22 @@ class Store:
             try:
                 self.db.execute("BEGIN IMMEDIATE")
                 try:
+                    for values in self._owed.values():
+                        self.db.execute(_END, values)
                     yield self.db
                 except BaseException:
                     self.db.rollback()
                     raise
                 self.db.commit()
+                self._owed.clear()
             except (sqlite3.DatabaseError, OSError) as error:
                 if self.db.conn.in_transaction:
                     self.db.rollback()
                 if isinstance(error, sqlite3.IntegrityError):
                     raise
+                why = error.strerror if isinstance(error, OSError) else error
                 raise ThumbwiseError(
-                    f"The database could not be written ({error}); nothing was saved. "
+                    f"The database could not be written ({why}); nothing was saved. "
                     "Make room or mend the disk, then try again.",
                     status=507,
                 ) from error
@@ -157,14 +166,22 @@ class Store:
         response_ids: Sequence[int] = (),
         error: str | None = None,
     ) -> None:
-        """Commit a reply's text and end its streaming; a reply that has ended is never changed again."""
-        with self.write() as db:
-            db.execute(
-                "UPDATE replies SET state=?, text=?, finish_reason=?, prompt_ids=?, response_ids=?, error=?,"
-                " finished_at=? WHERE id=? AND state='streaming'",
-                [state, text, finish_reason, json.dumps(list(prompt_ids)), json.dumps(list(response_ids)),
-                 error, now_ns(), message_id],
-            )  # fmt: skip
+        """Commit a reply's text and end its streaming; a reply that has ended is never changed again.
+
+        An end other than `done` that cannot be written now is written with the next transaction that succeeds.
+        """
+        ids = [json.dumps(list(prompt_ids)), json.dumps(list(response_ids))]
+        values = [state, text, finish_reason, *ids, error, now_ns(), message_id]
+        with self.lock:
+            self._owed.pop(message_id, None)
+            try:
+                with self.write() as db:
+                    db.execute(_END, values)
+                    fault_point("reply_ended")
+            except ThumbwiseError:
+                if state != "done":  # who asked for one that is done is told so, and it then ends as failed
+                    self._owed[message_id] = values
+                raise
 
     def fail_unfinished(self) -> int:
         """Turn rows left `streaming` by a crash into `failed`; returns how many. Called once at start."""

@@ -19,8 +19,8 @@ import httpx
 
 from thumbwise.errors import Conflict, ThumbwiseError
 
-WAITS = (2.0, 10.0, 30.0)
-"""Seconds before each repetition of a call that met a restart."""
+WAITS = (2.0, 10.0, 30.0, 60.0, 60.0)
+"""Seconds before each repetition of a call that met a restart: vLLM takes a minute or two, with a large model."""
 
 
 @dataclass(frozen=True)
