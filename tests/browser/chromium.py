@@ -1,14 +1,17 @@
-"""A real Chromium against a whole assistant with a scripted engine; no test waits a fixed time.
+"""A real Chromium against a whole assistant, mostly with a scripted engine; no test waits a fixed time.
 
 Pages say what state they are in (`<body data-state>`), and the engine writes only as far as a test lets it.
 Every page of every test fails it if it asks another host for anything, opens a dialog or raises a script error.
+With SHOTS=folder in the environment, `picture` keeps PNGs of what the tests see there.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -48,14 +51,11 @@ class Writer(FakeEngineClient):
 
 
 @dataclass
-class Site:
-    """A running assistant, its scripted engine, and pages that look at it."""
+class Pages:
+    """Pages that look at the assistant at `url`, wherever it runs."""
 
-    assistant: Assistant
     url: str
     browser: Browser
-    engine: FakeEngine
-    writer: Writer
     faults: list[str] = field(default_factory=list)
     pages: list[Page] = field(default_factory=list)
 
@@ -89,6 +89,21 @@ class Site:
         expect(page.locator("#tw-chat .bot-row")).to_have_count(before + 1)
         self.wait(page, state)
 
+    def close(self) -> None:
+        """Close every page; raises where one of them did what no page may do."""
+        for page in self.pages:
+            page.context.close()
+        assert self.faults == []
+
+
+@dataclass(kw_only=True)
+class Site(Pages):
+    """A running assistant, its scripted engine, and pages that look at it."""
+
+    assistant: Assistant
+    engine: FakeEngine
+    writer: Writer
+
     def rows(self, sql: str) -> list[dict[str, Any]]:
         """Rows of the assistant's database."""
         return self.assistant.store.rows(sql)
@@ -97,14 +112,15 @@ class Site:
         """(kind, value as JSON) of every feedback row, oldest first."""
         return [(row["kind"], row["value"]) for row in self.rows("SELECT * FROM feedback ORDER BY seq")]
 
-    def close(self) -> None:
-        """Close every page; raises where one of them did what no page may do."""
-        for page in self.pages:
-            page.context.close()
-        assert self.faults == []
+
+def picture(page: Page, name: str) -> None:
+    """Write what the page shows to `name`.png in the folder that SHOTS names, if it names one."""
+    if folder := os.environ.get("SHOTS"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=Path(folder) / f"{name}.png", animations="disabled")
 
 
-def forge(site: Site, page: Page, element: str, event: str, session: str, data: Any, event_data: Any) -> None:
+def forge(site: Pages, page: Page, element: str, event: str, session: str, data: Any, event_data: Any) -> None:
     """Post an event as the page's own script would, with a session and contents of our choice."""
     config = httpx.get(page.url).text
     function = page.evaluate(
