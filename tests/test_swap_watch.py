@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import TinyEngine
+from crash_tools import trained
 from live_server import Live, serving, wait_ready
 from tiny_model import ROUND, make_token_adapter
 
@@ -22,6 +23,7 @@ from thumbwise.engine import ExternalEngine
 from thumbwise.home import Home
 from thumbwise.plugin_manager import PluginManager
 from thumbwise.settings import Settings
+from thumbwise.training.client import OpsClient
 from thumbwise.training.measure import Measure
 from thumbwise.training.swap_watch import Reply, SwapWatch, mixed, strangest_span
 
@@ -107,20 +109,19 @@ class World:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_engine: TinyEngine) -> Iterator[World]:
-    from candidates import candidate_of
-
     home = Home.find(tmp_path_factory.mktemp("watch"))
     home.config.write_text(f'model = "{tiny_model}"\nmax_tokens = 24\n{ROUND}')
     with serving(home, lambda: ExternalEngine(f"unix:{tiny_engine.uds}")) as live:
         wait_ready(live)
-        assistant, names = live.assistant, []
-        for token in TOKENS:
-            folder = make_token_adapter(tiny_model, tmp_path_factory.mktemp("token"), token)
-            run = assistant.versions.begin_run("s", 60)
-            candidate = candidate_of(tiny_model, folder, run.number)
-            assistant.policies.receive(candidate.version, candidate.files, run.lease)
-            assistant.versions.end_run(run.id, run.lease, "promoted", "")
-            names.append(candidate.version)
+        names = []
+        with OpsClient(live.url, live.assistant.token) as client:
+            for token in TOKENS:
+                run = client.begin()
+                adapter = make_token_adapter(tiny_model, tmp_path_factory.mktemp("token"), token)
+                candidate = trained(tiny_model, adapter).candidate(run)
+                client.publish(run, candidate.version, candidate.files)
+                client.finish(run, "promoted", "")
+                names.append(candidate.version)
         measure = Measure(home, Settings.load(home), PluginManager(home).load())
         world = World(live, tiny_engine, names, measure)
         promote(world, names[0])
