@@ -1,8 +1,8 @@
 """Which algorithm a number of votes can carry: the data tiers of `train --algorithm auto`.
 
-Under about 2,000 comparisons a reward model is weak (Gao et al. 2022, arXiv 2210.10760, section 3.3), and what
-strays least from the reference is the safest use of a weak one: best-of-n costs log n - (n - 1) / n nats a pass,
-PPO as many as its budget allows. The limits are settings, because they hang on how noisy people are.
+Under about 2,000 comparisons a reward model is weak (Gao et al. 2022, arXiv 2210.10760, section 3.3), and best-of-n
+gets more out of a reward model for each nat of KL than reinforcement learning does (same paper). The limits are
+settings, because they hang on how noisy people are. Left out: tiers above PPO.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ def choose(asked: str, snapshot: Snapshot, train: TrainSettings) -> tuple[str, s
         return asked, f"{asked} was asked for by name, with {votes} votes."
     if votes < train.ppo_votes:
         return "best_of_n", (
-            f"{votes} votes are in the tier of best_of_n, which strays little: PPO begins at {train.ppo_votes} "
-            "(setting train.ppo_votes)."
+            f"{votes} votes are in the tier of best_of_n: PPO begins at {train.ppo_votes} (setting train.ppo_votes)."
         )
     return "ppo", f"{votes} votes are in the tier of PPO, which begins at {train.ppo_votes} (setting train.ppo_votes)."
