@@ -13,7 +13,7 @@ from training_world import FakeAssistant, make_snapshot, train
 
 from thumbwise import faults
 from thumbwise.errors import Conflict, ThumbwiseError
-from thumbwise.training.checkpoints import Checkpoints, same
+from thumbwise.training.checkpoints import Checkpoints, _pack
 from thumbwise.training.runs import read_record, working
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -164,6 +164,13 @@ def test_a_record_of_another_version_is_one_sentence(tmp_path: Path, model: Path
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------
+
+
+def same(a: Any, b: Any) -> bool:
+    first: dict[str, torch.Tensor] = {}
+    second: dict[str, torch.Tensor] = {}
+    alike = _pack(a, first, "") == _pack(b, second, "")
+    return alike and all(first[k].dtype == second[k].dtype and torch.equal(first[k], second[k]) for k in first)
 
 
 def state() -> dict[str, Any]:

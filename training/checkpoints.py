@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -99,13 +98,3 @@ def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     if kind == "tuple":
         return tuple(_unpack(part, tensors) for part in inner)
     return {key: _unpack(part, tensors) for key, part in inner}
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two states are equal bit for bit."""
-    first: dict[str, Tensor] = {}
-    second: dict[str, Tensor] = {}
-    return bool(
-        _pack(a, first, "") == _pack(b, second, "")
-        and all(first[key].dtype == second[key].dtype and torch.equal(first[key], second[key]) for key in first)
-    )
