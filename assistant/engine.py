@@ -226,6 +226,7 @@ class Engine(_Supervised):
                 sentence = await self._until_ended()
                 await self._end(grace=0)
                 crashed = 0 if time.monotonic() - since > self.settled else crashed + 1
+            _logger.warning("%s It is being restarted.", sentence)
             self._set("restarting", f"{sentence} It is being restarted.")
             await asyncio.sleep(min(60.0, self.pause * 2 ** (max(failed, crashed, 1) - 1)))
 
