@@ -68,10 +68,10 @@ def test_a_reply_without_a_finish_or_with_an_error_was_dropped(event: dict[str, 
 
 def test_only_replies_that_were_open_at_the_flip_are_across_it() -> None:
     watch = SwapWatch("http://nowhere", 8)
-    spans = [(1.0, 3.0), (1.0, 1.9), (2.1, 3.0), (0.0, 3.0)]  # the last never had a token
+    spans = [(1.0, 3.0), (1.0, 1.9), (2.1, 3.0), (0.0, 3.0)]  # the last never had an event
     watch.replies = [reply("a", [0.0]) for _ in spans]
-    for one, (begun, ended) in zip(watch.replies, spans, strict=True):
-        one.begun, one.ended = begun, ended
+    for one, (opened, ended) in zip(watch.replies, spans, strict=True):
+        one.opened, one.begun, one.ended = opened, opened, ended
     assert watch.across() == []
     watch.flip = 2.0
     assert watch.across() == watch.replies[:1]

@@ -36,7 +36,7 @@ ASKED = (
 
 @dataclass
 class Reply:
-    """One streamed reply; times are UTC seconds, `begun` that of its first token."""
+    """One streamed reply; times are UTC seconds: of its first event, its first token and its end."""
 
     begun: float = 0.0
     ended: float = 0.0
@@ -46,6 +46,7 @@ class Reply:
     logprobs: list[float] = field(default_factory=list)
     finish_reason: str | None = None
     error: str = ""
+    opened: float = 0.0
 
     @property
     def dropped(self) -> bool:
@@ -53,7 +54,8 @@ class Reply:
         return bool(self.error) or self.finish_reason is None
 
     def take(self, event: dict[str, Any]) -> None:
-        """Take in one event of the stream."""
+        """Take in one event of the stream; the first says which version answers, before there is a token."""
+        self.opened = self.opened or time.time()
         if "error" in event:
             self.error = str(event["error"]["message"])
             return
@@ -103,15 +105,15 @@ class SwapWatch:
         self._enough.set()
         self._thread.join()
         ready = httpx.get(f"{self.url}/health/ready", timeout=30, trust_env=False).json()
-        first = min((reply.begun for reply in self.replies if reply.begun), default=0.0)
+        first = min((reply.opened for reply in self.replies if reply.opened), default=0.0)
         if ready["stable_since"] is not None and ready["stable_since"] > first:
             self.flip = ready["stable_since"]
 
     def across(self) -> list[Reply]:
-        """Replies that were being streamed while the pointer moved."""
+        """Replies that were open while the pointer moved: their version had been read, their end not come."""
         if self.flip is None:
             return []
-        return [reply for reply in self.replies if reply.begun and reply.begun <= self.flip <= reply.ended]
+        return [reply for reply in self.replies if reply.opened and reply.opened <= self.flip <= reply.ended]
 
     def nearest(self, count: int) -> list[Reply]:
         """The `count` whole replies that were streamed nearest to the flip (to the end, where there was none)."""
