@@ -155,7 +155,7 @@ def test_the_second_round_trains_a_fresh_adapter_on_both_rounds_votes(rehearsed:
     for number in (1, 2):  # it begins as the reference, bit for bit
         metrics = rehearsed.metrics(number)
         assert metrics[0]["kl"] == 0.0
-        assert metrics[1]["kl"] > 0.0
+        assert metrics[1]["kl"] != 0.0  # an estimate: it may be under 0
 
 
 @pytest.mark.engine
