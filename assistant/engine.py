@@ -39,7 +39,6 @@ State = Literal["starting", "ready", "restarting", "failed", "stopped"]
 
 _logger = logging.getLogger(__name__)
 COMPILERS = (os.environ.get("CXX", "g++"), "g++", "clang++")  # what torch.compile looks for on CPU
-
 _PLUGIN = "thumbwise_lora_rows"
 _LOG_LINES = 15
 _LONGEST_SOCKET_PATH = 100  # Linux allows 107 bytes
@@ -226,8 +225,8 @@ class Engine(_Supervised):
                 sentence = await self._until_ended()
                 await self._end(grace=0)
                 crashed = 0 if time.monotonic() - since > self.settled else crashed + 1
-            _logger.warning("%s It is being restarted.", sentence)
             self._set("restarting", f"{sentence} It is being restarted.")
+            _logger.warning(self.detail)
             await asyncio.sleep(min(60.0, self.pause * 2 ** (max(failed, crashed, 1) - 1)))
 
     async def _launch(self) -> None:
