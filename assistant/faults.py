@@ -1,9 +1,9 @@
-"""Named places in the code where a test can end the process, or fill the disk.
+"""Named places in the code where a test can end the process or fill the disk, and a rehearsal hold it.
 
 `THUMBWISE_FAULT=checkpoint#2` kills this process (-9) as it passes the place `checkpoint` for the second
-time; `=full` after it raises "no space left on device" there instead. Deterministic places beat random timing:
-each is named after what has just been done. Left out: faults inside libraries, which are provoked for real
-(a full file system, a killed vLLM).
+time; `=full` after it raises "no space left on device" there instead, and `=stop` stops the process until
+somebody lets it go on (SIGCONT). Deterministic places beat random timing: each is named after what has just
+been done. Left out: faults inside libraries, which are provoked for real (a full file system, a killed vLLM).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def fault_point(name: str) -> None:
         return
     if deed == "full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    os.kill(os.getpid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGSTOP if deed == "stop" else signal.SIGKILL)
 
 
 def disk_is_full(error: BaseException | None) -> bool:

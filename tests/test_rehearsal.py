@@ -20,6 +20,7 @@ from tiny_model import ROUND
 
 from thumbwise.cli import main
 from thumbwise.home import Home, running_url
+from thumbwise.training import rehearsal_home
 from thumbwise.training.rehearsal import problem, total
 
 COMMAND = Path(sys.executable).with_name("thumbwise")
@@ -211,6 +212,16 @@ def test_wrong_settings_are_told_before_anything_is_begun(tmp_path: Path, monkey
     home = make_home(tmp_path, "no_such_setting = 1\n")
     assert "no_such_setting" in refused(monkeypatch, home).stderr
     assert list(home.runs.iterdir()) == []
+
+
+# --- holding the job ---------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_ends_instead_of_stopping_is_not_waited_for(tmp_path: Path) -> None:
+    job = rehearsal_home.start(["train", "--resume"], os.environ | {"THUMBWISE_HOME": str(tmp_path)})
+    rehearsal_home.wait_held(job)
+    assert job.wait(timeout=60) == 1  # no assistant is running
+    rehearsal_home.let_go_on(job)
 
 
 # --- what counts as failed -----------------------------------------------------------------------------------

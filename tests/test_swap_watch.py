@@ -40,7 +40,7 @@ def test_a_span_is_strange_where_another_version_fits_it_better() -> None:
 
 def reply(version: str, logprobs: list[float], **rest: Any) -> Reply:
     ids = list(range(len(logprobs)))
-    return Reply(1.0, 2.0, version, [], ids, logprobs, **({"finish_reason": "stop"} | rest))
+    return Reply(1.0, 1.0, 2.0, version, [], ids, logprobs, **({"finish_reason": "stop"} | rest))
 
 
 def test_a_reply_is_mixed_only_where_a_live_version_explains_a_span_better() -> None:
@@ -68,13 +68,13 @@ def test_a_reply_without_a_finish_or_with_an_error_was_dropped(event: dict[str, 
 
 def test_only_replies_that_were_open_at_the_flip_are_across_it() -> None:
     watch = SwapWatch("http://nowhere", 8)
-    spans = [(1.0, 3.0), (1.0, 1.9), (2.1, 3.0), (0.0, 3.0)]  # the last never had an event
-    watch.replies = [reply("a", [0.0]) for _ in spans]
-    for one, (opened, ended) in zip(watch.replies, spans, strict=True):
-        one.opened, one.begun, one.ended = opened, opened, ended
+    spans = [("a", 1.0, 3.0), ("a", 1.0, 1.9), ("a", 2.1, 3.0), ("b", 1.9, 3.0), ("", 1.0, 3.0)]
+    watch.replies = [reply(version, [0.0]) for version, _, _ in spans]
+    for one, (_, asked, ended) in zip(watch.replies, spans, strict=True):
+        one.asked, one.begun, one.ended = asked, asked, ended
     assert watch.across() == []
-    watch.flip = 2.0
-    assert watch.across() == watch.replies[:1]
+    watch.flip, watch.stable = 2.0, "b"
+    assert watch.across() == watch.replies[:1]  # the fourth was asked before the flip and begun after it
     assert watch.nearest(1) == watch.replies[:1]
 
 

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from thumbwise import faults
 from thumbwise.contracts import Prompt, Sample
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import canonical, sha256
@@ -36,6 +37,8 @@ from thumbwise.training.swap_watch import SwapWatch, mixed
 from thumbwise.versions import BASE
 
 LEAST_STREAMS = 8
+HELD = {faults.VARIABLE: "published=stop"}
+"""Makes the job wait between publishing and the swap: a swap as quick as a small model's would outrun the readers."""
 CHECKED = 64
 """Whole replies nearest to a flip that are searched for spans of another version."""
 _LINE = re.compile(r"^\[ *\d+ s\] (.*)$")
@@ -159,7 +162,7 @@ class Rehearsal:
         return finish(work())
 
     def _train(self, number: int, url: str, folder: Path) -> dict[str, Any]:
-        """Run the job as an operator would, with readers from the gates on; a run that was cut off is resumed."""
+        """Run the job as an operator would, with readers on at its swap; a run that was cut off is resumed."""
         self._stage(f"round {number}: training")
         begun = {path.parent for path in self.home.runs.glob("*/run.json")}
         unfinished = [run for run in begun if not (run / "result.json").exists()]
@@ -167,7 +170,7 @@ class Rehearsal:
         watch = SwapWatch(url, self.settings.chat_max_tokens)
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         clock = Clock(folder / "train-clock.json")
-        job = rehearsal_home.start([*arguments, "--json"], self.env, **pipes)
+        job = rehearsal_home.start([*arguments, "--json"], self.env | HELD, **pipes)
         assert job.stdout is not None
         try:
             self._follow(job, watch, folder / "train.log", clock)
@@ -186,7 +189,7 @@ class Rehearsal:
         return result
 
     def _follow(self, job: subprocess.Popen[str], watch: SwapWatch, log: Path, clock: Clock) -> None:
-        """Show what the job says; before it hands over, hold it until replies are being streamed.
+        """Show what the job says; when it has published, it is held until replies are being streamed.
 
         Readers any earlier would only take the cores from its gates.
         """
@@ -203,9 +206,10 @@ class Rehearsal:
                     self.progress.update(int(counted[1]), int(counted[2]), numbers)
                 elif said[1] == "handing over" and not watch.watching:
                     self.progress.say(f"handing over, with {watch.readers} readers on")
-                    with rehearsal_home.held(job):
-                        watch.start()
-                        watch.wait_open(LEAST_STREAMS, patience=60.0)
+                    rehearsal_home.wait_held(job)
+                    watch.start()
+                    watch.wait_open(LEAST_STREAMS, patience=60.0)
+                    rehearsal_home.let_go_on(job)
                 else:
                     self.progress.say(said[1])
 

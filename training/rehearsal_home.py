@@ -88,21 +88,30 @@ def stop(process: subprocess.Popen[str]) -> None:
             process.wait()
 
 
-@contextmanager
-def held(process: subprocess.Popen[str]) -> Iterator[None]:
-    """Let nothing that `start` started run on inside the block; its lease outlasts a minute of that."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    _signal(children, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        _signal(children, signal.SIGCONT)
+def wait_held(process: subprocess.Popen[str]) -> None:
+    """Wait until what `start` started has stopped itself at a fault point (`=stop`), or has ended."""
+    while process.poll() is None and not all(_state(pid) in "TX" for pid in _children(process)):
+        time.sleep(0.05)
 
 
-def _signal(pids: list[str], number: signal.Signals) -> None:
-    for pid in pids:
+def let_go_on(process: subprocess.Popen[str]) -> None:
+    """Let it go on; a job's lease outlasts a minute of standing still."""
+    for pid in _children(process):
         with suppress(ProcessLookupError):
-            os.kill(int(pid), number)
+            os.kill(int(pid), signal.SIGCONT)
+
+
+def _children(process: subprocess.Popen[str]) -> list[str]:
+    with suppress(OSError):  # it has ended
+        return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return []
+
+
+def _state(pid: str) -> str:
+    """A process's state letter as /proc gives it, `X` where it is gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return "X"
 
 
 @contextmanager

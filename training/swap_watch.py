@@ -36,8 +36,9 @@ ASKED = (
 
 @dataclass
 class Reply:
-    """One streamed reply; times are UTC seconds: of its first event, its first token and its end."""
+    """One streamed reply; times are UTC seconds: of the question, of its first token and of its end."""
 
+    asked: float = 0.0
     begun: float = 0.0
     ended: float = 0.0
     version: str = ""
@@ -46,7 +47,6 @@ class Reply:
     logprobs: list[float] = field(default_factory=list)
     finish_reason: str | None = None
     error: str = ""
-    opened: float = 0.0
 
     @property
     def dropped(self) -> bool:
@@ -55,7 +55,6 @@ class Reply:
 
     def take(self, event: dict[str, Any]) -> None:
         """Take in one event of the stream; the first says which version answers, before there is a token."""
-        self.opened = self.opened or time.time()
         if "error" in event:
             self.error = str(event["error"]["message"])
             return
@@ -77,6 +76,8 @@ class SwapWatch:
         self.replies: list[Reply] = []
         self.flip: float | None = None
         """When the pointer moved, in UTC seconds, by the assistant's own log; known once `stop` has returned."""
+        self.stable = ""
+        """The version that it points to since then."""
         self._open = 0
         self._enough = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._all()), name="swap watch", daemon=True)
@@ -105,15 +106,16 @@ class SwapWatch:
         self._enough.set()
         self._thread.join()
         ready = httpx.get(f"{self.url}/health/ready", timeout=30, trust_env=False).json()
-        first = min((reply.opened for reply in self.replies if reply.opened), default=0.0)
+        first = min((reply.asked for reply in self.replies), default=0.0)
         if ready["stable_since"] is not None and ready["stable_since"] > first:
-            self.flip = ready["stable_since"]
+            self.flip, self.stable = ready["stable_since"], ready["stable"]
 
     def across(self) -> list[Reply]:
-        """Replies that were open while the pointer moved: their version had been read, their end not come."""
+        """Replies that were open while the pointer moved: it had decided on the old version, their end not come."""
         if self.flip is None:
             return []
-        return [reply for reply in self.replies if reply.opened and reply.opened <= self.flip <= reply.ended]
+        span = [reply for reply in self.replies if reply.asked <= self.flip <= reply.ended]
+        return [reply for reply in span if reply.version not in ("", self.stable)]
 
     def nearest(self, count: int) -> list[Reply]:
         """The `count` whole replies that were streamed nearest to the flip (to the end, where there was none)."""
@@ -129,7 +131,7 @@ class SwapWatch:
 
     async def _read(self, http: httpx.AsyncClient, number: int) -> None:
         while not self._enough.is_set():
-            reply = Reply(messages=[{"role": "user", "content": ASKED[number % len(ASKED)]}])
+            reply = Reply(time.time(), messages=[{"role": "user", "content": ASKED[number % len(ASKED)]}])
             body = {
                 "messages": reply.messages, "max_tokens": self.max_tokens, "stream": True, "logprobs": True,
                 "user": f"reader-{number % 8}",
