@@ -218,3 +218,17 @@ def test_without_a_terminal_progress_is_plain_lines_on_stderr(capsys: pytest.Cap
         "ppo: 1/3  reward 0.25  KL 1.50  length 4",
         "ppo: 3/3  reward 0.25  KL 1.50  length 4",
     ]
+
+
+def test_the_time_left_is_counted_from_where_a_count_was_gone_on_with(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("thumbwise.training.progress.time.monotonic", lambda: now)
+    with RunProgress() as progress:
+        progress.stage("training")
+        now = 600.0
+        progress.restart()
+        now = 660.0  # one iteration, the 21st of 25, took a minute
+        progress.update(21, 25, {})
+    assert "about 4.0 minutes left" in capsys.readouterr().err

@@ -31,7 +31,8 @@ class RunProgress:
         self.bar = Progress(*columns, console=console, disable=not self.live)
         self.task = self.bar.add_task("starting", total=None, numbers="")
         self.start = self.began = self.last = time.monotonic()
-        self.name, self.before = "", 0
+        self.name = ""
+        self.before: int | None = 0
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -51,6 +52,7 @@ class RunProgress:
 
     def update(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
         """Show that `done` of `total` steps are behind, with the numbers that matter."""
+        self.before = done - 1 if self.before is None else self.before
         shown = {"reward": "reward", "kl": "KL", "length": "length"}
         numbers = "  ".join(f"{label} {metrics[key]:.2f}" for key, label in shown.items() if key in metrics)
         self.bar.update(self.task, completed=done, total=total, numbers=numbers)
@@ -59,6 +61,10 @@ class RunProgress:
             self.last = now
             left = (now - self.began) / max(1, done - self.before) * (total - done)
             self.say(f"{self.name}: {done}/{total}  {numbers}  about {left / 60:.1f} minutes left")
+
+    def restart(self) -> None:
+        """What is counted next begins now, wherever its count goes on from: time before that tells nothing."""
+        self.began, self.before = time.monotonic(), None
 
     def say(self, line: str) -> None:
         """Write one line, with the seconds since the start where there is no bar."""
