@@ -220,15 +220,20 @@ def test_without_a_terminal_progress_is_plain_lines_on_stderr(capsys: pytest.Cap
     ]
 
 
-def test_the_time_left_is_counted_from_where_a_count_was_gone_on_with(
+def test_the_time_left_is_counted_from_the_first_step_that_was_seen(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
     monkeypatch.setattr("thumbwise.training.progress.time.monotonic", lambda: now)
     with RunProgress() as progress:
         progress.stage("training")
-        now = 600.0
-        progress.restart()
-        now = 660.0  # one iteration, the 21st of 25, took a minute
+        now = 600.0  # getting ready says nothing about the steps
         progress.update(21, 25, {})
-    assert "about 4.0 minutes left" in capsys.readouterr().err
+        assert "left" not in capsys.readouterr().err
+        now = 660.0
+        progress.update(22, 25, {})
+        assert "about 3.0 minutes left" in capsys.readouterr().err
+        progress.update(8, 48, {})  # another count
+        now = 680.0
+        progress.update(16, 48, {})
+        assert "about 1.3 minutes left" in capsys.readouterr().err

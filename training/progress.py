@@ -30,9 +30,9 @@ class RunProgress:
         )
         self.bar = Progress(*columns, console=console, disable=not self.live)
         self.task = self.bar.add_task("starting", total=None, numbers="")
-        self.start = self.began = self.last = time.monotonic()
+        self.start = self.last = time.monotonic()
         self.name = ""
-        self.before: int | None = 0
+        self.first = (0.0, 0, 0)  # when a count was first heard of, at what, of what
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -45,26 +45,25 @@ class RunProgress:
 
     def stage(self, name: str, total: int | None = None, done: int = 0) -> None:
         """Begin a stage, of `total` steps where that is known, `done` of which were done before."""
-        self.name, self.began, self.before = name, time.monotonic(), done
+        self.name, self.first = name, (0.0, 0, 0)
         self.bar.reset(self.task, total=total, completed=done, description=name, numbers="")
         if not self.live:
             self.say(name)
 
     def update(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
         """Show that `done` of `total` steps are behind, with the numbers that matter."""
-        self.before = done - 1 if self.before is None else self.before
         shown = {"reward": "reward", "kl": "KL", "length": "length"}
         numbers = "  ".join(f"{label} {metrics[key]:.2f}" for key, label in shown.items() if key in metrics)
         self.bar.update(self.task, completed=done, total=total, numbers=numbers)
         now = time.monotonic()
+        began, before, of = self.first
+        if of != total or done < before:
+            began, before, _ = self.first = now, done, total
         if not self.live and (done in (1, total) or now - self.last >= LINE_SECONDS):
             self.last = now
-            left = (now - self.began) / max(1, done - self.before) * (total - done)
-            self.say(f"{self.name}: {done}/{total}  {numbers}  about {left / 60:.1f} minutes left")
-
-    def restart(self) -> None:
-        """What is counted next begins now, wherever its count goes on from: time before that tells nothing."""
-        self.began, self.before = time.monotonic(), None
+            left = (now - began) / (done - before) * (total - done) if done > before else None
+            numbers += "" if left is None else f"  about {left / 60:.1f} minutes left"
+            self.say(f"{self.name}: {done}/{total}  {numbers}")
 
     def say(self, line: str) -> None:
         """Write one line, with the seconds since the start where there is no bar."""

@@ -212,7 +212,6 @@ class Rehearsal:
                     rehearsal_home.let_go_on(job)
                 else:
                     self.progress.say(said[1])
-                    self.progress.restart()
 
     def _swap(self, watch: SwapWatch, result: dict[str, Any]) -> dict[str, Any]:
         """What readers saw of a swap; the versions that were live are the base and all that were promoted."""
