@@ -53,6 +53,12 @@ def test_a_round_makes_a_candidate_that_serving_accepts_and_promotes_it(tmp_path
     run = tmp_path / "home" / "runs" / "run-1"
     assert (run / "snapshot.jsonl").read_bytes() == assistant.snapshot
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+    assert {row["metric"] for row in json.loads((run / "health.json").read_text())} >= {
+        "kl",
+        "rm_accuracy",
+        "proxy_excess",
+    }
+    assert (run / "curves.png").exists()
     assert json.loads((run / "result.json").read_text())["outcome"] == "promoted"
 
 

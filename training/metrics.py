@@ -1,49 +1,156 @@
-"""What policy algorithms log every iteration: each metric's meaning and healthy range, and the file they go to.
+"""What policy algorithms log every iteration: each metric's meaning, what it is a mean over, and when to look.
 
-Means are over the response tokens' mask where a metric is per token, so pads never count.
+A metric over tokens is a mean over the response tokens' mask, so pads never count. Limits are for spotting
+trouble, not for judging a candidate (gates do that): each has a sentence on what is probably wrong and what to
+change. `thumbwise.training.health` holds a run against them. Left out: limits that hang on the model's size.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-GLOSSARY: dict[str, tuple[str, str]] = {
-    "reward": ("mean score of the replies after shaping (the reference has mean 0, deviation 1)", "rises"),
-    "reward_std": ("deviation of those scores", "0.5 to 1.5; near 0 means that the replies have become alike"),
-    "best_reward": ("mean score of the replies that were kept (best_of_n)", "above reward, by about reward_std"),
-    "kl": (
-        "mean over replies of the sum over tokens of log(policy / reference)",
-        "rises to kl_target, under kl_budget",
+
+@dataclass(frozen=True)
+class Watch:
+    """Limits of a metric's mean over a run's last quarter, and a diagnosis for either side.
+
+    `of` says what is limited: the mean itself, its change from the first quarter, or its share of that.
+    """
+
+    of: Literal["value", "change", "share"]
+    low: float = -math.inf
+    high: float = math.inf
+    below: str = ""
+    above: str = ""
+
+    @property
+    def range(self) -> str:
+        """The limits in words."""
+        if self.low == self.high:
+            text = f"{self.low:g}"
+        elif math.isinf(self.high):
+            text = f"at least {self.low:g}"
+        else:
+            text = f"at most {self.high:g}" if math.isinf(self.low) else f"{self.low:g} to {self.high:g}"
+        return {"value": "{}", "change": "change {}", "share": "{} times the start"}[self.of].format(text)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`meaning` holds the formula; `over` is what it is a mean over; `trend` is what a good run looks like."""
+
+    meaning: str
+    over: str
+    trend: str
+    watch: Watch | None = None
+
+    @property
+    def healthy(self) -> str:
+        """Trend and limits in words."""
+        return "; ".join(text for text in (self.trend, self.watch.range if self.watch else "") if text)
+
+
+_MORE_VOTES = "The reward model is being exploited: collect more votes, or lower train.kl_target."
+_TOO_FAST = "Updates are too large: lower train.learning_rate."
+
+GLOSSARY: dict[str, Metric] = {
+    "reward": Metric(
+        "score after shaping; the reference has mean 0, deviation 1", "replies", "rises",
+        Watch("change", low=0.2, below="The policy did not come to please the reward model: raise train.iterations "
+              "or train.learning_rate; where kl rose all the same, it only drifted."),
     ),
-    "kl_coefficient": ("reward given up per nat; steered so that kl meets kl_target", "0.01 to 0.5"),
-    "ratio": ("mean of policy / old policy in the update", "0.99 to 1.01"),
-    "ratio_max": ("largest of those ratios", "under 10"),
-    "clip_fraction": ("share of tokens whose ratio was clipped", "0.01 to 0.3"),
-    "policy_loss": ("mean of max(-A r, -A clip(r, 1 - c, 1 + c))", "near 0, mostly negative"),
-    "sft_loss": ("mean negative log-likelihood per token of the kept replies (best_of_n)", "falls slowly, as entropy"),
-    "value_loss": ("mean clipped squared error of the values, halved", "falls"),
-    "explained_variance": ("1 - Var(return - value) / Var(return), before the update", "0.2 to 1; under 0 hurts"),
-    "advantage_std": ("deviation of the advantages before they are whitened", "0.2 to 2"),
-    "entropy": ("mean entropy of the next-token distribution, in nats", "falls slowly; not to 0"),
-    "length": ("mean number of response tokens", "steady"),
-    "finish_rate": ("share of replies that ended by themselves", "steady or rising"),
-    "repetition": ("share of 4-grams that recur within a reply", "under 0.1"),
-    "rollout_gap": ("mean |trainer - rollout log-probability| per token", "under 0.1 in bfloat16"),
-    "abstained": ("replies that the reward had no opinion on", "0"),
-    "policy_grad_norm": ("norm of the policy's gradient before it is scaled down", "0.05 to 5"),
-    "value_grad_norm": ("norm of the value function's gradient before it is scaled down", "0.05 to 20"),
-    "learning_rate": ("of the policy in this iteration", "the setting, after warm-up"),
-    "seconds": ("wall time of the iteration", "steady"),
-}
+    "reward_std": Metric(
+        "deviation of those scores", "replies", "near 1",
+        Watch("value", low=0.3, below="The replies have become alike: raise train.kl_coefficient."),
+    ),
+    "best_reward": Metric("score of the replies that were kept (best_of_n)", "replies", "above reward by reward_std"),
+    "kl": Metric(
+        "sum over a reply's tokens of log(policy / reference)", "replies", "rises to train.kl_target",
+        Watch("value", 0.3, 10.0, "The policy hardly moved: raise train.learning_rate or train.iterations.",
+              "The policy is far from the reference: raise train.kl_coefficient or lower train.learning_rate."),
+    ),
+    "kl_coefficient": Metric(
+        "reward given up per nat; steered so that kl meets train.kl_target", "run", "settles",
+        Watch("value", high=0.5, above="Holding kl at its target takes most of the reward: lower train.learning_rate."),
+    ),
+    "ratio": Metric(
+        "policy / old policy", "tokens", "1",
+        Watch("value", 0.98, 1.02, "Old and new log-probabilities do not belong together.", _TOO_FAST),
+    ),
+    "ratio_max": Metric("largest of those ratios", "run", "", Watch("value", high=10.0, above=_TOO_FAST)),
+    "clip_fraction": Metric(
+        "1 where that ratio was clipped, else 0", "tokens", "", Watch("value", high=0.3, above=_TOO_FAST)
+    ),
+    "policy_loss": Metric("max(-A r, -A clip(r, 1 - c, 1 + c))", "tokens", "near 0, mostly negative"),
+    "sft_loss": Metric("-log policy of the kept replies (best_of_n)", "tokens", "falls slowly, as entropy"),
+    "value_loss": Metric("clipped squared error of the values, halved", "tokens", "falls"),
+    "explained_variance": Metric(
+        "1 - Var(return - value) / Var(return), before the update", "tokens", "rises",
+        Watch("value", low=0.0, below="The value function is worse than a constant, so advantages are noise: raise "
+              "train.value_learning_rate."),
+    ),
+    "advantage_std": Metric("deviation of the advantages before they are whitened", "tokens", "0.2 to 2"),
+    "entropy": Metric(
+        "entropy of the next-token distribution, in nats", "tokens", "falls slowly",
+        Watch("share", 0.5, 1.5, "The policy is becoming certain of everything: raise train.kl_coefficient.",
+              "The policy is becoming random: lower train.learning_rate."),
+    ),
+    "length": Metric(
+        "number of response tokens", "replies", "steady",
+        Watch("share", 0.6, 1.6, "Replies are getting short: do people want that? " + _MORE_VOTES,
+              "Replies are getting long: do people want that? " + _MORE_VOTES),
+    ),
+    "finish_rate": Metric(
+        "1 where a reply ended by itself, else 0", "replies", "steady or rising",
+        Watch("change", low=-0.1, below="Replies no longer come to an end: raise train.missing_eos_penalty."),
+    ),
+    "repetition": Metric(
+        "share of 4-grams that recur within a reply", "replies", "steady",
+        Watch("change", high=0.05, above=_MORE_VOTES),
+    ),
+    "rollout_gap": Metric(
+        "abs(trainer - rollout log-probability)", "tokens", "",
+        Watch("value", high=0.1, above="The sampler and the trainer do not hold the same policy: try train.dtype "
+              "float32, or another rollout backend."),
+    ),
+    "abstained": Metric(
+        "replies that the reward had no opinion on", "run", "",
+        Watch("value", high=0.0, above="A reward plugin gave no score: look at `thumbwise plugins list`."),
+    ),
+    "policy_grad_norm": Metric(
+        "norm of the policy's gradient before it is scaled down", "updates", "",
+        Watch("value", high=10.0, above=_TOO_FAST),
+    ),
+    "value_grad_norm": Metric("the same of the value function's gradient", "updates", "0.05 to 20"),
+    "learning_rate": Metric("of the policy in this iteration", "run", "the setting, after warm-up"),
+    "seconds": Metric("wall time of the iteration", "run", "steady"),
+}  # fmt: skip
+
+# What a whole run has once, at its end: no line of the metrics file, but part of the health panel.
+AT_THE_END: dict[str, Metric] = {
+    "rm_accuracy": Metric(
+        "agreement of the reward model with votes that it was not fitted on", "votes", "",
+        Watch("value", low=0.55, below="The reward model knows little more than chance: collect votes before you "
+              "trust what was learned from it."),
+    ),
+    "proxy_excess": Metric(
+        "win rate over stable by the reward model, less rm_accuracy", "replies", "",
+        Watch("value", high=0.25, above="The reward model likes the candidate better than it knows people: ask people "
+              "to compare the two before you trust it."),
+    ),
+}  # fmt: skip
 
 
 class MetricsLog:
-    """metrics.jsonl: one JSON object an iteration."""
+    """metrics.jsonl in a run's folder: one JSON object an iteration."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.jsonl"
 
     def cut(self, iterations: int) -> None:
         """Keep the lines of the first `iterations` only: a resumed run writes the others again."""
@@ -57,8 +164,15 @@ class MetricsLog:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Every line so far; none where there is no file."""
+        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+
 
 def glossary_table() -> str:
     """The glossary as a Markdown table, as training/README.md shows it."""
-    rows = [f"| `{name}` | {meaning} | {healthy} |" for name, (meaning, healthy) in GLOSSARY.items()]
-    return "\n".join(["| metric | what it is | healthy |", "|---|---|---|", *rows])
+    rows = [
+        f"| `{name}` | {metric.meaning} | {metric.over} | {metric.healthy} |"
+        for name, metric in (GLOSSARY | AT_THE_END).items()
+    ]
+    return "\n".join(["| metric | what it is | mean over | healthy |", "|---|---|---|---|", *rows])

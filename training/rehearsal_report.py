@@ -5,7 +5,6 @@ The replies are the first to ten evenly spaced held-out prompts, whatever they s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from thumbwise.contracts import Sample
 from thumbwise.training.judged import Wanted, by_prompt
 from thumbwise.training.measure import kept
+from thumbwise.training.metrics import MetricsLog
 from thumbwise.training.raters import mean_scores
 from thumbwise.training.runs import read_json
 
@@ -91,7 +91,7 @@ def draw_curves(folder: Path, rounds: Sequence[dict[str, Any]]) -> None:
     reward, kl, score = figure.subplots(1, 3)
     for row in rounds:
         name, own = f"round {row['round']}", folder / f"round-{row['round']}"
-        metrics = _metrics(folder, read_json(own / "train.json")["run_id"])
+        metrics = MetricsLog(folder / "home" / "runs" / read_json(own / "train.json")["run_id"]).rows()
         reward.plot([m["reward"] for m in metrics], label=name)
         kl.plot([m["kl"] for m in metrics], label=name)
         scores = mean_scores(own / "votes.jsonl")
@@ -103,8 +103,3 @@ def draw_curves(folder: Path, rounds: Sequence[dict[str, Any]]) -> None:
         axes.set(title=title, xlabel=x)
         axes.legend()
     figure.savefig(folder / "curves.png", dpi=110)
-
-
-def _metrics(folder: Path, run: str) -> list[dict[str, float]]:
-    path = folder / "home" / "runs" / run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

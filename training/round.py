@@ -49,6 +49,7 @@ from thumbwise.training.checkpoints import Checkpoints
 from thumbwise.training.client import Lease, OpsClient, Run
 from thumbwise.training.data import Snapshot, parse, prompt_ids, seed_prompts, split_prompts
 from thumbwise.training.evaluate import gather_evidence, run_gates
+from thumbwise.training.health import draw, examine
 from thumbwise.training.metrics import MetricsLog
 from thumbwise.training.models import Backbone
 from thumbwise.training.progress import RunProgress
@@ -138,9 +139,22 @@ class Round:
             "stable_repetition": repetition(evidence.stable),
             "stopped": f"stopped:{stopped}" if stopped else "",
         }
+        self._show_health(metrics)
         candidate = self._candidate(context, snapshot, metrics, reports)
         fault_point("candidate")
         return candidate, metrics, reports
+
+    def _show_health(self, metrics: dict[str, Any]) -> None:
+        """Print the health panel, and leave it and the curves in the run's folder."""
+        rows = MetricsLog(self.folder).rows()
+        at_the_end = {"rm_accuracy": metrics["rm_accuracy"]}
+        if metrics["win_rate_proxy"] is not None:
+            at_the_end["proxy_excess"] = metrics["win_rate_proxy"] - metrics["rm_accuracy"]
+        findings = examine(rows, at_the_end)
+        for finding in findings:
+            self.progress.say(finding.line())
+        write_json(self.folder / "health.json", [asdict(finding) for finding in findings])
+        draw(rows, self.folder / "curves.png")
 
     def _kept_candidate(self) -> tuple[Candidate, dict[str, Any], list[GateReport]] | None:
         """The candidate that an earlier attempt finished; the same bytes, so that it can be published again."""
@@ -221,7 +235,7 @@ class Round:
             kept = [0]
         begin, last = kept[-1], checkpoints.load(kept[-2] if len(kept) > 1 else kept[-1])
         algorithm.load_state_dict(checkpoints.load(begin))
-        log = MetricsLog(self.folder / "metrics.jsonl")
+        log = MetricsLog(self.folder)
         log.cut(begin)
         self.progress.stage(self.algorithm, total, begin)
         for iteration in range(begin, total):

@@ -1,0 +1,102 @@
+"""The health panel: which metric is looked at, from which side, with which sentence, and what it draws."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from thumbwise.settings import Settings
+from thumbwise.training.health import draw, examine
+from thumbwise.training.metrics import AT_THE_END, GLOSSARY, Watch
+
+WATCHED = {name: metric.watch for name, metric in (GLOSSARY | AT_THE_END).items() if metric.watch}
+GOOD = {
+    "reward": (0.0, 0.9), "reward_std": (1.0, 0.9), "kl": (0.0, 5.0), "kl_coefficient": (0.05, 0.08), "ratio": (1, 1),
+    "ratio_max": (1.4, 1.5), "clip_fraction": (0.0, 0.05), "explained_variance": (0.3, 0.6), "entropy": (2.0, 1.7),
+    "length": (40.0, 44.0), "finish_rate": (0.2, 0.18), "repetition": (0.01, 0.03), "rollout_gap": (0.01, 0.02),
+    "abstained": (0, 0), "policy_grad_norm": (1.0, 1.2),
+}  # fmt: skip
+
+
+def rows(**changes: Any) -> list[dict[str, float]]:
+    """Eight iterations, from each metric's first number to its second."""
+    ends = GOOD | changes
+    return [
+        {"iteration": n} | {name: start + (end - start) * n / 7 for name, (start, end) in ends.items()}
+        for n in range(8)
+    ]
+
+
+def test_every_watched_metric_of_a_good_run_is_in_the_panel_and_none_is_diagnosed() -> None:
+    findings = examine(rows(), {"rm_accuracy": 0.66, "proxy_excess": 0.1})
+    assert {finding.metric for finding in findings} == set(WATCHED)
+    assert [finding for finding in findings if finding.diagnosis] == []
+    assert "ok    kl 4.64 (rises to train.kl_target; 0.3 to 10)" in [finding.line() for finding in findings]
+
+
+@pytest.mark.parametrize(
+    ("changes", "metric", "says"),
+    [
+        ({"reward": (0.0, 0.05)}, "reward", "did not come to please"),
+        ({"reward_std": (1.0, 0.1)}, "reward_std", "become alike"),
+        ({"kl": (0.0, 0.1)}, "kl", "hardly moved"),
+        ({"kl": (0.0, 14.0)}, "kl", "far from the reference"),
+        ({"ratio": (1.0, 1.1)}, "ratio", "too large"),
+        ({"explained_variance": (0.2, -0.5)}, "explained_variance", "worse than a constant"),
+        ({"entropy": (2.0, 0.2)}, "entropy", "certain of everything"),
+        ({"length": (40.0, 90.0)}, "length", "getting long"),
+        ({"length": (40.0, 9.0)}, "length", "getting short"),
+        ({"finish_rate": (0.4, 0.1)}, "finish_rate", "no longer come to an end"),
+        ({"repetition": (0.01, 0.2)}, "repetition", "exploited"),
+        ({"rollout_gap": (0.01, 0.4)}, "rollout_gap", "do not hold the same policy"),
+        ({"abstained": (0, 3)}, "abstained", "no score"),
+    ],
+)
+def test_a_metric_out_of_its_range_comes_first_with_its_diagnosis(changes: Any, metric: str, says: str) -> None:
+    first, *others = examine(rows(**changes), {})
+    assert first.metric == metric
+    assert says in first.line()
+    assert first.line().startswith("LOOK")
+    assert [finding for finding in others if finding.diagnosis] == []
+
+
+def test_the_reward_model_is_held_against_votes_that_it_never_saw() -> None:
+    findings = examine([], {"rm_accuracy": 0.52, "proxy_excess": 0.4})
+    assert [(finding.metric, bool(finding.diagnosis)) for finding in findings] == [
+        ("rm_accuracy", True),
+        ("proxy_excess", True),
+    ]
+
+
+def test_the_end_is_the_last_quarter_and_metrics_that_an_algorithm_lacks_are_left_out() -> None:
+    noisy = [{"iteration": n, "kl": 20.0 if n == 0 else float(n)} for n in range(8)]
+    (finding,) = examine(noisy, {})
+    assert finding.value == 6.5
+    assert math.isnan(examine([{"iteration": 0, "entropy": 0.0}], {})[0].value)  # a share of nothing
+
+
+def test_limits_are_said_in_words() -> None:
+    assert Watch("value", 0.2, 1).range == "0.2 to 1"
+    assert Watch("value", high=0.0).range == "at most 0"
+    assert Watch("change", low=0.2).range == "change at least 0.2"
+    assert Watch("share", 0.5, 1.5).range == "0.5 to 1.5 times the start"
+
+
+@pytest.mark.parametrize("name", WATCHED)
+def test_every_limit_has_a_sentence_and_the_settings_in_it_exist(name: str) -> None:
+    watch = WATCHED[name]
+    for limit, says in ((watch.low, watch.below), (watch.high, watch.above)):
+        assert math.isinf(limit) == (says == "")
+        assert says == "" or says.endswith(".")
+        for section, setting in re.findall(r"\b(train|gates)\.(\w+)", says):
+            assert setting in type(getattr(Settings(), section)).model_fields
+
+
+def test_the_curves_are_a_picture(tmp_path: Path) -> None:
+    draw(rows(), tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    draw([], tmp_path / "none.png")
