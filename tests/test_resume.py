@@ -97,6 +97,24 @@ def test_a_run_that_the_kl_budget_ended_ends_alike_when_resumed(tmp_path: Path, 
     assert (result.version, result.metrics["stopped"]) == (whole.version, "stopped:kl")
 
 
+def test_where_the_gates_refuse_the_last_policy_an_earlier_one_goes_on_resumed_or_not(
+    tmp_path: Path, model: Path, fault: Any
+) -> None:
+    short = train(tmp_path / "short", model, FakeAssistant(make_snapshot(60)), iterations=2)
+    changes = {"iterations": 4, "kl_budget": 0.1}
+    gates = {"max_kl": 0.05}
+    whole = train(tmp_path / "whole", model, FakeAssistant(make_snapshot(60)), gates, **changes)
+    assert (whole.outcome, whole.metrics["stopped"]) == ("promoted", "stopped:gates")
+    assert whole.version == short.version  # the adapter after two iterations, bit for bit
+    assistant = FakeAssistant(make_snapshot(60))
+    fault("gates")
+    with pytest.raises(SystemExit):
+        train(tmp_path, model, assistant, gates, **changes)
+    fault(None)
+    assert train(tmp_path, model, assistant, resume=True).version == short.version
+    assert len(list((run_folder(tmp_path) / "checkpoints").iterdir())) == 3  # the last two and that one
+
+
 @pytest.mark.parametrize("place", ["checkpoint_half#2", "candidate"])
 def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(
     tmp_path: Path, model: Path, fault: Any, place: str

@@ -48,7 +48,7 @@ from thumbwise.training.candidate import (
 from thumbwise.training.checkpoints import Checkpoints
 from thumbwise.training.client import Lease, OpsClient, Run
 from thumbwise.training.data import Snapshot, parse, prompt_ids, seed_prompts, split_prompts
-from thumbwise.training.evaluate import gather_evidence, run_gates
+from thumbwise.training.evaluate import gather_evidence
 from thumbwise.training.health import draw, examine
 from thumbwise.training.metrics import MetricsLog
 from thumbwise.training.models import Backbone
@@ -56,6 +56,7 @@ from thumbwise.training.progress import RunProgress
 from thumbwise.training.replies import finish_rate, mean_length, repetition
 from thumbwise.training.reward import ShapedReward
 from thumbwise.training.runs import TrainResult, read_json, write_json
+from thumbwise.training.selection import halfway, select
 from thumbwise.training.tiers import choose, too_little
 
 BASE = "policy-0000"
@@ -117,12 +118,11 @@ class Round:
         last, stopped = self._improve(algorithm)
         self.progress.stage("gates")
         fault_point("gates")
-        evidence = self._evidence(context, reward, fit, held_out, stable)
-        if evidence.kl > train.kl_budget and not stopped:
-            stopped = "kl"  # the last update went over it: the policy before that one was within
-            algorithm.load_state_dict(last)
-            evidence = self._evidence(context, reward, fit, held_out, stable)
-        reports = run_gates(self.plugins.gates, evidence)
+        selected = select(
+            algorithm, lambda: self._evidence(context, reward, fit, held_out, stable), self.plugins.gates,
+            budget=train.kl_budget, last=last, milder=self._milder, stopped=stopped, say=self.progress.say,
+        )  # fmt: skip
+        evidence, reports = selected.evidence, selected.reports
         if context.backbone.base_sha256() != weights:
             raise ThumbwiseError("Training changed the frozen base weights: the plugin that did so must be mended.")
         metrics = {
@@ -137,7 +137,7 @@ class Round:
             "stable_finish_rate": finish_rate(evidence.stable),
             "repetition": repetition(evidence.candidate),
             "stable_repetition": repetition(evidence.stable),
-            "stopped": f"stopped:{stopped}" if stopped else "",
+            "stopped": f"stopped:{selected.stopped}" if selected.stopped else "",
         }
         self._show_health(metrics)
         candidate = self._candidate(context, snapshot, metrics, reports)
@@ -249,9 +249,15 @@ class Round:
                 algorithm.load_state_dict(last)
                 return last, "kl"
             last = before
-            checkpoints.save(iteration + 1, algorithm.state_dict())
+            checkpoints.save(iteration + 1, algorithm.state_dict(), halfway(log.rows(), self.settings.train.kl_budget))
             fault_point("iteration")
         return last, ""
+
+    def _milder(self) -> dict[str, Any] | None:
+        """The newest policy within half of the KL budget, if any has learned something."""
+        number = halfway(MetricsLog(self.folder).rows(), self.settings.train.kl_budget)
+        checkpoints = Checkpoints(self.folder / "checkpoints")
+        return checkpoints.load(number) if number in checkpoints.numbers() else None
 
     def _evidence(
         self, context: RunContext, reward: ShapedReward, fit: FitReport, held_out: tuple[Prompt, ...],

@@ -1,0 +1,91 @@
+"""Which policy of a run goes on: the last one, the one before it, or an earlier one that the gates accept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from thumbwise.contracts import Evidence, GateReport
+from thumbwise.training.config import GateSettings
+from thumbwise.training.selection import Selected, halfway, select
+
+BUDGET = 8.0
+
+
+class Policy:
+    """An algorithm whose whole state is how far it is from the reference."""
+
+    iterations = 1
+
+    def __init__(self, kl: float) -> None:
+        self.kl = kl
+
+    def step(self, iteration: int) -> dict[str, float]:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kl": self.kl}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.kl = state["kl"]
+
+
+def selected(policy: Policy, limit: float, *, milder: float | None = 3.0, stopped: str = "") -> tuple[Selected, int]:
+    """Let gates that allow `limit` nats judge; returns what was selected and how often they were asked."""
+    asked = 0
+
+    def gather() -> Evidence:
+        nothing = np.zeros(0, np.float32)
+        return Evidence(0.7, 100, (), (), nothing, nothing, policy.kl, GateSettings())
+
+    def gate(evidence: Evidence) -> GateReport:
+        nonlocal asked
+        asked += 1
+        return GateReport("kl", evidence.kl <= limit, evidence.kl, limit, f"It is {evidence.kl} nats away.")
+
+    result = select(
+        policy, gather, {"kl": gate}, budget=BUDGET, last={"kl": 7.0}, stopped=stopped, say=lambda line: None,
+        milder=lambda: None if milder is None else {"kl": milder},
+    )  # fmt: skip
+    return result, asked
+
+
+@pytest.mark.parametrize(
+    ("kl", "limit", "held", "stopped", "passed", "asked"),
+    [
+        (6.0, 15.0, 6.0, "", True, 1),  # the last one, as it is
+        (9.0, 15.0, 7.0, "kl", True, 1),  # over the budget: the one before
+        (6.0, 5.0, 3.0, "gates", True, 2),  # refused: the milder one
+        (9.0, 5.0, 3.0, "gates", True, 2),
+        (6.0, 2.0, 6.0, "", False, 2),  # both refused: the last one, with its reasons
+        (3.5, 2.0, 3.5, "", False, 1),  # no further than the milder one: not asked again
+    ],
+)
+def test_the_policy_that_is_handed_over(
+    kl: float, limit: float, held: float, stopped: str, passed: bool, asked: int
+) -> None:
+    policy = Policy(kl)
+    result, times = selected(policy, limit)
+    assert (policy.kl, result.evidence.kl, result.stopped, result.passed) == (held, held, stopped, passed)
+    assert times == asked
+    assert result.reports[0].detail == f"It is {held} nats away."
+
+
+def test_where_no_policy_has_learned_within_half_of_the_budget_the_refusal_stands() -> None:
+    result, times = selected(Policy(6.0), 2.0, milder=None)
+    assert not result.passed
+    assert times == 1
+
+
+def test_a_run_that_its_budget_ended_keeps_that_reason() -> None:
+    assert selected(Policy(7.0), 15.0, stopped="kl")[0].stopped == "kl"
+
+
+def test_the_milder_policy_is_the_newest_within_half_of_the_budget_and_never_the_untrained_one() -> None:
+    rows = [{"kl": kl} for kl in (0.0, 1.0, 3.9, 4.1, 3.0, 7.0)]
+    assert halfway(rows, BUDGET) == 4
+    assert halfway(rows[:1], BUDGET) is None
+    assert halfway([{"kl": 0.0}, {"kl": 6.0}], BUDGET) is None
