@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from thumbwise.app import Assistant
 
 
+_LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}  # others are escaped in any JSON
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -123,7 +126,8 @@ def _logprobs(chunk: Chunk) -> dict[str, Any] | None:
 
 
 def _event(body: dict[str, Any]) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+    """One event; what some clients (httpx's `aiter_lines`) take for the end of a line is escaped."""
+    return f"data: {json.dumps(body, ensure_ascii=False).translate(_LINE_ENDS)}\n\n"
 
 
 async def _events(

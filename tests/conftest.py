@@ -8,6 +8,8 @@ loaded: give them names that no other test uses. A test that hurts the engine st
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import threading
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
@@ -74,12 +76,25 @@ def tiny_engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> I
             patch.setenv("OMP_NUM_THREADS", "1")
             tiny.run(engine.start())
             tiny.run(engine.wait_ready(300))
+        _give_way(engine)
         yield tiny
     finally:
         tiny.run(engine.stop())
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+def _give_way(engine: Engine) -> None:
+    """Let vLLM's core have what the others leave: it makes tokens faster than two cores can pass them on in Python.
+
+    Else whole replies lie in buffers before their first token is read, and nothing happens in mid-stream.
+    """
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.getpgid(int(process.name)) == engine.pid and "EngineCore" in (process / "cmdline").read_text():
+                for thread in (process / "task").iterdir():
+                    os.setpriority(os.PRIO_PROCESS, int(thread.name), 10)
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,16 @@ async def test_the_openai_client_streams_and_finds_ids_on_the_first_and_last_chu
     assert {m.id for m in (await client.models.list()).data} == {"thumbwise", "policy-0000"}
 
 
+async def test_what_httpx_takes_for_the_end_of_a_line_does_not_end_one_in_a_stream(http, engine) -> None:
+    engine.words = ["a\x85b", "c\u2028d", "e\u2029f\x0b\x1c", "é"]
+    text = ""
+    async with http.stream("POST", "/v1/chat/completions", json={"messages": ASK, "stream": True}) as stream:
+        async for line in stream.aiter_lines():
+            if line.startswith("data: {"):
+                text += json.loads(line[6:])["choices"][0]["delta"].get("content", "")
+    assert text == "".join(engine.words)
+
+
 async def test_logprobs_are_those_of_the_sampled_tokens_with_their_ids_streamed_or_not(http) -> None:
     client = openai.AsyncOpenAI(base_url="http://127.0.0.1:7860/v1", api_key="none", http_client=http)
     whole = await client.chat.completions.create(model="thumbwise", messages=ASK, logprobs=True)

@@ -68,9 +68,13 @@ class Readers(threading.Thread):
         self.live, self.streams = live, streams
         self.enough = threading.Event()
         self.seen: list[dict[str, Any]] = []
+        self.error: Exception | None = None
 
     def run(self) -> None:
-        asyncio.run(self._all())
+        try:
+            asyncio.run(self._all())
+        except Exception as error:  # in a thread it would be lost
+            self.error = error
 
     async def _all(self) -> None:
         async with httpx.AsyncClient(base_url=self.live.url, timeout=120) as http:
@@ -96,7 +100,7 @@ def test_votes_become_a_version_that_answers_while_open_streams_finish_on_the_ol
     assert given["choices"]["left"] + given["choices"]["right"] >= 120
 
     readers = Readers(live, streams=4)
-    environment = os.environ | {"THUMBWISE_HOME": str(live.assistant.home.root)}
+    environment = os.environ | {"THUMBWISE_HOME": str(live.assistant.home.root), "OMP_NUM_THREADS": "1"}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen([COMMAND, "train", "--json"], env=environment, **pipes) as job:
         said = []
@@ -109,6 +113,7 @@ def test_votes_become_a_version_that_answers_while_open_streams_finish_on_the_ol
     time.sleep(1)
     readers.enough.set()
     readers.join(timeout=120)
+    assert readers.error is None, readers.error
     assert job.returncode == 0, said
     assert "promoted" in last, (last, said)
 

@@ -28,6 +28,7 @@ from thumbwise.training.measure import Measure
 from thumbwise.training.swap_watch import Reply, SwapWatch, mixed, strangest_span
 
 READERS = 10
+LENGTH = 800  # tokens: long enough for what happens in mid-reply, also where a busy machine holds tokens back
 TOKENS = (70, 90)
 
 
@@ -91,15 +92,15 @@ class World:
     measure: Measure
 
     def watch(self) -> SwapWatch:
-        watch = SwapWatch(self.live.url, 300, READERS)
+        watch = SwapWatch(self.live.url, LENGTH, READERS)
         watch.start()
         assert watch.wait_open(READERS)
         return watch
 
     def finish(self, watch: SwapWatch) -> None:
-        """Stop when each reader has ended the reply that was open, and begun another."""
-        deadline = time.monotonic() + 120
-        while len(watch.replies) < READERS and time.monotonic() < deadline:
+        """Stop when each reader has ended a reply of the version that is stable now: what was open before is over."""
+        deadline, stable = time.monotonic() + 120, self.live.assistant.versions.stable()
+        while [reply.version for reply in watch.replies].count(stable) < READERS and time.monotonic() < deadline:
             time.sleep(0.05)
         watch.stop()
 
@@ -162,10 +163,12 @@ def test_a_swap_in_place_is_caught(world: World) -> None:
     assert stable == world.versions[1]
     watch = world.watch()
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(world.engine.uds)), base_url="http://x") as vllm:
-        for path in (assistant.policies.folder(other), assistant.policies.folder(stable)):
-            body = {"lora_name": stable, "lora_path": str(path), "load_inplace": True}
-            assert vllm.post("/v1/load_lora_adapter", json=body, timeout=60).status_code == 200
-            time.sleep(0.5)
+        paths = [assistant.policies.folder(name) for name in (other, stable)]
+        while len(watch.replies) < READERS:  # to and fro, until every reader has had a reply
+            for path in paths:
+                body = {"lora_name": stable, "lora_path": str(path), "load_inplace": True}
+                assert vllm.post("/v1/load_lora_adapter", json=body, timeout=60).status_code == 200
+                time.sleep(0.3)
     watch.stop()
     assert watch.flip is None
     found = world.mixed(watch)
@@ -173,4 +176,4 @@ def test_a_swap_in_place_is_caught(world: World) -> None:
     assert {(reply.version, like) for reply, like, _ in found} == {(stable, other)}
     assert all(by > 1.0 for _, _, by in found)
     assert [reply for reply in watch.replies if reply.dropped] == []  # status 200 and a finish: only the tokens tell
-    assert sum(min(share(reply, token) for token in TOKENS) > 0.05 for reply in watch.replies) >= 8
+    assert sum(min(share(reply, token) for token in TOKENS) > 0.02 for reply in watch.replies) >= 8

@@ -124,7 +124,8 @@ class SwapWatch:
         return sorted(whole, key=lambda r: max(r.begun - at, at - r.ended, 0.0))[:count]
 
     async def _all(self) -> None:
-        limits = httpx.Limits(max_connections=None)
+        # A connection a reply: one that the server closed while we still read would look like a dropped reply.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         timeout = httpx.Timeout(SILENCE, connect=10.0)
         async with httpx.AsyncClient(base_url=self.url, timeout=timeout, limits=limits, trust_env=False) as http:
             await asyncio.gather(*(self._read(http, number) for number in range(self.readers)))
