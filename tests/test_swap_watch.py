@@ -164,7 +164,8 @@ def test_a_swap_in_place_is_caught(world: World) -> None:
     watch = world.watch()
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(world.engine.uds)), base_url="http://x") as vllm:
         paths = [assistant.policies.folder(name) for name in (other, stable)]
-        while len(watch.replies) < READERS:  # to and fro, until every reader has had a reply
+        start = time.time()
+        while sum(reply.asked > start for reply in watch.replies) < READERS:  # to and fro under whole replies
             for path in paths:
                 body = {"lora_name": stable, "lora_path": str(path), "load_inplace": True}
                 assert vllm.post("/v1/load_lora_adapter", json=body, timeout=60).status_code == 200
@@ -176,4 +177,4 @@ def test_a_swap_in_place_is_caught(world: World) -> None:
     assert {(reply.version, like) for reply, like, _ in found} == {(stable, other)}
     assert all(by > 1.0 for _, _, by in found)
     assert [reply for reply in watch.replies if reply.dropped] == []  # status 200 and a finish: only the tokens tell
-    assert sum(min(share(reply, token) for token in TOKENS) > 0.02 for reply in watch.replies) >= 8
+    assert sum(share(reply, TOKENS[0]) > 0.02 for reply in watch.replies) >= 8  # the other's token, under stable's name

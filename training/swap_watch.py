@@ -126,7 +126,7 @@ class SwapWatch:
     async def _all(self) -> None:
         # A connection a reply: one that the server closed while we still read would look like a dropped reply.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        timeout = httpx.Timeout(SILENCE, connect=10.0)
+        timeout = httpx.Timeout(SILENCE)
         async with httpx.AsyncClient(base_url=self.url, timeout=timeout, limits=limits, trust_env=False) as http:
             await asyncio.gather(*(self._read(http, number) for number in range(self.readers)))
 
