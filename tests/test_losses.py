@@ -13,7 +13,7 @@ from thumbwise.training.value import adamw
 ONES = torch.ones(1, 3)
 
 
-def close(given: object, expected: object, tolerance: float = 1e-6) -> None:
+def assert_close(given: object, expected: object, tolerance: float = 1e-6) -> None:
     torch.testing.assert_close(
         torch.as_tensor(given, dtype=torch.float64),
         torch.as_tensor(expected, dtype=torch.float64),
@@ -26,33 +26,33 @@ def close(given: object, expected: object, tolerance: float = 1e-6) -> None:
 
 
 def test_ranking_loss_is_the_mean_over_all_pairs() -> None:
-    close(losses.ranking_loss(torch.tensor([2.0, 1.0, 0.0])), 0.251150)
+    assert_close(losses.ranking_loss(torch.tensor([2.0, 1.0, 0.0])), 0.251150)
 
 
 def test_ranking_two_is_the_pair_loss() -> None:
     scores = torch.tensor([0.3, -1.1])
-    close(losses.ranking_loss(scores), losses.pair_loss(scores[0] - scores[1]))
+    assert_close(losses.ranking_loss(scores), losses.pair_loss(scores[0] - scores[1]))
 
 
 def test_pair_loss_sees_differences_only_and_is_log_two_without_an_opinion() -> None:
     chosen, rejected = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 0.25])
-    close(losses.pair_loss((chosen + 5) - (rejected + 5)), losses.pair_loss(chosen - rejected))
-    close(losses.pair_loss(torch.zeros(1)), [0.693147])
+    assert_close(losses.pair_loss((chosen + 5) - (rejected + 5)), losses.pair_loss(chosen - rejected))
+    assert_close(losses.pair_loss(torch.zeros(1)), [0.693147])
 
 
 def test_label_smoothing_has_its_optimum_at_log_odds_of_the_noise() -> None:
-    close(losses.pair_loss(torch.tensor(1.0), 0.1), 0.413262)
+    assert_close(losses.pair_loss(torch.tensor(1.0), 0.1), 0.413262)
     difference = torch.tensor(math.log(9), dtype=torch.float64, requires_grad=True)
     losses.pair_loss(difference, 0.1).backward()
     assert abs(float(difference.grad)) < 1e-6
-    close(math.log(9), 2.197225)
+    assert_close(math.log(9), 2.197225)
 
 
 def test_thumbs_fix_the_level_only_up_to_their_threshold() -> None:
     score, up = torch.tensor([0.4, -1.0]), torch.tensor([1.0, 0.0])
     threshold = torch.tensor(0.2)
-    close(losses.thumb_loss(score + 3, up, threshold + 3), losses.thumb_loss(score, up, threshold))
-    close(losses.thumb_loss(score, up, threshold)[0], math.log(1 + math.exp(-0.2)))
+    assert_close(losses.thumb_loss(score + 3, up, threshold + 3), losses.thumb_loss(score, up, threshold))
+    assert_close(losses.thumb_loss(score, up, threshold)[0], math.log(1 + math.exp(-0.2)))
 
 
 # --- log-probabilities and KL -------------------------------------------------------------------------
@@ -63,25 +63,25 @@ def test_log_probabilities_are_taken_at_the_temperature_and_in_float32() -> None
     ids = torch.tensor([[0, 1, 2], [3, 4, 6]])
     given = losses.token_logprobs(logits, ids, 0.7)
     expected = torch.log_softmax(logits / 0.7, -1)
-    close(given[1, 2], expected[1, 2, 6])
+    assert_close(given[1, 2], expected[1, 2, 6])
     assert losses.token_logprobs(logits.bfloat16(), ids, 0.7).dtype == torch.float32
     assert losses.entropy(logits.bfloat16(), 0.7).dtype == torch.float32
-    close(losses.entropy(torch.zeros(1, 4), 1.0), [math.log(4)])
+    assert_close(losses.entropy(torch.zeros(1, 4), 1.0), [math.log(4)])
 
 
 def test_kl_estimators() -> None:
     logp, reference = torch.tensor(-1.0), torch.tensor(-1.5)
-    close(losses.kl_k1(logp, reference), 0.5)
-    close(losses.kl_k2(logp, reference), 0.125)
-    close(losses.kl_k3(logp, reference), 0.106531)
+    assert_close(losses.kl_k1(logp, reference), 0.5)
+    assert_close(losses.kl_k2(logp, reference), 0.125)
+    assert_close(losses.kl_k3(logp, reference), 0.106531)
 
 
 def test_k1_and_k3_average_to_the_exact_kl_of_a_categorical() -> None:
     policy = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
     reference = torch.tensor([0.6, 0.1, 0.3], dtype=torch.float64)
     exact = (policy * (policy / reference).log()).sum()
-    close((policy * losses.kl_k1(policy.log(), reference.log())).sum(), exact)
-    close((policy * losses.kl_k3(policy.log(), reference.log())).sum(), exact)
+    assert_close((policy * losses.kl_k1(policy.log(), reference.log())).sum(), exact)
+    assert_close((policy * losses.kl_k3(policy.log(), reference.log())).sum(), exact)
 
 
 def test_as_a_loss_k2_has_the_gradient_of_kl_and_k1_has_none() -> None:
@@ -95,8 +95,8 @@ def test_as_a_loss_k2_has_the_gradient_of_kl_and_k1_has_none() -> None:
         return logits.grad
 
     exact = gradient(lambda logp: (logp.exp() * (logp - reference)).sum())
-    close(gradient(lambda logp: (logp.exp().detach() * losses.kl_k2(logp, reference)).sum()), exact)
-    close(gradient(lambda logp: (logp.exp().detach() * losses.kl_k1(logp, reference)).sum()), torch.zeros(3))
+    assert_close(gradient(lambda logp: (logp.exp().detach() * losses.kl_k2(logp, reference)).sum()), exact)
+    assert_close(gradient(lambda logp: (logp.exp().detach() * losses.kl_k1(logp, reference)).sum()), torch.zeros(3))
 
 
 # --- rewards and advantages ---------------------------------------------------------------------------
@@ -106,8 +106,8 @@ def test_the_score_lands_on_the_last_response_token_only() -> None:
     kl = torch.tensor([[0.1, 0.2, 0.3, 7.0], [0.5, 9.0, 9.0, 9.0]])
     mask = torch.tensor([[1.0, 1, 1, 0], [1, 0, 0, 0]])
     rewards = losses.token_rewards(torch.tensor([2.0, -1.0]), kl, mask, 0.5)
-    close(rewards, [[-0.05, -0.1, -0.15 + 2, 0], [-0.25 - 1, 0, 0, 0]])
-    close(rewards.sum(1), [2 - 0.5 * 0.6, -1 - 0.5 * 0.5])
+    assert_close(rewards, [[-0.05, -0.1, -0.15 + 2, 0], [-0.25 - 1, 0, 0, 0]])
+    assert_close(rewards.sum(1), [2 - 0.5 * 0.6, -1 - 0.5 * 0.5])
 
 
 def test_an_empty_response_contributes_nothing_and_stays_finite() -> None:
@@ -117,9 +117,9 @@ def test_an_empty_response_contributes_nothing_and_stays_finite() -> None:
     white = losses.whiten(advantages, mask)
     loss = losses.policy_loss(torch.zeros(2, 3), torch.zeros(2, 3), white, 0.2) * mask
     assert torch.isfinite(loss).all()
-    close(rewards[0], [0, 0, 0])
-    close(loss[0], [0, 0, 0])
-    close(returns[0], [0, 0, 0])
+    assert_close(rewards[0], [0, 0, 0])
+    assert_close(loss[0], [0, 0, 0])
+    assert_close(returns[0], [0, 0, 0])
     nothing = torch.zeros(1, 3)
     assert torch.isfinite(losses.whiten(nothing, nothing)).all()
 
@@ -127,27 +127,27 @@ def test_an_empty_response_contributes_nothing_and_stays_finite() -> None:
 def test_gae_on_response_tokens_only() -> None:
     rewards, values = torch.tensor([[-0.1, 0.2, 1.0]]), torch.tensor([[0.5, 0.4, 0.3]])
     advantages, returns = losses.gae(rewards, values, ONES, 1.0, 0.95)
-    close(advantages, [[0.52675, 0.765, 0.7]])
-    close(returns, [[1.02675, 1.165, 1.0]])
+    assert_close(advantages, [[0.52675, 0.765, 0.7]])
+    assert_close(returns, [[1.02675, 1.165, 1.0]])
     padded = [torch.nn.functional.pad(x, (0, 2), value=v) for x, v in ((rewards, 9.0), (values, 7.0), (ONES, 0.0))]
     wide, _ = losses.gae(*padded, 1.0, 0.95)
-    close(wide[:, :3], advantages)
-    close(wide[:, 3:], [[0.0, 0.0]])
+    assert_close(wide[:, :3], advantages)
+    assert_close(wide[:, 3:], [[0.0, 0.0]])
 
 
 def test_gae_with_lambda_one_is_return_to_go_less_the_value() -> None:
     rewards, values = torch.tensor([[-0.1, 0.2, 1.0]]), torch.tensor([[0.5, 0.4, 0.3]])
-    close(losses.gae(rewards, values, ONES, 1.0, 1.0)[0], [[0.6, 0.8, 0.7]])
+    assert_close(losses.gae(rewards, values, ONES, 1.0, 1.0)[0], [[0.6, 0.8, 0.7]])
 
 
 def test_whitening_is_over_the_mask_with_biased_variance() -> None:
     values, mask = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.ones(2, 2)
     expected = [[-1.341641, -0.447214], [0.447214, 1.341641]]
-    close(losses.whiten(values, mask), expected, 1e-5)
+    assert_close(losses.whiten(values, mask), expected, 1e-5)
     wide = torch.nn.functional.pad(values, (0, 3), value=50.0)
-    close(losses.whiten(wide, torch.nn.functional.pad(mask, (0, 3)))[:, :2], expected, 1e-5)
+    assert_close(losses.whiten(wide, torch.nn.functional.pad(mask, (0, 3)))[:, :2], expected, 1e-5)
     kept = losses.whiten(torch.tensor([[1.0, 2, 3, 4]]), torch.ones(1, 4), keep_mean=True)
-    close(kept, [[1.158359, 2.052786, 2.947214, 3.841640]], 1e-5)
+    assert_close(kept, [[1.158359, 2.052786, 2.947214, 3.841640]], 1e-5)
 
 
 # --- PPO ----------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def test_whitening_is_over_the_mask_with_biased_variance() -> None:
 )
 def test_policy_clip(ratio: float, advantage: float, loss: float) -> None:
     logp = torch.tensor([math.log(ratio)])
-    close(losses.policy_loss(logp, torch.zeros(1), torch.tensor([float(advantage)]), 0.2), [loss])
+    assert_close(losses.policy_loss(logp, torch.zeros(1), torch.tensor([float(advantage)]), 0.2), [loss])
 
 
 def test_a_huge_log_ratio_stays_finite() -> None:
@@ -170,14 +170,14 @@ def test_a_huge_log_ratio_stays_finite() -> None:
 
 def test_value_clip() -> None:
     one, old, two = torch.tensor([1.0]), torch.tensor([0.5]), torch.tensor([2.0])
-    close(losses.value_loss(one, old, two, 0.2), [0.845])
-    close(losses.value_loss(one, one, two, 0.2), [0.5])
+    assert_close(losses.value_loss(one, old, two, 0.2), [0.845])
+    assert_close(losses.value_loss(one, one, two, 0.2), [0.5])
 
 
 def test_explained_variance_is_one_for_the_returns_and_zero_for_a_constant() -> None:
     returns = torch.tensor([[1.0, 2.0, 4.0]])
-    close(losses.explained_variance(returns, returns, ONES), 1.0)
-    close(losses.explained_variance(torch.full((1, 3), 9.0), returns, ONES), 0.0)
+    assert_close(losses.explained_variance(returns, returns, ONES), 1.0)
+    assert_close(losses.explained_variance(torch.full((1, 3), 9.0), returns, ONES), 0.0)
 
 
 def test_adamw_takes_small_first_steps_on_small_gradients() -> None:
@@ -185,24 +185,26 @@ def test_adamw_takes_small_first_steps_on_small_gradients() -> None:
     optimizer = adamw([weight], lr=1.0)
     weight.grad = torch.tensor([1e-6])
     optimizer.step()
-    close(weight.detach(), [-0.0909], 1e-4)
+    assert_close(weight.detach(), [-0.0909], 1e-4)
     assert optimizer.param_groups[0]["weight_decay"] == 0
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
 
 
 def test_warm_up_from_a_tenth() -> None:
-    close([losses.warmup(0, 10), losses.warmup(10, 10), losses.warmup(99, 10), losses.warmup(0, 0)], [0.1, 1, 1, 1])
+    assert_close(
+        [losses.warmup(0, 10), losses.warmup(10, 10), losses.warmup(99, 10), losses.warmup(0, 0)], [0.1, 1, 1, 1]
+    )
 
 
 def test_adaptive_kl_coefficient() -> None:
     controller = losses.AdaptiveKL(0.2, 6.0, 1e4)
     controller.update(9.0, 512)
-    close(controller.value, 0.202048)
+    assert_close(controller.value, 0.202048)
     controller = losses.AdaptiveKL(0.2, 6.0, 1e4)
     controller.update(5.7, 512)
-    close(controller.value, 0.199488)
+    assert_close(controller.value, 0.199488)
     controller.update(1e9, 512)
-    close(controller.value, 0.199488 * (1 + 0.2 * 512 / 1e4))
+    assert_close(controller.value, 0.199488 * (1 + 0.2 * 512 / 1e4))
     fixed = losses.AdaptiveKL(0.05, 6.0, 0)
     fixed.update(100.0, 512)
     assert fixed.value == 0.05

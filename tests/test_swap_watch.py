@@ -177,4 +177,4 @@ def test_a_swap_in_place_is_caught(world: World) -> None:
     assert {(reply.version, like) for reply, like, _ in found} == {(stable, other)}
     assert all(by > 1.0 for _, _, by in found)
     assert [reply for reply in watch.replies if reply.dropped] == []  # status 200 and a finish: only the tokens tell
-    assert sum(share(reply, TOKENS[0]) > 0.02 for reply in watch.replies) >= 8  # the other's token, under stable's name
+    assert sum(min(share(reply, token) for token in TOKENS) > 0.05 for reply in watch.replies) >= 8
