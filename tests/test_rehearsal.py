@@ -102,7 +102,8 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_e
     environment = os.environ | {"THUMBWISE_HOME": str(home.root), "OMP_NUM_THREADS": "1"}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
     said = kill_in_mid_training(subprocess.Popen([COMMAND, *arguments], **pipes))
-    done = subprocess.run([COMMAND, *arguments], **pipes, timeout=500)
+    with tiny_engine.paced():
+        done = subprocess.run([COMMAND, *arguments], **pipes, timeout=500)
     assert done.returncode == 0, done.stderr
     (made,) = home.runs.glob("rehearsal-*")
     return Rehearsed(home, made, said, done, json.loads(done.stdout.splitlines()[-1]))

@@ -28,7 +28,7 @@ from thumbwise.training.measure import Measure
 from thumbwise.training.swap_watch import Reply, SwapWatch, mixed, strangest_span
 
 READERS = 10
-LENGTH = 800  # tokens: long enough for what happens in mid-reply, also where a busy machine holds tokens back
+LENGTH = 200  # tokens: some seconds
 TOKENS = (70, 90)
 
 
@@ -126,7 +126,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_engin
         measure = Measure(home, Settings.load(home), PluginManager(home).load())
         world = World(live, tiny_engine, names, measure)
         promote(world, names[0])
-        yield world
+        with tiny_engine.paced():
+            yield world
 
 
 def promote(world: World, version: str) -> None:
