@@ -200,8 +200,7 @@ class Engine(_Supervised):
             "VLLM_PLUGINS": _PLUGIN,  # the base's rows; and no LoRA resolvers, which read any path they are asked for
             "VLLM_CPU_KVCACHE_SPACE": str(self.settings.kv_cache_gb),
             "VLLM_MAX_N_SEQUENCES": "8",
-            # A starved server closes an idle connection late, and with it a request that came in meanwhile.
-            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "3600",
+            "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "3600",  # closing an idle connection can meet a request on its way in
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_LOGGING_COLOR": "0",
             "VLLM_LOG_STATS_INTERVAL": "600",

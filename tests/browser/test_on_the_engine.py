@@ -51,7 +51,7 @@ def test_chat_thumb_comment_and_pair_vote_reach_the_store(real_site: Site) -> No
     assert path[1].prompt[1]["content"] == path[0].text != ""
     assert path[1].parent_id == path[0].id
     stored = site.rows("SELECT response_ids, prompt_ids FROM replies")
-    assert all(len(json.loads(ids)) > 1 for row in stored for ids in row.values())
+    assert all(json.loads(ids) for row in stored for ids in row.values())
 
     page.goto(site.url + "/compare")
     site.wait(page, "idle")
