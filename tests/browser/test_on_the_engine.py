@@ -48,7 +48,7 @@ def test_chat_thumb_comment_and_pair_vote_reach_the_store(real_site: Site) -> No
     path = store.conversation(site.rows("SELECT id FROM conversations")[0]["id"], LOCAL_USER)
     assert [reply.thumb for reply in path] == ["up", None]
     assert [reply.state for reply in path] == ["done", "done"]
-    assert path[1].prompt[1]["content"] == path[0].text != ""
+    assert path[1].prompt[1]["content"] == path[0].text  # of a two-layer model: it may be empty
     assert path[1].parent_id == path[0].id
     stored = site.rows("SELECT response_ids, prompt_ids FROM replies")
     assert all(json.loads(ids) for row in stored for ids in row.values())
