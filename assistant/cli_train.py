@@ -25,10 +25,14 @@ if TYPE_CHECKING:
     help="Policy algorithm, as `plugins list` names them; auto goes by the number of votes.",
 )  # fmt: skip
 @click.option("--reward", help="Reward model, as `plugins list` names them. [default: the setting `reward`]")
+@click.option(
+    "--ptx", type=click.Path(exists=True, dir_okay=False, resolve_path=True), metavar="FILE",
+    help="Text that the policy should go on predicting as well as before (PPO-ptx), beside its own replies.",
+)  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with the last run, which was cut off or failed, where it stopped.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done with the votes so far; train nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON line, the last on stdout.")
-def train(algorithm: str, reward: str | None, resume: bool, dry_run: bool, as_json: bool) -> None:
+def train(algorithm: str, reward: str | None, ptx: str | None, resume: bool, dry_run: bool, as_json: bool) -> None:
     """Train on the votes so far, and swap the result in if it passes its gates.
 
     Needs a running assistant. People go on chatting meanwhile; whatever fails, the stable version goes on
@@ -39,7 +43,7 @@ def train(algorithm: str, reward: str | None, resume: bool, dry_run: bool, as_js
         raise click.UsageError("--resume goes on with a run and --dry-run begins none: give one of them.")
     home = Home.find()
     url = running(home)
-    settings = Settings.load(home, reward=reward)
+    settings = Settings.load(home, reward=reward, train={"ptx_file": ptx} if ptx else None)
     from thumbwise.plugin_manager import PluginManager
 
     plugins = PluginManager(home).load()

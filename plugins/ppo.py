@@ -3,13 +3,14 @@
 Rollouts come from the policy at the run's temperature; the reward is the score at the last response token
 less beta times the KL to the reference at every token; advantages by GAE from a value function that starts
 as the reward model. The formulas are in `thumbwise.training.losses`, and what other algorithms do too in
-`thumbwise.training.stepping`. Left out: the pretraining term (PPO-ptx), and rollouts older than one
-iteration. Torch is imported where a method needs it, so that
-listing plugins stays cheap.
+`thumbwise.training.stepping`; the pretraining term (PPO-ptx) is `thumbwise.training.ptx`, and `train.ptx` 0 leaves it
+out. Left out: rollouts older than one iteration. Torch is imported where a method needs it, so that listing plugins
+stays cheap.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class PPO:
     def __init__(self, context: RunContext, reward: Reward) -> None:
         from thumbwise.training.losses import AdaptiveKL
         from thumbwise.training.models import POLICY
+        from thumbwise.training.ptx import Pretraining
         from thumbwise.training.value import ValueFunction, adamw
 
         train = context.train
@@ -56,6 +58,7 @@ class PPO:
         self.policy = self.backbone.parameters(POLICY)
         self.optimizer = adamw(list(self.policy.values()), train.learning_rate)
         self.kl = AdaptiveKL(train.kl_coefficient, train.kl_target, train.kl_horizon)
+        self.pretraining = Pretraining(context) if train.ptx > 0 else None
 
     def step(self, iteration: int) -> dict[str, float]:
         """One iteration: rollouts, rewards, advantages, then the updates. Returns its metrics."""
@@ -70,7 +73,7 @@ class PPO:
             len(samples),
             self.train,
             rng,
-            lambda minibatch: self._policy_step(rollout, minibatch) | self._value_step(rollout, minibatch),
+            lambda minibatch: self._policy_step(rollout, minibatch, rng) | self._value_step(rollout, minibatch),
         )
         self.kl.update(metrics["kl"], len(samples))
         return metrics | {"learning_rate": rate, "seconds": time.monotonic() - start}
@@ -98,8 +101,11 @@ class PPO:
             "advantage_std": float(deviation),
         }
 
-    def _policy_step(self, rollout: Rollout, minibatch: Sequence[slice]) -> dict[str, float]:
-        """One optimizer step on the clipped objective; the sum over micro-batches is divided by one token count."""
+    def _policy_step(self, rollout: Rollout, minibatch: Sequence[slice], rng: random.Random) -> dict[str, float]:
+        """One optimizer step on the clipped objective and the pretraining term.
+
+        The sum over micro-batches is divided by one token count.
+        """
         from thumbwise.training import losses, stepping
 
         count = sum(rollout.mask[part].sum() for part in minibatch).clamp(min=1)
@@ -117,10 +123,11 @@ class PPO:
             ratio_sum += float((ratio * mask).sum() / count)
             clipped += float((((ratio - 1).abs() > self.train.clip) * mask).sum() / count)
             ratio_max = max(ratio_max, float((ratio * mask).max()))
+        ptx = self.pretraining.add_gradient(self.policy, self.pretraining.draw(rng)) if self.pretraining else {}
         norm = stepping.descend(self.policy, self.optimizer, self.train.max_grad_norm)
         return {
             "policy_loss": loss_sum, "ratio": ratio_sum, "clip_fraction": clipped, "ratio_max": ratio_max,
-            "policy_grad_norm": norm,
+            "policy_grad_norm": norm, **ptx,
         }  # fmt: skip
 
     def _value_step(self, rollout: Rollout, minibatch: Sequence[slice]) -> dict[str, float]:
@@ -148,10 +155,11 @@ class PPO:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Policy, value function, both optimizers and the KL coefficient, copied."""
+        """Policy, value function, both optimizers, the KL coefficient and the norms of PPO-ptx, copied."""
         from thumbwise.training.stepping import saved
 
-        return saved(self._parts()) | {"kl_coefficient": self.kl.value}
+        ptx = self.pretraining.state_dict() if self.pretraining else {}
+        return saved(self._parts()) | {"kl_coefficient": self.kl.value} | ptx
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back, or on, to what `state_dict` returned."""
@@ -159,6 +167,8 @@ class PPO:
 
         restore(self._parts(), state)
         self.kl.value = state["kl_coefficient"]
+        if self.pretraining:
+            self.pretraining.load_state_dict(state)
 
 
 def in_process(context: RunContext) -> RolloutBackend:

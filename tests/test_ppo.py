@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,7 @@ PROMPTS = tuple(
 )
 SMALL = TrainSettings(
     dtype="float32", episodes=12, minibatches=2, micro_batch=12, iterations=10, lora_rank=8, value_rank=4,
-    learning_rate=5e-3, value_learning_rate=5e-3, warmup=0, kl_coefficient=0.02,
+    learning_rate=5e-3, value_learning_rate=5e-3, warmup=0, kl_coefficient=0.02, ptx=0.0,
 )  # fmt: skip
 
 
@@ -224,7 +225,7 @@ def test_ppo_raises_a_toy_reward_and_leaves_the_base_alone(context: RunContext) 
     before = context.backbone.base_sha256()
     algorithm = PPO(context, low_ids)
     rows = [algorithm.step(i) for i in range(10)]
-    assert set(GLOSSARY) - set(rows[0]) == {"best_reward", "sft_loss"}  # best_of_n's
+    assert set(GLOSSARY) - set(rows[0]) == {"best_reward", "sft_loss", "ptx_loss", "ptx_gamma"}  # best_of_n's, ptx's
     assert set(rows[0]) < set(GLOSSARY)
     assert all(math.isfinite(value) for row in rows for value in row.values())
     assert rows[0]["kl"] == 0.0
@@ -257,7 +258,7 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(context: RunContext) 
         algorithm.train = algorithm.train.model_copy(update={"max_grad_norm": 1e9})
         (minibatch,) = minibatches(8, algorithm.train)
         assert len(minibatch) == 8 // size
-        algorithm._policy_step(rollout, minibatch)
+        algorithm._policy_step(rollout, minibatch, random.Random(0))
         gradients.append(torch.cat([p.grad.flatten() for p in algorithm.policy.values() if p.grad is not None]))
         context.backbone.peft.delete_adapter("value")
     assert gradients[0].abs().max() > 1e-3
@@ -281,7 +282,9 @@ def test_a_reply_without_a_score_or_without_tokens_takes_no_part(context: RunCon
     assert isinstance(rollout, Rollout)
     assert torch.isfinite(rollout.advantages).all()
     assert rollout.advantages[0].abs().sum() == 0
-    results = algorithm._policy_step(rollout, [slice(0, 6)]) | algorithm._value_step(rollout, [slice(0, 6)])
+    results = algorithm._policy_step(rollout, [slice(0, 6)], random.Random(0)) | algorithm._value_step(
+        rollout, [slice(0, 6)]
+    )
     assert all(math.isfinite(value) for value in results.values())
 
 

@@ -88,6 +88,8 @@ GLOSSARY: dict[str, Metric] = {
     ),
     "policy_loss": Metric("max(-A r, -A clip(r, 1 - c, 1 + c))", "tokens", "near 0, mostly negative"),
     "sft_loss": Metric("-log policy of the kept replies (best_of_n)", "tokens", "falls slowly, as entropy"),
+    "ptx_loss": Metric("-log policy of the pretraining texts at temperature 1", "tokens", "steady"),
+    "ptx_gamma": Metric("weight of the pretraining gradient beside PPO's", "updates", "steady"),
     "value_loss": Metric("clipped squared error of the values, halved", "tokens", "falls"),
     "explained_variance": Metric(
         "1 - Var(return - value) / Var(return), before the update", "tokens", "rises",

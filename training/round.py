@@ -53,6 +53,7 @@ from thumbwise.training.health import draw, examine
 from thumbwise.training.metrics import MetricsLog
 from thumbwise.training.models import Backbone
 from thumbwise.training.progress import RunProgress
+from thumbwise.training.ptx import keep_file
 from thumbwise.training.replies import finish_rate, mean_length, repetition
 from thumbwise.training.reward import ShapedReward
 from thumbwise.training.runs import TrainResult, read_json, write_json
@@ -168,6 +169,7 @@ class Round:
     def _open(self, snapshot: Snapshot) -> tuple[RunContext, tuple[Prompt, ...]]:
         """The model, the prompts of rollouts and the held-out ones."""
         train, gates = self.settings.train, self.settings.gates
+        keep_file(train, self.folder)
         self.progress.stage("base model")
         prepared = self.prepare_model(self.home, self.given.model)
         if prepared.digest != self.given.base_digest:
@@ -287,6 +289,7 @@ class Round:
             "plugins": {info.name: info.version for info in self.plugins.list() if info.status == "on"},
             "config": {
                 **self.settings.train.model_dump(),
+                "ptx_file": keep_file(self.settings.train, self.folder),  # its digest: a path says nothing later
                 "temperature": self.given.temperature,
                 "max_tokens": self.given.max_tokens,
             },

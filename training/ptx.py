@@ -1,0 +1,139 @@
+"""PPO-ptx: the gradient of the pretraining objective, added to PPO's before one optimizer step.
+
+Its texts are what the reference says at temperature 1 to our prompts, and a file of the operator's own. At
+temperature 1 the gradient of a text's log-likelihood is 0 in expectation where the policy is the reference, so the
+term holds the policy to what the model could say before, and teaches nothing by itself. InstructGPT's fixed
+coefficient (27.8, arXiv 2203.02155, equation 2) fits its losses' scales; here the term is a share of PPO's own
+gradient by norm, which means the same at every model size and batch. Left out: PPO and this term in steps of their
+own (InstructGPT, appendix C.4, accumulates them), and a pretraining corpus, which nobody has on a laptop.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thumbwise.contracts import RunContext, Sample
+from thumbwise.errors import ThumbwiseError
+from thumbwise.feedback.records import sha256
+from thumbwise.home import write_durably
+from thumbwise.training.batches import chunks
+from thumbwise.training.config import TrainSettings
+from thumbwise.training.models import POLICY, REFERENCE
+from thumbwise.training.rollouts import InProcess
+
+KEPT = "ptx.txt"
+"""The operator's file as the run began with it, in the run's folder."""
+TEXTS = 192
+"""Replies of the reference that the texts are drawn from: more than a run draws twice each."""
+WINDOW = 128
+"""Tokens of an operator's file that are one text."""
+MEMORY = 0.9
+"""Of the running means of both gradients' norms: one minibatch's norm alone is mostly luck."""
+
+
+class Pretraining:
+    """The texts, and `add_gradient`; everything random hangs on the run's seed."""
+
+    def __init__(self, context: RunContext) -> None:
+        train = context.train
+        self.backbone, self.share, self.batch, self.micro = (
+            context.backbone, train.ptx, train.ptx_batch, train.micro_batch,
+        )  # fmt: skip
+        prompts = list(context.seed_prompts) or list(context.prompts)
+        rng = random.Random(f"{train.seed}:ptx")
+        drawn = [rng.choice(prompts) for _ in range(TEXTS)]
+        self.texts = InProcess(replace(context, temperature=1.0)).sample(drawn, REFERENCE, train.seed * 10 + 5)
+        self.texts = [text for text in self.texts if text.response_ids]
+        self.own = windows(context.folder / KEPT, self.backbone.tokenizer) if train.ptx_file else []
+        self.norms = [0.0, 0.0]
+        """Running means of the norms of PPO's gradient and of this one's; 0 before the first step."""
+
+    def draw(self, rng: random.Random) -> list[Sample]:
+        """`train.ptx_batch` texts, half of them from the operator's file where there is one."""
+        theirs = rng.choices(self.own, k=self.batch // 2) if self.own else []
+        return theirs + rng.choices(self.texts, k=self.batch - len(theirs))
+
+    def add_gradient(self, weights: Mapping[str, Tensor], texts: Sequence[Sample]) -> dict[str, float]:
+        """Add gamma times the gradient of the texts' loss to `weights`' gradients; returns metrics.
+
+        The loss is -log policy(token) at temperature 1, a mean over tokens; gamma = share |g_ppo| / |g_ptx| over
+        running means of the norms. With a share of 0 the gradients stay as they are, bit for bit.
+        """
+        ppo = {name: weight.grad for name, weight in weights.items()}
+        for weight in weights.values():
+            weight.grad = None
+        loss = self._backward(texts)
+        norms = [_norm(ppo.values()), _norm(weight.grad for weight in weights.values())]
+        self.norms = [
+            new if old == 0 else MEMORY * old + (1 - MEMORY) * new for old, new in zip(self.norms, norms, strict=True)
+        ]
+        gamma = self.share * self.norms[0] / max(self.norms[1], 1e-12)
+        for name, weight in weights.items():
+            before = ppo[name]
+            if before is None or weight.grad is None or gamma == 0:
+                weight.grad = weight.grad if before is None and gamma > 0 else before
+            else:
+                weight.grad = before + gamma * weight.grad
+        return {"ptx_loss": loss, "ptx_gamma": gamma}
+
+    def _backward(self, texts: Sequence[Sample]) -> float:
+        """Gradient of the mean loss over all texts' tokens, in micro-batches; returns the loss."""
+        count = sum(len(text.response_ids) for text in texts)
+        total = 0.0
+        for part in chunks(len(texts), self.micro):
+            logp = self.backbone.logprobs(self.backbone.batch(texts[part]), POLICY, 1.0)
+            loss = -logp.sum() / count
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running means; texts follow from the seed."""
+        return {"ptx_norms": list(self.norms)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.norms = list(state["ptx_norms"])
+
+
+def keep_file(train: TrainSettings, folder: Path) -> str:
+    """Copy the operator's file into a run's folder, unless that is done; returns its SHA-256 (empty: no file).
+
+    Raises ThumbwiseError where it cannot be read.
+    """
+    if not train.ptx_file:
+        return ""
+    kept = folder / KEPT
+    if not kept.exists():
+        try:
+            write_durably(kept, Path(train.ptx_file).read_text(encoding="utf-8").encode())
+        except (FileNotFoundError, IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
+            raise ThumbwiseError(f"{train.ptx_file} cannot be read ({error}): give --ptx a UTF-8 text file.") from None
+    return sha256(kept.read_bytes())
+
+
+def windows(path: Path, tokenizer: Any) -> list[Sample]:
+    """A text file cut into texts of WINDOW tokens; raises ThumbwiseError where it has fewer.
+
+    The first token of a text is its context, so every other one is learned from.
+    """
+    ids: list[int] = tokenizer(path.read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"]
+    if len(ids) < WINDOW:
+        raise ThumbwiseError(f"The text file {path.name} has {len(ids)} tokens; --ptx needs at least {WINDOW}.")
+    return [
+        Sample((), "", (ids[start],), tuple(ids[start + 1 : start + WINDOW]), "length", "text")
+        for start in range(0, len(ids) - WINDOW + 1, WINDOW)
+    ]
+
+
+def _norm(gradients: Any) -> float:
+    """Euclidean norm over all gradients that are there."""
+    norms = [gradient.norm() for gradient in gradients if gradient is not None]
+    return float(torch.stack(norms).norm()) if norms else 0.0
