@@ -5,15 +5,16 @@ summed over the response (less their mean) and divided by its length plus `rm_sh
 scaled to deviation 1. The same head so gives a value after every token, which PPO's value function starts
 from; without the shrinkage the first tokens' values are several times too large. Averaging layers was as
 good as choosing the best one and needs no choice, so the accuracy reported is honest: the L2 strength is
-chosen inside each training fold. Ties and "both bad" are dropped. Left out: a LoRA reward model, which
-stays near chance with a few hundred votes, and the comments.
+chosen inside each training fold. Comparisons, rankings, ties and thumbs go into one head
+(`thumbwise.training.heads`), each rater's votes with the weight that the others' bear out
+(`thumbwise.training.reliability`). Left out: a LoRA reward model (begun from this head, two epochs over 600 votes
+took its accuracy from 66.8% to 67.0% and 390 s on two cores), and the comments.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,7 @@ from safetensors.numpy import load_file, save_file
 from thumbwise import hookimpl
 from thumbwise.contracts import FitReport, Floats, Labels, Register, RunContext, Sample, Scores, ValueInit
 from thumbwise.errors import ThumbwiseError
-
-Array = NDArray[np.float64]
+from thumbwise.training.votes import Array, Votes, bootstrap, gather
 
 L2_STRENGTHS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
@@ -49,11 +49,10 @@ class BradleyTerry:
 
     def fit(self, labels: Labels, seed: int) -> FitReport:
         """Fit on every label; the accuracy is from nested cross-validation over `rm_folds` folds by prompt."""
-        from thumbwise.training.data import folds
         from thumbwise.training.heads import fit_head
 
-        samples, votes = _votes(labels, self.train.thumb_weight)
-        if not votes.is_pair.any() and len(set(votes.good)) < 2:
+        samples, votes = gather(labels, self.train.thumb_weight)
+        if not votes.is_pair.any() and len(set(votes.good[votes.is_thumb])) < 2:
             raise ThumbwiseError(
                 "No vote says which reply is better than another: the reward model needs comparisons with a winner, "
                 "or thumbs both up and down."
@@ -63,20 +62,16 @@ class BradleyTerry:
         left, sizes, rotation = np.linalg.svd(features, full_matrices=False)
         kept = sizes > 1e-9 * max(sizes[0], 1e-9)
         reduced = left[:, kept] * sizes[kept]
-        smoothing, k = self.train.rm_label_smoothing, self.train.rm_folds
-        fold = np.array(folds(votes.group, k, seed))
-        right: list[float] = []
-        for number in range(k):
-            train, test = votes.pick(fold != number), votes.pick(fold == number)
-            if len(train.left) and len(test.left):
-                head = fit_head(reduced, train, self._choose_l2(reduced, train, seed + 1), smoothing)
-                right += head.correct(reduced, test).tolist()
+        smoothing = self.train.rm_label_smoothing
+        right = self._cross_validate(reduced, votes, seed)
+        trust = self._trust(reduced, votes, seed)
+        votes = votes.reweighted(trust[votes.rater])
         l2 = self._choose_l2(reduced, votes, seed + 1)
         head = fit_head(reduced, votes, l2, smoothing)
         heads = [head]
         rng = np.random.default_rng(seed)
         for _ in range(self.train.rm_heads):
-            heads.append(fit_head(reduced, votes.reweighted(_bootstrap(votes.group, rng)), l2, smoothing))
+            heads.append(fit_head(reduced, votes.reweighted(bootstrap(votes.group, rng)), l2, smoothing))
         directions = np.stack([h.direction for h in heads]) @ rotation[kept]
         width = self.scale.size**-0.5  # the features were divided by it
         self.weights = (directions * width).reshape(-1, *self.scale.shape).astype(np.float32)
@@ -84,8 +79,9 @@ class BradleyTerry:
         accuracy = float(np.mean(right)) if right else 0.5
         self.details = {
             "l2": l2, "position_bias": head.position, "thumb_threshold": head.threshold,
-            "layers": list(self.layers), "comparisons": int(votes.is_pair.sum()),
-            "thumbs": int((~votes.is_pair).sum()),
+            "layers": list(self.layers), "comparisons": int(votes.is_pair.sum()), "ties": int(votes.is_tie.sum()),
+            "thumbs": int(votes.is_thumb.sum()), "raters": votes.raters,
+            "distrusted_raters": int((trust < 0.25).sum()),
         }  # fmt: skip
         return FitReport(accuracy, len(right), dict(self.details))
 
@@ -152,7 +148,37 @@ class BradleyTerry:
         raw = np.einsum("nld,hld->hn", scaled, self.weights, dtype=np.float64) + self.offsets[:, None]
         return raw.astype(np.float32), np.array([not s.response_ids for s in samples], bool)
 
-    def _choose_l2(self, features: Any, votes: Any, seed: int) -> float:
+    def _cross_validate(self, features: Array, votes: Votes, seed: int) -> list[float]:
+        """Of each vote, whether a head that never saw its prompt agrees; all else is chosen inside the other folds."""
+        from thumbwise.training.data import folds
+        from thumbwise.training.heads import fit_head
+
+        fold, right = np.array(folds(votes.group, self.train.rm_folds, seed)), list[float]()
+        for number in range(self.train.rm_folds):
+            train, test = votes.pick(fold != number), votes.pick(fold == number)
+            if train.telling.any() and len(test.left):
+                train = train.reweighted(self._trust(features, train, seed)[train.rater])
+                l2 = self._choose_l2(features, train, seed + 1)
+                right += fit_head(features, train, l2, self.train.rm_label_smoothing).correct(features, test).tolist()
+        return right
+
+    def _trust(self, features: Array, votes: Votes, seed: int) -> Array:
+        """A factor for each rater's votes, [raters]; all 1 where `rm_rater_weights` is off."""
+        from thumbwise.training.data import folds
+        from thumbwise.training.heads import held_out_margins
+        from thumbwise.training.reliability import rater_weights
+
+        if not self.train.rm_rater_weights:
+            return np.ones(votes.raters)
+        fold, smoothing = folds(votes.group, self.train.rm_folds, seed + 2), self.train.rm_label_smoothing
+        l2 = self._choose_l2(features, votes, seed + 1)
+        return rater_weights(
+            votes.weight, votes.rater, votes.raters,
+            lambda factors: held_out_margins(features, votes.reweighted(factors), fold, l2, smoothing),
+            self.train.rm_rater_cap,
+        )  # fmt: skip
+
+    def _choose_l2(self, features: Array, votes: Votes, seed: int) -> float:
         from thumbwise.training.data import folds
         from thumbwise.training.heads import held_out_loss
 
@@ -160,54 +186,6 @@ class BradleyTerry:
         smoothing = self.train.rm_label_smoothing
         loss = {l2: held_out_loss(features, votes, fold, l2, smoothing) for l2 in L2_STRENGTHS}
         return min(loss, key=lambda l2: loss[l2])
-
-
-def _votes(labels: Labels, thumb_weight: float) -> tuple[list[Sample], Any]:
-    """Unique replies, and the untied votes on them by row. Thumbs together weigh at most what pairs do.
-
-    A ranking is all of its untied pairs at once (InstructGPT, equation 1). Together they weigh what its drafts can
-    say, K - 1 comparisons, however many pairs they make.
-    """
-    from thumbwise.training.heads import Votes
-
-    rows: dict[Any, int] = {}
-    samples: list[Sample] = []
-
-    def row(sample: Sample) -> int:
-        key = sample.meta.get("id") or (sample.prompt_ids, sample.response_ids)
-        if key not in rows:
-            rows[key] = len(samples)
-            samples.append(sample)
-        return rows[key]
-
-    pairs = [
-        (row(c.left), row(c.right), float(c.choice == "left"), float(c.strength), c.group)
-        for c in labels.comparisons
-        if c.choice in ("left", "right")
-    ]
-    for ranking in labels.rankings:
-        numbers = [row(draft) for draft in ranking.drafts]
-        untied = [(a, b) for a, b in combinations(range(len(numbers)), 2) if ranking.tiers[a] != ranking.tiers[b]]
-        for a, b in untied:
-            won, counts = float(ranking.tiers[a] < ranking.tiers[b]), (len(numbers) - 1) / len(untied)
-            pairs.append((numbers[a], numbers[b], won, counts, ranking.group))
-    share = thumb_weight
-    if labels.thumbs and pairs:
-        share = min(thumb_weight, sum(p[3] for p in pairs) / len(labels.thumbs))
-    thumbs = [(row(t.sample), -1, float(t.up), share, t.group) for t in labels.thumbs] if share > 0 else []
-    found = [*pairs, *thumbs]
-    left, right, good, weight, group = zip(*found, strict=True) if found else ((),) * 5
-    return samples, Votes(
-        np.array(left, np.int64), np.array(right, np.int64), np.array(good), np.array(weight), tuple(group)
-    )
-
-
-def _bootstrap(groups: Sequence[str], rng: np.random.Generator) -> Array:
-    """How often each vote counts when its prompts are drawn again with replacement."""
-    names = sorted(set(groups))
-    drawn = rng.multinomial(len(names), [1 / len(names)] * len(names))
-    times = dict(zip(names, drawn.tolist(), strict=True))
-    return np.array([float(times[group]) for group in groups])
 
 
 @hookimpl

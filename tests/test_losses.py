@@ -48,6 +48,16 @@ def test_label_smoothing_has_its_optimum_at_log_odds_of_the_noise() -> None:
     assert_close(math.log(9), 2.197225)
 
 
+def test_davidsons_ties() -> None:
+    zero = torch.tensor(0.0)
+    tie, decided = losses.tie_loss(zero, zero, torch.tensor(1.0)), losses.tie_loss(zero, zero, torch.tensor(0.0))
+    left = decided + losses.pair_loss(zero)
+    assert_close(torch.exp(-torch.stack([left, left, tie])), [1 / 3] * 3)  # nu = 1, equal scores
+    far = losses.tie_loss(torch.tensor([3.0, -3.0]), zero, torch.ones(2))
+    assert_close(far[0], far[1])
+    assert_close(torch.exp(-far[0]), 1 / (1 + 2 * math.cosh(1.5)))
+
+
 def test_thumbs_fix_the_level_only_up_to_their_threshold() -> None:
     score, up = torch.tensor([0.4, -1.0]), torch.tensor([1.0, 0.0])
     threshold = torch.tensor(0.2)

@@ -16,13 +16,13 @@ from tiny_model import make_tiny_model
 
 from thumbwise.contracts import Comparison, Labels, OffersValue, Ranking, RunContext, Sample, Thumb
 from thumbwise.errors import ThumbwiseError
-from thumbwise.plugins import bradley_terry
 from thumbwise.plugins.bradley_terry import BradleyTerry
 from thumbwise.training.batches import make_batch
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.data import folds, parse, seed_prompts, split_prompts
-from thumbwise.training.heads import Head, Votes, fit_head
+from thumbwise.training.heads import Head, fit_head
 from thumbwise.training.models import Backbone
+from thumbwise.training.votes import TIE, Votes, gather
 
 TRAIN = TrainSettings(dtype="float32", rm_heads=3, rm_folds=3, micro_batch=5)
 
@@ -69,6 +69,13 @@ def make_labels(n: int, ties: int = 5, left: str = "random") -> Labels:
     return Labels(tuple(made))
 
 
+def votes_on(left: Any, right: Any, good: Any, group: tuple[str, ...], rater: Any = None, raters: int = 1) -> Votes:
+    """Votes of weight 1."""
+    n = len(left)
+    who = np.zeros(n, np.int64) if rater is None else np.asarray(rater)
+    return Votes(np.asarray(left), np.asarray(right), np.asarray(good, float), np.ones(n), group, who, raters)
+
+
 def test_it_learns_a_preference_and_reports_accuracy_on_votes_it_had_not_seen(fitted: BradleyTerry) -> None:
     good = fitted.score([reply(n, 0.8) for n in range(1000, 1050)]).value
     bad = fitted.score([reply(n, 0.2) for n in range(2000, 2050)]).value
@@ -84,24 +91,35 @@ def test_random_votes_get_an_accuracy_near_chance(context: RunContext) -> None:
     assert abs(report.accuracy - 0.5) < 0.14  # three standard errors
 
 
-def test_ties_yield_no_pairs(context: RunContext) -> None:
+def test_ties_have_no_winner_and_alone_teach_nothing(context: RunContext) -> None:
     labels = make_labels(10, ties=7)
     both_bad = [replace(c, choice="both_bad") if c.choice == "tie" else c for c in labels.comparisons]
-    for votes in (labels.comparisons, tuple(both_bad)):
-        assert len(bradley_terry._votes(Labels(votes), 0.5)[1].left) == 10
+    for comparisons in (labels.comparisons, tuple(both_bad)):
+        _, votes = gather(Labels(comparisons), 0.5)
+        assert (votes.is_pair.sum(), votes.is_tie.sum()) == (10, 7)
     with pytest.raises(ThumbwiseError, match="No vote says which reply is better"):
         BradleyTerry(context).fit(make_labels(0), seed=0)
 
 
-def test_a_ranking_is_all_of_its_untied_pairs_and_weighs_what_its_drafts_can_say(context: RunContext) -> None:
+def test_a_tie_draws_two_scores_together() -> None:
+    features = np.array([[1.0], [0.0]])
+    won = votes_on([0] * 8, [1] * 8, [1] * 6 + [0] * 2, ("g",) * 8)
+    tied = votes_on([0] * 40, [1] * 40, [1] * 6 + [0] * 2 + [TIE] * 32, ("g",) * 40)
+    alone, both = (fit_head(features, votes, 1e-4, 0.0) for votes in (won, tied))
+    assert 0 < both.direction[0] < 0.8 * alone.direction[0]
+    chance = 1 / (1 + 2 * math.cosh(both.direction[0] / 2 + both.position / 2) / math.exp(both.log_nu))
+    assert chance == pytest.approx(32 / 40, abs=0.05)
+
+
+def test_a_ranking_is_all_of_its_pairs_and_weighs_what_its_drafts_can_say(context: RunContext) -> None:
     drafts = tuple(reply(n, 0.5) for n in range(4))
     ranked = Labels((), (), (Ranking("r", "u", "g", drafts, (1, 0, 1, 2)),))
-    samples, votes = bradley_terry._votes(ranked, 0.5)
+    samples, votes = gather(ranked, 0.5)
     assert len(samples) == 4
     assert list(zip(votes.left, votes.right, votes.good, strict=True)) == [
-        (0, 1, 0.0), (0, 3, 1.0), (1, 2, 1.0), (1, 3, 1.0), (2, 3, 1.0),
+        (0, 1, 0.0), (0, 2, TIE), (0, 3, 1.0), (1, 2, 1.0), (1, 3, 1.0), (2, 3, 1.0),
     ]  # fmt: skip
-    np.testing.assert_allclose(votes.weight, 3 / 5)
+    np.testing.assert_allclose(votes.weight, 3 / 6)
     assert set(votes.group) == {"g"}
     tied = Labels((), (), (Ranking("r", "u", "g", drafts, (0, 0, 0, 0)),))
     with pytest.raises(ThumbwiseError, match="No vote says which"):
@@ -131,7 +149,7 @@ def test_thumbs_of_one_direction_teach_nothing(context: RunContext) -> None:
 
 def test_agreement_with_thumbs_is_the_area_under_the_roc_curve() -> None:
     up = np.array([1.0, 0.0, 0.0, 0.0, 0.0])
-    thumbs = Votes(np.arange(5), np.full(5, -1), up, np.ones(5), ("g",) * 5)
+    thumbs = votes_on(np.arange(5), np.full(5, -1), up, ("g",) * 5)
     head = Head(np.array([1.0]), 0.0, 0.0)
     features = np.array([[2.0], [3.0], [2.0], [1.0], [0.0]])
     assert head.correct(features, thumbs).tolist() == [(0 + 0.5 + 1 + 1) / 4]
@@ -143,7 +161,7 @@ def test_each_reply_is_run_once_however_often_it_was_compared() -> None:
     labels = Labels(
         tuple(Comparison(str(n), "u", "g", x, y, "left") for n, (x, y) in enumerate([(a, b), (a, c), (b, c)]))
     )
-    samples, votes = bradley_terry._votes(labels, 0.5)
+    samples, votes = gather(labels, 0.5)
     assert len(samples) == 3
     assert len(votes.left) == 3
 
@@ -183,13 +201,13 @@ def test_normalised_replies_have_mean_zero_and_deviation_one(context: RunContext
     model = BradleyTerry(context)
     model.fit(make_labels(40), seed=0)
     replies = [reply(n, n % 10 / 10) for n in range(100)]
-    good, bad = reply(7, 0.9), reply(8, 0.1)
+    order = model.score(replies).value.argsort().tolist()
     for _ in range(2):  # twice changes nothing
         model.normalise(replies)
         value = model.score(replies).value.astype(np.float64)
         assert abs(value.mean()) < 1e-6 * 10
         assert abs(value.std() - 1) < 1e-5
-    assert model.score([good]).value > model.score([bad]).value
+    assert model.score(replies).value.argsort().tolist() == order
     constant = BradleyTerry(context)
     constant.normalise(replies)
     assert np.isfinite(constant.score(replies).value).all()
@@ -224,23 +242,35 @@ def test_the_position_bias_adds_to_the_difference() -> None:
     assert chance(1, 0.3) == pytest.approx(0.785835, abs=1e-6)
     assert chance(0, 0.3) == pytest.approx(0.574443, abs=1e-6)
     features = np.zeros((2, 1))  # nothing to tell the replies apart: only the side is left to learn
-    votes = Votes(np.zeros(2000, int), np.ones(2000, int), np.arange(2000) % 10 < 7, np.ones(2000), ("g",) * 2000)
-    head = fit_head(features, replace(votes, good=votes.good.astype(float)), 1e-2, 0.0)
+    votes = votes_on(np.zeros(2000, int), np.ones(2000, int), np.arange(2000) % 10 < 7, ("g",) * 2000)
+    head = fit_head(features, votes, 1e-2, 0.0)
     assert chance(0, head.position) == pytest.approx(0.7, abs=0.005)
 
 
 def test_pairs_say_nothing_about_the_thumbs_threshold() -> None:
     features = np.array([[1.0], [-1.0]])
-    votes = Votes(np.array([0, 0]), np.array([1, 1]), np.array([1.0, 1.0]), np.ones(2), ("a", "b"))
+    votes = votes_on([0, 0], [1, 1], [1, 1], ("a", "b"))
     assert fit_head(features, votes, 1e-2, 0.1).threshold == 0.0
+
+
+def test_every_rater_has_a_threshold_of_their_own() -> None:
+    """Rater 0 gives thumbs up from 1 on, rater 1 from 2 on; one threshold for both would call half of them noise."""
+    features = np.linspace(0, 3, 13)[:, None]
+    left, rater = np.tile(np.arange(13), 2), np.repeat([0, 1], 13)
+    good = features[left, 0] > np.where(rater == 0, 0.9, 2.1)
+    votes = votes_on(left, np.full(26, -1), good, ("g",) * 26, rater, raters=2)
+    head = fit_head(features, votes, 1e-3, 0.0)
+    assert head.offsets is not None
+    assert head.offsets[1] - head.offsets[0] > 1.0
+    assert (head.margins(features, votes) > 0).mean() > 0.9
 
 
 def test_thumbs_move_the_score_and_never_outweigh_comparisons(context: RunContext) -> None:
     thumbs = tuple(Thumb(f"t{n}", "u", f"h{n}", reply(n, 0.9 if n % 2 else 0.1), n % 2 == 1) for n in range(300, 360))
     pairs = make_labels(8, ties=0).comparisons
-    _, votes = bradley_terry._votes(Labels(pairs, thumbs), 0.5)
+    _, votes = gather(Labels(pairs, thumbs), 0.5)
     weights = votes.weight
-    assert weights[~votes.is_pair].sum() == pytest.approx(weights[votes.is_pair].sum())
+    assert weights[votes.is_thumb].sum() == pytest.approx(weights[votes.is_pair].sum())
     alone, both = BradleyTerry(context), BradleyTerry(context)
     alone.fit(Labels(pairs), seed=0)
     both.fit(Labels(pairs, thumbs), seed=0)
@@ -267,7 +297,7 @@ def test_heads_disagree_more_where_votes_are_few(context: RunContext) -> None:
 
 
 def test_equal_scores_count_half_in_accuracy() -> None:
-    votes = Votes(np.array([0, 0]), np.array([1, 2]), np.array([1.0, 1.0]), np.ones(2), ("a", "b"))
+    votes = votes_on([0, 0], [1, 2], [1, 1], ("a", "b"))
     head = Head(np.array([1.0]), 0.0, 0.0)
     assert head.correct(np.array([[1.0], [1.0], [0.0]]), votes).tolist() == [0.5, 1.0]
 

@@ -33,6 +33,12 @@ class TrainSettings(BaseModel):
     rm_label_smoothing: float = Field(0.1, ge=0, lt=0.5, description="believed share of wrong clicks")
     rm_folds: int = Field(5, ge=2, description="folds of the reward model's cross-validation, by prompt")
     rm_heads: int = Field(8, ge=2, description="bootstrapped heads that give the reward its deviation")
+    rm_rater_weights: bool = Field(
+        True, description="weigh each rater's votes by how they fit all others' (from 5 raters)"
+    )
+    rm_rater_cap: float = Field(
+        0.25, gt=0, le=1, description="largest part of all votes' weight that one rater may have (from 5 raters)"
+    )
     thumb_weight: float = Field(0.5, ge=0, le=1, description="weight of a thumb beside a comparison's 1")
     std_penalty: float = Field(
         0.0, ge=0, description="reward given up per deviation of the heads (caution where they disagree)"

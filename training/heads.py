@@ -1,9 +1,10 @@
-"""Fit one linear head to comparisons and thumbs: convex, deterministic, a few milliseconds.
+"""Fit one linear head to comparisons, ties and thumbs: convex but for the ties, deterministic, a few milliseconds.
 
 score(x) = a . x for a reply's features x. A comparison is Bradley-Terry with a bias for the side it was
-shown on, P(left) = sigmoid(score(left) - score(right) + position); a thumb is P(up) = sigmoid(score -
-threshold). Position and threshold absorb what is not about the replies: pairs say nothing about the
-threshold, and turning the sides round turns the position bias's sign. Left out: a threshold a person.
+shown on, P(left) = sigmoid(score(left) - score(right) + position), a tie is Davidson's; a thumb is P(up) =
+sigmoid(score - threshold - what the rater's own threshold lies above it). Position and thresholds absorb what is not
+about the replies: pairs say nothing about the thresholds, and turning the sides round turns the position bias's
+sign. Left out: a position bias a person.
 """
 
 from __future__ import annotations
@@ -13,56 +14,34 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from thumbwise.training.losses import pair_loss, thumb_loss
+from thumbwise.training.losses import pair_loss, thumb_loss, tie_loss
+from thumbwise.training.votes import Array, Votes
 
-POSITION_L2 = 1.0
-"""Prior on the position bias in units of evidence per vote's mean: keeps one-sided imports from being all bias."""
-
-Array = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Votes:
-    """Votes on N replies, by row number: n comparisons, then m thumbs (`right` is -1 for a thumb).
-
-    `good` is 1 where the left reply won or the thumb is up, else 0; `weight` counts a vote; `group` names
-    its prompt.
-    """
-
-    left: Ints
-    right: Ints
-    good: Array
-    weight: Array
-    group: tuple[str, ...]
-
-    def pick(self, which: NDArray[np.bool_]) -> Votes:
-        """The votes where `which` is true."""
-        kept = tuple(g for g, keep in zip(self.group, which, strict=True) if keep)
-        return Votes(self.left[which], self.right[which], self.good[which], self.weight[which], kept)
-
-    def reweighted(self, factor: Array) -> Votes:
-        """The same votes with their weights times `factor`."""
-        return Votes(self.left, self.right, self.good, self.weight * factor, self.group)
-
-    @property
-    def is_pair(self) -> NDArray[np.bool_]:
-        """True for comparisons, False for thumbs."""
-        return self.right >= 0
+NUISANCE_L2 = 1.0
+"""Prior on the biases in units of evidence per vote's mean: keeps one-sided imports from being all bias."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """`direction` [D] of the score, the bias for the left side, and the thumbs' threshold."""
+    """`direction` [D] of the score, the left side's bias, the thumbs' threshold and raters' offsets, ties' log nu."""
 
     direction: Array
     position: float
     threshold: float
+    log_nu: float = 0.0
+    offsets: Array | None = None
+
+    def margins(self, features: Array, votes: Votes) -> Array:
+        """Log-odds that each comparison with a winner, or thumb, came out as it did; 0 for ties."""
+        scores = features @ self.direction
+        offsets = self.offsets[votes.rater] if self.offsets is not None else 0.0
+        right = np.where(votes.is_thumb, self.threshold + offsets, scores[votes.right] - self.position)
+        margins: Array = (2 * votes.good - 1) * (scores[votes.left] - right)
+        return margins
 
     def correct(self, features: Array, votes: Votes) -> Array:
-        """1 where the score agrees with a comparison, 0 where not, 0.5 for equal scores.
+        """1 where the score agrees with a comparison, 0 where not, 0.5 for equal scores; ties are not counted.
 
         Where there are thumbs only: for each thumb of the rarer direction, the share of the others that it is
         ordered rightly against. Their mean is the area under the ROC curve, which is 0.5 for a head that knows
@@ -72,6 +51,7 @@ class Head:
         if len(pairs.left):
             agrees: Array = (np.sign((scores[pairs.left] - scores[pairs.right]) * (2 * pairs.good - 1)) + 1) / 2
             return agrees
+        votes = votes.pick(votes.is_thumb)
         up, down = scores[votes.left[votes.good == 1]], scores[votes.left[votes.good == 0]]
         if not len(up) or not len(down):
             return np.empty(0)
@@ -79,31 +59,33 @@ class Head:
         return right
 
 
-def losses(
-    features: torch.Tensor, votes: Votes, head: torch.Tensor, smoothing: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss of every comparison and of every thumb; `head` is [direction, position, threshold] in one vector."""
-    scores = features @ head[:-2]
-    pair, thumb = votes.pick(votes.is_pair), votes.pick(~votes.is_pair)
-    sign = torch.from_numpy(2 * pair.good - 1)
-    difference = sign * (scores[torch.from_numpy(pair.left)] - scores[torch.from_numpy(pair.right)] + head[-2])
-    up = torch.from_numpy(thumb.good)
-    return pair_loss(difference, smoothing), thumb_loss(scores[torch.from_numpy(thumb.left)], up, head[-1])
+def losses(features: torch.Tensor, votes: Votes, head: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """Loss of every vote [n]; `head` is [direction, position, threshold, log nu, raters' offsets] in one vector."""
+    size = features.shape[1]
+    position, threshold, log_nu, offsets = head[size], head[size + 1], head[size + 2], head[size + 3 :]
+    scores = features @ head[:size]
+    good, left = torch.from_numpy(votes.good), scores[torch.from_numpy(votes.left)]
+    other = scores[torch.from_numpy(votes.right)]
+    tied = torch.from_numpy(votes.is_tie)
+    pair = pair_loss((2 * good - 1) * (left - other + position), smoothing)
+    found = torch.where(tied, 0.0, pair)
+    if bool(votes.is_tie.any()):
+        found = found + tie_loss(left - other + position, log_nu, tied.double())
+    thumb = thumb_loss(left, good, threshold + offsets[torch.from_numpy(votes.rater)])
+    return torch.where(torch.from_numpy(votes.is_thumb), thumb, found)
 
 
 def _objective(features: torch.Tensor, votes: Votes, head: torch.Tensor, l2: float, smoothing: float) -> torch.Tensor:
-    pair, thumb = losses(features, votes, head, smoothing)
-    is_pair = votes.is_pair
-    weight = torch.from_numpy(np.concatenate([votes.weight[is_pair], votes.weight[~is_pair]]))
-    data = (torch.cat([pair, thumb]) * weight).sum() / weight.sum()
-    prior = l2 * (head[:-2] ** 2).sum() + POSITION_L2 / len(weight) * (head[-2:] ** 2).sum()
+    weight, size = torch.from_numpy(votes.weight), features.shape[1]
+    data = (losses(features, votes, head, smoothing) * weight).sum() / weight.sum()
+    prior = l2 * (head[:size] ** 2).sum() + NUISANCE_L2 / len(weight) * (head[size:] ** 2).sum()
     return data + 0.5 * prior
 
 
 def fit_head(features: Array, votes: Votes, l2: float, smoothing: float) -> Head:
     """The head with the least weighted mean loss plus l2/2 |direction|^2 (L-BFGS in float64)."""
-    x = torch.from_numpy(features)
-    head = torch.zeros(features.shape[1] + 2, dtype=torch.float64, requires_grad=True)
+    x, size = torch.from_numpy(features), features.shape[1]
+    head = torch.zeros(size + 3 + votes.raters, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [head], max_iter=200, history_size=20, tolerance_grad=1e-6, tolerance_change=1e-10,
         line_search_fn="strong_wolfe",
@@ -117,20 +99,22 @@ def fit_head(features: Array, votes: Votes, l2: float, smoothing: float) -> Head
 
     optimizer.step(closure)
     solved = head.detach().numpy()
-    return Head(solved[:-2].copy(), float(solved[-2]), float(solved[-1]))
+    position, threshold, log_nu = (float(value) for value in solved[size : size + 3])
+    return Head(solved[:size].copy(), position, threshold, log_nu, solved[size + 3 :].copy())
+
+
+def held_out_margins(features: Array, votes: Votes, fold: Sequence[int], l2: float, smoothing: float) -> Array:
+    """`Head.margins` of every vote under the head that was fitted without its fold; 0 where there was none."""
+    folds, margins = np.asarray(fold), np.zeros(len(votes.left))
+    for number in np.unique(folds):
+        train, test = votes.pick(folds != number), folds == number
+        if train.weight.sum() > 0:
+            margins[test] = fit_head(features, train, l2, smoothing).margins(features, votes.pick(test))
+    return margins
 
 
 def held_out_loss(features: Array, votes: Votes, fold: Sequence[int], l2: float, smoothing: float) -> float:
-    """Mean loss of held-out comparisons (thumbs, where there are no others) over the folds: it chooses the L2."""
-    folds = np.asarray(fold)
-    counted = votes.is_pair if votes.is_pair.any() else ~votes.is_pair
-    total, count = 0.0, 0
-    for number in np.unique(folds):
-        test = votes.pick((folds == number) & counted)
-        if len(test.left) == 0 or not (folds != number).any():
-            continue
-        head = fit_head(features, votes.pick(folds != number), l2, smoothing)
-        vector = torch.from_numpy(np.concatenate([head.direction, [head.position, head.threshold]]))
-        loss = torch.cat(losses(torch.from_numpy(features), test, vector, smoothing))
-        total, count = total + float(loss.sum()), count + len(loss)
-    return total / max(count, 1)
+    """Weighted mean loss of held-out comparisons (thumbs, where there are no others): it chooses the L2."""
+    margins = torch.from_numpy(held_out_margins(features, votes, fold, l2, smoothing))
+    weight = torch.from_numpy(votes.weight * votes.telling)
+    return float((pair_loss(margins, smoothing) * weight).sum() / weight.sum().clamp(min=1e-12))

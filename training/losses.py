@@ -43,6 +43,16 @@ def thumb_loss(score: Tensor, up: Tensor, threshold: Tensor) -> Tensor:
     return -logsigmoid(sign * (score - threshold))
 
 
+def tie_loss(difference: Tensor, log_nu: Tensor, tied: Tensor) -> Tensor:
+    """Cross-entropy of whether a pair was called a tie: P(tie) = nu / (nu + 2 cosh(d / 2)); `tied` is 1 or 0.
+
+    With `pair_loss` for the untied ones this is Davidson's model (JASA 65, 1970, equation 2.4), in which the winner
+    of an untied pair follows Bradley-Terry: at nu = 1 and d = 0, left, right and tie have 1/3 each.
+    """
+    odds = log_nu - torch.logaddexp(difference / 2, -difference / 2)
+    return -logsigmoid((2 * tied - 1) * odds)
+
+
 # --- log-probabilities and KL -------------------------------------------------------------------------
 
 

@@ -1,0 +1,119 @@
+"""Labels to votes on numbered replies: comparisons, rankings, ties and thumbs in one table.
+
+Each reply has one row, however often it was judged. "Both bad" is a tie: it says that neither is better. A ranking
+is all of its pairs at once (InstructGPT, equation 1), which together weigh what its drafts can say, K - 1
+comparisons, however many pairs they make. Left out: comments, and demonstrations, which are no votes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thumbwise.contracts import Labels, Sample
+
+Array = NDArray[np.float64]
+Ints = NDArray[np.int64]
+TIE = 0.5
+OUTCOME = {"left": 1.0, "right": 0.0, "tie": TIE, "both_bad": TIE}
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Votes on N replies, by row number: comparisons, then thumbs (`right` is -1 for a thumb).
+
+    `good` is 1 where the left reply won or the thumb is up, 0 where not, TIE for a tie; `weight` counts a vote;
+    `group` names its prompt; `rater` [n] is who gave it, a number below `raters`.
+    """
+
+    left: Ints
+    right: Ints
+    good: Array
+    weight: Array
+    group: tuple[str, ...]
+    rater: Ints
+    raters: int
+
+    def pick(self, which: NDArray[np.bool_]) -> Votes:
+        """The votes where `which` is true."""
+        kept = tuple(g for g, keep in zip(self.group, which, strict=True) if keep)
+        return replace(
+            self, left=self.left[which], right=self.right[which], good=self.good[which], weight=self.weight[which],
+            group=kept, rater=self.rater[which],
+        )  # fmt: skip
+
+    def reweighted(self, factor: Array) -> Votes:
+        """The same votes with their weights times `factor`."""
+        return replace(self, weight=self.weight * factor)
+
+    @property
+    def is_pair(self) -> NDArray[np.bool_]:
+        """True for comparisons with a winner."""
+        return np.asarray((self.right >= 0) & (self.good != TIE))
+
+    @property
+    def is_tie(self) -> NDArray[np.bool_]:
+        """True for comparisons without one."""
+        return np.asarray((self.right >= 0) & (self.good == TIE))
+
+    @property
+    def is_thumb(self) -> NDArray[np.bool_]:
+        """True for thumbs."""
+        return self.right < 0
+
+    @property
+    def telling(self) -> NDArray[np.bool_]:
+        """The votes that accuracy is counted on: comparisons with a winner, or thumbs where there are no others."""
+        return self.is_pair if self.is_pair.any() else self.is_thumb
+
+
+def gather(labels: Labels, thumb_weight: float) -> tuple[list[Sample], Votes]:
+    """Unique replies, and the votes on them by row. Thumbs together weigh at most what comparisons do."""
+    rows: dict[Any, int] = {}
+    samples: list[Sample] = []
+    users: dict[str, int] = {}
+
+    def row(sample: Sample) -> int:
+        key = sample.meta.get("id") or (sample.prompt_ids, sample.response_ids)
+        if key not in rows:
+            rows[key] = len(samples)
+            samples.append(sample)
+        return rows[key]
+
+    def rater(user: str) -> int:
+        return users.setdefault(user, len(users))
+
+    found = [
+        (row(c.left), row(c.right), OUTCOME[c.choice], float(c.strength), c.group, rater(c.user))
+        for c in labels.comparisons
+    ]
+    for ranking in labels.rankings:
+        numbers, tiers = [row(draft) for draft in ranking.drafts], ranking.tiers
+        pairs = list(combinations(range(len(numbers)), 2))
+        for a, b in pairs:
+            good = TIE if tiers[a] == tiers[b] else float(tiers[a] < tiers[b])
+            counts = (len(numbers) - 1) / len(pairs)
+            found.append((numbers[a], numbers[b], good, counts, ranking.group, rater(ranking.user)))
+    share = thumb_weight
+    if labels.thumbs and found:
+        share = min(thumb_weight, sum(vote[3] for vote in found) / len(labels.thumbs))
+    if share > 0:
+        found += [(row(t.sample), -1, float(t.up), share, t.group, rater(t.user)) for t in labels.thumbs]
+    left, right, outcome, weight, group, who = zip(*found, strict=True) if found else ((),) * 6
+    return samples, Votes(
+        np.array(left, np.int64), np.array(right, np.int64), np.array(outcome), np.array(weight), tuple(group),
+        np.array(who, np.int64), len(users),
+    )  # fmt: skip
+
+
+def bootstrap(groups: Sequence[str], rng: np.random.Generator) -> Array:
+    """How often each vote counts when its prompts are drawn again with replacement."""
+    names = sorted(set(groups))
+    drawn = rng.multinomial(len(names), [1 / len(names)] * len(names))
+    times = dict(zip(names, drawn.tolist(), strict=True))
+    return np.array([float(times[group]) for group in groups])
