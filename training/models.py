@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -99,13 +100,24 @@ class Backbone:
         """
         if adapter is not None:
             self.peft.base_model.set_adapter(adapter)
-            yield
+            with self._mixed_precision():
+                yield
             return
         self.peft.base_model.disable_adapter_layers()
         try:
             yield
         finally:
             self.peft.base_model.enable_adapter_layers()
+
+    @contextmanager
+    def _mixed_precision(self) -> Iterator[None]:
+        """Multiply by an adapter's float32 weights in bfloat16 where the backbone is: PEFT would cast each input up."""
+        weight = self.base.get_output_embeddings().weight
+        if weight.dtype != torch.bfloat16:
+            yield
+            return
+        with torch.autocast(weight.device.type, weight.dtype), disable_input_dtype_casting(self.peft):
+            yield
 
     def merged(self, adapter: str | None) -> Any:
         """The generation copy with `adapter` merged into its weights; the backbone itself is not touched."""
