@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,12 @@ import pytest
 import torch
 from test_ppo import SMALL, disturb, low_ids, make_context
 from tiny_model import make_tiny_model
+from training_world import FakeAssistant, make_snapshot, train
 
+from thumbwise import faults
 from thumbwise.contracts import RunContext
 from thumbwise.errors import ThumbwiseError
+from thumbwise.feedback.records import sha256
 from thumbwise.plugins.ppo import PPO
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.ptx import KEPT, WINDOW, Pretraining, keep_file
@@ -149,3 +153,20 @@ def test_a_file_that_is_missing_not_text_or_too_short_is_one_sentence(model: Pat
     assert "cannot be read" in refused(None)
     assert "cannot be read" in refused(b"\xff\xfe\x00")
     assert f"has 3 tokens; --ptx needs at least {WINDOW}." in refused(b"Too short")
+
+
+def test_a_run_keeps_the_file_and_its_digest_and_goes_on_with_it(model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "book.txt"
+    source.write_text(" ".join(f"Chapter {n} was about bread, boats and the weather." for n in range(200)))
+    assistant = FakeAssistant(make_snapshot(40))
+    faults._passed.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(faults.VARIABLE, "iteration=full")
+        assert train(tmp_path, model, assistant, ptx_file=str(source)).outcome == "failed"
+    digest = sha256(source.read_bytes())
+    source.unlink()
+    result = train(tmp_path, model, assistant, resume=True)
+    assert result.outcome in ("promoted", "rejected"), result.reason
+    (run,) = (tmp_path / "home" / "runs").iterdir()
+    (manifest,) = run.glob("policy-*/manifest.json")
+    assert json.loads(manifest.read_text())["config"]["ptx_file"] == digest

@@ -66,21 +66,18 @@ class Pretraining:
         The loss is -log policy(token) at temperature 1, a mean over tokens; gamma = share |g_ppo| / |g_ptx| over
         running means of the norms. With a share of 0 the gradients stay as they are, bit for bit.
         """
-        ppo = {name: weight.grad for name, weight in weights.items()}
+        ppo = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights.values()]
         for weight in weights.values():
             weight.grad = None
         loss = self._backward(texts)
-        norms = [_norm(ppo.values()), _norm(weight.grad for weight in weights.values())]
+        ptx = [weight.grad for weight in weights.values() if weight.grad is not None]
+        norms = [float(torch.stack([gradient.norm() for gradient in side]).norm()) for side in (ppo, ptx)]
         self.norms = [
             new if old == 0 else MEMORY * old + (1 - MEMORY) * new for old, new in zip(self.norms, norms, strict=True)
         ]
         gamma = self.share * self.norms[0] / max(self.norms[1], 1e-12)
-        for name, weight in weights.items():
-            before = ppo[name]
-            if before is None or weight.grad is None or gamma == 0:
-                weight.grad = weight.grad if before is None and gamma > 0 else before
-            else:
-                weight.grad = before + gamma * weight.grad
+        for weight, ours, theirs in zip(weights.values(), ppo, ptx, strict=True):
+            weight.grad = ours + gamma * theirs if gamma > 0 else ours
         return {"ptx_loss": loss, "ptx_gamma": gamma}
 
     def _backward(self, texts: Sequence[Sample]) -> float:
@@ -131,9 +128,3 @@ def windows(path: Path, tokenizer: Any) -> list[Sample]:
         Sample((), "", (ids[start],), tuple(ids[start + 1 : start + WINDOW]), "length", "text")
         for start in range(0, len(ids) - WINDOW + 1, WINDOW)
     ]
-
-
-def _norm(gradients: Any) -> float:
-    """Euclidean norm over all gradients that are there."""
-    norms = [gradient.norm() for gradient in gradients if gradient is not None]
-    return float(torch.stack(norms).norm()) if norms else 0.0
