@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--reward", help="Reward model, as `plugins list` names them. [default: the setting `reward`]")
 @click.option(
     "--ptx", type=click.Path(exists=True, dir_okay=False, resolve_path=True), metavar="FILE",
-    help="Text that the policy should go on predicting as well as before (PPO-ptx), beside its own replies.",
+    help="Text that the policy should go on predicting as well as before (PPO-ptx, with the setting train.ptx above 0).",
 )  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with the last run, which was cut off or failed, where it stopped.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done with the votes so far; train nothing.")
@@ -44,6 +44,8 @@ def train(algorithm: str, reward: str | None, ptx: str | None, resume: bool, dry
     home = Home.find()
     url = running(home)
     settings = Settings.load(home, reward=reward, train={"ptx_file": ptx} if ptx else None)
+    if ptx and settings.train.ptx == 0:
+        raise click.UsageError("--ptx FILE needs PPO-ptx on: set train.ptx, for example THUMBWISE_TRAIN__PTX=0.3.")
     from thumbwise.plugin_manager import PluginManager
 
     plugins = PluginManager(home).load()

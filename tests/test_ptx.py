@@ -162,7 +162,7 @@ def test_a_run_keeps_the_file_and_its_digest_and_goes_on_with_it(model: Path, tm
     faults._passed.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(faults.VARIABLE, "iteration=full")
-        assert train(tmp_path, model, assistant, ptx_file=str(source)).outcome == "failed"
+        assert train(tmp_path, model, assistant, ptx=0.3, ptx_file=str(source)).outcome == "failed"
     digest = sha256(source.read_bytes())
     source.unlink()
     result = train(tmp_path, model, assistant, resume=True)

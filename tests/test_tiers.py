@@ -96,6 +96,8 @@ def test_the_commands_last_line_says_what_the_dry_run_found(tmp_path: Path, monk
     assert answer.stdout == f"dry run: {found.why}\n"
     assert json.loads(CliRunner().invoke(main, ["train", "--dry-run", "--json"]).stdout)["outcome"] == "dry_run"
     assert CliRunner().invoke(main, ["train", "--dry-run", "--resume"]).exit_code == 2
+    refused = CliRunner().invoke(main, ["train", "--dry-run", "--ptx", __file__])
+    assert (refused.exit_code, "set train.ptx" in refused.stderr) == (2, True)
 
 
 # --- the schedule ---------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ class TrainSettings(BaseModel):
         8.0, gt=0, description="nats a reply at which training stops and goes back to the last policy within it"
     )
     ptx: float = Field(
-        0.3, ge=0, description="norm of the pretraining gradient (PPO-ptx) as a share of PPO's own; 0 leaves it out"
+        0.0, ge=0, description="norm of the pretraining gradient (PPO-ptx) as a share of PPO's own; 0 leaves it out"
     )
     ptx_batch: int = Field(8, ge=2, description="texts in a pretraining gradient, one for each optimizer step")
     ptx_file: str = Field("", description="text file whose parts are half of those texts (`train --ptx FILE`)")
