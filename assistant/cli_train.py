@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--reward", help="Reward model, as `plugins list` names them. [default: the setting `reward`]")
 @click.option(
     "--ptx", type=click.Path(exists=True, dir_okay=False, resolve_path=True), metavar="FILE",
-    help="Text that the policy should go on predicting as well as before (PPO-ptx, with the setting train.ptx above 0).",
+    help="Text that the policy should go on predicting as well as before (PPO-ptx; needs the setting train.ptx).",
 )  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with the last run, which was cut off or failed, where it stopped.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done with the votes so far; train nothing.")
