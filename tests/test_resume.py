@@ -101,7 +101,7 @@ def test_where_the_gates_refuse_the_last_policy_an_earlier_one_goes_on_resumed_o
     tmp_path: Path, model: Path, fault: Any
 ) -> None:
     short = train(tmp_path / "short", model, FakeAssistant(make_snapshot(60)), iterations=2)
-    changes = {"iterations": 4, "kl_budget": 0.1}
+    changes = {"iterations": 4, "kl_budget": 0.19}
     gates = {"max_kl": 0.05}
     whole = train(tmp_path / "whole", model, FakeAssistant(make_snapshot(60)), gates, **changes)
     assert (whole.outcome, whole.metrics["stopped"]) == ("promoted", "stopped:gates")
