@@ -237,11 +237,10 @@ class Engine(_Supervised):
         self.log.parent.mkdir(parents=True, exist_ok=True)
         if self.log.exists():
             self.log.replace(self.log.with_name(self.log.name + ".1"))
-        launcher = [sys.executable, "-m", "thumbwise.engine_child", str(os.getpid())]
+        line = [sys.executable, "-m", "thumbwise.engine_child", str(os.getpid()), *self.command()]
         with self.log.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *launcher,
-                *self.command(),
+                *line,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -30,7 +30,7 @@ SILENCE = 60.0
 _DEAD = "EngineCore encountered an issue"
 _NOT_JSON = "Out of range float values"  # and where a log-probability is not a number
 
-# Below vLLM's own keep-alive of 5 s, so that no request is sent into a connection that it just closed.
+# Below the 5 s of a vLLM that is not ours, so that no request is sent into a connection that it just closed.
 _KEEPALIVE = 2.0
 
 

@@ -163,12 +163,12 @@ class BradleyTerry:
         return right
 
     def _trust(self, features: Array, votes: Votes, seed: int) -> Array:
-        """A factor for each rater's votes, [raters]; all 1 where `rm_rater_weights` is off."""
+        """A factor for each rater's votes, [raters]; all 1 where `rm_rater_weights` is off or raters are few."""
         from thumbwise.training.data import folds
         from thumbwise.training.heads import held_out_margins
-        from thumbwise.training.reliability import rater_weights
+        from thumbwise.training.reliability import LEAST_RATERS, rater_weights
 
-        if not self.train.rm_rater_weights:
+        if not self.train.rm_rater_weights or votes.raters < LEAST_RATERS:  # before the L2 is chosen for nothing
             return np.ones(votes.raters)
         fold, smoothing = folds(votes.group, self.train.rm_folds, seed + 2), self.train.rm_label_smoothing
         l2 = self._choose_l2(features, votes, seed + 1)

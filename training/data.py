@@ -29,7 +29,7 @@ class Snapshot:
 
     @property
     def telling(self) -> int:
-        """Votes that say which reply is better: what the reward model learns from. Ties say nothing."""
+        """Votes that say which reply is better: what the reward model learns from. Ties only say how near two are."""
         labels = self.labels
         untied = sum(c.choice in ("left", "right") for c in labels.comparisons)
         return untied + sum(len(set(r.tiers)) > 1 for r in labels.rankings) + len(labels.thumbs)
