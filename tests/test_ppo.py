@@ -193,15 +193,40 @@ def make_init(backbone: Backbone, seed: int = 0) -> ValueInit:
     return ValueInit((0, 1), weight, mean, np.ones(size, np.float32), 0.3, 16.0)
 
 
-def test_the_value_starts_as_the_reward_models_score_at_the_last_token(context: RunContext) -> None:
+def test_the_value_starts_as_the_reward_models_score_of_the_tokens_so_far(context: RunContext) -> None:
     samples = [s for s in sampled(context, 8) if s.response_ids]
     model = BradleyTerry(context)
     init = make_init(context.backbone)
     model.weights[0], model.mean, model.offsets[0] = init.weight, init.mean, init.bias
     value = ValueFunction(context.backbone, model.value_init(), 4, 1e-3, seed=0)
-    values = value.predict(samples, 10)
-    last = [values[row, len(s.response_ids) - 1].item() for row, s in enumerate(samples)]
-    np.testing.assert_allclose(last, model.score(samples).value, atol=1e-5)
+    longer = [replace(s, response_ids=(*s.response_ids, 7)) for s in samples]
+    values = value.predict(longer, 11)
+    after = [values[row, len(s.response_ids)].item() for row, s in enumerate(samples)]
+    np.testing.assert_allclose(after, model.score(samples).value, atol=1e-5)
+    np.testing.assert_allclose(values[:, 0], init.bias, atol=1e-6)
+
+
+def test_the_value_before_a_token_does_not_depend_on_that_token(context: RunContext) -> None:
+    value = ValueFunction(context.backbone, make_init(context.backbone), 4, 1e-3, seed=0)
+    (sample,) = [replace(s, response_ids=(9, 8, 7, 6)) for s in sampled(context, 1)]
+    other = replace(sample, response_ids=(9, 8, 55, 6))
+    one, two = value.predict([sample, other], 4)
+    torch.testing.assert_close(one[:3], two[:3])
+    assert (one[3] - two[3]).abs() > 1e-3
+
+
+def test_a_critic_that_knows_the_reward_leaves_a_tokens_own_merit_in_its_advantage(context: RunContext) -> None:
+    """One-token replies, whose value before the token is the mean: the advantages are the rewards less that mean."""
+    samples = [replace(s, response_ids=s.response_ids[:1], rollout_logprobs=None) for s in sampled(context, 12)]
+    model = BradleyTerry(context)
+    init = make_init(context.backbone)
+    model.weights[0], model.mean, model.offsets[0] = init.weight, init.mean, init.bias
+    algorithm = PPO(replace(context, value=model.value_init()), model.score)
+    rollout, _ = algorithm._evaluate(samples)
+    scores = model.score(samples).value
+    assert scores.std() > 0.01
+    expected = (scores - scores.mean()) / scores.std()
+    np.testing.assert_allclose(rollout.advantages[:, 0], expected, atol=1e-3)
 
 
 def test_a_value_loss_reaches_no_policy_weight_and_a_policy_loss_no_value_weight(context: RunContext) -> None:

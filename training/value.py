@@ -1,9 +1,10 @@
-"""The value function: the reward model's head at every response token, on an adapter of its own.
+"""The value function: what the reward model's head says of a reply so far, on an adapter of its own.
 
-It starts equal to the reward model (its adapter changes nothing at first, and its head is a copy), so at
-the last token V is the score before any training (InstructGPT, C.4). Its loss reaches only its own adapter
-and head. Left out: a value function as large as the policy; the head reads the lower half of the model,
-and only that half is run.
+V_t is the value of the state *before* response token t. Were it to see that token, it would take the token's own
+merit out of its advantage: with a perfect critic, all of it. It starts equal to the reward model (its adapter
+changes nothing at first, and its head is a copy), so that after n tokens V is the score of a reply of those n
+tokens before any training (InstructGPT, C.4). Its loss reaches only its own adapter and head. Left out: a value
+function as large as the policy; the head reads the lower half of the model, and only that half is run.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ def adamw(parameters: Sequence[Tensor], lr: float) -> Any:
 
 
 def prefix_means(hidden: Tensor, mean: Tensor, mask: Tensor, shrink: float) -> Tensor:
-    """(sum over i <= t of h_i - mean) / (t + shrink), t from 1: [B, T, D] -> [B, T, D]; pads add nothing."""
-    steps = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)
-    total = ((hidden - mean) * mask[..., None]).cumsum(1)
-    return total / (steps + shrink).clamp(min=1e-6)[:, None]
+    """(sum over i < t of h_i - mean) / (t + shrink), t from 0: [B, T, D] -> [B, T, D]; 0 before the first token."""
+    steps = torch.arange(hidden.shape[1], device=hidden.device)
+    terms = (hidden - mean) * mask[..., None]
+    before = torch.nn.functional.pad(terms[:, :-1], (0, 0, 1, 0))
+    return before.cumsum(1) / (steps + shrink).clamp(min=1e-6)[:, None]
 
 
 class ValueFunction:
@@ -58,7 +60,7 @@ class ValueFunction:
         return {**adapter, "head.weight": self.weight, "head.bias": self.bias}
 
     def values(self, batch: Batch) -> Tensor:
-        """V after each response token, [B, T] float32, 0 under pads; with gradients to the value's weights."""
+        """V before each response token, [B, T] float32, 0 under pads; with gradients to the value's weights."""
         adapter = VALUE if self.has_adapter else None
         states = self.backbone.hidden(batch, adapter, self.init.layers)
         total: Tensor = self.bias
