@@ -36,6 +36,8 @@ BUILTINS = (
     "thumbwise.plugins.bradley_terry",
     "thumbwise.plugins.ppo",
     "thumbwise.plugins.best_of_n",
+    "thumbwise.plugins.dpo",
+    "thumbwise.plugins.rloo",
     "thumbwise.plugins.gates",
     "thumbwise.plugins.candidates",
 )

@@ -250,7 +250,8 @@ def test_ppo_raises_a_toy_reward_and_leaves_the_base_alone(context: RunContext) 
     before = context.backbone.base_sha256()
     algorithm = PPO(context, low_ids)
     rows = [algorithm.step(i) for i in range(10)]
-    assert set(GLOSSARY) - set(rows[0]) == {"best_reward", "sft_loss", "ptx_loss", "ptx_gamma"}  # best_of_n's, ptx's
+    others = {"best_reward", "sft_loss", "dpo_loss", "dpo_accuracy", "ptx_loss", "ptx_gamma"}
+    assert set(GLOSSARY) - set(rows[0]) == others
     assert set(rows[0]) < set(GLOSSARY)
     assert all(math.isfinite(value) for row in rows for value in row.values())
     assert rows[0]["kl"] == 0.0

@@ -72,7 +72,7 @@ def test_a_run_killed_at_every_stage_in_turn_ends_with_the_adapter_of_one_that_w
     assert assistant.lease == len(PLACES)  # every time a fresh one, but where the assistant knew the end
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "best_of_n"])
+@pytest.mark.parametrize("algorithm", ["ppo", "best_of_n", "dpo", "rloo"])
 def test_every_algorithm_goes_on_from_its_checkpoint(tmp_path: Path, model: Path, fault: Any, algorithm: str) -> None:
     whole = train(tmp_path / "whole", model, FakeAssistant(make_snapshot(40)), algorithm=algorithm, iterations=3)
     assistant = FakeAssistant(make_snapshot(40))

@@ -49,6 +49,10 @@ class TrainSettings(BaseModel):
     best_of: int = Field(
         8, ge=2, description="replies to a prompt of which best_of_n keeps one (episodes / best_of prompts in a batch)"
     )
+    replies: int = Field(
+        4, ge=2, description="replies to a prompt, for dpo's pairs and rloo's baselines (episodes / replies prompts)"
+    )
+    dpo_beta: float = Field(0.1, gt=0, description="DPO's beta: smaller goes further from the reference")
     epochs: int = Field(1, ge=1, description="passes over a batch of rollouts")
     minibatches: int = Field(2, ge=1, description="optimizer steps in a pass")
     micro_batch: int = Field(16, ge=1, description="replies in one forward and backward; changes memory, not results")

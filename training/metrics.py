@@ -87,6 +87,8 @@ GLOSSARY: dict[str, Metric] = {
         "1 where that ratio was clipped, else 0", "tokens", "", Watch("value", high=0.3, above=_TOO_FAST)
     ),
     "policy_loss": Metric("max(-A r, -A clip(r, 1 - c, 1 + c))", "tokens", "near 0, mostly negative"),
+    "dpo_loss": Metric("-log sigmoid of beta times the log ratio of the chosen less the rejected", "pairs", "falls"),
+    "dpo_accuracy": Metric("1 where that difference is positive, before the update", "pairs", "above 0.5"),
     "sft_loss": Metric("-log policy of the kept replies (best_of_n)", "tokens", "falls slowly, as entropy"),
     "ptx_loss": Metric("-log policy of the pretraining texts at temperature 1", "tokens", "steady"),
     "ptx_gamma": Metric("weight of the pretraining gradient beside PPO's", "updates", "steady"),

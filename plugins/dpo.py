@@ -1,0 +1,147 @@
+"""DPO by TRL, online: the policy's own replies, paired by the reward. The loop, top to bottom.
+
+Each iteration samples `replies` replies to a prompt, and pairs the best with the worst, the second best with the
+second worst, and so on (Guo et al. 2024, arXiv 2402.04792, have one pair a prompt and an LLM that judges). The loss is
+TRL's: -log sigmoid(beta (log ratio of the chosen - log ratio of the rejected)), ratios to the reference (Rafailov
+et al. 2023, equation 7), here at the run's temperature. `kl` is only logged; beta and the job's `train.kl_budget`
+bound it. No value function and no advantages; only the order of scores counts. Left out: pairs that people voted
+on (their replies are seldom the policy's own, and the reward model has learned from them already), and pairs of
+earlier iterations. Torch and TRL are imported where a method needs them, so that listing plugins stays cheap.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from thumbwise import hookimpl
+from thumbwise.contracts import Register, Reward, RunContext, Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from thumbwise.training.stepping import Parts
+
+Pair = tuple[Sample, Sample]
+"""Chosen and rejected."""
+
+
+def pair_up(samples: Sequence[Sample], scores: Sequence[float], known: Sequence[bool], n: int) -> list[Pair]:
+    """Of every n in a row, best and worst, second best and second worst, …; never two with one score.
+
+    Replies without a score or without tokens are in no pair.
+    """
+    pairs = []
+    for start in range(0, len(samples), n):
+        group = [i for i in range(start, min(start + n, len(samples))) if known[i] and samples[i].response_ids]
+        group.sort(key=lambda i: -scores[i])
+        for place in range(len(group) // 2):
+            best, worst = group[place], group[-1 - place]
+            if scores[best] > scores[worst]:
+                pairs.append((samples[best], samples[worst]))
+    return pairs
+
+
+class DPO:
+    """Improves the adapter "policy", one batch of rollouts a step."""
+
+    def __init__(self, context: RunContext, reward: Reward) -> None:
+        from thumbwise.training import trl_parts
+        from thumbwise.training.models import POLICY
+        from thumbwise.training.value import adamw
+
+        if context.rollouts is None:
+            raise ValueError("dpo needs a rollout backend in its context")
+        self.context, self.train, self.backbone, self.reward = context, context.train, context.backbone, reward
+        self.iterations = self.train.iterations
+        trainer, config = trl_parts.load("DPOTrainer", "DPOConfig")
+        args = config(**trl_parts.settings(context), beta=self.train.dpo_beta, max_length=None)
+        row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+        self.trainer = trl_parts.build(self.backbone, trainer, row, args=args)
+        self.policy = self.backbone.parameters(POLICY)
+        self.optimizer = adamw(list(self.policy.values()), self.train.learning_rate)
+
+    def step(self, iteration: int) -> dict[str, float]:
+        """One iteration: rollouts, scores, pairs, then the updates. Returns its metrics."""
+        from thumbwise.training import stepping, trl_parts
+        from thumbwise.training.batches import chunks
+
+        start, train = time.monotonic(), self.train
+        prompts = max(1, train.episodes // train.replies)
+        samples, rng = stepping.sample_rollouts(self.context, iteration, prompts, train.replies)
+        score, known = stepping.shaped_scores(self.reward, samples, train)
+        found = stepping.measure(
+            self.backbone, samples, list(chunks(len(samples), train.micro_batch)), self.context.temperature
+        )
+        metrics = stepping.rollout_metrics(samples, found, score, known)
+        pairs = pair_up(samples, score.tolist(), known.tolist(), train.replies)
+        rate = stepping.set_learning_rate(self.optimizer, train.learning_rate, train, iteration)
+        metrics |= {"dpo_loss": 0.0, "dpo_accuracy": 0.5, "policy_grad_norm": 0.0}  # where there was no pair
+        metrics |= stepping.passes(len(pairs), train, rng, lambda minibatch: self._update(pairs, minibatch))
+        if pairs:
+            metrics["dpo_accuracy"] = trl_parts.logged(self.trainer, "rewards/accuracies")
+        return metrics | {"learning_rate": rate, "seconds": time.monotonic() - start}
+
+    def _update(self, pairs: Sequence[Pair], minibatch: Sequence[slice]) -> dict[str, float]:
+        """One optimizer step on the mean over pairs of TRL's loss, whatever the micro-batches."""
+        from thumbwise.training import stepping
+        from thumbwise.training.models import POLICY
+
+        count = sum(len(pairs[part]) for part in minibatch)
+        loss_sum = 0.0
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in minibatch:
+            rows = [
+                {
+                    "prompt_ids": list(chosen.prompt_ids),
+                    "chosen_ids": list(chosen.response_ids),
+                    "rejected_ids": list(rejected.response_ids),
+                }
+                for chosen, rejected in pairs[part]
+            ]
+            with self.backbone.using(POLICY), self._at_temperature():
+                loss: Tensor = self.trainer.compute_loss(self.trainer.model, self.trainer.data_collator(rows))
+            loss = loss * (len(rows) / count)
+            loss.backward()
+            loss_sum += float(loss.detach())
+        return {
+            "dpo_loss": loss_sum,
+            "policy_grad_norm": stepping.descend(self.policy, self.optimizer, self.train.max_grad_norm),
+        }
+
+    @contextmanager
+    def _at_temperature(self) -> Iterator[None]:
+        """Inside, the model's logits are those at the run's temperature: TRL's DPO knows only temperature 1."""
+
+        def divide(module: Any, args: Any, output: Any) -> Any:
+            output.last_hidden_state = output.last_hidden_state / self.context.temperature
+            return output
+
+        hook = self.backbone.body.register_forward_hook(divide)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _parts(self) -> Parts:
+        return {"policy": (self.policy, self.optimizer)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The policy and its optimizer, copied."""
+        from thumbwise.training.stepping import saved
+
+        return saved(self._parts())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back, or on, to what `state_dict` returned."""
+        from thumbwise.training.stepping import restore
+
+        restore(self._parts(), state)
+
+
+@hookimpl
+def register_policy_algorithms(register: Register) -> None:
+    """As `dpo`."""
+    register("dpo", DPO)

@@ -1,0 +1,129 @@
+"""RLOO by TRL: REINFORCE with the other replies to the same prompt as the baseline. The loop, top to bottom.
+
+Each iteration samples `replies` replies to a prompt. TRL takes beta times the KL to the reference from each reply's
+score, and the mean of the prompt's other replies from that, and clips the ratio of whole replies (Ahmadian et al.
+2024, arXiv 2402.14740, equation 8; Schulman et al. 2017 for the clip). Where prompts differ more than replies to
+one of them do, that baseline is better than a critic that has just begun; no token is told from another, though.
+Left out: the adaptive KL coefficient (it stays `train.kl_coefficient`; the job stops at `train.kl_budget`). Torch
+and TRL are imported where a method needs them, so that listing plugins stays cheap.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from thumbwise import hookimpl
+from thumbwise.contracts import Register, Reward, RunContext, Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from thumbwise.training.stepping import Parts
+
+
+class RLOO:
+    """Improves the adapter "policy", one batch of rollouts a step."""
+
+    def __init__(self, context: RunContext, reward: Reward) -> None:
+        from thumbwise.training.models import POLICY
+        from thumbwise.training.value import adamw
+
+        if context.rollouts is None:
+            raise ValueError("rloo needs a rollout backend in its context")
+        self.context, self.train, self.backbone, self.reward = context, context.train, context.backbone, reward
+        self.iterations = self.train.iterations
+        self.samples: Sequence[Sample] = ()
+        self.scores: list[float] = []  # NaN where there is none
+        self.trainer = self._make_trainer()
+        self.policy = self.backbone.parameters(POLICY)
+        self.optimizer = adamw(list(self.policy.values()), self.train.learning_rate)
+
+    def _make_trainer(self) -> Any:
+        """TRL's trainer, given our replies where it would generate, and our scores where it would ask for rewards."""
+        from thumbwise.training import trl_parts
+
+        trainer, config = trl_parts.load("RLOOTrainer", "RLOOConfig")
+        algorithm = self
+
+        class OnOurReplies(trainer):  # type: ignore[misc, valid-type]
+            def _generate(self, prompts: list[Any]) -> tuple[list[list[int]], list[list[int]], list[str]]:
+                del prompts
+                replies = algorithm.samples
+                ids = [list(sample.prompt_ids) for sample in replies], [list(s.response_ids) for s in replies]
+                return *ids, [sample.response for sample in replies]
+
+        def reward(**_: Any) -> list[float]:
+            return algorithm.scores
+
+        train = self.train
+        args = config(
+            **trl_parts.settings(self.context), beta=train.kl_coefficient, epsilon=train.clip,
+            num_generations=train.replies, steps_per_generation=train.replies, temperature=self.context.temperature,
+        )  # fmt: skip
+        return trl_parts.build(self.backbone, OnOurReplies, {"prompt": "a"}, args=args, reward_funcs=reward)
+
+    def step(self, iteration: int) -> dict[str, float]:
+        """One iteration: rollouts, scores, advantages, then the updates. Returns its metrics."""
+        import torch
+
+        from thumbwise.training import stepping, trl_parts
+        from thumbwise.training.batches import chunks
+        from thumbwise.training.models import POLICY
+
+        start, train = time.monotonic(), self.train
+        prompts = max(1, train.episodes // train.replies)
+        samples, rng = stepping.sample_rollouts(self.context, iteration, prompts, train.replies)
+        score, known = stepping.shaped_scores(self.reward, samples, train)
+        parts = list(chunks(len(samples), train.micro_batch))
+        found = stepping.measure(self.backbone, samples, parts, self.context.temperature)
+        metrics = stepping.rollout_metrics(samples, found, score, known)
+        self.samples, self.scores = samples, torch.where(known, score, torch.nan).tolist()
+        with self.backbone.using(POLICY), torch.no_grad():
+            batch = self.trainer._generate_and_score_completions([{"prompt": "a"}] * len(samples))
+        rate = stepping.set_learning_rate(self.optimizer, train.learning_rate, train, iteration)
+        metrics |= stepping.passes(len(samples), train, rng, lambda minibatch: self._update(batch, minibatch))
+        metrics |= {"clip_fraction": trl_parts.logged(self.trainer, "clip_ratio/region_mean")}
+        return metrics | {"learning_rate": rate, "seconds": time.monotonic() - start}
+
+    def _update(self, batch: Mapping[str, Tensor], minibatch: Sequence[slice]) -> dict[str, float]:
+        """One optimizer step on the mean over replies of TRL's loss, whatever the micro-batches."""
+        from thumbwise.training import stepping
+        from thumbwise.training.models import POLICY
+
+        count = sum(part.stop - part.start for part in minibatch)
+        loss_sum = 0.0
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in minibatch:
+            rows = {name: values[part] for name, values in batch.items()}
+            with self.backbone.using(POLICY):
+                loss: Tensor = self.trainer.compute_loss(self.trainer.model, rows)
+            loss = loss * ((part.stop - part.start) / count)
+            loss.backward()
+            loss_sum += float(loss.detach())
+        return {
+            "policy_loss": loss_sum,
+            "policy_grad_norm": stepping.descend(self.policy, self.optimizer, self.train.max_grad_norm),
+        }
+
+    def _parts(self) -> Parts:
+        return {"policy": (self.policy, self.optimizer)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The policy and its optimizer, copied."""
+        from thumbwise.training.stepping import saved
+
+        return saved(self._parts())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back, or on, to what `state_dict` returned."""
+        from thumbwise.training.stepping import restore
+
+        restore(self._parts(), state)
+
+
+@hookimpl
+def register_policy_algorithms(register: Register) -> None:
+    """As `rloo`."""
+    register("rloo", RLOO)
