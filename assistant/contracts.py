@@ -174,8 +174,8 @@ class RunContext:
 class ValueInit:
     """A reward model's linear head, from which a value function can start.
 
-    V_t = bias + sum over layers and dimensions of weight * scale * (sum of h_i - mean, i <= t) / (t + shrink),
-    where h_i is the i-th response token's hidden state at that layer; at the last token it is the score.
+    After n response tokens V = bias + sum over layers and dimensions of weight * scale * (sum of h_i - mean, i <= n)
+    / (n + shrink), where h_i is the i-th response token's hidden state at that layer; after the last it is the score.
     `weight`, `mean` and `scale` are f32[layers, hidden].
     """
 

@@ -2,7 +2,7 @@
 
 One JSON object a line, sorted, so that the same feedback always gives the same bytes; the SHA-256 of those
 bytes is the snapshot's id and file name. Replies that failed, were stopped, or are still streaming never
-leave here. Left out: edits and likert ratings, until a trainer reads them.
+leave here. A corrected reply is a demonstration. Left out: likert ratings, until a trainer reads them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ON_COMPARISONS = """
 _ON_REPLIES = """
     SELECT f.id, f.user_id, f.kind, f.value, r.prompt_sha256, p.messages, r.id AS reply_id
     FROM current_feedback f JOIN replies r ON r.id = f.message_id JOIN prompts p ON p.sha256 = r.prompt_sha256
-    WHERE f.kind IN ('thumb', 'comment') AND r.state = 'done' ORDER BY f.seq
+    WHERE f.kind IN ('thumb', 'comment', 'edit') AND r.state = 'done' ORDER BY f.seq
 """
 _PROMPTS = """
     SELECT r.user_id, r.prompt_sha256, p.messages, min(r.created_at) AS first
@@ -94,6 +94,8 @@ def _on_reply(row: dict[str, Any], replies: dict[str, dict[str, Any]]) -> dict[s
     if value.get("thumb") == "clear":
         return None
     line = {"type": row["kind"], "id": row["id"], "user": row["user_id"], **_prompt(row)}
+    if row["kind"] == "edit":
+        return line | {"type": "demonstration", "text": value["text"]}
     line["reply"] = _reply(replies[row["reply_id"]])
     return line | ({"up": value["thumb"] == "up"} if row["kind"] == "thumb" else {"text": value["text"]})
 

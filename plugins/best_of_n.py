@@ -69,7 +69,7 @@ class BestOfN:
         return metrics | {"learning_rate": rate, "seconds": time.monotonic() - start}
 
     def _update(self, kept: Sequence[Sample], minibatch: Sequence[slice]) -> dict[str, float]:
-        """One optimizer step on the mean over tokens of -log policy(token); one token count for all micro-batches.
+        """One optimizer step on the mean over tokens of -log policy(token).
 
         At the run's temperature, at which the replies were sampled and will be: there the gradient of a reply's
         log-likelihood is 0 in expectation, so that only the choice among replies moves the policy. At
@@ -78,16 +78,10 @@ class BestOfN:
         """
         from thumbwise.training import stepping
 
-        count = sum(len(sample.response_ids) for part in minibatch for sample in kept[part])
-        loss_sum = 0.0
         self.optimizer.zero_grad(set_to_none=True)
-        for part in minibatch:
-            logp = self.backbone.logprobs(self.backbone.batch(kept[part]), "policy", self.context.temperature)
-            loss = -logp.sum() / count
-            loss.backward()
-            loss_sum += float(loss.detach())
+        loss = stepping.imitate(self.backbone, kept, minibatch, self.context.temperature)
         norm = stepping.descend(self.policy, self.optimizer, self.train.max_grad_norm)
-        return {"sft_loss": loss_sum, "policy_grad_norm": norm}
+        return {"sft_loss": loss, "policy_grad_norm": norm}
 
     def _parts(self) -> Parts:
         return {"policy": (self.policy, self.optimizer)}

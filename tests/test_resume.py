@@ -72,6 +72,21 @@ def test_a_run_killed_at_every_stage_in_turn_ends_with_the_adapter_of_one_that_w
     assert assistant.lease == len(PLACES)  # every time a fresh one, but where the assistant knew the end
 
 
+@pytest.mark.parametrize("place", ["sft", "iteration#1"])
+def test_a_run_that_began_with_sft_goes_on_from_the_reference_that_it_left(
+    tmp_path: Path, model: Path, fault: Any, place: str
+) -> None:
+    snapshot, changes = make_snapshot(40, corrections=12), {"sft_demonstrations": 10, "sft_learning_rate": 1e-2}
+    whole = train(tmp_path / "whole", model, FakeAssistant(snapshot), **changes)
+    assistant = FakeAssistant(snapshot)
+    fault(place)
+    with pytest.raises(SystemExit):
+        train(tmp_path, model, assistant, **changes)
+    fault(None)
+    assert train(tmp_path, model, assistant, resume=True).version == whole.version
+    assert json.loads((run_folder(tmp_path) / "sft.json").read_text())["epoch"] > 0
+
+
 @pytest.mark.parametrize("algorithm", ["ppo", "best_of_n", "dpo", "rloo"])
 def test_every_algorithm_goes_on_from_its_checkpoint(tmp_path: Path, model: Path, fault: Any, algorithm: str) -> None:
     whole = train(tmp_path / "whole", model, FakeAssistant(make_snapshot(40)), algorithm=algorithm, iterations=3)

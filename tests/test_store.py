@@ -204,14 +204,18 @@ def test_a_snapshot_holds_votes_and_token_ids_and_is_named_by_its_content(store:
     store.add_feedback("local", "k4", thumb(cleared, "clear"))
     comment = FeedbackRequest(kind="comment", message_id=up, value={"text": "nice"})
     store.add_feedback("local", "k5", comment)
+    corrected = FeedbackRequest(kind="edit", message_id=up, value={"text": "Because of Rayleigh."})
+    store.add_feedback("local", "k6", corrected)
     snapshot_id = take_snapshot(store, tmp_path)
     data = read_snapshot(tmp_path, snapshot_id)
     lines = [json.loads(line) for line in data.splitlines()]
     assert sha256(data) == snapshot_id == take_snapshot(store, tmp_path)
-    assert [line["type"] for line in lines] == ["comparison", "thumb", "comment", "prompt"]
+    assert [line["type"] for line in lines] == ["comparison", "thumb", "comment", "demonstration", "prompt"]
     assert lines[0]["choice"] == "right"
     assert lines[0]["left"]["text"] == "one"
     assert lines[1]["reply"]["response_ids"] == [3, 4]
+    assert lines[3]["text"] == "Because of Rayleigh."
+    assert parse(data).demonstrations[0].prompt == tuple(ASK)
     assert {line["group"] for line in lines} == {sha256(canonical(ASK))}
 
 

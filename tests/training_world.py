@@ -34,8 +34,13 @@ def _line(kind: str, **fields: Any) -> str:
     return json.dumps({"type": kind, **fields}, sort_keys=True, separators=(",", ":"))
 
 
-def make_snapshot(votes: int, ties: int = 3, letter: int = 70, thumbs: bool = True) -> bytes:
-    """Votes that like replies with many tokens under `letter`; ids are random, prompts repeat four times."""
+def make_snapshot(
+    votes: int, ties: int = 3, letter: int = 70, thumbs: bool = True, corrections: int = 0
+) -> bytes:  # fmt: skip
+    """Votes that like replies with many tokens under `letter`; ids are random, prompts repeat four times.
+
+    Corrected replies all say the same.
+    """
     import random
 
     rng = random.Random(7)
@@ -61,6 +66,10 @@ def make_snapshot(votes: int, ties: int = 3, letter: int = 70, thumbs: bool = Tr
             lines.append(
                 _line("thumb", id=f"t{n}", user="u1", group=group, prompt=prompt, up=True, reply=reply(f"q{n}", 0.9))
             )
+    for n in range(corrections):
+        prompt = [{"role": "user", "content": f"Say something about number {n}."}]
+        common = {"user": "u1", "group": f"c{n}", "prompt": prompt}
+        lines.append(_line("demonstration", id=f"d{n}", text="The capital of France is Paris.", **common))
     lines.append(_line("comment", id="c", user="u", group="g", prompt=[], text="nice", reply=reply("z", 0.5)))
     return "".join(line + "\n" for line in lines).encode()
 

@@ -20,7 +20,7 @@ from safetensors.torch import save
 
 from thumbwise.contracts import GateReport, Prompt
 from thumbwise.training.data import prompt_ids
-from thumbwise.training.models import POLICY, REFERENCE, Backbone
+from thumbwise.training.models import BASE, POLICY, Backbone
 from thumbwise.training.rollouts import generate
 
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
@@ -61,7 +61,7 @@ def make_probes(backbone: Backbone, prompts: Sequence[Prompt]) -> list[dict[str,
         going_on = [token for token in reply.ids if token not in backbone.stop_ids]
         ids = [*context, *going_on[: n % 8 + 1]]
         top = backbone.next_logprobs(ids, POLICY).topk(TOP)
-        base = backbone.next_logprobs(ids, REFERENCE)[top.indices]
+        base = backbone.next_logprobs(ids, BASE)[top.indices]
         probes.append(
             {
                 "context_ids": ids,

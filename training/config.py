@@ -44,6 +44,15 @@ class TrainSettings(BaseModel):
         0.0, ge=0, description="reward given up per deviation of the heads (caution where they disagree)"
     )
 
+    sft_demonstrations: int = Field(
+        50, ge=5, description="corrected replies from which the round begins with SFT on them"
+    )
+    sft_epochs: int = Field(
+        4, ge=1, description="passes over them at most; the one with the least held-out loss is kept"
+    )
+    sft_learning_rate: float = Field(2e-4, gt=0, description="of SFT, falling to a tenth by a cosine")
+    sft_general: float = Field(0.1, ge=0, le=1, description="general chat mixed into them, as a share of their number")
+
     iterations: int = Field(25, ge=1, description="batches of rollouts")
     episodes: int = Field(32, ge=1, description="replies in a batch of rollouts")
     best_of: int = Field(

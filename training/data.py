@@ -1,6 +1,7 @@
 """A snapshot's bytes to labels and prompts, and which prompts are held out.
 
-Nothing here re-encodes text: replies keep the ids they were sampled with. Prompts are split by group (a
+Nothing here re-encodes text: replies keep the ids they were sampled with (corrections never had any, and are encoded
+by `thumbwise.training.sft`). Prompts are split by group (a
 seed prompt's topic, a person's prompt by its hash), in the order of a hash, so that the same prompts are
 held out whatever else was said. The split is by prompt alone: a person's votes may be on both sides,
 because holding out people as well would leave a twenty-fifth of a few hundred votes in a fold. Left out:
@@ -18,6 +19,18 @@ from typing import Any
 
 from thumbwise.contracts import Comparison, Labels, Message, Prompt, Ranking, Sample, Thumb
 from thumbwise.errors import ThumbwiseError
+from thumbwise.training.config import TrainSettings
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A reply as a person corrected it; `group` keeps a prompt on one side of every split."""
+
+    id: str
+    user: str
+    group: str
+    prompt: tuple[Message, ...]
+    text: str
 
 
 @dataclass(frozen=True)
@@ -26,6 +39,7 @@ class Snapshot:
 
     labels: Labels
     prompts: tuple[Prompt, ...]
+    demonstrations: tuple[Demonstration, ...] = ()
 
     @property
     def telling(self) -> int:
@@ -33,6 +47,10 @@ class Snapshot:
         labels = self.labels
         untied = sum(c.choice in ("left", "right") for c in labels.comparisons)
         return untied + sum(len(set(r.tiers)) > 1 for r in labels.rankings) + len(labels.thumbs)
+
+    def sft(self, train: TrainSettings) -> bool:
+        """Whether there are corrected replies enough for a round to begin with SFT."""
+        return len(self.demonstrations) >= train.sft_demonstrations
 
     @property
     def n_labels(self) -> int:
@@ -45,6 +63,7 @@ def parse(data: bytes) -> Snapshot:
     comparisons: list[Comparison] = []
     thumbs: list[Thumb] = []
     rankings: list[Ranking] = []
+    demonstrations: list[Demonstration] = []
     prompts: dict[tuple[tuple[str, str], ...], Prompt] = {}
     for number, line in enumerate(data.split(b"\n"), 1):  # not splitlines: JSON strings may hold U+2028
         if not line:
@@ -60,6 +79,8 @@ def parse(data: bytes) -> Snapshot:
             elif row["type"] == "ranking":
                 drafts = tuple(_sample(draft, messages) for draft in row["drafts"])
                 rankings.append(Ranking(row["id"], row["user"], row["group"], drafts, _tiers(row["tiers"], drafts)))
+            elif row["type"] == "demonstration":
+                demonstrations.append(Demonstration(row["id"], row["user"], row["group"], messages, row["text"]))
             elif row["type"] == "prompt":
                 prompts.setdefault(_key(messages), Prompt(messages, row["group"]))
         except (ValueError, KeyError, TypeError) as error:
@@ -67,7 +88,8 @@ def parse(data: bytes) -> Snapshot:
                 f"Line {number} of the snapshot cannot be read ({type(error).__name__}: {error}); the assistant and "
                 "the training job are probably of different versions: install the same one."
             ) from None
-    return Snapshot(Labels(tuple(comparisons), tuple(thumbs), tuple(rankings)), tuple(prompts.values()))
+    labels = Labels(tuple(comparisons), tuple(thumbs), tuple(rankings))
+    return Snapshot(labels, tuple(prompts.values()), tuple(demonstrations))
 
 
 def _comparison(row: dict[str, Any], messages: tuple[Message, ...]) -> Comparison:

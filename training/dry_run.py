@@ -30,10 +30,12 @@ class DryRun:
     telling: int
     people: int
     prompts: int
+    corrections: int
     algorithm: str | None
     reward: str
     why: str
     last_run_seconds: float | None
+    sft: bool
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain JSON."""
@@ -44,6 +46,7 @@ class DryRun:
         lines = [
             f"votes: {self.comparisons} comparisons, {self.rankings} rankings, {self.thumbs} thumbs by {self.people} "
             f"people on {self.prompts} prompts; {self.telling} of them say which reply is better",
+            f"corrected replies: {self.corrections}{'' if self.sft else ', too few to begin with SFT on them'}",
             f"reward model: {self.reward}",
             f"policy algorithm: {self.algorithm or 'none yet'}",
         ]
@@ -72,7 +75,8 @@ def dry_run(
     labels = snapshot.labels
     return DryRun(
         len(labels.comparisons), len(labels.rankings), len(labels.thumbs), snapshot.telling, _people(snapshot),
-        len(snapshot.prompts), name, settings.reward, why or "", _last_seconds(home),
+        len(snapshot.prompts), len(snapshot.demonstrations), name, settings.reward, why or "", _last_seconds(home),
+        snapshot.sft(settings.train),
     )  # fmt: skip
 
 

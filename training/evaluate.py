@@ -29,7 +29,7 @@ def kl_to_reference(context: RunContext, samples: Sequence[Sample], adapter: str
         batch = backbone.batch(samples[part])
         with torch.no_grad():
             own = backbone.logprobs(batch, adapter, context.temperature)
-            reference = backbone.logprobs(batch, None, context.temperature)
+            reference = backbone.logprobs(batch, backbone.reference, context.temperature)
         total += float((own - reference).sum())
     return total / max(1, len(samples))
 

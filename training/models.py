@@ -1,11 +1,11 @@
 """One frozen backbone, and everything that reads it: named LoRA adapters, log-probabilities, hidden states.
 
-PPO speaks of four models; here they are one copy of the weights. The reference is the backbone with its
-adapters off, the policy and the value function are adapters of their own, the reward model is a linear head
-on hidden states. A second copy of the linear layers' weights serves generation with an adapter merged in:
-bfloat16 cannot take a merge back exactly, so the first copy is never merged into. Frozen weights compute in
-the run's dtype; adapters, log-softmax and losses in float32. Left out: full fine-tuning and devices other
-than the one the weights are on.
+PPO speaks of four models; here they are one copy of the weights. The reference is the backbone with its adapters
+off, or where there was an SFT stage a frozen adapter; the policy and the value function are adapters of their own,
+the reward model is a linear head on hidden states. A second copy of the linear layers' weights serves generation
+with an adapter merged in: bfloat16 cannot take a merge back exactly, so the first copy is never merged into. Frozen
+weights compute in the run's dtype; adapters, log-softmax and losses in float32. Left out: full fine-tuning and
+devices other than the one the weights are on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from thumbwise.training.config import TrainSettings
 from thumbwise.training.losses import entropy, token_logprobs
 
 POLICY = "policy"
-REFERENCE = None  # the backbone with every adapter off
+BASE = None  # the backbone with every adapter off
+FROZEN = "ref"  # TRL looks for its reference under this name
 
 
 class _Enough(Exception):
@@ -63,6 +64,8 @@ class Backbone:
         self.body: Any = base.base_model
         self.layers = _decoder_layers(base)
         self.hidden_size = int(base.get_input_embeddings().weight.shape[1])
+        self.reference: str | None = BASE
+        """What the KL is taken to: the base, or a frozen copy of the policy as an SFT stage left it."""
         self._lora = {n: m for n, m in base.named_modules() if isinstance(m, LoraLayer)}
 
     # --- adapters -----------------------------------------------------------------------------------
@@ -92,9 +95,18 @@ class Backbone:
             for key, value in self.parameters(name).items():
                 value.copy_(state[key])
 
+    def freeze_reference(self) -> None:
+        """From now on the reference is a frozen copy of the adapter "policy" as it is."""
+        with _seeded(0):
+            self.peft.add_adapter(FROZEN, self.peft.peft_config[POLICY])
+        with torch.no_grad():
+            for frozen, weight in zip(self.parameters(FROZEN).values(), self.parameters(POLICY).values(), strict=True):
+                frozen.copy_(weight)
+        self.reference = FROZEN
+
     @contextmanager
     def using(self, adapter: str | None) -> Iterator[None]:
-        """Compute with `adapter`, or with none of them (the reference), inside the block.
+        """Compute with `adapter`, or with none of them (the base), inside the block.
 
         PEFT gives gradients to the active adapter alone, so a loss cannot reach another one's weights.
         """
@@ -197,7 +209,7 @@ class Backbone:
             rows = order[part]
             batch = self.batch([samples[row] for row in rows])
             with torch.no_grad():
-                states = self.hidden(batch, REFERENCE, layers)
+                states = self.hidden(batch, BASE, layers)
             total = torch.stack([(state * batch.mask[..., None]).sum(1) for state in states], 1)
             sums[rows] = total.numpy()
         return sums, counts

@@ -25,8 +25,8 @@ from thumbwise.feedback.records import sha256
 from thumbwise.home import write_durably
 from thumbwise.training.batches import chunks
 from thumbwise.training.config import TrainSettings
-from thumbwise.training.models import POLICY, REFERENCE
 from thumbwise.training.rollouts import InProcess
+from thumbwise.training.stepping import imitate
 
 KEPT = "ptx.txt"
 """The operator's file as the run began with it, in the run's folder."""
@@ -46,11 +46,7 @@ class Pretraining:
         self.backbone, self.share, self.batch, self.micro = (
             context.backbone, train.ptx, train.ptx_batch, train.micro_batch,
         )  # fmt: skip
-        prompts = list(context.seed_prompts) or list(context.prompts)
-        rng = random.Random(f"{train.seed}:ptx")
-        drawn = [rng.choice(prompts) for _ in range(TEXTS)]
-        self.texts = InProcess(replace(context, temperature=1.0)).sample(drawn, REFERENCE, train.seed * 10 + 5)
-        self.texts = [text for text in self.texts if text.response_ids]
+        self.texts = general_chat(context, TEXTS, "ptx")
         self.own = windows(context.folder / KEPT, self.backbone.tokenizer) if train.ptx_file else []
         self.norms = [0.0, 0.0]
         """Running means of the norms of PPO's gradient and of this one's; 0 before the first step."""
@@ -69,7 +65,7 @@ class Pretraining:
         ppo = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights.values()]
         for weight in weights.values():
             weight.grad = None
-        loss = self._backward(texts)
+        loss = imitate(self.backbone, texts, list(chunks(len(texts), self.micro)), 1.0)
         ptx = [weight.grad for weight in weights.values() if weight.grad is not None]
         norms = [float(torch.stack([gradient.norm() for gradient in side]).norm()) for side in (ppo, ptx)]
         self.norms = [
@@ -80,17 +76,6 @@ class Pretraining:
             weight.grad = ours + gamma * theirs if gamma > 0 else ours
         return {"ptx_loss": loss, "ptx_gamma": gamma}
 
-    def _backward(self, texts: Sequence[Sample]) -> float:
-        """Gradient of the mean loss over all texts' tokens, in micro-batches; returns the loss."""
-        count = sum(len(text.response_ids) for text in texts)
-        total = 0.0
-        for part in chunks(len(texts), self.micro):
-            logp = self.backbone.logprobs(self.backbone.batch(texts[part]), POLICY, 1.0)
-            loss = -logp.sum() / count
-            loss.backward()
-            total += float(loss.detach())
-        return total
-
     def state_dict(self) -> dict[str, Any]:
         """The running means; texts follow from the seed."""
         return {"ptx_norms": list(self.norms)}
@@ -98,6 +83,16 @@ class Pretraining:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self.norms = list(state["ptx_norms"])
+
+
+def general_chat(context: RunContext, wanted: int, purpose: str) -> list[Sample]:
+    """About `wanted` replies of the reference at temperature 1 to our prompts (people's, where there are none)."""
+    seed, prompts = context.train.seed, list(context.seed_prompts) or list(context.prompts)
+    rng = random.Random(f"{seed}:{purpose}")
+    drawn = [rng.choice(prompts) for _ in range(wanted)]
+    backend = InProcess(replace(context, temperature=1.0))
+    texts = backend.sample(drawn, context.backbone.reference, seed * 10 + 5)
+    return [text for text in texts if text.response_ids]
 
 
 def keep_file(train: TrainSettings, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a training round consists of, stage by stage: snapshot, reward model, policy, gates, candidate, swap.
+"""What a training round consists of, stage by stage: snapshot, SFT, reward model, policy, gates, candidate, swap.
 
 Each stage leaves what it made in the run's folder, whole or not at all, and a stage whose file is there is not
 done again; everything random hangs on the seed and the iteration. So a run that was killed at any moment ends
@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save
 
 from thumbwise.contracts import (
     FitReport,
@@ -51,13 +52,14 @@ from thumbwise.training.data import Snapshot, parse, prompt_ids, seed_prompts, s
 from thumbwise.training.evaluate import gather_evidence
 from thumbwise.training.health import draw, examine
 from thumbwise.training.metrics import MetricsLog
-from thumbwise.training.models import Backbone
+from thumbwise.training.models import POLICY, Backbone
 from thumbwise.training.progress import RunProgress
 from thumbwise.training.ptx import keep_file
 from thumbwise.training.replies import finish_rate, mean_length, repetition
 from thumbwise.training.reward import ShapedReward
 from thumbwise.training.runs import TrainResult, read_json, write_json
 from thumbwise.training.selection import halfway, select
+from thumbwise.training.sft import SFTReport, learn
 from thumbwise.training.tiers import choose, too_little
 
 BASE = "policy-0000"
@@ -65,7 +67,7 @@ STABLE = "stable"
 PROBES = 8
 CALIBRATION = 64
 """Replies of the reference on which the reward gets mean 0 and deviation 1."""
-FIT, CANDIDATE = "fit.json", "candidate.json"
+FIT, CANDIDATE, SFT, SFT_WEIGHTS = "fit.json", "candidate.json", "sft.json", "sft.safetensors"
 
 
 @dataclass
@@ -108,6 +110,7 @@ class Round:
         train = self.settings.train
         context, held_out = self._open(snapshot)
         weights = context.backbone.base_sha256()
+        self._demonstrate(context, snapshot)
         model, fit = self._fit_reward(context, snapshot)
         fault_point("reward_model")
         if isinstance(model, OffersValue):
@@ -195,6 +198,25 @@ class Round:
         rollouts = self.plugins.get("rollout_backends", train.rollouts)(context)
         return replace(context, rollouts=rollouts), split.held_out * gates.samples
 
+    def _demonstrate(self, context: RunContext, snapshot: Snapshot) -> None:
+        """SFT, where there are corrected replies enough; it leaves the reference, of which the policy starts as a copy."""
+        backbone = context.backbone
+        if not snapshot.sft(self.settings.train):
+            return
+        self.progress.stage("sft")
+        if (note := read_json(self.folder / SFT)) is None:
+            _seed(self.settings.train.seed, 0)
+            report = learn(context, snapshot.demonstrations, self.lease.check)
+            write_durably(self.folder / SFT_WEIGHTS, save(backbone.state(POLICY)))
+            write_json(self.folder / SFT, asdict(report))
+        else:
+            report = SFTReport(**note)
+            backbone.restore(POLICY, load_file(self.folder / SFT_WEIGHTS))
+        self.progress.say(report.line())
+        if report.epoch:
+            backbone.freeze_reference()
+        fault_point("sft")
+
     def _fit_reward(self, context: RunContext, snapshot: Snapshot) -> tuple[RewardModel, FitReport]:
         """Fit on all votes, then set mean and deviation on replies of the reference; fit.json says it is done."""
         self.progress.stage("reward model")
@@ -206,7 +228,7 @@ class Round:
         fit = model.fit(snapshot.labels, self.settings.train.seed)
         prompts = [*context.prompts, *context.seed_prompts]
         random.Random(self.settings.train.seed).shuffle(prompts)
-        model.normalise(self._sample(context, prompts[:CALIBRATION], None, 1))
+        model.normalise(self._sample(context, prompts[:CALIBRATION], context.backbone.reference, 1))
         model.save(self.folder)
         write_json(self.folder / FIT, asdict(fit))
         self.progress.say(f"Reward model: {fit.accuracy:.1%} of {fit.n} votes in cross-validation")

@@ -21,7 +21,7 @@ from thumbwise.errors import ThumbwiseError
 from thumbwise.training.batches import chunks, pad_rows
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.losses import kl_k1, masked_mean, warmup
-from thumbwise.training.models import POLICY, REFERENCE, Backbone
+from thumbwise.training.models import POLICY, Backbone
 from thumbwise.training.replies import eos_penalties, finish_rate, mean_length, repetition
 
 Parts = Mapping[str, tuple[Mapping[str, Tensor], Any]]
@@ -87,7 +87,7 @@ def measure(backbone: Backbone, samples: Sequence[Sample], parts: Sequence[slice
         batch = backbone.batch(samples[part])
         logp, entropy = backbone.logprobs_and_entropy(batch, POLICY, temperature)
         with torch.no_grad():
-            reference = backbone.logprobs(batch, REFERENCE, temperature)
+            reference = backbone.logprobs(batch, backbone.reference, temperature)
         for found, row in zip(rows, (logp, reference, entropy, batch.mask), strict=True):
             found.append(row)
     return Measured(*(pad_rows(found, width) for found in rows))
@@ -163,6 +163,20 @@ def set_learning_rate(optimizer: Any, rate: float, train: TrainSettings, iterati
     for group in optimizer.param_groups:
         group["lr"] = now
     return now
+
+
+def imitate(backbone: Backbone, samples: Sequence[Sample], parts: Sequence[slice], temperature: float) -> float:
+    """Add the gradient of the mean over tokens of -log policy(token) to the policy's; returns that mean.
+
+    One token count for all micro-batches `parts`, so that they change nothing.
+    """
+    count = max(1, sum(len(sample.response_ids) for part in parts for sample in samples[part]))
+    total = 0.0
+    for part in parts:
+        loss = -backbone.logprobs(backbone.batch(samples[part]), POLICY, temperature).sum() / count
+        loss.backward()
+        total += float(loss.detach())
+    return total
 
 
 def descend(weights: Mapping[str, Tensor], optimizer: Any, max_norm: float) -> float:

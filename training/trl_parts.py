@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from thumbwise.training.models import POLICY
+from thumbwise.training.models import FROZEN, POLICY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,14 +66,20 @@ def build(backbone: Backbone, make: Callable[..., Any], row: dict[str, Any], **a
     datasets.disable_progress_bars()
     for name in ("trl", "accelerate", "transformers.trainer"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    frozen = backbone.state(FROZEN) if backbone.reference == FROZEN else None
+    if frozen is not None:  # TRL makes one of its own, untrained
+        backbone.peft.delete_adapter(FROZEN)
     configs, data = backbone.peft.peft_config, datasets.Dataset.from_list([row])
     configs["default"] = configs[POLICY]
     with torch.random.fork_rng():
         trainer = make(
             model=backbone.peft, train_dataset=data, processing_class=backbone.tokenizer, **arguments,
         )  # fmt: skip
-    backbone.peft.delete_adapter("ref")
+    backbone.peft.delete_adapter(FROZEN)
     del configs["default"]
+    if frozen is not None:
+        backbone.freeze_reference()
+        backbone.restore(FROZEN, frozen)
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)

@@ -1,0 +1,116 @@
+"""The first of the recipe's steps: supervised fine-tuning on demonstrations, here replies that people corrected.
+
+A few epochs on the corrections, with a share of general chat (the reference's own replies at temperature 1, whose
+gradient is 0 in expectation at first) so that the model does not forget the rest (InstructGPT, appendix C.3: two
+epochs with 10% pretraining mix). A fifth of the prompts is held out, and the epoch whose held-out loss is least is
+kept; where none is below the base's, nothing is. What is kept becomes the reference, frozen, of which the policy
+starts as a copy. Left out: choosing the epoch by the reward model's score (section 3.5), which is fitted after this;
+and corrections as comparisons with the reply that they correct, because that reward model would learn to tell
+people's writing from the model's.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, no_grad
+
+from thumbwise.contracts import RunContext, Sample
+from thumbwise.training.batches import chunks
+from thumbwise.training.config import TrainSettings
+from thumbwise.training.data import Demonstration, folds, prompt_ids
+from thumbwise.training.models import POLICY, Backbone
+from thumbwise.training.ptx import general_chat
+from thumbwise.training.stepping import descend, imitate
+from thumbwise.training.value import adamw
+
+FOLDS = 5
+"""One of them is held out."""
+
+
+@dataclass(frozen=True)
+class SFTReport:
+    """Demonstrations learned from, the epoch that was kept (0: none), and the held-out loss before and after each."""
+
+    demonstrations: int
+    epoch: int
+    losses: list[float]
+
+    def line(self) -> str:
+        """One sentence for people."""
+        said = f"SFT on {self.demonstrations} corrected replies: held-out loss {self.losses[0]:.3f}"
+        if self.epoch == 0:
+            return f"{said}, and not lower in any of {len(self.losses) - 1} epochs: nothing is kept of it"
+        return f"{said} -> {self.losses[self.epoch]:.3f} after epoch {self.epoch}"
+
+
+def encode(demonstrations: Sequence[Demonstration], backbone: Backbone, longest: int) -> list[tuple[str, Sample]]:
+    """Group and sample of each demonstration, its text encoded and ended; those over `longest` tokens are left out."""
+    found = []
+    for demo in demonstrations:
+        prompt = prompt_ids(backbone.tokenizer, demo.prompt)
+        text = backbone.tokenizer(demo.text, add_special_tokens=False)["input_ids"]
+        if len(prompt) <= longest and len(text) < longest:
+            ids = (*text, int(backbone.tokenizer.eos_token_id))
+            found.append((demo.group, Sample(demo.prompt, demo.text, tuple(prompt), ids, "stop", "person")))
+    return found
+
+
+def learn(
+    context: RunContext, demonstrations: Sequence[Demonstration], check: Callable[[], None] = lambda: None
+) -> SFTReport:
+    """Fine-tune the adapter "policy"; it ends as the best epoch left it. `check` is called before every update."""
+    train, backbone = context.train, context.backbone
+    encoded = encode(demonstrations, backbone, train.max_prompt_tokens)
+    fold = folds([group for group, _ in encoded], FOLDS, train.seed)
+    own = [sample for (_, sample), number in zip(encoded, fold, strict=True) if number]
+    held_out = [sample for (_, sample), number in zip(encoded, fold, strict=True) if not number]
+    if not own or not held_out:
+        return SFTReport(0, 0, [math.nan])
+    general = general_chat(context, math.ceil(len(own) * train.sft_general), "sft") if train.sft_general else []
+    weights, rng = backbone.parameters(POLICY), random.Random(f"{train.seed}:sft")
+    optimizer = adamw(list(weights.values()), train.sft_learning_rate)
+    losses, kept, best = [held_out_loss(backbone, held_out)], backbone.state(POLICY), 0
+    mixed = own + general
+    for epoch in range(1, train.sft_epochs + 1):
+        rng.shuffle(mixed)
+        batches = list(chunks(len(mixed), train.micro_batch))
+        for number, part in enumerate(batches):
+            check()
+            done = (epoch - 1 + number / len(batches)) / train.sft_epochs
+            _update(backbone, mixed[part], weights, optimizer, train, done)
+        losses.append(held_out_loss(backbone, held_out))
+        if losses[-1] < min(losses[:-1]):
+            kept, best = backbone.state(POLICY), epoch
+    backbone.restore(POLICY, kept)
+    return SFTReport(len(own), best, losses)
+
+
+def rate(done: float) -> float:
+    """Share of the learning rate when the share `done` of all updates is done: a cosine to a tenth (C.1)."""
+    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _update(
+    backbone: Backbone, samples: Sequence[Sample], weights: dict[str, Tensor], optimizer: Any, train: TrainSettings,
+    done: float,
+) -> None:  # fmt: skip
+    for group in optimizer.param_groups:
+        group["lr"] = train.sft_learning_rate * rate(done)
+    optimizer.zero_grad(set_to_none=True)
+    imitate(backbone, samples, [slice(0, len(samples))], 1.0)
+    descend(weights, optimizer, train.max_grad_norm)
+
+
+def held_out_loss(backbone: Backbone, samples: Sequence[Sample]) -> float:
+    """Mean over tokens of -log policy(token) at temperature 1."""
+    total, count = 0.0, 0
+    with no_grad():
+        for part in chunks(len(samples), backbone.micro_batch):
+            total -= float(backbone.logprobs(backbone.batch(samples[part]), POLICY, 1.0).sum())
+            count += sum(len(sample.response_ids) for sample in samples[part])
+    return total / count
