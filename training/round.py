@@ -199,7 +199,7 @@ class Round:
         return replace(context, rollouts=rollouts), split.held_out * gates.samples
 
     def _demonstrate(self, context: RunContext, snapshot: Snapshot) -> None:
-        """SFT, where there are corrected replies enough; it leaves the reference, of which the policy starts as a copy."""
+        """SFT, where corrected replies are enough; it leaves the reference, of which the policy starts as a copy."""
         backbone = context.backbone
         if not snapshot.sft(self.settings.train):
             return
