@@ -12,14 +12,11 @@ where a method needs it, so that listing plugins stays cheap.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
 from thumbwise import hookimpl
 from thumbwise.contracts import Register, Reward, RunContext, Sample
-
-if TYPE_CHECKING:
-    from thumbwise.training.stepping import Parts
+from thumbwise.training.policy_state import PolicyState
 
 
 def best_replies(scores: Sequence[float], known: Sequence[bool], n: int) -> list[int]:
@@ -32,7 +29,7 @@ def best_replies(scores: Sequence[float], known: Sequence[bool], n: int) -> list
     return kept
 
 
-class BestOfN:
+class BestOfN(PolicyState):
     """Improves the adapter "policy", one batch of rollouts a step."""
 
     def __init__(self, context: RunContext, reward: Reward) -> None:
@@ -82,21 +79,6 @@ class BestOfN:
         loss = stepping.imitate(self.backbone, kept, minibatch, self.context.temperature)
         norm = stepping.descend(self.policy, self.optimizer, self.train.max_grad_norm)
         return {"sft_loss": loss, "policy_grad_norm": norm}
-
-    def _parts(self) -> Parts:
-        return {"policy": (self.policy, self.optimizer)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The policy and its optimizer, copied."""
-        from thumbwise.training.stepping import saved
-
-        return saved(self._parts())
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back, or on, to what `state_dict` returned."""
-        from thumbwise.training.stepping import restore
-
-        restore(self._parts(), state)
 
 
 @hookimpl

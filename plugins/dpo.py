@@ -12,17 +12,17 @@ earlier iterations. Torch and TRL are imported where a method needs them, so tha
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from thumbwise import hookimpl
 from thumbwise.contracts import Register, Reward, RunContext, Sample
+from thumbwise.training.policy_state import PolicyState
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from thumbwise.training.stepping import Parts
 
 Pair = tuple[Sample, Sample]
 """Chosen and rejected."""
@@ -44,7 +44,7 @@ def pair_up(samples: Sequence[Sample], scores: Sequence[float], known: Sequence[
     return pairs
 
 
-class DPO:
+class DPO(PolicyState):
     """Improves the adapter "policy", one batch of rollouts a step."""
 
     def __init__(self, context: RunContext, reward: Reward) -> None:
@@ -124,21 +124,6 @@ class DPO:
             yield
         finally:
             hook.remove()
-
-    def _parts(self) -> Parts:
-        return {"policy": (self.policy, self.optimizer)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The policy and its optimizer, copied."""
-        from thumbwise.training.stepping import saved
-
-        return saved(self._parts())
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back, or on, to what `state_dict` returned."""
-        from thumbwise.training.stepping import restore
-
-        restore(self._parts(), state)
 
 
 @hookimpl

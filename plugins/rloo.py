@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from thumbwise import hookimpl
 from thumbwise.contracts import Register, Reward, RunContext, Sample
+from thumbwise.training.policy_state import PolicyState
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from thumbwise.training.stepping import Parts
 
-
-class RLOO:
+class RLOO(PolicyState):
     """Improves the adapter "policy", one batch of rollouts a step."""
 
     def __init__(self, context: RunContext, reward: Reward) -> None:
@@ -106,21 +105,6 @@ class RLOO:
             "policy_loss": loss_sum,
             "policy_grad_norm": stepping.descend(self.policy, self.optimizer, self.train.max_grad_norm),
         }
-
-    def _parts(self) -> Parts:
-        return {"policy": (self.policy, self.optimizer)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The policy and its optimizer, copied."""
-        from thumbwise.training.stepping import saved
-
-        return saved(self._parts())
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back, or on, to what `state_dict` returned."""
-        from thumbwise.training.stepping import restore
-
-        restore(self._parts(), state)
 
 
 @hookimpl
