@@ -89,6 +89,7 @@ class FakeAssistant:
     rejected: list[dict[str, Any]] = field(default_factory=list)
     finished: list[dict[str, Any]] = field(default_factory=list)
     beats: int = 0
+    max_tokens: int = 8
     lease_seconds: float = 120.0
     lease_lost: bool = False
     lease: int = 1
@@ -136,7 +137,7 @@ class FakeAssistant:
             "run_id": f"run-{self.number}", "number": self.number, "lease": f"lease-{self.lease}",
             "lease_seconds": self.lease_seconds,
             "snapshot_id": hashlib.sha256(self.snapshot).hexdigest(), "stable": self.stable, "model": "tiny",
-            "base_digest": self.digest, "max_tokens": 8, "temperature": 0.7,
+            "base_digest": self.digest, "max_tokens": self.max_tokens, "temperature": 0.7,
         }  # fmt: skip
         return httpx.Response(201, json=run)
 
