@@ -1,6 +1,6 @@
 """What a rehearsal leaves to read: report.md with a table and sample replies, and curves.png.
 
-The replies are the first to ten evenly spaced held-out prompts, whatever they say. Left out: HTML.
+The replies are the first to twenty evenly spaced held-out prompts, whatever they say. Left out: HTML.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from thumbwise.training.metrics import MetricsLog
 from thumbwise.training.raters import mean_scores
 from thumbwise.training.runs import read_json
 
-SAMPLES = 10
+SAMPLES = 20
 ROWS = {
     "votes": "votes", "rm_accuracy": "reward model agrees with the judge", "win_rate": "win rate over start",
     "best_of_16_win_rate": "best of 16 by the same reward model", "kl": "KL, nats a reply",
