@@ -200,6 +200,11 @@ def test_adamw_takes_small_first_steps_on_small_gradients() -> None:
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
 
 
+def test_the_rate_is_annealed_to_a_tenth() -> None:
+    assert [losses.annealing(0, 11), losses.annealing(5, 11), losses.annealing(10, 11)] == pytest.approx([1, 0.55, 0.1])
+    assert losses.annealing(0, 1) == 1
+
+
 def test_warm_up_from_a_tenth() -> None:
     assert_close(
         [losses.warmup(0, 10), losses.warmup(10, 10), losses.warmup(99, 10), losses.warmup(0, 0)], [0.1, 1, 1, 1]

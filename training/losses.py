@@ -161,6 +161,12 @@ def warmup(step: int, steps: int) -> float:
     return 1.0 if steps <= 0 else min(1.0, 0.1 + 0.9 * step / steps)
 
 
+def annealing(step: int, steps: int) -> float:
+    """Learning-rate factor: linear from 1 at step 0 to 0.1 at the last of `steps` (as OpenAI's lm-human-preferences
+    has it, to 0; Huang et al. 2024, The N implementation details of RLHF with PPO)."""
+    return 1 - 0.9 * step / max(1, steps - 1)
+
+
 @dataclass
 class AdaptiveKL:
     """The KL coefficient's controller (Ziegler 2019, 2.2): more KL than `target` raises it, less lowers it.

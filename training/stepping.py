@@ -20,7 +20,7 @@ from thumbwise.contracts import Prompt, Reward, RunContext, Sample
 from thumbwise.errors import ThumbwiseError
 from thumbwise.training.batches import chunks, pad_rows
 from thumbwise.training.config import TrainSettings
-from thumbwise.training.losses import kl_k1, masked_mean, warmup
+from thumbwise.training.losses import annealing, kl_k1, masked_mean, warmup
 from thumbwise.training.models import POLICY, Backbone
 from thumbwise.training.replies import eos_penalties, finish_rate, mean_length, repetition
 
@@ -158,8 +158,8 @@ def passes(
 
 
 def set_learning_rate(optimizer: Any, rate: float, train: TrainSettings, iteration: int) -> float:
-    """Set `rate` after warm-up on `optimizer` and return it."""
-    now = rate * warmup(iteration, train.warmup)
+    """Set `rate`, after warm-up and annealing, on `optimizer` and return it."""
+    now = rate * warmup(iteration, train.warmup) * annealing(iteration, train.iterations)
     for group in optimizer.param_groups:
         group["lr"] = now
     return now
