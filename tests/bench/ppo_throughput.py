@@ -24,8 +24,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import kept
 import numpy as np
 
 from thumbwise.contracts import RunContext, Sample, Scores
@@ -180,7 +182,7 @@ def one(side: str, quick: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run both by turns, print one JSON object, and exit 0 where every bar holds."""
+    """Measure, print one JSON object, and exit 0 where every bar holds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="two-layer model, mechanics only")
@@ -189,6 +191,11 @@ def main() -> None:
     if args.side:
         print(json.dumps(one(args.side, args.quick)))
         return
+    kept.report("ppo_throughput", args, lambda: measure(args))
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Both sides by turns, and the medians of their ratios."""
     found: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": []}
     for number in range(1 if args.quick else args.rounds):
         for side in ("ours", "trl") if number % 2 == 0 else ("trl", "ours"):
@@ -200,14 +207,13 @@ def main() -> None:
     speed = statistics.median(a["episodes_per_second"] / b["episodes_per_second"] for a, b in pairs)
     memory = statistics.median(a["memory"] / b["memory"] for a, b in pairs)
     bars = [] if args.quick else [
-        {"name": "episodes a second, times TRL's", "value": speed, "op": ">=", "limit": 1.0, "holds": speed >= 1.0},
-        {"name": "memory, times TRL's", "value": memory, "op": "<=", "limit": 1.0, "holds": memory <= 1.0},
+        kept.bar("episodes a second, times TRL's", speed, ">=", 1.0),
+        kept.bar("memory, times TRL's", memory, "<=", 1.0),
     ]  # fmt: skip
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "peft")}
-    about = {"bench": "ppo_throughput", "model": "two-layer" if args.quick else "SmolLM2-135M-Instruct", "seed": 0}
+    about = {"model": "two-layer" if args.quick else "SmolLM2-135M-Instruct", "seed": 0, "versions": versions}
     figures = {"speed_ratio": round(speed, 3), "memory_ratio": round(memory, 3), **found}
-    print(json.dumps({**about, "versions": versions, "figures": figures, "bars": bars}))
-    sys.exit(0 if all(bar["holds"] for bar in bars) else 1)
+    return {**about, "figures": figures, "bars": bars}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import random
 import statistics
 import sys
@@ -25,8 +24,10 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import kept
 from tiny_model import make_tiny_model
 
 from thumbwise.contracts import Comparison, Labels, Prompt, RunContext, Sample
@@ -101,6 +102,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="two-layer model, mechanics only")
     args = parser.parse_args()
+    kept.report("reward_model", args, lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Figures and bars."""
     with tempfile.TemporaryDirectory() as folder:
         home = Home.find() if not args.quick else Home.find(Path(folder) / "home")
         settings = Settings.load(home)
@@ -117,21 +123,16 @@ def main() -> None:
         figures = measure(context, args, judge)
     loss = {key: figures["noisy"] - figures[key] for key in ("adversarial_off", "adversarial_on")}
     loss["adversarial_on"] = figures["noisy_on"] - figures["adversarial_on"]
-    wanted = [
-        ("accuracy", figures["noisy_on"], ">=", 0.78),
-        ("lost to noise", figures["clean"] - figures["noisy_on"], "<=", 0.05),
-        ("lost to adversaries, of what is lost undefended", loss["adversarial_on"] / max(loss["adversarial_off"], 1e-9),
-         "<=", 0.5),
-    ]  # fmt: skip
-    holds = {">=": float.__ge__, "<=": float.__le__}
+    lost = loss["adversarial_on"] / max(loss["adversarial_off"], 1e-9)
     bars = [] if args.quick else [
-        {"name": n, "value": v, "op": op, "limit": x, "holds": holds[op](float(v), x)} for n, v, op, x in wanted
+        kept.bar("accuracy", figures["noisy_on"], ">=", 0.78),
+        kept.bar("lost to noise", figures["clean"] - figures["noisy_on"], "<=", 0.05),
+        kept.bar("lost to adversaries, of what is lost undefended", lost, "<=", 0.5),
     ]  # fmt: skip
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
-    about = {"bench": "reward_model", "model": "two-layer" if args.quick else "SmolLM2-135M-Instruct"}
-    about |= {"judge": args.judge, "votes": args.votes, "noise": args.noise, "seeds": args.seeds}
-    print(json.dumps({**about, "versions": versions, "figures": figures, "bars": bars}))
-    sys.exit(0 if all(bar["holds"] for bar in bars) else 1)
+    about = {"model": "two-layer" if args.quick else "SmolLM2-135M-Instruct", "judge": args.judge}
+    about |= {"votes": args.votes, "noise": args.noise, "seeds": args.seeds, "versions": versions}
+    return {**about, "figures": figures, "bars": bars}
 
 
 def measure(context: RunContext, args: argparse.Namespace, judge: Scorer) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.metadata
-import json
 import math
 import random
 import statistics
@@ -26,8 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import kept
 import torch
 from tiny_model import make_tiny_model
 
@@ -159,6 +160,11 @@ def main() -> None:
     args = parser.parse_args()
     if not args.quick and args.data is None:
         parser.error("--data FILE is needed: the CSV of answers judged true and informative.")
+    kept.report("rm_truthfulqa", args, lambda: measure(args))
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Both sides on every fold."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -190,15 +196,11 @@ def main() -> None:
         "test_pairs": len(tested), "questions": len({pair.question for pair in tested}),
         "minutes": (time.monotonic() - started) / 60,
     }  # fmt: skip
-    bars = [] if args.quick else [
-        {"name": "accuracy above TRL's", "value": gain, "op": ">=", "limit": 0.02, "holds": gain >= 0.02}
-    ]  # fmt: skip
+    bars = [] if args.quick else [kept.bar("accuracy above TRL's", gain, ">=", 0.02)]
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "peft")}
-    about = {"bench": "rm_truthfulqa", "model": "two-layer" if args.quick else "SmolLM2-135M-Instruct", "seed": 0}
-    about |= {"trl_learning_rate": rate, "trl_first_fold": {str(lr): round(x, 4) for lr, x in tried.items()}}
-    rounded = {name: round(value, 4) for name, value in figures.items()}
-    print(json.dumps({**about, "versions": versions, "figures": rounded, "bars": bars}))
-    sys.exit(0 if all(bar["holds"] for bar in bars) else 1)
+    about = {"model": "two-layer" if args.quick else "SmolLM2-135M-Instruct", "seed": 0, "trl_learning_rate": rate}
+    about |= {"trl_first_fold": {str(lr): round(x, 4) for lr, x in tried.items()}, "versions": versions}
+    return {**about, "figures": {name: round(value, 4) for name, value in figures.items()}, "bars": bars}
 
 
 def made_up() -> list[dict[str, str]]:

@@ -1,0 +1,56 @@
+"""Results of the long benchmarks, kept in `results/` under a digest of what was measured, so that nothing runs twice.
+
+The digest is over the code of `training/` and `plugins/`, the settings' defaults and the arguments; a result whose
+digest is another one is history. Quick forms are not kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from thumbwise import plugins, training
+from thumbwise.settings import Settings
+
+RESULTS = Path(__file__).parent / "results"
+HOLDS = {">=": float.__ge__, "<=": float.__le__, ">": float.__gt__}
+
+
+def digest() -> str:
+    """Twelve hex digits over the code that trains and the defaults of its settings."""
+    folders = [Path(str(package.__file__)).parent for package in (plugins, training)]
+    files = [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in (".py", ".jsonl")]
+    text = "".join(f"{path.parent.name}/{path.name}\n{path.read_text(encoding='utf-8')}" for path in files)
+    return hashlib.sha256((text + Settings().model_dump_json()).encode()).hexdigest()[:12]
+
+
+def bar(name: str, value: float, op: str, limit: float) -> dict[str, Any]:
+    """One thing that must hold."""
+    return {"name": name, "value": value, "op": op, "limit": limit, "holds": HOLDS[op](float(value), float(limit))}
+
+
+def path_of(bench: str, args: argparse.Namespace) -> Path:
+    """Where the result of `bench` with `args` is kept; paths among the arguments do not count."""
+    said = {name: value for name, value in sorted(vars(args).items()) if not isinstance(value, Path)}
+    key = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:6]
+    return RESULTS / f"{bench}-{key}-{digest()}.json"
+
+
+def report(bench: str, args: argparse.Namespace, measure: Callable[[], dict[str, Any]]) -> NoReturn:
+    """Print the result that is kept, or measure and keep it; exit status 0 only where every bar holds."""
+    path = path_of(bench, args)
+    if args.quick or not path.exists():
+        result = {"bench": bench, **measure()}
+        if not args.quick:
+            RESULTS.mkdir(exist_ok=True)
+            path.write_text(json.dumps(result, indent=1) + "\n")
+    else:
+        result = json.loads(path.read_text())
+        print(f"measured before: {path.name}", file=sys.stderr)
+    print(json.dumps(result))
+    sys.exit(0 if all(found["holds"] for found in result["bars"]) else 1)
