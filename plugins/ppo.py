@@ -27,9 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Rollout:
-    """One batch of N episodes; tensors [N, T] float32. `mask` is 0 for replies without a score too."""
+    """One batch of N episodes; tensors [N, T] float32. `mask` is 0 for replies without a score too.
+
+    `features` [N, T, layers, D] are what the value function is linear in.
+    """
 
     samples: list[Sample]
+    features: Tensor
     mask: Tensor
     old_logp: Tensor
     old_values: Tensor
@@ -52,9 +56,9 @@ class PPO:
         self.context, self.train, self.backbone = context, train, context.backbone
         self.reward = reward
         self.iterations = train.iterations
-        self.value = ValueFunction(
-            self.backbone, context.value, train.value_rank, train.value_learning_rate, train.seed + 1
-        )
+        self.value = ValueFunction(self.backbone, context.value, train.value_learning_rate)
+        # A lambda below 1 believes the values, and a value function that starts from nothing knows nothing.
+        self.gae_lambda = train.gae_lambda if context.value is not None else 1.0
         self.policy = self.backbone.parameters(POLICY)
         self.optimizer = adamw(list(self.policy.values()), train.learning_rate)
         self.kl = AdaptiveKL(train.kl_coefficient, train.kl_target, train.kl_horizon)
@@ -91,10 +95,11 @@ class PPO:
         rewards = losses.token_rewards(score, kl, mask, self.kl.value)
         if train.whiten_rewards:
             rewards = losses.whiten(rewards, mask, keep_mean=True)
-        values = self.value.predict(samples, mask.shape[1])
-        advantages, returns = losses.gae(rewards, values, mask, train.gamma, train.gae_lambda)
+        features = self.value.features(samples, mask.shape[1])
+        values = self.value.values(features, mask).detach()
+        advantages, returns = losses.gae(rewards, values, mask, train.gamma, self.gae_lambda)
         deviation = losses.masked_mean((advantages - losses.masked_mean(advantages, mask)) ** 2, mask).sqrt()
-        rollout = Rollout(samples, mask, found.logp, values, losses.whiten(advantages, mask), returns)
+        rollout = Rollout(samples, features, mask, found.logp, values, losses.whiten(advantages, mask), returns)
         return rollout, stepping.rollout_metrics(samples, found, score, known) | {
             "kl_coefficient": self.kl.value,
             "explained_variance": losses.explained_variance(values, returns, mask),
@@ -131,17 +136,15 @@ class PPO:
         }  # fmt: skip
 
     def _value_step(self, rollout: Rollout, minibatch: Sequence[slice]) -> dict[str, float]:
-        """One optimizer step of the value function; no gradient reaches the policy."""
+        """One optimizer step of the value function, which shares no weight with the policy."""
         from thumbwise.training import losses, stepping
 
         count = sum(rollout.mask[part].sum() for part in minibatch).clamp(min=1)
         loss_sum = 0.0
         self.value.optimizer.zero_grad(set_to_none=True)
         for part in minibatch:
-            batch = self.backbone.batch(rollout.samples[part])
-            width = batch.tokens.shape[1]
-            old, returns, mask = (x[part, :width] for x in (rollout.old_values, rollout.returns, rollout.mask))
-            values = self.value.values(batch)
+            old, returns, mask = (x[part] for x in (rollout.old_values, rollout.returns, rollout.mask))
+            values = self.value.values(rollout.features[part], mask)
             loss = (losses.value_loss(values, old, returns, self.train.value_clip) * mask).sum() / count
             loss.backward()
             loss_sum += float(loss.detach())

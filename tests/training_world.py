@@ -22,7 +22,7 @@ from thumbwise.training.runs import TrainResult
 
 SMALL = {
     "dtype": "float32", "min_votes": 20, "iterations": 2, "episodes": 8, "minibatches": 2, "micro_batch": 8,
-    "lora_rank": 8, "rm_heads": 2, "rm_folds": 2, "learning_rate": 1e-3, "value_rank": 4,
+    "lora_rank": 8, "rm_heads": 2, "rm_folds": 2, "learning_rate": 1e-3,
 }  # fmt: skip
 LENIENT = {
     "prompts": 8, "min_accuracy": 0.0, "min_win_rate": 0.0, "standard_errors": 0.0, "max_finish_loss": 1.0,

@@ -70,14 +70,18 @@ class TrainSettings(BaseModel):
     )
     lora_alpha: int = Field(32, ge=1, description="scale of the policy's adapter: alpha / rank")
     learning_rate: float = Field(1.5e-4, gt=0, description="of the policy's adapter; falls to a tenth over the run")
-    value_rank: int = Field(8, ge=1, description="rank of the value function's adapter")
-    value_learning_rate: float = Field(1e-4, gt=0, description="of the value function's adapter and head")
+    value_learning_rate: float = Field(1e-4, gt=0, description="of the value function")
     warmup: int = Field(2, ge=0, description="iterations until the learning rates are reached, from a tenth")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are scaled down to this norm")
     clip: float = Field(0.2, gt=0, description="PPO's clip range of the probability ratio")
     value_clip: float = Field(0.2, gt=0, description="clip range of the value function's change")
     gamma: float = Field(1.0, gt=0, le=1, description="discount per token")
-    gae_lambda: float = Field(0.8, ge=0, le=1, description="lambda of generalised advantage estimation")
+    gae_lambda: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="lambda of generalised advantage estimation (1 where the reward model offers no values)",
+    )
     whiten_rewards: bool = Field(
         False, description="scale the tokens' rewards to deviation 1 (changes the KL's weight)"
     )

@@ -1,9 +1,9 @@
 """One frozen backbone, and everything that reads it: named LoRA adapters, log-probabilities, hidden states.
 
 PPO speaks of four models; here they are one copy of the weights. The reference is the backbone with its adapters
-off, or where there was an SFT stage a frozen adapter; the policy and the value function are adapters of their own,
-the reward model is a linear head on hidden states. A second copy of the linear layers' weights serves generation
-with an adapter merged in: bfloat16 cannot take a merge back exactly, so the first copy is never merged into. Frozen
+off, or where there was an SFT stage a frozen adapter; the policy is an adapter; the reward model and the value
+function are linear heads on its hidden states. A second copy of the linear layers' weights serves generation with an
+adapter merged in: bfloat16 cannot take a merge back exactly, so the first copy is never merged into. Frozen
 weights compute in the run's dtype; adapters, log-softmax and losses in float32. Left out: full fine-tuning and
 devices other than the one the weights are on.
 """
@@ -69,13 +69,6 @@ class Backbone:
         self._lora = {n: m for n, m in base.named_modules() if isinstance(m, LoraLayer)}
 
     # --- adapters -----------------------------------------------------------------------------------
-
-    def add_adapter(self, name: str, rank: int, below: int, seed: int) -> None:
-        """Add a fresh adapter on the linear layers of the decoder layers under number `below`."""
-        names = [key for key in self._lora if (n := _layer_number(key)) is not None and n < below]
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=names)
-        with _seeded(seed):
-            self.peft.add_adapter(name, config)
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Load a PEFT adapter (safetensors) as `name`, frozen."""
@@ -239,11 +232,6 @@ def _stop_ids(base: Any, tokenizer: Any) -> frozenset[int]:
 def _decoder_layers(base: Any) -> Any:
     count = base.config.num_hidden_layers
     return next(m for m in base.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == count)
-
-
-def _layer_number(name: str) -> int | None:
-    found = re.search(r"\.(\d+)\.", name)
-    return int(found[1]) if found else None
 
 
 @contextmanager

@@ -1,10 +1,11 @@
-"""The value function: what the reward model's head says of a reply so far, on an adapter of its own.
+"""The value function: what the reward model's head says of a reply so far, learned on.
 
 V_t is the value of the state *before* response token t. Were it to see that token, it would take the token's own
-merit out of its advantage: with a perfect critic, all of it. It starts equal to the reward model (its adapter
-changes nothing at first, and its head is a copy), so that after n tokens V is the score of a reply of those n
-tokens before any training (InstructGPT, C.4). Its loss reaches only its own adapter and head. Left out: a value
-function as large as the policy; the head reads the lower half of the model, and only that half is run.
+merit out of its advantage: with a perfect critic, all of it. It starts equal to the reward model, so that after n
+tokens V is the score of a reply of those n tokens before any training (InstructGPT, C.4), and it learns by its own
+optimizer. It reads the frozen backbone's hidden states, as the reward model does: they are computed once for a batch
+of rollouts, and its updates cost next to nothing. Left out: a value function with weights of its own below the head
+(an adapter on the lower half of the model cost a third of an iteration, and explained no more of the returns).
 """
 
 from __future__ import annotations
@@ -17,10 +18,8 @@ import torch
 from torch import Tensor
 
 from thumbwise.contracts import Sample, ValueInit
-from thumbwise.training.batches import Batch, chunks, pad_rows
-from thumbwise.training.models import Backbone
-
-VALUE = "value"
+from thumbwise.training.batches import chunks
+from thumbwise.training.models import BASE, Backbone
 
 
 def adamw(parameters: Sequence[Tensor], lr: float) -> Any:
@@ -37,41 +36,36 @@ def prefix_means(hidden: Tensor, mean: Tensor, mask: Tensor, shrink: float) -> T
 
 
 class ValueFunction:
-    """V [B, T] of samples, with the adapter "value" on `backbone`; `init` None starts from a constant 0."""
+    """A linear head on features of `backbone`'s hidden states; `init` None starts from a constant 0."""
 
-    def __init__(self, backbone: Backbone, init: ValueInit | None, rank: int, lr: float, seed: int) -> None:
+    def __init__(self, backbone: Backbone, init: ValueInit | None, lr: float) -> None:
         if init is None:
             layer, size = len(backbone.layers) // 2, (1, backbone.hidden_size)
             zeros, ones = np.zeros(size, np.float32), np.ones(size, np.float32)
             init = ValueInit((layer,), zeros, zeros, ones, 0.0, 16.0)
-        self.backbone = backbone
-        self.init = init
-        self.has_adapter = max(init.layers) > 0
-        if self.has_adapter:
-            backbone.add_adapter(VALUE, rank, max(init.layers), seed)
+        self.backbone, self.init = backbone, init
         self.weight = torch.tensor(init.weight).requires_grad_(True)
         self.bias = torch.tensor(init.bias, dtype=torch.float32).requires_grad_(True)
         self.mean, self.scale = torch.tensor(init.mean), torch.tensor(init.scale)
-        self.optimizer = adamw(list(self.parameters().values()), lr)
+        self.optimizer = adamw([self.weight, self.bias], lr)
 
     def parameters(self) -> dict[str, Tensor]:
-        """The adapter's weights and the head's, by name."""
-        adapter = self.backbone.parameters(VALUE) if self.has_adapter else {}
-        return {**adapter, "head.weight": self.weight, "head.bias": self.bias}
+        """The head's weights, by name."""
+        return {"head.weight": self.weight, "head.bias": self.bias}
 
-    def values(self, batch: Batch) -> Tensor:
-        """V before each response token, [B, T] float32, 0 under pads; with gradients to the value's weights."""
-        adapter = VALUE if self.has_adapter else None
-        states = self.backbone.hidden(batch, adapter, self.init.layers)
-        total: Tensor = self.bias
-        for state, mean, scale, weight in zip(states, self.mean, self.scale, self.weight, strict=True):
-            total = total + (prefix_means(state, mean, batch.mask, self.init.shrink) * (scale * weight)).sum(-1)
-        return total * batch.mask
+    def features(self, samples: Sequence[Sample], width: int) -> Tensor:
+        """What V is linear in, before each of `width` response tokens: [N, width, layers, D] float32."""
+        found = torch.zeros(len(samples), width, *self.mean.shape)
+        for part in chunks(len(samples), self.backbone.micro_batch):
+            batch = self.backbone.batch(samples[part])
+            with torch.no_grad():
+                states = self.backbone.hidden(batch, BASE, self.init.layers)
+            for layer, (state, mean, scale) in enumerate(zip(states, self.mean, self.scale, strict=True)):
+                means = prefix_means(state, mean, batch.mask, self.init.shrink) * scale
+                found[part, : means.shape[1], layer] = means
+        return found
 
-    def predict(self, samples: Sequence[Sample], width: int) -> Tensor:
-        """V of `samples` in micro-batches, [N, width], without gradients."""
-        rows = []
-        with torch.no_grad():
-            for part in chunks(len(samples), self.backbone.micro_batch):
-                rows.append(self.values(self.backbone.batch(samples[part])))
-        return pad_rows(rows, width)
+    def values(self, features: Tensor, mask: Tensor) -> Tensor:
+        """V before each response token, [N, T] float32, 0 under pads; with gradients to the head."""
+        total: Tensor = torch.einsum("ntld,ld->nt", features, self.weight) + self.bias
+        return total * mask
