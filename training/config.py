@@ -41,7 +41,7 @@ class TrainSettings(BaseModel):
     )
     thumb_weight: float = Field(0.5, ge=0, le=1, description="weight of a thumb beside a comparison's 1")
     std_penalty: float = Field(
-        0.0, ge=0, description="reward given up per deviation of the heads (caution where they disagree)"
+        0.5, ge=0, description="reward given up per deviation of the heads (caution where they disagree)"
     )
 
     sft_demonstrations: int = Field(
@@ -87,7 +87,7 @@ class TrainSettings(BaseModel):
     )
     reward_clip: float = Field(4.0, gt=0, description="scores are clipped to this many deviations")
     missing_eos_penalty: float = Field(
-        0.0, ge=0, description="taken from the score of a reply that did not end by itself; small models seldom do"
+        0.2, ge=0, description="taken from the score of a reply that did not end by itself; small models seldom do"
     )
     kl_coefficient: float = Field(0.1, ge=0, description="reward given up per nat of KL, at the start")
     kl_target: float = Field(6.0, gt=0, description="KL that the coefficient is steered to, in nats a reply")

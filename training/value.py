@@ -5,7 +5,7 @@ merit out of its advantage: with a perfect critic, all of it. It starts equal to
 tokens V is the score of a reply of those n tokens before any training (InstructGPT, C.4), and it learns by its own
 optimizer. It reads the frozen backbone's hidden states, as the reward model does: they are computed once for a batch
 of rollouts, and its updates cost next to nothing. Left out: a value function with weights of its own below the head
-(an adapter on the lower half of the model cost a third of an iteration, and explained no more of the returns).
+(an adapter on the lower half of the model cost a fifth of an iteration, and explained no more of the returns).
 """
 
 from __future__ import annotations
