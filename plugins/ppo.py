@@ -70,7 +70,7 @@ class PPO:
 
         start = time.monotonic()
         samples, rng = stepping.sample_rollouts(self.context, iteration, self.train.episodes)
-        rollout, metrics = self._evaluate(samples)
+        rollout, metrics = self._evaluate(samples, first=iteration == 0)
         rate = stepping.set_learning_rate(self.optimizer, self.train.learning_rate, self.train, iteration)
         stepping.set_learning_rate(self.value.optimizer, self.train.value_learning_rate, self.train, iteration)
         metrics |= stepping.passes(
@@ -82,8 +82,11 @@ class PPO:
         self.kl.update(metrics["kl"], len(samples))
         return metrics | {"learning_rate": rate, "seconds": time.monotonic() - start}
 
-    def _evaluate(self, samples: list[Sample]) -> tuple[Rollout, dict[str, float]]:
-        """Score the rollouts, and recompute their log-probabilities with the trainer's own weights."""
+    def _evaluate(self, samples: list[Sample], *, first: bool = False) -> tuple[Rollout, dict[str, float]]:
+        """Score the rollouts, and recompute their log-probabilities with the trainer's own weights.
+
+        The first ones also set the level of the values.
+        """
         from thumbwise.training import losses, stepping
 
         train = self.train
@@ -96,6 +99,8 @@ class PPO:
         if train.whiten_rewards:
             rewards = losses.whiten(rewards, mask, keep_mean=True)
         features = self.value.features(samples, mask.shape[1])
+        if first:
+            self.value.level(features, mask, score)
         values = self.value.values(features, mask).detach()
         advantages, returns = losses.gae(rewards, values, mask, train.gamma, self.gae_lambda)
         deviation = losses.masked_mean((advantages - losses.masked_mean(advantages, mask)) ** 2, mask).sqrt()

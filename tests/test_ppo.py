@@ -235,6 +235,22 @@ def test_a_critic_that_knows_the_reward_leaves_a_tokens_own_merit_in_its_advanta
     np.testing.assert_allclose(rollout.advantages[:, 0], expected, atol=1e-3)
 
 
+def test_a_constant_added_to_every_score_changes_no_weight_of_the_policy(context: RunContext) -> None:
+    model = BradleyTerry(context)
+    init = make_init(context.backbone)
+    model.weights[0], model.mean, model.offsets[0] = init.weight, init.mean, init.bias
+    context = replace(context, value=model.value_init())
+    ends = []
+    for constant in (0.0, 1.0):
+        algorithm = PPO(context, lambda samples, c=constant: Scores(model.score(samples).value + c))
+        before = algorithm.state_dict()
+        algorithm.step(0)
+        ends.append(context.backbone.state("policy"))
+        algorithm.load_state_dict(before)
+    for name, weight in ends[0].items():
+        torch.testing.assert_close(weight, ends[1][name], atol=5e-5, rtol=0)
+
+
 def test_a_value_loss_reaches_no_policy_weight_and_a_policy_loss_no_value_weight(context: RunContext) -> None:
     value = ValueFunction(context.backbone, make_init(context.backbone), 1e-3)
     samples = sampled(context)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from thumbwise.contracts import Sample, ValueInit
 from thumbwise.training.batches import chunks
+from thumbwise.training.losses import masked_mean
 from thumbwise.training.models import BASE, Backbone
 
 
@@ -64,6 +65,17 @@ class ValueFunction:
                 means = prefix_means(state, mean, batch.mask, self.init.shrink) * scale
                 found[part, : means.shape[1], layer] = means
         return found
+
+    def level(self, features: Tensor, mask: Tensor, score: Tensor) -> None:
+        """Shift V so that its mean over tokens is the mean of `score` [N]; rows without tokens do not count.
+
+        What is taken from scores (for the heads' deviation, for a missing end) shifts them all, and the last
+        tokens alone would pay for it until the bias had learned that.
+        """
+        rows = mask.sum(1) > 0
+        if bool(rows.any()):
+            with torch.no_grad():
+                self.bias += score[rows].mean() - masked_mean(self.values(features, mask), mask)
 
     def values(self, features: Tensor, mask: Tensor) -> Tensor:
         """V before each response token, [N, T] float32, 0 under pads; with gradients to the head."""
