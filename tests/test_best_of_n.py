@@ -33,7 +33,7 @@ PROMPTS = tuple(
 )
 SMALL = TrainSettings(
     dtype="float32", episodes=16, best_of=4, minibatches=2, micro_batch=16, iterations=10, lora_rank=8,
-    learning_rate=5e-3, warmup=0,
+    learning_rate=5e-3, warmup=0, missing_eos_penalty=0.0,
 )  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
