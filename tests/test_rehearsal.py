@@ -161,10 +161,10 @@ def test_the_second_round_trains_a_fresh_adapter_on_both_rounds_votes(rehearsed:
 
 
 @pytest.mark.engine
-def test_the_report_has_a_table_ten_replies_before_and_after_and_curves(rehearsed: Rehearsed) -> None:
+def test_the_report_has_a_table_twenty_replies_before_and_after_and_curves(rehearsed: Rehearsed) -> None:
     text = (rehearsed.folder / "report.md").read_text()
     assert "| win rate over start |" in text
-    assert text.count("- before: ") == text.count("- after: ") == 10
+    assert text.count("- before: ") == text.count("- after: ") == 20
     assert (rehearsed.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "| win rate over start |" in rehearsed.done.stderr
 

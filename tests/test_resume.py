@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -114,16 +115,18 @@ def test_a_run_that_the_kl_budget_ended_ends_alike_when_resumed(tmp_path: Path, 
 
 
 def test_where_the_gates_refuse_the_last_policy_an_earlier_one_goes_on_resumed_or_not(
-    tmp_path: Path, model: Path, fault: Any
+    tmp_path: Path, model: Path, fault: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"iterations": 4, "kl_budget": 1.4, "learning_rate": 3e-3, "warmup": 0}
-    gates = {"max_kl": 1.2}
+    seen = itertools.cycle([9.0, 0.1])  # of the last policy, then of the earlier one
+    monkeypatch.setattr("thumbwise.training.evaluate.kl_to_reference", lambda context, samples, adapter: next(seen))
+    changes = {"iterations": 4, "kl_budget": 9.0}
+    gates = {"max_kl": 1.0}
     whole = train(tmp_path / "whole", model, FakeAssistant(make_snapshot(60)), gates, **changes)
     assert (whole.outcome, whole.metrics["stopped"]) == ("promoted", "stopped:gates")
     assert whole.version is not None
     folder = run_folder(tmp_path / "whole")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    number = max(n for n, row in enumerate(rows) if n and row["kl"] <= 0.7)
+    number = max(n for n, row in enumerate(rows) if n and row["kl"] <= 4.5)
     earlier = Checkpoints(folder / "checkpoints").load(number)["policy"]
     published = load_file(folder / whole.version / "adapter_model.safetensors")
     assert len(earlier) == len(published)
@@ -135,7 +138,7 @@ def test_where_the_gates_refuse_the_last_policy_an_earlier_one_goes_on_resumed_o
         train(tmp_path, model, assistant, gates, **changes)
     fault(None)
     assert train(tmp_path, model, assistant, resume=True).version == whole.version
-    assert len(list((run_folder(tmp_path) / "checkpoints").iterdir())) == 3  # the last two and that one
+    assert len(list((run_folder(tmp_path) / "checkpoints").iterdir())) == 2  # the last two, of which it is one
 
 
 @pytest.mark.parametrize("place", ["checkpoint_half#2", "candidate"])
@@ -272,3 +275,11 @@ def test_a_fault_is_struck_at_its_place_and_passing_only(fault: Any, monkeypatch
         faults.fault_point("here")
     assert faults.disk_is_full(caught.value)
     assert not faults.disk_is_full(OSError(5, "I/O"))
+
+
+def test_besides_the_last_two_checkpoints_one_that_is_asked_for_is_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    state = {"policy": {"w": torch.zeros(2)}, "kl_coefficient": 0.1}
+    for number in range(1, 6):
+        checkpoints.save(number, state, 2 if number > 2 else None)
+    assert checkpoints.numbers() == [2, 4, 5]
