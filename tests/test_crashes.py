@@ -304,6 +304,11 @@ class Reader(threading.Thread):
                 self.seen.append(event)
 
 
+def whole_reply(reader: Reader) -> bool:
+    """Whether the reply came to an end of its own."""
+    return any(choice.get("finish_reason") for event in reader.seen for choice in event.get("choices", ()))
+
+
 def kill_vllm(server: Server) -> None:
     """End vLLM's worker, the innermost of its processes, with -9."""
     assert server.process is not None
@@ -340,7 +345,11 @@ def test_vllm_killed_in_mid_reply_is_a_clear_error_and_comes_back_with_its_adapt
         waiting = server.wait(503)
         for reader in readers:
             reader.join(timeout=120)
-        for reader in readers:
+        # On a busy machine this vLLM says all 3000 tokens in a burst, and a reply may be whole before the kill.
+        cut = [reader for reader in readers if "error" in reader.seen[-1]]
+        assert cut
+        assert all(whole_reply(reader) for reader in readers if reader not in cut)
+        for reader in cut:
             assert one_sentence(reader.seen[-1]["error"]["message"])
             assert {event["model"] for event in reader.seen[:-1]} == {candidate.version}
         assert one_sentence(waiting["detail"])
