@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 
 from thumbwise import hookimpl
-from thumbwise.contracts import Register, Reward, RunContext, Sample
+from thumbwise.contracts import Register, Sample
 from thumbwise.training.policy_state import PolicyState
 
 
@@ -32,37 +32,21 @@ def best_replies(scores: Sequence[float], known: Sequence[bool], n: int) -> list
 class BestOfN(PolicyState):
     """Improves the adapter "policy", one batch of rollouts a step."""
 
-    def __init__(self, context: RunContext, reward: Reward) -> None:
-        from thumbwise.training.models import POLICY
-        from thumbwise.training.value import adamw
-
-        if context.rollouts is None:
-            raise ValueError("best_of_n needs a rollout backend in its context")
-        self.context, self.train, self.backbone, self.reward = context, context.train, context.backbone, reward
-        self.iterations = self.train.iterations
-        self.policy = self.backbone.parameters(POLICY)
-        self.optimizer = adamw(list(self.policy.values()), self.train.learning_rate)
-
     def step(self, iteration: int) -> dict[str, float]:
         """One iteration: rollouts, scores, the best of each prompt, then the updates. Returns its metrics."""
         from thumbwise.training import stepping
-        from thumbwise.training.batches import chunks
 
         start, train = time.monotonic(), self.train
-        prompts = max(1, train.episodes // train.best_of)
-        samples, rng = stepping.sample_rollouts(self.context, iteration, prompts, train.best_of)
-        score, known = stepping.shaped_scores(self.reward, samples, train)
-        parts = list(chunks(len(samples), train.micro_batch))
-        found = stepping.measure(self.backbone, samples, parts, self.context.temperature)
-        metrics = stepping.rollout_metrics(samples, found, score, known)
+        rolled = stepping.score_replies(self.context, self.reward, iteration, train.best_of)
+        samples, score, metrics = rolled.samples, rolled.score, rolled.metrics
         # A reply without tokens (some backend's) never wins: it has no likelihood that could be raised.
-        eligible = [bool(k) and len(s.response_ids) > 0 for k, s in zip(known.tolist(), samples, strict=True)]
+        eligible = [bool(k) and len(s.response_ids) > 0 for k, s in zip(rolled.known.tolist(), samples, strict=True)]
         best = best_replies(score.tolist(), eligible, train.best_of)
         kept = [samples[i] for i in best]
         rate = stepping.set_learning_rate(self.optimizer, train.learning_rate, train, iteration)
         metrics |= {"best_reward": float(score[best].mean()) if best else 0.0}
         metrics |= {"sft_loss": 0.0, "policy_grad_norm": 0.0}  # where nothing was kept
-        metrics |= stepping.passes(len(kept), train, rng, lambda minibatch: self._update(kept, minibatch))
+        metrics |= stepping.passes(len(kept), train, rolled.rng, lambda minibatch: self._update(kept, minibatch))
         return metrics | {"learning_rate": rate, "seconds": time.monotonic() - start}
 
     def _update(self, kept: Sequence[Sample], minibatch: Sequence[slice]) -> dict[str, float]:

@@ -49,37 +49,24 @@ class DPO(PolicyState):
 
     def __init__(self, context: RunContext, reward: Reward) -> None:
         from thumbwise.training import trl_parts
-        from thumbwise.training.models import POLICY
-        from thumbwise.training.value import adamw
 
-        if context.rollouts is None:
-            raise ValueError("dpo needs a rollout backend in its context")
-        self.context, self.train, self.backbone, self.reward = context, context.train, context.backbone, reward
-        self.iterations = self.train.iterations
+        super().__init__(context, reward)
         trainer, config = trl_parts.load("DPOTrainer", "DPOConfig")
         args = config(**trl_parts.settings(context), beta=self.train.dpo_beta, max_length=None)
         row = {"prompt": "a", "chosen": "b", "rejected": "c"}
         self.trainer = trl_parts.build(self.backbone, trainer, row, args=args)
-        self.policy = self.backbone.parameters(POLICY)
-        self.optimizer = adamw(list(self.policy.values()), self.train.learning_rate)
 
     def step(self, iteration: int) -> dict[str, float]:
         """One iteration: rollouts, scores, pairs, then the updates. Returns its metrics."""
         from thumbwise.training import stepping, trl_parts
-        from thumbwise.training.batches import chunks
 
         start, train = time.monotonic(), self.train
-        prompts = max(1, train.episodes // train.replies)
-        samples, rng = stepping.sample_rollouts(self.context, iteration, prompts, train.replies)
-        score, known = stepping.shaped_scores(self.reward, samples, train)
-        found = stepping.measure(
-            self.backbone, samples, list(chunks(len(samples), train.micro_batch)), self.context.temperature
-        )
-        metrics = stepping.rollout_metrics(samples, found, score, known)
-        pairs = pair_up(samples, score.tolist(), known.tolist(), train.replies)
+        rolled = stepping.score_replies(self.context, self.reward, iteration, train.replies)
+        metrics = rolled.metrics
+        pairs = pair_up(rolled.samples, rolled.score.tolist(), rolled.known.tolist(), train.replies)
         rate = stepping.set_learning_rate(self.optimizer, train.learning_rate, train, iteration)
         metrics |= {"dpo_loss": 0.0, "dpo_accuracy": 0.5, "policy_grad_norm": 0.0}  # where there was no pair
-        metrics |= stepping.passes(len(pairs), train, rng, lambda minibatch: self._update(pairs, minibatch))
+        metrics |= stepping.passes(len(pairs), train, rolled.rng, lambda minibatch: self._update(pairs, minibatch))
         if pairs:
             metrics["dpo_accuracy"] = trl_parts.logged(self.trainer, "rewards/accuracies")
         return metrics | {"learning_rate": rate, "seconds": time.monotonic() - start}

@@ -4,7 +4,8 @@ Each iteration samples `replies` replies to a prompt. TRL takes beta times the K
 score, and the mean of the prompt's other replies from that, and clips the ratio of whole replies (Ahmadian et al.
 2024, arXiv 2402.14740, equation 8; Schulman et al. 2017 for the clip). Where prompts differ more than replies to
 one of them do, that baseline is better than a critic that has just begun; no token is told from another, though.
-Left out: the adaptive KL coefficient (it stays `train.kl_coefficient`; the job stops at `train.kl_budget`). Torch
+Left out: the adaptive KL coefficient (it stays `train.kl_coefficient`; the job stops at `train.kl_budget`), and
+sharing log-probabilities with TRL, which computes those of policy and reference once more in its own padding. Torch
 and TRL are imported where a method needs them, so that listing plugins stays cheap.
 """
 
@@ -26,18 +27,10 @@ class RLOO(PolicyState):
     """Improves the adapter "policy", one batch of rollouts a step."""
 
     def __init__(self, context: RunContext, reward: Reward) -> None:
-        from thumbwise.training.models import POLICY
-        from thumbwise.training.value import adamw
-
-        if context.rollouts is None:
-            raise ValueError("rloo needs a rollout backend in its context")
-        self.context, self.train, self.backbone, self.reward = context, context.train, context.backbone, reward
-        self.iterations = self.train.iterations
+        super().__init__(context, reward)
         self.samples: Sequence[Sample] = ()
         self.scores: list[float] = []  # NaN where there is none
         self.trainer = self._make_trainer()
-        self.policy = self.backbone.parameters(POLICY)
-        self.optimizer = adamw(list(self.policy.values()), self.train.learning_rate)
 
     def _make_trainer(self) -> Any:
         """TRL's trainer, given our replies where it would generate, and our scores where it would ask for rewards."""
@@ -68,21 +61,16 @@ class RLOO(PolicyState):
         import torch
 
         from thumbwise.training import stepping, trl_parts
-        from thumbwise.training.batches import chunks
         from thumbwise.training.models import POLICY
 
         start, train = time.monotonic(), self.train
-        prompts = max(1, train.episodes // train.replies)
-        samples, rng = stepping.sample_rollouts(self.context, iteration, prompts, train.replies)
-        score, known = stepping.shaped_scores(self.reward, samples, train)
-        parts = list(chunks(len(samples), train.micro_batch))
-        found = stepping.measure(self.backbone, samples, parts, self.context.temperature)
-        metrics = stepping.rollout_metrics(samples, found, score, known)
-        self.samples, self.scores = samples, torch.where(known, score, torch.nan).tolist()
+        rolled = stepping.score_replies(self.context, self.reward, iteration, train.replies)
+        samples, metrics = rolled.samples, rolled.metrics
+        self.samples, self.scores = samples, torch.where(rolled.known, rolled.score, torch.nan).tolist()
         with self.backbone.using(POLICY), torch.no_grad():
             batch = self.trainer._generate_and_score_completions([{"prompt": "a"}] * len(samples))
         rate = stepping.set_learning_rate(self.optimizer, train.learning_rate, train, iteration)
-        metrics |= stepping.passes(len(samples), train, rng, lambda minibatch: self._update(batch, minibatch))
+        metrics |= stepping.passes(len(samples), train, rolled.rng, lambda minibatch: self._update(batch, minibatch))
         metrics |= {"clip_fraction": trl_parts.logged(self.trainer, "clip_ratio/region_mean")}
         return metrics | {"learning_rate": rate, "seconds": time.monotonic() - start}
 

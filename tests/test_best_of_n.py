@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from tiny_model import make_tiny_model
+from toy_policy import PROMPTS, TEMPERATURE, low_ids, silent
 
-from thumbwise.contracts import Message, Prompt, Reward, RunContext, Sample, Scores
+from thumbwise.contracts import Prompt, Reward, RunContext, Sample, Scores
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.plugin_manager import PluginManager
@@ -26,11 +27,6 @@ from thumbwise.training.metrics import GLOSSARY
 from thumbwise.training.models import Backbone
 from thumbwise.training.stepping import draw_prompts, minibatches
 
-TEMPERATURE = 0.7
-PROMPTS = tuple(
-    Prompt((Message(role="user", content=text),), f"g{n}")
-    for n, text in enumerate(["Tell me a story", "What is France", "How do I boil an egg", "Yes or no", "Be brief"])
-)
 SMALL = TrainSettings(
     dtype="float32", episodes=16, best_of=4, minibatches=2, micro_batch=16, iterations=10, lora_rank=8,
     learning_rate=5e-3, warmup=0, missing_eos_penalty=0.0,
@@ -54,16 +50,6 @@ def make(model: Path, tmp_path: Path) -> Callable[..., BestOfN]:
         return BestOfN(replace(context, rollouts=in_process(context)), reward)
 
     return made
-
-
-def low_ids(samples: Sequence[Sample]) -> Scores:
-    """A toy reward: the share of ids under 100, scaled to about deviation 1."""
-    shares = [sum(i < 100 for i in s.response_ids) / max(1, len(s.response_ids)) for s in samples]
-    return Scores(np.array([6 * (share - 0.3) for share in shares], np.float32))
-
-
-def silent(samples: Sequence[Sample]) -> Scores:
-    return Scores(np.full(len(samples), np.nan, np.float32))
 
 
 def weights(algorithm: BestOfN) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_model import make_tiny_model
+from toy_policy import PROMPTS, TEMPERATURE, disturb, low_ids
 
 from thumbwise import artifacts
 from thumbwise.contracts import Message, Prompt, RunContext, Sample, Scores, ValueInit
@@ -29,13 +30,6 @@ from thumbwise.training.rollouts import draw, generate, left_pad, truncate
 from thumbwise.training.stepping import draw_prompts, minibatches
 from thumbwise.training.value import ValueFunction
 
-TEMPERATURE = 0.7
-PROMPTS = tuple(
-    Prompt((Message(role="user", content=text),), f"g{n}")
-    for n, text in enumerate(
-        ["Tell me a story", "What is France", "How do I boil an egg", "Yes or no", "Be brief, please"]
-    )
-)
 SMALL = TrainSettings(
     dtype="float32", episodes=12, minibatches=2, micro_batch=12, iterations=10, lora_rank=8,
     learning_rate=5e-3, value_learning_rate=5e-3, warmup=0, kl_coefficient=0.02, ptx=0.0,
@@ -60,22 +54,9 @@ def context(model: Path, tmp_path: Path) -> RunContext:
     return make_context(model, tmp_path)
 
 
-def low_ids(samples: Sequence[Sample]) -> Scores:
-    """A toy reward: the share of ids under 100, scaled to about deviation 1."""
-    shares = [sum(i < 100 for i in s.response_ids) / max(1, len(s.response_ids)) for s in samples]
-    return Scores(np.array([6 * (share - 0.3) for share in shares], np.float32))
-
-
 def sampled(context: RunContext, n: int = 6, adapter: str | None = None) -> list[Sample]:
     assert context.rollouts is not None
     return context.rollouts.sample([PROMPTS[i % 5] for i in range(n)], adapter, 11)
-
-
-def disturb(backbone: Backbone, adapter: str = "policy", scale: float = 0.05, seed: int = 5) -> None:
-    draws = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in backbone.parameters(adapter).values():
-            weight += scale * torch.randn(weight.shape, generator=draws)
 
 
 # --- rollouts -----------------------------------------------------------------------------------------
@@ -160,7 +141,7 @@ def test_bfloat16_weights_compute_in_bfloat16_and_losses_in_float32(model: Path)
     batch = make_batch(samples, backbone.pad_id)
     assert backbone.logits(batch, "policy").dtype == torch.bfloat16
     assert backbone.logprobs(batch, "policy", TEMPERATURE).dtype == torch.float32
-    assert backbone.hidden(batch, None, (0, 1))[1].dtype == torch.float32
+    assert backbone.hidden(batch, (0, 1))[1].dtype == torch.float32
     value = ValueFunction(backbone, None, 1e-3)
     assert predict(value, samples).dtype == torch.float32
 

@@ -174,7 +174,7 @@ def test_the_score_does_not_depend_on_padding_or_on_the_batch(fitted: BradleyTer
     for extra in (0, 1, 7):
         for pad_id in (backbone.pad_id, 123):  # 123: garbage under the pads
             batch = make_batch([short, long], pad_id, extra=extra)
-            states = backbone.hidden(batch, None, fitted.layers)
+            states = backbone.hidden(batch, fitted.layers)
             total = torch.stack([(h * batch.mask[..., None]).sum(1) for h in states], 1)
             expected, _ = backbone.pooled([short, long], fitted.layers)
             np.testing.assert_allclose(total.detach().numpy(), expected, atol=1e-4)

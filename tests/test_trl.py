@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from tiny_model import make_tiny_model
+from toy_policy import PROMPTS, TEMPERATURE, disturb, low_ids, silent
 
-from thumbwise.contracts import Message, Prompt, Reward, RunContext, Sample, Scores
+from thumbwise.contracts import Reward, RunContext, Sample
 from thumbwise.home import Home
 from thumbwise.plugin_manager import PluginManager
 from thumbwise.plugins.dpo import DPO, pair_up
@@ -25,11 +26,6 @@ from thumbwise.training.metrics import GLOSSARY
 from thumbwise.training.models import Backbone
 from thumbwise.training.stepping import measure
 
-TEMPERATURE = 0.7
-PROMPTS = tuple(
-    Prompt((Message(role="user", content=text),), f"g{n}")
-    for n, text in enumerate(["Tell me a story", "What is France", "How do I boil an egg", "Yes or no", "Be brief"])
-)
 SMALL = TrainSettings(
     dtype="float32", episodes=16, replies=4, minibatches=2, micro_batch=16, iterations=10, lora_rank=8,
     learning_rate=5e-3, warmup=0, kl_coefficient=0.02,
@@ -54,24 +50,6 @@ def make(model: Path, tmp_path: Path) -> Callable[..., Any]:
         return algorithm(replace(context, rollouts=in_process(context)), reward)
 
     return made
-
-
-def low_ids(samples: Sequence[Sample]) -> Scores:
-    """A toy reward: the share of ids under 100, scaled to about deviation 1."""
-    shares = [sum(i < 100 for i in s.response_ids) / max(1, len(s.response_ids)) for s in samples]
-    return Scores(np.array([6 * (share - 0.3) for share in shares], np.float32))
-
-
-def silent(samples: Sequence[Sample]) -> Scores:
-    return Scores(np.full(len(samples), np.nan, np.float32))
-
-
-def disturb(backbone: Backbone) -> None:
-    """Make the policy differ from the reference."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for weight in backbone.parameters("policy").values():
-            weight += 0.05 * torch.randn(weight.shape, generator=generator)
 
 
 def replies(algorithm: Either, n: int = 8) -> list[Sample]:

@@ -60,7 +60,7 @@ _TOO_FAST = "Updates are too large: lower train.learning_rate."
 
 GLOSSARY: dict[str, Metric] = {
     "reward": Metric(
-        "score after shaping; the reference has mean 0, deviation 1", "replies", "rises",
+        "score after shaping and penalties; without them the reference has mean 0, deviation 1", "replies", "rises",
         Watch("change", low=0.2, below="The policy did not come to please the reward model: raise train.iterations "
               "or train.learning_rate; where kl rose all the same, it only drifted."),
     ),
@@ -84,9 +84,10 @@ GLOSSARY: dict[str, Metric] = {
     ),
     "ratio_max": Metric("largest of those ratios", "run", "", Watch("value", high=10.0, above=_TOO_FAST)),
     "clip_fraction": Metric(
-        "1 where that ratio was clipped, else 0", "tokens", "", Watch("value", high=0.3, above=_TOO_FAST)
+        "1 where that ratio was clipped (rloo: a reply's), else 0", "tokens", "",
+        Watch("value", high=0.3, above=_TOO_FAST)
     ),
-    "policy_loss": Metric("max(-A r, -A clip(r, 1 - c, 1 + c))", "tokens", "near 0, mostly negative"),
+    "policy_loss": Metric("max(-A r, -A clip(r, 1 - c, 1 + c)) (rloo: a reply's)", "tokens", "near 0, mostly negative"),
     "dpo_loss": Metric("-log sigmoid of beta times the log ratio of the chosen less the rejected", "pairs", "falls"),
     "dpo_accuracy": Metric("1 where that difference is positive, before the update", "pairs", "above 0.5"),
     "sft_loss": Metric("-log policy of the kept replies (best_of_n)", "tokens", "falls slowly, as entropy"),

@@ -168,15 +168,15 @@ class Backbone:
             logp = token_logprobs(logits, batch.tokens, temperature) * batch.mask
             return logp, entropy(logits, temperature) * batch.mask
 
-    def hidden(self, batch: Batch, adapter: str | None, layers: Sequence[int]) -> list[Tensor]:
-        """Hidden states [B, T, D] of the response tokens that enter each decoder layer of `layers`, float32.
+    def hidden(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
+        """The base's hidden states [B, T, D] of the response tokens that enter each decoder layer of `layers`, float32.
 
         Layers above the deepest one are not run.
         """
         found: dict[int, Tensor] = {}
         hooks = [self._catch(number, found, last=number == max(layers)) for number in layers]
         try:
-            with self.using(adapter):
+            with self.using(BASE):
                 self.body(input_ids=batch.ids, use_cache=False)
         except _Enough:
             pass
@@ -202,7 +202,7 @@ class Backbone:
             rows = order[part]
             batch = self.batch([samples[row] for row in rows])
             with torch.no_grad():
-                states = self.hidden(batch, BASE, layers)
+                states = self.hidden(batch, layers)
             total = torch.stack([(state * batch.mask[..., None]).sum(1) for state in states], 1)
             sums[rows] = total.numpy()
         return sums, counts

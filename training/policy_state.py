@@ -1,19 +1,34 @@
-"""What an algorithm that trains the policy alone has to save. Torch is imported late: plugins are listed without it."""
+"""An algorithm that trains the policy alone: what it is made from, and what it has to save.
+
+Torch is imported late, because plugins are listed without it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from thumbwise.contracts import Reward, RunContext
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class PolicyState:
-    """`state_dict` and `load_state_dict` of an algorithm whose state is `policy` and its `optimizer`."""
+    """The policy's weights and their optimizer, made from a run's context, saved and restored."""
 
     policy: dict[str, Tensor]
-    optimizer: Any
+
+    def __init__(self, context: RunContext, reward: Reward) -> None:
+        from thumbwise.training.models import POLICY
+        from thumbwise.training.value import adamw
+
+        if context.rollouts is None:
+            raise ValueError(f"{type(self).__name__} needs a rollout backend in its context")
+        self.context, self.train, self.backbone, self.reward = context, context.train, context.backbone, reward
+        self.iterations = self.train.iterations
+        self.policy = self.backbone.parameters(POLICY)
+        self.optimizer: Any = adamw(list(self.policy.values()), self.train.learning_rate)
 
     def state_dict(self) -> dict[str, Any]:
         """The policy and its optimizer, copied."""

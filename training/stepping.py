@@ -165,6 +165,26 @@ def set_learning_rate(optimizer: Any, rate: float, train: TrainSettings, iterati
     return now
 
 
+@dataclass
+class Scored:
+    """N replies, a number of them in a row to each prompt; their scores [N], as `shaped_scores` has them; metrics."""
+
+    samples: list[Sample]
+    score: Tensor
+    known: Tensor
+    metrics: dict[str, float]
+    rng: random.Random
+
+
+def score_replies(context: RunContext, reward: Reward, iteration: int, replies: int) -> Scored:
+    """About `episodes` rollouts, `replies` to each prompt, scored and measured."""
+    train = context.train
+    samples, rng = sample_rollouts(context, iteration, max(1, train.episodes // replies), replies)
+    score, known = shaped_scores(reward, samples, train)
+    found = measure(context.backbone, samples, list(chunks(len(samples), train.micro_batch)), context.temperature)
+    return Scored(samples, score, known, rollout_metrics(samples, found, score, known), rng)
+
+
 def imitate(backbone: Backbone, samples: Sequence[Sample], parts: Sequence[slice], temperature: float) -> float:
     """Add the gradient of the mean over tokens of -log policy(token) to the policy's; returns that mean.
 

@@ -3,7 +3,7 @@
 A TRL trainer owns its loop; a policy algorithm here is asked for one step at a time, must go on from a checkpoint to
 the same bits, and shares one frozen backbone with the reward model. So a trainer is made for its `compute_loss`, and
 never trains by itself. Two things are arranged for it: TRL takes the adapter of a PEFT model to be called "default",
-and adds a frozen copy of it as the reference, where ours is the backbone with its adapters off; and it imports vLLM
+and adds a frozen copy of it as the reference, where ours is the base, or what an SFT stage left; and it imports vLLM
 where that is installed, which costs seconds and is not used. Left out: everything of TRL that is experimental, its
 data sets (one row satisfies it) and its logging.
 """

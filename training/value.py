@@ -20,7 +20,7 @@ from torch import Tensor
 from thumbwise.contracts import Sample, ValueInit
 from thumbwise.training.batches import chunks
 from thumbwise.training.losses import masked_mean
-from thumbwise.training.models import BASE, Backbone
+from thumbwise.training.models import Backbone
 
 
 def adamw(parameters: Sequence[Tensor], lr: float) -> Any:
@@ -60,7 +60,7 @@ class ValueFunction:
         for part in chunks(len(samples), self.backbone.micro_batch):
             batch = self.backbone.batch(samples[part])
             with torch.no_grad():
-                states = self.backbone.hidden(batch, BASE, self.init.layers)
+                states = self.backbone.hidden(batch, self.init.layers)
             for layer, (state, mean, scale) in enumerate(zip(states, self.mean, self.scale, strict=True)):
                 means = prefix_means(state, mean, batch.mask, self.init.shrink) * scale
                 found[part, : means.shape[1], layer] = means

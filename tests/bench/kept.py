@@ -1,7 +1,7 @@
 """Results of the long benchmarks, kept in `results/` under a digest of what was measured, so that nothing runs twice.
 
-The digest is over the code of `training/` and `plugins/`, the settings' defaults and the arguments; a result whose
-digest is another one is history. Quick forms are not kept.
+The digest is over the code of `training/` and `plugins/`, the settings (defaults and environment) and the arguments;
+a result whose digest is another one is history. Quick forms are not kept.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HOLDS = {">=": float.__ge__, "<=": float.__le__, ">": float.__gt__}
 
 
 def digest() -> str:
-    """Twelve hex digits over the code that trains and the defaults of its settings."""
+    """Twelve hex digits over the code that trains and its settings."""
     folders = [Path(str(package.__file__)).parent for package in (plugins, training)]
     files = [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in (".py", ".jsonl")]
     text = "".join(f"{path.parent.name}/{path.name}\n{path.read_text(encoding='utf-8')}" for path in files)
