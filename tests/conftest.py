@@ -29,6 +29,38 @@ TINY = EngineSettings(
 )
 
 
+@contextlib.contextmanager
+def paced(core: int) -> Iterator[None]:
+    """Let vLLM's core (a process id) work 3 ms at a time: some 50 tokens a second and stream, as two cores pass on.
+
+    At full speed it makes whole replies before Python has passed on their first token; nothing is in mid-stream.
+    """
+    over = threading.Event()
+
+    def pace() -> None:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the core may be killed inside
+            while not over.is_set():
+                spent = _cpu_seconds(core)
+                while _cpu_seconds(core) < spent + 0.003 and not over.wait(0.001):
+                    pass
+                os.kill(core, signal.SIGSTOP)
+                over.wait(0.027)
+                os.kill(core, signal.SIGCONT)
+
+    thread = threading.Thread(target=pace, name="pace")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _cpu_seconds(pid: int) -> float:
+    """How long a process's first thread has run."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
 @dataclass(frozen=True)
 class TinyEngine:
     """The session's engine: `uds` is its socket."""
@@ -48,31 +80,10 @@ class TinyEngine:
         """Run something on the engine's own loop and return its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
 
-    @contextlib.contextmanager
-    def paced(self) -> Iterator[None]:
-        """Let vLLM's core work 3 ms at a time: some 50 tokens a second and stream, which two cores pass on.
-
-        At full speed it makes whole replies before Python has passed on their first token; nothing is in mid-stream.
-        """
+    def paced(self) -> contextlib.AbstractContextManager[None]:
+        """As `paced`, for this engine's core."""
         (core,) = self._processes("EngineCore")
-        over = threading.Event()
-
-        def pace() -> None:
-            while not over.is_set():
-                spent = _cpu_seconds(core)
-                while _cpu_seconds(core) < spent + 0.003 and not over.wait(0.001):
-                    pass
-                os.kill(core, signal.SIGSTOP)
-                over.wait(0.027)
-                os.kill(core, signal.SIGCONT)
-
-        thread = threading.Thread(target=pace, name="pace")
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
+        return paced(core)
 
     def _processes(self, name: str) -> list[int]:
         found = []
@@ -117,11 +128,6 @@ def tiny_engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
-
-
-def _cpu_seconds(pid: int) -> float:
-    """How long a process's first thread has run."""
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 @pytest.fixture(scope="module")

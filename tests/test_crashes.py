@@ -12,13 +12,13 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from conftest import TinyEngine
+from conftest import TinyEngine, paced
 from crash_tools import Server, Trained, events, one_sentence, rows, said, served, stored_votes, tiny_home, trained
 from test_engine import children, named
 from tiny_model import make_tiny_adapter, make_token_adapter
@@ -304,16 +304,17 @@ class Reader(threading.Thread):
                 self.seen.append(event)
 
 
-def whole_reply(reader: Reader) -> bool:
-    """Whether the reply came to an end of its own."""
-    return any(choice.get("finish_reason") for event in reader.seen for choice in event.get("choices", ()))
+def check_cut(readers: Sequence[Reader], version: str) -> None:
+    """Every reply is of `version`, was cut, and ends with one sentence."""
+    for reader in readers:
+        assert one_sentence(reader.seen[-1]["error"]["message"])
+        assert {event["model"] for event in reader.seen[:-1]} == {version}
 
 
-def kill_vllm(server: Server) -> None:
-    """End vLLM's worker, the innermost of its processes, with -9."""
+def below(server: Server, name: str) -> int:
+    """The process of the server's own vLLM that is called `name`."""
     assert server.process is not None
-    below = {pid: named(pid) for pid in children(server.process.pid)}
-    os.kill(next(pid for pid, name in below.items() if "VLLM::Worker" in name), signal.SIGKILL)
+    return next(pid for pid in children(server.process.pid) if name in named(pid))
 
 
 def probes_passed(server: Server) -> float:
@@ -336,22 +337,17 @@ def test_vllm_killed_in_mid_reply_is_a_clear_error_and_comes_back_with_its_adapt
         whole, proved = server.ask("Which reply is whole?").json(), probes_passed(server)
 
         readers = [Reader(server) for _ in range(4)]
-        for reader in readers:
-            reader.start()
-        while not all(len(reader.seen) > 3 for reader in readers):
-            assert all(reader.is_alive() for reader in readers), [reader.seen for reader in readers]
-            time.sleep(0.01)
-        kill_vllm(server)
-        waiting = server.wait(503)
+        with paced(below(server, "VLLM::EngineCore")):
+            for reader in readers:
+                reader.start()
+            while not all(len(reader.seen) > 3 for reader in readers):
+                assert all(reader.is_alive() for reader in readers), [reader.seen for reader in readers]
+                time.sleep(0.01)
+            os.kill(below(server, "VLLM::Worker"), signal.SIGKILL)  # the innermost of its processes
+            waiting = server.wait(503)
         for reader in readers:
             reader.join(timeout=120)
-        # On a busy machine this vLLM says all 3000 tokens in a burst, and a reply may be whole before the kill.
-        cut = [reader for reader in readers if "error" in reader.seen[-1]]
-        assert cut
-        assert all(whole_reply(reader) for reader in readers if reader not in cut)
-        for reader in cut:
-            assert one_sentence(reader.seen[-1]["error"]["message"])
-            assert {event["model"] for event in reader.seen[:-1]} == {candidate.version}
+        check_cut(readers, candidate.version)
         assert one_sentence(waiting["detail"])
         refused = server.ask()
         assert refused.status_code == 503

@@ -156,26 +156,45 @@ def test_a_swap_by_name_drops_and_mixes_nothing(world: World) -> None:
         assert all(share(reply, token) > 0.9 for reply in watch.replies if reply.version == version)
 
 
+def under_swaps_in_place(world: World) -> SwapWatch:
+    """Replies during which vLLM loaded the first version's weights and its own, by turns, under the stable name.
+
+    Only replies that began before the first such load go to and fro: vLLM lets later ones load their weights anew at
+    each step, always the same ones.
+    """
+    stable, start = world.live.assistant.versions.stable(), time.time()
+    paths = [str(world.live.assistant.policies.folder(name)) for name in (world.versions[0], stable)]
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(world.engine.uds)), base_url="http://x") as vllm:
+
+        def load(path: str, **how: bool) -> None:
+            body = {"lora_name": stable, "lora_path": path, **how}
+            assert vllm.post("/v1/load_lora_adapter", json=body, timeout=60).status_code == 200
+
+        assert vllm.post("/v1/unload_lora_adapter", json={"lora_name": stable}, timeout=60).status_code == 200
+        load(paths[1])
+        watch = world.watch()
+        while sum(reply.asked > start for reply in watch.replies) < READERS:
+            for path in paths:
+                load(path, load_inplace=True)
+                time.sleep(0.3)
+        watch.stop()
+    return watch
+
+
 @pytest.mark.engine
 @pytest.mark.usefixtures("one_thread")
 def test_a_swap_in_place_is_caught(world: World) -> None:
-    assistant = world.live.assistant
-    stable, other = assistant.versions.stable(), world.versions[0]
+    stable, other = world.live.assistant.versions.stable(), world.versions[0]
     assert stable == world.versions[1]
-    watch = world.watch()
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(world.engine.uds)), base_url="http://x") as vllm:
-        paths = [assistant.policies.folder(name) for name in (other, stable)]
-        start = time.time()
-        while sum(reply.asked > start for reply in watch.replies) < READERS:  # to and fro under whole replies
-            for path in paths:
-                body = {"lora_name": stable, "lora_path": str(path), "load_inplace": True}
-                assert vllm.post("/v1/load_lora_adapter", json=body, timeout=60).status_code == 200
-                time.sleep(0.3)
-    watch.stop()
+    for _ in range(5):  # a vLLM that is starved sends a whole reply at once: then nothing was mixed
+        watch = under_swaps_in_place(world)
+        if sum(min(share(reply, token) for token in TOKENS) > 0.05 for reply in watch.replies) >= 8:
+            break
+    else:
+        pytest.fail("no swap fell into a reply")
     assert watch.flip is None
     found = world.mixed(watch)
     assert len(found) >= 8
     assert {(reply.version, like) for reply, like, _ in found} == {(stable, other)}
     assert all(by > 1.0 for _, _, by in found)
     assert [reply for reply in watch.replies if reply.dropped] == []  # status 200 and a finish: only the tokens tell
-    assert sum(min(share(reply, token) for token in TOKENS) > 0.05 for reply in watch.replies) >= 8
