@@ -65,18 +65,7 @@ def test_thumbs_fix_the_level_only_up_to_their_threshold() -> None:
     assert_close(losses.thumb_loss(score, up, threshold)[0], math.log(1 + math.exp(-0.2)))
 
 
-# --- log-probabilities and KL -------------------------------------------------------------------------
-
-
-def test_log_probabilities_are_taken_at_the_temperature_and_in_float32() -> None:
-    logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0))
-    ids = torch.tensor([[0, 1, 2], [3, 4, 6]])
-    given = losses.token_logprobs(logits, ids, 0.7)
-    expected = torch.log_softmax(logits / 0.7, -1)
-    assert_close(given[1, 2], expected[1, 2, 6])
-    assert losses.token_logprobs(logits.bfloat16(), ids, 0.7).dtype == torch.float32
-    assert losses.entropy(logits.bfloat16(), 0.7).dtype == torch.float32
-    assert_close(losses.entropy(torch.zeros(1, 4), 1.0), [math.log(4)])
+# --- KL -------------------------------------------------------------------------
 
 
 def test_kl_estimators() -> None:

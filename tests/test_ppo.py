@@ -108,7 +108,8 @@ def test_rollouts_log_probabilities_are_the_trainers_at_the_same_temperature(con
         given = torch.tensor(sample.rollout_logprobs)
         torch.testing.assert_close(trainer[row, : len(given)], given, atol=1e-4, rtol=0)
         assert (other[row, : len(given)] - given).abs().max() > 0.01
-        logits = context.backbone.logits(batch, "policy").detach()[row, 0]
+        with context.backbone.using("policy"):
+            logits = context.backbone.base(input_ids=torch.tensor([sample.prompt_ids])).logits.detach()[0, -1]
         expected = torch.log_softmax(logits / TEMPERATURE, -1)[sample.response_ids[0]]
         torch.testing.assert_close(trainer[row, 0], expected)
 
@@ -139,8 +140,10 @@ def test_bfloat16_weights_compute_in_bfloat16_and_losses_in_float32(model: Path)
     assert {p.dtype for p in backbone.parameters("policy").values()} == {torch.float32}
     samples = [Sample((), "", (5, 6), (7, 8, 9), "length", "x")]
     batch = make_batch(samples, backbone.pad_id)
-    assert backbone.logits(batch, "policy").dtype == torch.bfloat16
+    logits: list[torch.Tensor] = []
+    backbone.base.get_output_embeddings().register_forward_hook(lambda _head, _input, output: logits.append(output))
     assert backbone.logprobs(batch, "policy", TEMPERATURE).dtype == torch.float32
+    assert {given.dtype for given in logits} == {torch.bfloat16}
     assert backbone.hidden(batch, (0, 1))[1].dtype == torch.float32
     value = ValueFunction(backbone, None, 1e-3)
     assert predict(value, samples).dtype == torch.float32
@@ -159,7 +162,7 @@ def test_padding_changes_no_metric(context: RunContext) -> None:
     found = []
     for extra in (0, 9):
         batch = make_batch(samples, context.backbone.pad_id, extra=extra)
-        logp, entropy = context.backbone.logprobs_and_entropy(batch, "policy", TEMPERATURE)
+        logp, entropy = (x.detach() for x in context.backbone.logprobs_and_entropy(batch, "policy", TEMPERATURE))
         reference = context.backbone.logprobs(batch, None, TEMPERATURE).detach()
         found.append([float(x.sum()) for x in (logp, entropy, logp - reference, batch.mask)])
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-5)

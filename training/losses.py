@@ -53,18 +53,7 @@ def tie_loss(difference: Tensor, log_nu: Tensor, tied: Tensor) -> Tensor:
     return -logsigmoid((2 * tied - 1) * odds)
 
 
-# --- log-probabilities and KL -------------------------------------------------------------------------
-
-
-def token_logprobs(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
-    """log softmax(logits / temperature)[ids] in float32: logits [..., V], ids [...] -> [...]."""
-    return torch.log_softmax(logits.float() / temperature, -1).gather(-1, ids[..., None])[..., 0]
-
-
-def entropy(logits: Tensor, temperature: float) -> Tensor:
-    """Entropy in nats of softmax(logits / temperature), in float32: [..., V] -> [...]."""
-    logp = torch.log_softmax(logits.float() / temperature, -1)
-    return -(logp.exp() * logp).sum(-1)
+# --- KL -------------------------------------------------------------------------
 
 
 def kl_k1(logp: Tensor, ref_logp: Tensor) -> Tensor:

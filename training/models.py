@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import LoraConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import LoraLayer
@@ -30,7 +31,7 @@ from transformers.utils.logging import disable_progress_bar
 from thumbwise.contracts import Floats, Sample
 from thumbwise.training.batches import Batch, at_positions, chunks, make_batch
 from thumbwise.training.config import TrainSettings
-from thumbwise.training.losses import entropy, token_logprobs
+from thumbwise.training.logprobs import token_logprobs
 
 POLICY = "policy"
 BASE = None  # the backbone with every adapter off
@@ -51,6 +52,8 @@ class Backbone:
         base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
         base.requires_grad_(False).eval()
         self.micro_batch = train.micro_batch
+        self._recent: dict[Any, list[Tensor]] = {}
+        self._remembered = -(-train.episodes // train.micro_batch)
         self.stop_ids = _stop_ids(base, self.tokenizer)
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
         self.base: Any = base
@@ -150,23 +153,18 @@ class Backbone:
         """Pad samples into one batch, from their stored ids."""
         return make_batch(samples, self.pad_id)
 
-    def logits(self, batch: Batch, adapter: str | None) -> Tensor:
-        """Logits [B, T, V] that predict each response token; no logits are computed elsewhere."""
-        with self.using(adapter):
-            hidden = self.body(input_ids=batch.ids, use_cache=False).last_hidden_state
-            return self.base.get_output_embeddings()(at_positions(hidden, batch.before))
-
     def logprobs(self, batch: Batch, adapter: str | None, temperature: float) -> Tensor:
         """Log-probabilities [B, T] of the response tokens at `temperature`, float32, 0 under pads."""
-        logits = self.logits(batch, adapter)
-        return token_logprobs(logits, batch.tokens, temperature) * batch.mask
+        return self.logprobs_and_entropy(batch, adapter, temperature)[0]
 
     def logprobs_and_entropy(self, batch: Batch, adapter: str | None, temperature: float) -> tuple[Tensor, Tensor]:
-        """Like `logprobs`, with the entropy [B, T] of each next-token distribution; no gradients."""
-        with torch.no_grad():
-            logits = self.logits(batch, adapter)
-            logp = token_logprobs(logits, batch.tokens, temperature) * batch.mask
-            return logp, entropy(logits, temperature) * batch.mask
+        """Like `logprobs`, with the entropy [B, T] of each next-token distribution, which has no gradient."""
+        real, head = batch.mask.bool(), self.base.get_output_embeddings()
+        with self.using(adapter):
+            hidden = self.body(input_ids=batch.ids, use_cache=False).last_hidden_state
+            found = token_logprobs(at_positions(hidden, batch.before)[real], batch.tokens[real], head, temperature)
+        logp, entropy = (torch.zeros_like(batch.mask).masked_scatter(real, values) for values in found)
+        return logp, entropy
 
     def hidden(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
         """The base's hidden states [B, T, D] of the response tokens that enter each decoder layer of `layers`, float32.
@@ -193,18 +191,31 @@ class Backbone:
 
         return self.layers[number].register_forward_pre_hook(hook, with_kwargs=True)
 
-    def pooled(self, samples: Sequence[Sample], layers: Sequence[int]) -> tuple[Floats, Floats]:
-        """Sums over response tokens of the reference's hidden states, f32[N, layers, D], and lengths f32[N]."""
-        sums = np.zeros((len(samples), len(layers), self.hidden_size), np.float32)
-        counts = np.array([len(s.response_ids) for s in samples], np.float32)
+    def states(
+        self, samples: Sequence[Sample], layers: Sequence[int]
+    ) -> Iterator[tuple[NDArray[np.intp], Batch, list[Tensor]]]:
+        """Yield what `hidden` returns for all of `samples`, a batch of like lengths at a time, with its rows.
+
+        Those of the last batches are remembered: reward model and value function read the same rollouts.
+        """
         order = np.argsort([len(s.prompt_ids) + len(s.response_ids) for s in samples], kind="stable")
         for part in chunks(len(samples), self.micro_batch):
             rows = order[part]
-            batch = self.batch([samples[row] for row in rows])
-            with torch.no_grad():
-                states = self.hidden(batch, layers)
-            total = torch.stack([(state * batch.mask[..., None]).sum(1) for state in states], 1)
-            sums[rows] = total.numpy()
+            chosen = [samples[row] for row in rows]
+            batch, key = self.batch(chosen), (tuple(layers), *((s.prompt_ids, s.response_ids) for s in chosen))
+            if key not in self._recent:
+                with torch.no_grad():
+                    self._recent[key] = self.hidden(batch, layers)
+            yield rows, batch, self._recent[key]
+            while len(self._recent) > self._remembered:
+                del self._recent[next(iter(self._recent))]
+
+    def pooled(self, samples: Sequence[Sample], layers: Sequence[int]) -> tuple[Floats, Floats]:
+        """Sums over response tokens of the base's hidden states, f32[N, layers, D], and lengths f32[N]."""
+        sums = np.zeros((len(samples), len(layers), self.hidden_size), np.float32)
+        counts = np.array([len(s.response_ids) for s in samples], np.float32)
+        for rows, batch, states in self.states(samples, layers):
+            sums[rows] = torch.stack([(state * batch.mask[..., None]).sum(1) for state in states], 1).numpy()
         return sums, counts
 
     def next_logprobs(self, context: Sequence[int], adapter: str | None) -> Tensor:

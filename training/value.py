@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from thumbwise.contracts import Sample, ValueInit
-from thumbwise.training.batches import chunks
 from thumbwise.training.losses import masked_mean
 from thumbwise.training.models import Backbone
 
@@ -57,13 +56,10 @@ class ValueFunction:
     def features(self, samples: Sequence[Sample], width: int) -> Tensor:
         """What V is linear in, before each of `width` response tokens: [N, width, layers, D] float32."""
         found = torch.zeros(len(samples), width, *self.mean.shape)
-        for part in chunks(len(samples), self.backbone.micro_batch):
-            batch = self.backbone.batch(samples[part])
-            with torch.no_grad():
-                states = self.backbone.hidden(batch, self.init.layers)
+        for rows, batch, states in self.backbone.states(samples, self.init.layers):
             for layer, (state, mean, scale) in enumerate(zip(states, self.mean, self.scale, strict=True)):
                 means = prefix_means(state, mean, batch.mask, self.init.shrink) * scale
-                found[part, : means.shape[1], layer] = means
+                found[rows, : means.shape[1], layer] = means
         return found
 
     def level(self, features: Tensor, mask: Tensor, score: Tensor) -> None:
