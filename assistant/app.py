@@ -24,6 +24,7 @@ from thumbwise.auth import Guard
 from thumbwise.comparisons import Comparisons
 from thumbwise.conversation import Conversations
 from thumbwise.engine import Engine, ExternalEngine
+from thumbwise.engine_check import check
 from thumbwise.errors import EngineUnavailable, ThumbwiseError
 from thumbwise.feedback.store import Store
 from thumbwise.metrics import Metrics
@@ -88,7 +89,8 @@ class Assistant:
             self.model = await asyncio.to_thread(prepare, self.home, self.settings.model, self._say)
             self.engine = self._make_engine(self.model)
             self.policies.attach(self.model, self.engine.client)
-            self.engine.on_ready.append(self.policies.restore)
+            slots, client, folder = self.settings.engine.max_loras, self.engine.client, self.model.folder
+            self.engine.on_ready += [lambda: check(client, folder, slots, self.home.policies), self.policies.restore]
             self._say("The engine is starting.")
             await self.engine.start()
         except ThumbwiseError as error:

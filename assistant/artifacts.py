@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +38,6 @@ _NEEDED = {
     "created_at", "files", "probes",
 }  # fmt: skip
 _PROBE = ("context_ids", "top_ids", "top_logprobs", "base_top_logprobs")
-
-
-def base_modules(model: Path) -> dict[str, tuple[int, int]]:
-    """Return {module name: (out, in)} of every 2-d weight in a model folder, from safetensors headers."""
-    shapes: dict[str, tuple[int, int]] = {}
-    for path in sorted(model.glob("*.safetensors")):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        for key, entry in header.items():
-            if key.endswith(".weight") and len(entry["shape"]) == 2:
-                shapes[key.removesuffix(".weight")] = (entry["shape"][0], entry["shape"][1])
-    return shapes
 
 
 def check(

@@ -12,14 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.metadata
-import json
 import logging
 import os
 import re
 import shutil
 import signal
 import socket
-import struct
 import sys
 import tempfile
 import time
@@ -31,6 +29,7 @@ from typing import Literal
 from thumbwise.engine_client import EngineClient
 from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
 from thumbwise.settings import EngineSettings
+from thumbwise.weights import linear_layers
 
 BASE = "policy-0000"
 """The name under which the base model is served."""
@@ -39,7 +38,7 @@ State = Literal["starting", "ready", "restarting", "failed", "stopped"]
 
 _logger = logging.getLogger(__name__)
 COMPILERS = (os.environ.get("CXX", "g++"), "g++", "clang++")  # what torch.compile looks for on CPU
-_PLUGIN = "thumbwise_lora_rows"
+_PLUGIN = "thumbwise_cpu_adapters"
 _LOG_LINES = 15
 _LONGEST_SOCKET_PATH = 100  # Linux allows 107 bytes
 _DRAIN = 10  # seconds that vLLM may go on with open replies after SIGTERM
@@ -355,24 +354,6 @@ class ExternalEngine(_Supervised):
                 while await self.client.alive() or await self.client.alive():  # one miss may be mere load
                     await asyncio.sleep(self.poll_every)
                 self._set("restarting", f"vLLM at {self.url} does not answer.")
-
-
-def linear_layers(model: Path) -> list[str]:
-    """Return the names of the linear layers inside a model's blocks, from its safetensors headers.
-
-    Heads and embeddings are left out. Empty where there is nothing readable: vLLM then says why.
-    """
-    names: set[str] = set()
-    for file in model.glob("*.safetensors"):
-        with contextlib.suppress(OSError, struct.error, ValueError), file.open("rb") as opened:
-            (length,) = struct.unpack("<Q", opened.read(8))
-            header = json.loads(opened.read(min(length, 100_000_000)))
-            for key, tensor in header.items():
-                parts = key.split(".")
-                in_block = any(part.isdecimal() for part in parts)
-                if in_block and parts[-1] == "weight" and len(tensor["shape"]) == 2:
-                    names.add(parts[-2])
-    return sorted(names)
 
 
 def _private_folder(run_dir: Path) -> tuple[Path, bool]:

@@ -19,6 +19,7 @@ from thumbwise import artifacts
 from thumbwise.errors import Conflict, ThumbwiseError
 from thumbwise.faults import fault_point
 from thumbwise.versions import BASE, Versions
+from thumbwise.weights import base_modules
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,7 +93,7 @@ class Policies:
             manifest = artifacts.check(
                 version,
                 files,
-                modules=artifacts.base_modules(self.model.folder),
+                modules=base_modules(self.model.folder),
                 base_digest=self.model.digest,
                 max_rank=self.settings.engine.max_lora_rank,
             )

@@ -18,9 +18,10 @@ from conftest import TINY, TinyEngine
 from tiny_model import LINEAR
 
 from thumbwise import engine as module
-from thumbwise.engine import BASE, Engine, ExternalEngine, linear_layers
+from thumbwise.engine import BASE, Engine, ExternalEngine
 from thumbwise.engine_client import EngineClient
 from thumbwise.errors import EngineFailed, EngineUnavailable
+from thumbwise.weights import linear_layers
 
 # Answers one token to everything, with a child of its own, once the file beside the socket is there.
 STUB = """
@@ -217,7 +218,7 @@ def test_the_child_gets_no_secret_of_ours_and_no_setting_that_opens_vllm(tmp_pat
         monkeypatch.setenv(key, "1")
     environment = Engine(tmp_path, TINY, run_dir=tmp_path / "run", log=tmp_path / "log").environment()
     assert not {"THUMBWISE_HOME", "VLLM_SERVER_DEV_MODE", "VLLM_API_KEY"} & set(environment)
-    assert environment["VLLM_PLUGINS"] == "thumbwise_lora_rows"
+    assert environment["VLLM_PLUGINS"] == "thumbwise_cpu_adapters"
     assert environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == environment["HF_HUB_OFFLINE"] == "1"
     assert environment["PATH"] == os.environ["PATH"]
 

@@ -26,6 +26,7 @@ from thumbwise.plugin_manager import PluginManager
 from thumbwise.policies import Policies, distance
 from thumbwise.settings import Settings
 from thumbwise.versions import BASE, Versions
+from thumbwise.weights import base_modules
 
 MODULE = "model.layers.0.self_attn.q_proj"
 SHAPES = {MODULE: (6, 4)}
@@ -96,7 +97,7 @@ def world(tmp_path: Path) -> World:
 
 def test_module_shapes_are_read_from_the_headers(world: World) -> None:
     assert world.policies.model is not None
-    assert artifacts.base_modules(world.policies.model.folder) == SHAPES
+    assert base_modules(world.policies.model.folder) == SHAPES
 
 
 def test_a_good_candidate_passes(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from thumbwise.settings import Settings
 from thumbwise.training.job import run_training
 from thumbwise.training.progress import RunProgress
 from thumbwise.training.runs import TrainResult
+from thumbwise.weights import base_modules
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,9 +38,7 @@ def test_a_round_makes_a_candidate_that_serving_accepts_and_promotes_it(tmp_path
     assert assistant.promoted == [{"version": result.version, "expect_stable": "policy-0000", "lease": "lease-1"}]
     assert [f["outcome"] for f in assistant.finished] == ["promoted"]
     files = assistant.policies[str(result.version)]
-    manifest = artifacts.check(
-        str(result.version), files, modules=artifacts.base_modules(model), base_digest="base", max_rank=32
-    )
+    manifest = artifacts.check(str(result.version), files, modules=base_modules(model), base_digest="base", max_rank=32)
     assert manifest["snapshot_id"] == hashlib.sha256(assistant.snapshot).hexdigest()
     assert manifest["n_labels"] == 63 + 16
     assert manifest["config"]["iterations"] == 2

@@ -1,7 +1,7 @@
 """Results of the long benchmarks, kept in `results/` under a digest of what was measured, so that nothing runs twice.
 
-The digest is over the code of `training/` and `plugins/`, the settings (defaults and environment) and the arguments;
-a result whose digest is another one is history. Quick forms are not kept.
+The digest is over the code measured (for most, `training/` and `plugins/`), the settings (defaults and environment)
+and the arguments; a result whose digest is another one is history. Quick forms are not kept.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 from thumbwise import plugins, training
@@ -21,9 +22,12 @@ RESULTS = Path(__file__).parent / "results"
 HOLDS = {">=": float.__ge__, "<=": float.__le__, ">": float.__gt__}
 
 
-def digest() -> str:
-    """Twelve hex digits over the code that trains and its settings."""
-    folders = [Path(str(package.__file__)).parent for package in (plugins, training)]
+TRAINING = (plugins, training)
+
+
+def digest(packages: Sequence[ModuleType]) -> str:
+    """Twelve hex digits over the code of `packages` and the settings."""
+    folders = [Path(str(package.__file__)).parent for package in packages]
     files = [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in (".py", ".jsonl")]
     text = "".join(f"{path.parent.name}/{path.name}\n{path.read_text(encoding='utf-8')}" for path in files)
     return hashlib.sha256((text + Settings().model_dump_json()).encode()).hexdigest()[:12]
@@ -34,16 +38,24 @@ def bar(name: str, value: float, op: str, limit: float) -> dict[str, Any]:
     return {"name": name, "value": value, "op": op, "limit": limit, "holds": HOLDS[op](float(value), float(limit))}
 
 
-def path_of(bench: str, args: argparse.Namespace) -> Path:
+def path_of(bench: str, args: argparse.Namespace, packages: Sequence[ModuleType]) -> Path:
     """Where the result of `bench` with `args` is kept; paths among the arguments do not count."""
     said = {name: value for name, value in sorted(vars(args).items()) if not isinstance(value, Path)}
     key = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:6]
-    return RESULTS / f"{bench}-{key}-{digest()}.json"
+    return RESULTS / f"{bench}-{key}-{digest(packages)}.json"
 
 
-def report(bench: str, args: argparse.Namespace, measure: Callable[[], dict[str, Any]]) -> NoReturn:
-    """Print the result that is kept, or measure and keep it; exit status 0 only where every bar holds."""
-    path = path_of(bench, args)
+def report(
+    bench: str,
+    args: argparse.Namespace,
+    measure: Callable[[], dict[str, Any]],
+    packages: Sequence[ModuleType] = TRAINING,
+) -> NoReturn:
+    """Print the result that is kept, or measure and keep it; exit status 0 only where every bar holds.
+
+    `packages` hold the code measured.
+    """
+    path = path_of(bench, args, packages)
     if args.quick or not path.exists():
         result = {"bench": bench, **measure()}
         if not args.quick:

@@ -1,0 +1,84 @@
+"""Whether a vLLM keeps policies apart in one batch: asked before it takes any traffic.
+
+vLLM 0.32's own code for adapters on CPU gives a request to the base model the weights of the last adapter slot where
+both are in one batch, and nothing says so (`thumbwise.cpu_adapters` does not). So every slot is filled with an adapter
+of random weights (rank 1), and the base and all of them answer a few contexts, first one request at a time and then all
+at once. A vLLM that was checked keeps one of those adapters under the name CHECKED, and is not checked again. Left out:
+which of the policies got whose weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from thumbwise.engine import BASE
+from thumbwise.engine_client import EngineClient
+from thumbwise.errors import EngineFailed
+from thumbwise.policies import distance
+from thumbwise.weights import block_modules
+
+CHECKED = "thumbwise-checked"
+TOP = 20
+TOLERANCE = 0.3
+"""Nats that the same policy may answer differently in a batch: rounding alone; mixed policies are whole nats apart."""
+CONTEXTS = tuple(tuple(range(start, start + 8)) for start in (10, 40, 70))
+
+
+def random_adapter(shapes: Mapping[str, tuple[int, int]], folder: Path, seed: int) -> Path:
+    """Write a PEFT adapter of rank 1 and random weights over layers of `shapes` (out, in); returns `folder`."""
+    rng, weights = np.random.default_rng(seed), {}
+    for name, (out, into) in shapes.items():
+        weights[f"base_model.model.{name}.lora_A.weight"] = rng.standard_normal((1, into), np.float32) / into**0.5
+        weights[f"base_model.model.{name}.lora_B.weight"] = rng.standard_normal((out, 1), np.float32) * 0.3
+    folder.mkdir(parents=True)
+    save_file(weights, folder / "adapter_model.safetensors")
+    layers = sorted({name.rpartition(".")[2] for name in shapes})
+    config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": layers, "bias": "none"}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+async def check(client: EngineClient, model: Path, slots: int, scratch: Path) -> None:
+    """Raise EngineFailed where base and adapters answer otherwise in one batch than alone, or alike.
+
+    `slots` is vLLM's max_loras; `model` the folder that it serves; `scratch` one that it can read.
+    """
+    if CHECKED in await client.adapters():
+        return
+    with tempfile.TemporaryDirectory(prefix=".check-", dir=scratch) as folder:
+        shapes, run = block_modules(model), secrets.token_hex(4)
+        names = [f"check-{run}-{number}" for number in range(1, slots)] + [CHECKED]
+        for seed, name in enumerate(names):
+            await client.load_adapter(name, random_adapter(shapes, Path(folder) / name, seed))
+        try:
+            await _compare(client, [BASE, *names])
+        except EngineFailed:
+            await client.unload_adapter(CHECKED)
+            raise
+        finally:
+            for name in names[:-1]:
+                await client.unload_adapter(name)
+
+
+async def _compare(client: EngineClient, names: list[str]) -> None:
+    asked = [(name, context) for context in CONTEXTS for name in names]
+    alone = {pair: await client.next_token_logprobs(*pair, top=TOP) for pair in asked}
+    for context in CONTEXTS:
+        for name in names[1:]:
+            if distance(alone[BASE, context], alone[name, context]) < TOLERANCE:
+                raise EngineFailed("This vLLM answers through an adapter as without one: policies cannot be served.")
+    answers = await asyncio.gather(*(client.next_token_logprobs(*pair, top=3 * TOP) for pair in asked))
+    worst = max(distance(alone[pair], answer) for pair, answer in zip(asked, answers, strict=True))
+    if not worst <= TOLERANCE:
+        raise EngineFailed(
+            f"This vLLM mixes policies that are in one batch (an answer is {worst:.1f} nats from its own policy's): "
+            "install the version that thumbwise was tested with, or start the assistant with that one's URL."
+        )
