@@ -1,7 +1,7 @@
 """Thumbwise: a self-hosted chat assistant that learns from the people who use it.
 
 A plugin needs one name from here: `from thumbwise import hookimpl`. Importing this package stays cheap
-(no torch, no gradio), because vLLM's worker processes import it for `thumbwise.lora_rows`.
+(no torch, no gradio), because vLLM's worker processes import it for `thumbwise.cpu_adapters`.
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -80,15 +81,17 @@ class Weights:
     ranks=st.lists(st.sampled_from([1, 2, 8, 16, 33, 64]), min_size=4, max_size=4),
     widths=st.sampled_from([(24,), (16, 16), (24, 8, 8)]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    few=st.sampled_from([0, 128]),  # several adapters slot by slot, or all slots at once
     seed=st.integers(0, 1000),
 )
 def test_each_row_gets_what_its_own_adapter_adds(
-    grouped: Any, slots: list[int], ranks: list[int], widths: tuple[int, ...], dtype: torch.dtype, seed: int
+    grouped: Any, slots: list[int], ranks: list[int], widths: tuple[int, ...], dtype: torch.dtype, few: int, seed: int
 ) -> None:
     weights = Weights(widths, 40, ranks, dtype)
     x, before = draw(len(slots), 40, seed=seed, dtype=dtype), draw(len(slots), sum(widths), seed=seed + 1, dtype=dtype)
     y, wanted = before.clone(), before.float() + weights.added(x, slots)
-    wrapper_for(grouped, slots).add_lora_linear(y, x, weights.a, weights.b, 1.0, widths)
+    with patch.object(grouped, "FEW", few):
+        wrapper_for(grouped, slots).add_lora_linear(y, x, weights.a, weights.b, 1.0, widths)
     close(y, wanted, dtype, float(wanted.abs().max()))
     base = torch.tensor(slots) < 0
     assert torch.equal(y[base], before[base])

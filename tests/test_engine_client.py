@@ -251,7 +251,7 @@ async def test_next_token_logprobs_match_transformers_for_base_and_adapters(clie
 
 @pytest.mark.engine
 async def test_in_a_batch_of_base_and_all_slots_every_reply_keeps_to_its_own_policy(client, policies, reference):
-    """Without thumbwise.lora_rows the base gets the last slot's adapter: other tokens altogether."""
+    """Without thumbwise.cpu_adapters the base gets the last slot's adapter: other tokens altogether."""
     order: list[str] = []
     replies: list[tuple[str, list[Chunk]]] = []
     begun, over = {name: asyncio.Event() for name in policies}, asyncio.Event()

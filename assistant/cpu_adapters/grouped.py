@@ -1,13 +1,18 @@
-"""vLLM's adapter computation on CPU, as two matrix products a layer for each adapter in the batch.
+"""vLLM's adapter computation on CPU, as two matrix products a layer, however many rows and adapters there are.
 
 vLLM calls a "Punica wrapper" in every linear layer that can carry an adapter: y += x A^T B^T, each row (one token)
 with the A and B of its own adapter, whose weights lie in slots. vLLM 0.32's wrapper for CPU copies a slot's whole A and
-B for every row and multiplies row by row. Here the rows are grouped by slot once a step, in `update_metadata`, and a
-layer computes each group in one go; rows without an adapter are in no group. A layer made of several (q, k and v; gate
-and up) has one A and one B: the parts' A above each other, their B as the blocks of a diagonal, so that it takes two
-products, not two for each part. Both are packed once after a slot was written to, for the kernel that vLLM chooses for
-its own layers (a plain matrix product costs twice as much to call), and without the rows that an adapter of a smaller
-rank leaves empty. Left out: mixtures of experts, which vLLM's CPU code cannot do with adapters either.
+B for every row and multiplies row by row. Here the rows are grouped by slot once a step, in `update_metadata`, and
+
+- where all rows are of one slot, a layer multiplies by that slot's A and then its B;
+- where a few rows are of several, by all slots' A at once, blanks what is not a row's own, and multiplies by all their
+  B: calls are what costs there, not numbers;
+- where many rows are of several (prompts), slot by slot.
+
+A layer made of several (q, k and v; gate and up) has one A and one B: the parts' A above each other, their B as the
+blocks of a diagonal. They are packed once after a slot was written to, for the kernel that vLLM chooses for its own
+layers (a plain matrix product costs twice as much to call), and without the rows that a smaller rank leaves empty.
+Left out: mixtures of experts, which vLLM's CPU code cannot do with adapters either.
 """
 
 from __future__ import annotations
@@ -25,29 +30,38 @@ Parts = Sequence[Tensor]
 """One tensor for each part of a layer, [slots, 1, out, in]."""
 
 
+FEW = 128
+"""Rows up to which all slots are computed for all of them."""
+ALL = -2
+
+
 @dataclass(frozen=True)
 class Groups:
-    """The rows of a step by adapter slot. `rows` None: all rows are of the one slot in `spans`.
+    """The rows of a step by adapter slot: `slots` [rows], and for each slot in use which rows are its (None: all).
 
-    Otherwise `rows` [n] are those that have an adapter, sorted by slot, and `spans` says which of them are whose.
+    `place` [rows] is where each row is once they are put together slot by slot; behind all others where it has no slot.
     """
 
-    spans: tuple[tuple[int, slice], ...] = ()
-    rows: Tensor | None = None
+    slots: Tensor
+    rows: tuple[tuple[int, Tensor | None], ...]
+    place: Tensor | None = None
+
+    @property
+    def joint(self) -> bool:
+        """Whether to compute all slots at once."""
+        return len(self.slots) <= FEW and any(rows is not None for _, rows in self.rows)
 
 
-def group(slots: Sequence[int]) -> Groups:
+def group(slots: Tensor) -> Groups:
     """Group rows by slot; -1 is a row without an adapter."""
-    kinds = sorted(set(slots) - {-1})
-    if len(kinds) == 1 and -1 not in slots:
-        return Groups(((kinds[0], slice(0, len(slots))),))
-    rows: list[int] = []
-    spans = []
-    for kind in kinds:
-        start = len(rows)
-        rows += [row for row, slot in enumerate(slots) if slot == kind]
-        spans.append((kind, slice(start, len(rows))))
-    return Groups(tuple(spans), torch.tensor(rows, dtype=torch.long))
+    kinds = sorted(set(slots.tolist()) - {-1})
+    if len(kinds) == 1 and bool((slots == kinds[0]).all()):
+        return Groups(slots, ((kinds[0], None),))
+    rows = [(slots == kind).nonzero()[:, 0] for kind in kinds]
+    place = torch.full_like(slots, sum(map(len, rows)))
+    if rows:
+        place[torch.cat(rows)] = torch.arange(sum(map(len, rows)))
+    return Groups(slots, tuple(zip(kinds, rows, strict=True)), place)
 
 
 def linear(weight: Tensor) -> Callable[[Tensor], Tensor]:
@@ -58,30 +72,46 @@ def linear(weight: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: layer.cpu_linear(x, layer.weight, None)  # type: ignore[no-any-return]
 
 
+class Packed:
+    """The A and B of a layer in one or more slots, ready to multiply by; `widths` are the rows of A of each slot."""
+
+    def __init__(self, a_parts: Parts, b_parts: Parts, slots: Sequence[int]) -> None:
+        above, beside, self.widths = [], [], []
+        for slot in slots:
+            used = torch.stack([part[slot, 0].any(1) for part in a_parts]).any(0).nonzero()
+            rank = int(used[-1]) + 1 if len(used) else 0
+            above += [part[slot, 0, :rank] for part in a_parts]
+            beside.append(torch.block_diag(*(part[slot, 0, :, :rank] for part in b_parts)))
+            self.widths.append(rank * len(a_parts))
+        self.empty = not any(self.widths)
+        if not self.empty:
+            self.down, self.up = linear(torch.cat(above)), linear(torch.cat(beside, 1))
+
+    def others(self, groups: Groups) -> Tensor:
+        """Which columns of down(x) are of another slot than the row's, bool [rows, columns]."""
+        owner = torch.repeat_interleave(torch.arange(len(self.widths)), torch.tensor(self.widths))
+        return groups.slots[:, None] != owner
+
+
 class Layer:
     """The adapters of one layer, packed as they are asked for."""
 
     def __init__(self, a_parts: Parts, b_parts: Parts) -> None:
         self.a_parts, self.b_parts = a_parts, b_parts
-        self._packed: dict[int, tuple[tuple[int, ...], Callable[[Tensor], Tensor] | None]] = {}
+        self._packed: dict[int, Packed] = {}
+        self._written = -1
 
-    def of(self, slot: int) -> Callable[[Tensor], Tensor] | None:
-        """x -> x A^T B^T of the adapter in `slot`; None where it does not touch this layer."""
-        # PyTorch counts the writes to a tensor: that is how a slot that got another adapter is noticed.
-        written = tuple(part._version for part in (*self.a_parts, *self.b_parts))
+    def of(self, slot: int) -> Packed:
+        """One slot's, or ALL slots'."""
+        # vLLM empties a slot of every part before it fills it, and PyTorch counts the writes to a tensor.
+        written = self.a_parts[0]._version
+        if written != self._written:
+            self._packed, self._written = {}, written
         kept = self._packed.get(slot)
-        if kept is None or kept[0] != written:
-            kept = self._packed[slot] = (written, self._pack(slot))
-        return kept[1]
-
-    def _pack(self, slot: int) -> Callable[[Tensor], Tensor] | None:
-        used = torch.stack([part[slot, 0].any(1) for part in self.a_parts]).any(0).nonzero()
-        if not len(used):
-            return None
-        rank = int(used[-1]) + 1
-        down = linear(torch.cat([part[slot, 0, :rank] for part in self.a_parts]))
-        up = linear(torch.block_diag(*(part[slot, 0, :, :rank] for part in self.b_parts)))
-        return lambda x: up(down(x))
+        if kept is None:
+            slots = range(len(self.a_parts[0])) if slot == ALL else (slot,)
+            kept = self._packed[slot] = Packed(self.a_parts, self.b_parts, slots)
+        return kept
 
 
 class GroupedLoRA(PunicaWrapperCPU):  # type: ignore[misc]
@@ -89,17 +119,19 @@ class GroupedLoRA(PunicaWrapperCPU):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.tokens = Groups()
+        nobody = group(torch.empty(0, dtype=torch.long))
+        self.tokens = nobody
         """Of the rows of a step's tokens."""
-        self.sampled = Groups()
+        self.sampled = nobody
         """Of the rows for which logits are computed."""
         self._layers: dict[int, Layer] = {}
+        self._others: dict[tuple[int, ...], Tensor] = {}
 
     def update_metadata(self, mapping: Any, lora_index_to_id: Any, max_loras: int, vocab_size: int, **_: Any) -> None:
         """Take in which row has which adapter; vLLM calls this once for a step whose rows are others than before."""
         self._update_base_metadata(mapping, lora_index_to_id, max_loras, vocab_size)
-        self.tokens = group(self.token_lora_indices.tolist())
-        self.sampled = group(self.sampler_indices.tolist())
+        self.tokens, self.sampled = group(self.token_lora_indices.clone()), group(self.sampler_indices.clone())
+        self._others = {}
 
     def add_lora_linear(
         self,
@@ -112,19 +144,32 @@ class GroupedLoRA(PunicaWrapperCPU):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         """y [rows, out] += scale x [rows, in] A^T B^T, in place; the parts of `output_slices` lie side by side in y."""
-        if not self.tokens.spans:
+        if not self.tokens.rows:
             return
         layer = self._layers.get(id(lora_a_stacked))
         if layer is None:  # it keeps the tuple, whose id so stays its own
             layer = self._layers[id(lora_a_stacked)] = Layer(lora_a_stacked, lora_b_stacked)
-        _add(self.tokens, y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), layer.of, scale)
+        y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        if self.tokens.joint:
+            self._add_all(y, x, layer.of(ALL), scale)
+        else:
+            _add_each(self.tokens, y, x, layer, scale)
+
+    def _add_all(self, y: Tensor, x: Tensor, packed: Packed, scale: float) -> None:
+        if packed.empty:
+            return
+        key = tuple(packed.widths)
+        if key not in self._others:
+            self._others[key] = packed.others(self.tokens)
+        added = packed.up(packed.down(x).masked_fill_(self._others[key], 0))
+        y[:, : added.shape[1]].add_(added, alpha=scale)
 
     def add_lora_logits(
         self, y: Tensor, x: Tensor, lora_a_stacked: Tensor, lora_b_stacked: Tensor, scale: float, **_: Any
     ) -> None:
         """The same for rows whose logits are computed; A [slots, 1, rank, in], B [slots, 1, vocabulary, rank]."""
         layer = self._layers.setdefault(id(lora_a_stacked), Layer((lora_a_stacked,), (lora_b_stacked,)))
-        _add(self.sampled, y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), layer.of, scale)
+        _add_each(self.sampled, y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1]), layer, scale)
 
     def add_shrink(self, y: Parts, x: Tensor, lora_a_stacked: Parts, scale: float, **_: Any) -> None:
         """y[i] [rows, rank] = scale x A_i^T; 0 in rows without an adapter."""
@@ -158,20 +203,20 @@ class GroupedLoRA(PunicaWrapperCPU):  # type: ignore[misc]
 
     def _multiply(self, y: Tensor, x: Tensor, weights: Tensor, scale: float) -> None:
         x = x.to(weights.dtype)
-        _add(self.tokens, y, x, lambda slot: lambda rows: rows @ weights[slot, 0].T, scale)
+        for slot, rows in self.tokens.rows:
+            mine = slice(None) if rows is None else rows
+            y[mine] += (scale * (x[mine] @ weights[slot, 0].T)).to(y.dtype)
 
 
-def _add(
-    groups: Groups, y: Tensor, x: Tensor, of: Callable[[int], Callable[[Tensor], Tensor] | None], scale: float
-) -> None:
-    """y[row] += scale f(x[row]) with the f = of(slot) of its slot; y may be wider than what f returns."""
-    for slot, span in groups.spans:
-        if (function := of(slot)) is None:
-            continue
-        rows = None if groups.rows is None else groups.rows[span]
-        added = function(x if rows is None else x.index_select(0, rows)).to(y.dtype)
-        target = y[:, : added.shape[1]]
-        if rows is None:
-            target.add_(added, alpha=scale)
-        else:
-            target.index_add_(0, rows, added, alpha=scale)
+def _add_each(groups: Groups, y: Tensor, x: Tensor, layer: Layer, scale: float) -> None:
+    """y[row] += scale x[row] A^T B^T of its slot, one slot after the other; y may be wider than B."""
+    width = sum(part.shape[2] for part in layer.b_parts)
+    added = []
+    for slot, rows in groups.rows:
+        packed, mine = layer.of(slot), x if rows is None else x.index_select(0, rows)
+        added.append(mine.new_zeros(len(mine), width) if packed.empty else packed.up(packed.down(mine)))
+    if groups.place is None:
+        y[:, :width].add_(added[0], alpha=scale)
+    else:  # adding at indices takes three times as long as putting in order and adding
+        added.append(x.new_zeros(1, width))
+        y[:, :width].add_(torch.cat(added).index_select(0, groups.place), alpha=scale)

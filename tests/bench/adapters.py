@@ -4,7 +4,7 @@
 
 Three vLLM servers of one model are up at once and loaded one at a time, by turns: one without LoRA, one with vLLM's own
 CPU code for adapters, one with thumbwise's. A burst is 1, 8 or 32 streams that begin together, each of a chat prompt
-and 32 tokens; with LoRA once from one adapter (rank 16) and once from three in one batch. Ratios are taken within an
+and 24 tokens; with LoRA once from one adapter (rank 16) and once from three in one batch. Ratios are taken within an
 alternation, medians over them. About twenty minutes on two cores.
 """
 
@@ -36,7 +36,7 @@ from thumbwise.models import prepare
 from thumbwise.settings import EngineSettings, Settings
 from thumbwise.training.prompts import rehearsal_prompts
 
-TOKENS, RANK = 32, 16
+TOKENS, RANK = 24, 16
 STREAMS = (1, 8, 32)
 ADAPTERS = ("adapter-1", "adapter-2", "adapter-3")
 
