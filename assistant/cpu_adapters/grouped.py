@@ -69,7 +69,7 @@ def linear(weight: Tensor) -> Callable[[Tensor], Tensor]:
     layer = torch.nn.Module()
     layer.weight = torch.nn.Parameter(weight, requires_grad=False)
     dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
-    return lambda x: layer.cpu_linear(x, layer.weight, None)  # type: ignore[no-any-return]
+    return lambda x: layer.cpu_linear(x, layer.weight, None)
 
 
 class Packed:
