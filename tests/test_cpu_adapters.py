@@ -117,6 +117,16 @@ def test_an_adapter_that_does_not_touch_a_layer_changes_nothing_there(grouped: A
     assert bool((y == 1).all())
 
 
+def test_an_adapter_that_is_not_all_numbers_spoils_its_own_rows_only(grouped: Any) -> None:
+    weights, x, y = Weights((24,), 40, [8] * 4, torch.float32), draw(7, 40), torch.ones(7, 24)
+    wanted = 1 + weights.added(x, MIXED)
+    weights.b[0][2] = float("nan")
+    wrapper_for(grouped, MIXED).add_lora_linear(y, x, weights.a, weights.b, 1.0, (24,))
+    others = torch.tensor(MIXED) != 2
+    close(y[others], wanted[others], torch.float32, 3.0)
+    assert bool(y[~others].isnan().all())
+
+
 def test_a_wider_output_keeps_its_other_columns_and_the_scale_counts(grouped: Any) -> None:
     weights, x, y = Weights((24,), 40, [8] * 4, torch.float32), draw(5, 40), torch.ones(5, 30)
     wrapper_for(grouped, [3] * 5).add_lora_linear(y, x, weights.a, weights.b, 0.5, (24,))

@@ -84,8 +84,11 @@ class Packed:
             beside.append(torch.block_diag(*(part[slot, 0, :, :rank] for part in b_parts)))
             self.widths.append(rank * len(a_parts))
         self.empty = not any(self.widths)
+        up = torch.cat(beside, 1)
+        self.finite = bool(up.isfinite().all())
+        """Whether 0 times B is 0: else one slot's numbers would get into other slots' rows."""
         if not self.empty:
-            self.down, self.up = linear(torch.cat(above)), linear(torch.cat(beside, 1))
+            self.down, self.up = linear(torch.cat(above)), linear(up)
 
     def others(self, groups: Groups) -> Tensor:
         """Which columns of down(x) are of another slot than the row's, bool [rows, columns]."""
@@ -150,7 +153,7 @@ class GroupedLoRA(PunicaWrapperCPU):  # type: ignore[misc]
         if layer is None:  # it keeps the tuple, whose id so stays its own
             layer = self._layers[id(lora_a_stacked)] = Layer(lora_a_stacked, lora_b_stacked)
         y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        if self.tokens.joint:
+        if self.tokens.joint and layer.of(ALL).finite:
             self._add_all(y, x, layer.of(ALL), scale)
         else:
             _add_each(self.tokens, y, x, layer, scale)
