@@ -3,7 +3,7 @@
 vLLM 0.32's own code for adapters on CPU gives a request to the base model the weights of the last adapter slot where
 both are in one batch, and nothing says so (`thumbwise.cpu_adapters` does not). So every slot is filled with an adapter
 of random weights (rank 1), and the base and all of them answer a few contexts, first one request at a time and then all
-at once. A vLLM that was checked keeps one of those adapters under the name CHECKED, and is not checked again. Left out:
+at once. A vLLM that passed keeps one of those adapters under the name CHECKED, and is not checked again. Left out:
 which of the policies got whose weights.
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from thumbwise.cpu_adapters import TESTED
 from thumbwise.engine import BASE
 from thumbwise.engine_client import EngineClient
 from thumbwise.errors import EngineFailed
@@ -55,17 +56,17 @@ async def check(client: EngineClient, model: Path, slots: int, scratch: Path) ->
         return
     with tempfile.TemporaryDirectory(prefix=".check-", dir=scratch) as folder:
         shapes, run = block_modules(model), secrets.token_hex(4)
-        names = [f"check-{run}-{number}" for number in range(1, slots)] + [CHECKED]
-        for seed, name in enumerate(names):
-            await client.load_adapter(name, random_adapter(shapes, Path(folder) / name, seed))
+        adapters = [random_adapter(shapes, Path(folder) / f"check-{run}-{seed}", seed) for seed in range(slots)]
+        loaded: list[str] = []
         try:
-            await _compare(client, [BASE, *names])
-        except EngineFailed:
-            await client.unload_adapter(CHECKED)
-            raise
+            for adapter in adapters:
+                await client.load_adapter(adapter.name, adapter)
+                loaded.append(adapter.name)
+            await _compare(client, [BASE, *loaded])
         finally:
-            for name in names[:-1]:
+            for name in loaded:
                 await client.unload_adapter(name)
+        await client.load_adapter(CHECKED, adapters[0])
 
 
 async def _compare(client: EngineClient, names: list[str]) -> None:
@@ -80,5 +81,5 @@ async def _compare(client: EngineClient, names: list[str]) -> None:
     if not worst <= TOLERANCE:
         raise EngineFailed(
             f"This vLLM mixes policies that are in one batch (an answer is {worst:.1f} nats from its own policy's): "
-            "install the version that thumbwise was tested with, or start the assistant with that one's URL."
+            f"use a version that thumbwise was tested with ({', '.join(TESTED)})."
         )

@@ -162,7 +162,7 @@ def under_swaps_in_place(world: World) -> SwapWatch:
     Only replies that began before the first such load go to and fro: vLLM lets later ones load their weights anew at
     each step, always the same ones.
     """
-    stable, start = world.live.assistant.versions.stable(), time.time()
+    stable = world.live.assistant.versions.stable()
     paths = [str(world.live.assistant.policies.folder(name)) for name in (world.versions[0], stable)]
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(world.engine.uds)), base_url="http://x") as vllm:
 
@@ -173,7 +173,7 @@ def under_swaps_in_place(world: World) -> SwapWatch:
         assert vllm.post("/v1/unload_lora_adapter", json={"lora_name": stable}, timeout=60).status_code == 200
         load(paths[1])
         watch = world.watch()
-        while sum(reply.asked > start for reply in watch.replies) < READERS:
+        while len(watch.replies) < READERS:
             for path in paths:
                 load(path, load_inplace=True)
                 time.sleep(0.3)

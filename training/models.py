@@ -31,7 +31,7 @@ from transformers.utils.logging import disable_progress_bar
 from thumbwise.contracts import Floats, Sample
 from thumbwise.training.batches import Batch, at_positions, chunks, make_batch
 from thumbwise.training.config import TrainSettings
-from thumbwise.training.logprobs import token_logprobs
+from thumbwise.training.logprobs import logprobs_and_entropy, token_logprobs
 
 POLICY = "policy"
 BASE = None  # the backbone with every adapter off
@@ -155,16 +155,22 @@ class Backbone:
 
     def logprobs(self, batch: Batch, adapter: str | None, temperature: float) -> Tensor:
         """Log-probabilities [B, T] of the response tokens at `temperature`, float32, 0 under pads."""
-        return self.logprobs_and_entropy(batch, adapter, temperature)[0]
+        with self.using(adapter):
+            return self._padded(batch, token_logprobs(*self._last(batch), temperature))
 
     def logprobs_and_entropy(self, batch: Batch, adapter: str | None, temperature: float) -> tuple[Tensor, Tensor]:
-        """Like `logprobs`, with the entropy [B, T] of each next-token distribution, which has no gradient."""
-        real, head = batch.mask.bool(), self.base.get_output_embeddings()
-        with self.using(adapter):
-            hidden = self.body(input_ids=batch.ids, use_cache=False).last_hidden_state
-            found = token_logprobs(at_positions(hidden, batch.before)[real], batch.tokens[real], head, temperature)
-        logp, entropy = (torch.zeros_like(batch.mask).masked_scatter(real, values) for values in found)
-        return logp, entropy
+        """Like `logprobs`, with the entropy [B, T] of each next-token distribution; no gradients."""
+        with torch.no_grad(), self.using(adapter):
+            logp, entropy = logprobs_and_entropy(*self._last(batch), temperature)
+            return self._padded(batch, logp), self._padded(batch, entropy)
+
+    def _last(self, batch: Batch) -> tuple[Tensor, Tensor, Any]:
+        """Of the real response tokens: hidden states [N, D] that predict them, their ids [N]; and the head."""
+        hidden, real = self.body(input_ids=batch.ids, use_cache=False).last_hidden_state, batch.mask.bool()
+        return at_positions(hidden, batch.before)[real], batch.tokens[real], self.base.get_output_embeddings()
+
+    def _padded(self, batch: Batch, values: Tensor) -> Tensor:
+        return torch.zeros_like(batch.mask).masked_scatter(batch.mask.bool(), values)
 
     def hidden(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
         """The base's hidden states [B, T, D] of the response tokens that enter each decoder layer of `layers`, float32.

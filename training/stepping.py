@@ -85,8 +85,8 @@ def measure(backbone: Backbone, samples: Sequence[Sample], parts: Sequence[slice
     rows: list[list[Tensor]] = [[], [], [], []]
     for part in parts:
         batch = backbone.batch(samples[part])
+        logp, entropy = backbone.logprobs_and_entropy(batch, POLICY, temperature)
         with torch.no_grad():
-            logp, entropy = backbone.logprobs_and_entropy(batch, POLICY, temperature)
             reference = backbone.logprobs(batch, backbone.reference, temperature)
         for found, row in zip(rows, (logp, reference, entropy, batch.mask), strict=True):
             found.append(row)

@@ -29,17 +29,18 @@ from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 Parts = Sequence[Tensor]
 """One tensor for each part of a layer, [slots, 1, out, in]."""
 
-
 FEW = 128
 """Rows up to which all slots are computed for all of them."""
 ALL = -2
+"""In the place of a slot's number: all of them."""
 
 
 @dataclass(frozen=True)
 class Groups:
     """The rows of a step by adapter slot: `slots` [rows], and for each slot in use which rows are its (None: all).
 
-    `place` [rows] is where each row is once they are put together slot by slot; behind all others where it has no slot.
+    `place` [rows] is where each row is once they are put together slot by slot, and behind all others where it has no
+    slot; None where all rows are of one.
     """
 
     slots: Tensor
@@ -49,7 +50,7 @@ class Groups:
     @property
     def joint(self) -> bool:
         """Whether to compute all slots at once."""
-        return len(self.slots) <= FEW and any(rows is not None for _, rows in self.rows)
+        return self.place is not None and len(self.slots) <= FEW
 
 
 def group(slots: Tensor) -> Groups:
@@ -153,8 +154,8 @@ class GroupedLoRA(PunicaWrapperCPU):  # type: ignore[misc]
         if layer is None:  # it keeps the tuple, whose id so stays its own
             layer = self._layers[id(lora_a_stacked)] = Layer(lora_a_stacked, lora_b_stacked)
         y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        if self.tokens.joint and layer.of(ALL).finite:
-            self._add_all(y, x, layer.of(ALL), scale)
+        if self.tokens.joint and (packed := layer.of(ALL)).finite:
+            self._add_all(y, x, packed, scale)
         else:
             _add_each(self.tokens, y, x, layer, scale)
 
