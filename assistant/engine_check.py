@@ -29,7 +29,9 @@ from thumbwise.weights import block_modules
 CHECKED = "thumbwise-checked"
 TOP = 20
 TOLERANCE = 0.3
-"""Nats that the same policy may answer differently in a batch: rounding alone; mixed policies are whole nats apart."""
+"""Nats that the same policy may answer differently in a batch. SmolLM2-135M in bfloat16: 0.00, and 1.65 where mixed."""
+LEAST = 0.05
+"""Nats that an adapter must change the answer to one context at least. There, each of four changed one by 2.5."""
 CONTEXTS = tuple(tuple(range(start, start + 8)) for start in (10, 40, 70))
 
 
@@ -38,7 +40,7 @@ def random_adapter(shapes: Mapping[str, tuple[int, int]], folder: Path, seed: in
     rng, weights = np.random.default_rng(seed), {}
     for name, (out, into) in shapes.items():
         weights[f"base_model.model.{name}.lora_A.weight"] = rng.standard_normal((1, into), np.float32) / into**0.5
-        weights[f"base_model.model.{name}.lora_B.weight"] = rng.standard_normal((out, 1), np.float32) * 0.3
+        weights[f"base_model.model.{name}.lora_B.weight"] = rng.standard_normal((out, 1), np.float32)
     folder.mkdir(parents=True)
     save_file(weights, folder / "adapter_model.safetensors")
     layers = sorted({name.rpartition(".")[2] for name in shapes})
@@ -72,10 +74,9 @@ async def check(client: EngineClient, model: Path, slots: int, scratch: Path) ->
 async def _compare(client: EngineClient, names: list[str]) -> None:
     asked = [(name, context) for context in CONTEXTS for name in names]
     alone = {pair: await client.next_token_logprobs(*pair, top=TOP) for pair in asked}
-    for context in CONTEXTS:
-        for name in names[1:]:
-            if distance(alone[BASE, context], alone[name, context]) < TOLERANCE:
-                raise EngineFailed("This vLLM answers through an adapter as without one: policies cannot be served.")
+    for name in names[1:]:
+        if max(distance(alone[BASE, context], alone[name, context]) for context in CONTEXTS) < LEAST:
+            raise EngineFailed("This vLLM answers through an adapter as without one: policies cannot be served.")
     answers = await asyncio.gather(*(client.next_token_logprobs(*pair, top=3 * TOP) for pair in asked))
     worst = max(distance(alone[pair], answer) for pair, answer in zip(asked, answers, strict=True))
     if not worst <= TOLERANCE:
