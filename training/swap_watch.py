@@ -131,10 +131,12 @@ class SwapWatch:
             await asyncio.gather(*(self._read(http, number) for number in range(self.readers)))
 
     async def _read(self, http: httpx.AsyncClient, number: int) -> None:
+        # First replies of different lengths: readers in step with each other would all be between two replies at once.
+        length = max(self.max_tokens * (number + 1) // self.readers, 1)
         while not self._enough.is_set():
             reply = Reply(time.time(), messages=[{"role": "user", "content": ASKED[number % len(ASKED)]}])
             body = {
-                "messages": reply.messages, "max_tokens": self.max_tokens, "stream": True, "logprobs": True,
+                "messages": reply.messages, "max_tokens": length, "stream": True, "logprobs": True,
                 "user": f"reader-{number % 8}",
             }  # fmt: skip
             try:
@@ -145,6 +147,7 @@ class SwapWatch:
             self._open -= reply.begun > 0
             reply.ended = time.time()
             self.replies.append(reply)
+            length = self.max_tokens
             if reply.error:
                 await asyncio.sleep(0.5)
 
