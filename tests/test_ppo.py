@@ -162,9 +162,8 @@ def test_padding_changes_no_metric(context: RunContext) -> None:
     found = []
     for extra in (0, 9):
         batch = make_batch(samples, context.backbone.pad_id, extra=extra)
-        logp, entropy = context.backbone.logprobs_and_entropy(batch, "policy", TEMPERATURE)
-        reference = context.backbone.logprobs(batch, None, TEMPERATURE).detach()
-        found.append([float(x.sum()) for x in (logp, entropy, logp - reference, batch.mask)])
+        both = context.backbone.compared(batch, "policy", TEMPERATURE)
+        found.append([float(x.sum()) for x in (both.logp, both.entropy, both.reference, both.kl, batch.mask)])
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-5)
 
 

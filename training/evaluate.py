@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-
 from thumbwise.contracts import (
     Evidence,
     FitReport,
@@ -23,14 +21,10 @@ from thumbwise.training.config import GateSettings
 
 
 def kl_to_reference(context: RunContext, samples: Sequence[Sample], adapter: str) -> float:
-    """Mean over replies of sum over tokens of log(adapter / reference), at the run's temperature."""
+    """Mean over replies of `adapter`'s KL from the reference, summed over tokens, at the run's temperature."""
     backbone, total = context.backbone, 0.0
     for part in chunks(len(samples), backbone.micro_batch):
-        batch = backbone.batch(samples[part])
-        with torch.no_grad():
-            own = backbone.logprobs(batch, adapter, context.temperature)
-            reference = backbone.logprobs(batch, backbone.reference, context.temperature)
-        total += float((own - reference).sum())
+        total += float(backbone.compared(backbone.batch(samples[part]), adapter, context.temperature).kl.sum())
     return total / max(1, len(samples))
 
 

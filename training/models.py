@@ -31,7 +31,7 @@ from transformers.utils.logging import disable_progress_bar
 from thumbwise.contracts import Floats, Sample
 from thumbwise.training.batches import Batch, at_positions, chunks, make_batch
 from thumbwise.training.config import TrainSettings
-from thumbwise.training.logprobs import logprobs_and_entropy, token_logprobs
+from thumbwise.training.logprobs import Compared, compare, token_logprobs
 
 POLICY = "policy"
 BASE = None  # the backbone with every adapter off
@@ -158,11 +158,15 @@ class Backbone:
         with self.using(adapter):
             return self._padded(batch, token_logprobs(*self._last(batch), temperature))
 
-    def logprobs_and_entropy(self, batch: Batch, adapter: str | None, temperature: float) -> tuple[Tensor, Tensor]:
-        """Like `logprobs`, with the entropy [B, T] of each next-token distribution; no gradients."""
-        with torch.no_grad(), self.using(adapter):
-            logp, entropy = logprobs_and_entropy(*self._last(batch), temperature)
-            return self._padded(batch, logp), self._padded(batch, entropy)
+    def compared(self, batch: Batch, adapter: str | None, temperature: float) -> Compared:
+        """`adapter` beside the reference on the response tokens, each [B, T], 0 under pads; no gradients."""
+        with torch.no_grad():
+            with self.using(adapter):
+                policy, ids, head = self._last(batch)
+            with self.using(self.reference):
+                reference, _, _ = self._last(batch)
+            found = compare(policy, reference, ids, head, temperature)
+        return Compared(*(self._padded(batch, x) for x in (found.logp, found.reference, found.entropy, found.kl)))
 
     def _last(self, batch: Batch) -> tuple[Tensor, Tensor, Any]:
         """Of the real response tokens: hidden states [N, D] that predict them, their ids [N]; and the head."""

@@ -20,7 +20,7 @@ from thumbwise.contracts import Prompt, Reward, RunContext, Sample
 from thumbwise.errors import ThumbwiseError
 from thumbwise.training.batches import chunks, pad_rows
 from thumbwise.training.config import TrainSettings
-from thumbwise.training.losses import annealing, kl_k1, masked_mean, warmup
+from thumbwise.training.losses import annealing, masked_mean, warmup
 from thumbwise.training.models import POLICY, Backbone
 from thumbwise.training.replies import eos_penalties, finish_rate, mean_length, repetition
 
@@ -71,24 +71,23 @@ def shaped_scores(reward: Reward, samples: Sequence[Sample], train: TrainSetting
 
 @dataclass
 class Measured:
-    """Of N replies, by the trainer's own weights, [N, T] float32: log-probabilities, entropy, 1 on real tokens."""
+    """Of N replies, by the trainer's own weights, [N, T] float32: see `Compared`; `mask` is 1 on real tokens."""
 
     logp: Tensor
     reference: Tensor
     entropy: Tensor
+    kl: Tensor
     mask: Tensor
 
 
 def measure(backbone: Backbone, samples: Sequence[Sample], parts: Sequence[slice], temperature: float) -> Measured:
     """Policy and reference on `samples` at `temperature`, computed in the micro-batches `parts`; no gradients."""
     width = max(1, *(len(s.response_ids) for s in samples))
-    rows: list[list[Tensor]] = [[], [], [], []]
+    rows: list[list[Tensor]] = [[], [], [], [], []]
     for part in parts:
         batch = backbone.batch(samples[part])
-        logp, entropy = backbone.logprobs_and_entropy(batch, POLICY, temperature)
-        with torch.no_grad():
-            reference = backbone.logprobs(batch, backbone.reference, temperature)
-        for found, row in zip(rows, (logp, reference, entropy, batch.mask), strict=True):
+        both = backbone.compared(batch, POLICY, temperature)
+        for found, row in zip(rows, (both.logp, both.reference, both.entropy, both.kl, batch.mask), strict=True):
             found.append(row)
     return Measured(*(pad_rows(found, width) for found in rows))
 
@@ -101,7 +100,7 @@ def rollout_metrics(samples: Sequence[Sample], found: Measured, score: Tensor, k
     return {
         "reward": float(score[known].mean()) if bool(known.any()) else 0.0,
         "reward_std": float(score[known].std(correction=0)) if bool(known.any()) else 0.0,
-        "kl": float((kl_k1(found.logp, found.reference) * found.mask).sum() / len(samples)),
+        "kl": float(found.kl.sum() / len(samples)),
         "entropy": float(masked_mean(found.entropy, found.mask)),
         "length": mean_length(samples),
         "finish_rate": finish_rate(samples),
