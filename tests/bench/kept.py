@@ -1,7 +1,7 @@
 """Results of the long benchmarks, kept in `results/` under a digest of what was measured, so that nothing runs twice.
 
-The digest is over the code measured (for most, `training/` and `plugins/`), the settings (defaults and environment)
-and the arguments; a result whose digest is another one is history. Quick forms are not kept.
+The digest is over the code measured (for most, `training/` and `plugins/`), the settings that it goes by (defaults and
+environment) and the arguments; a result whose digest is another one is history. Quick forms are not kept.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ HOLDS = {">=": float.__ge__, "<=": float.__le__, ">": float.__gt__}
 
 
 TRAINING = (plugins, training)
+GOES_BY = {"model", "temperature", "max_tokens", "reward", "train", "gates"}
+"""Settings that may change a figure; those of serving alone do not."""
 
 
 def digest(packages: Sequence[ModuleType]) -> str:
-    """Twelve hex digits over the code of `packages` and the settings."""
+    """Twelve hex digits over the code of `packages` and the settings in GOES_BY."""
     folders = [Path(str(package.__file__)).parent for package in packages]
     files = [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in (".py", ".jsonl")]
     text = "".join(f"{path.parent.name}/{path.name}\n{path.read_text(encoding='utf-8')}" for path in files)
-    return hashlib.sha256((text + Settings().model_dump_json()).encode()).hexdigest()[:12]
+    return hashlib.sha256((text + Settings().model_dump_json(include=GOES_BY)).encode()).hexdigest()[:12]
 
 
 def bar(name: str, value: float, op: str, limit: float) -> dict[str, Any]:
