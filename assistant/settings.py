@@ -64,6 +64,20 @@ class EngineSettings(BaseModel):
     start_timeout: float = Field(600.0, gt=0, description="seconds until a start counts as failed")
 
 
+class CanarySettings(BaseModel):
+    """How a candidate that passed its gates meets some people before all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    share: float = Field(
+        0.0, ge=0, le=0.5, description="share of people whom a candidate answers first; 0: it is stable at once"
+    )
+    turns: int = Field(200, ge=1, description="turns that it answers so before it becomes stable")
+    level: float = Field(
+        0.05, gt=0, lt=0.5, description="probability of taking back a canary that is no worse than stable"
+    )
+
+
 class Settings(BaseSettings):
     """All settings; `Settings.load(home, **command_line)` is the only way they are read."""
 
@@ -92,6 +106,7 @@ class Settings(BaseSettings):
     )
     reward: str = Field("bradley_terry", description="reward model used in training")
     engine: EngineSettings = Field(default_factory=EngineSettings)
+    canary: CanarySettings = Field(default_factory=CanarySettings)
     train: TrainSettings = Field(default_factory=TrainSettings)
     gates: GateSettings = Field(default_factory=GateSettings)
 

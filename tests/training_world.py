@@ -126,6 +126,7 @@ class FakeAssistant:
             if self.promotion != 200:
                 return self._error(self.promotion, "It answers like the base model.")
             self.promoted.append({"version": path.split("/")[2], **body})
+            return self._ok({"state": "stable"})
         elif path.endswith("/reject"):
             self.rejected.append({"version": path.split("/")[2], **body})
         return self._ok({})

@@ -104,10 +104,14 @@ class OpsClient:
         headers = {"X-Thumbwise-Lease": run.lease}
         self._call("PUT", f"/policies/{version}", files=parts, headers=headers, repeat=True)
 
-    def promote(self, run: Run, version: str, expect_stable: str) -> None:
-        """Ask that `version` becomes stable; raises ThumbwiseError (409, 422) where it may not."""
+    def promote(self, run: Run, version: str, expect_stable: str) -> str:
+        """Ask that `version` takes traffic; returns its state then (stable, or canary where a share is set).
+
+        Raises ThumbwiseError (409, 422) where it may not.
+        """
         body = {"expect_stable": expect_stable, "lease": run.lease}
-        self._call("POST", f"/policies/{version}/promote", json=body, repeat=True)
+        answer = self._call("POST", f"/policies/{version}/promote", json=body, repeat=True)
+        return str(answer.json()["state"])
 
     def reject(self, run: Run, version: str, reason: str) -> None:
         """Mark a published candidate as rejected."""

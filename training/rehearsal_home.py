@@ -65,6 +65,7 @@ def environment(home: Home, max_tokens: int, seed: int) -> dict[str, str]:
         "THUMBWISE_HOST": "127.0.0.1",
         "THUMBWISE_PORT": "0",
         "THUMBWISE_TRAIN_EVERY": "",
+        "THUMBWISE_CANARY__SHARE": "0",
         "THUMBWISE_MAX_TOKENS": str(max_tokens),
         "THUMBWISE_TRAIN__SEED": str(seed),
     }

@@ -344,8 +344,8 @@ class Round:
             self.client.reject(self.given, version, reason)
         else:
             try:
-                self.client.promote(self.given, version, self.given.stable)
-                outcome, reason = "promoted", f"{version} passed its gates and is stable now."
+                state = self.client.promote(self.given, version, self.given.stable)
+                outcome, reason = "promoted", f"{version} passed its gates and is {state} now."
             except ThumbwiseError as error:
                 if error.status not in (409, 422):
                     raise
