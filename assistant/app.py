@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from thumbwise.settings import Settings
 
 log = logging.getLogger(__name__)
+REVIEW_SECONDS = 5.0
+"""Between two looks at a canary; one look reads what its people met so far."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Assistant:
     async def start(self) -> None:
         """Begin to prepare the model and start the engine; returns at once."""
         self._starting = asyncio.create_task(self._bring_up())
+        self.spawn(self._review())
         if self.schedule is not None:
             self.spawn(self.schedule.run())
 
@@ -99,6 +102,17 @@ class Assistant:
             log.exception("The model could not be prepared")
             why = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
             self._say(f"The model could not be prepared ({why}): mend that, then start the assistant again.")
+
+    async def _review(self) -> None:
+        while True:
+            await asyncio.sleep(REVIEW_SECONDS)
+            try:
+                if self.status().ready:
+                    await self.policies.review()
+            except ThumbwiseError as error:  # an engine that restarts, a full disk: the next look may do better
+                log.warning("the canary could not be reviewed: %s", error)
+            except Exception:  # nobody awaits this task, and one bad look must not be the last
+                log.exception("the canary could not be reviewed")
 
     def _make_engine(self, model: PreparedModel) -> Engine | ExternalEngine:
         settings = self.settings

@@ -89,11 +89,12 @@ def show(version: str) -> None:
 @policies.command()
 @click.argument("version")
 @click.option("--reason", default="by hand", help="Kept in the log.")
-def promote(version: str, reason: str) -> None:
+@click.option("--canary", type=click.FloatRange(0, 0.5), help="Share of people whom it answers first. [default: all]")
+def promote(version: str, reason: str, canary: float | None) -> None:
     """Load, probe and make a version the one that answers; replies under way are not touched."""
     home = Home.find()
     url = running(home)
-    body = {"expect_stable": _stable(home), "reason": reason}
+    body = {"expect_stable": _stable(home), "reason": reason, "share": canary}
     answer = call(home, url, "POST", f"/ops/api/policies/{version}/promote", json=body)
     click.echo(f"{answer['version']} is {answer['state']}.")
 
@@ -101,12 +102,12 @@ def promote(version: str, reason: str) -> None:
 @policies.command()
 @click.option("--reason", default="by hand", help="Kept in the log.")
 def rollback(reason: str) -> None:
-    """Go back to the version that was stable before; takes effect with the next message."""
+    """Take back the canary, or go back to the version before; takes effect with the next message."""
     home = Home.find()
     url = running_url(home)
     if url is not None:
         moved = call(home, url, "POST", "/ops/api/rollback", json={"reason": reason})
-        click.echo(f"{moved['new']} is stable again, instead of {moved['old']}.")
+        click.echo(f"{moved['new']} answers again, instead of {moved['old']}.")
         return
     from thumbwise.metrics import Metrics
     from thumbwise.plugin_manager import PluginManager
@@ -115,4 +116,4 @@ def rollback(reason: str) -> None:
     with _database(home) as versions:
         service = Policies(home, Settings.load(home), versions, PluginManager(home).load(), Metrics())
         old, new = asyncio.run(service.rollback(reason))
-    click.echo(f"{new} is stable again, instead of {old}.")
+    click.echo(f"{new} answers again, instead of {old}.")

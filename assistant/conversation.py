@@ -87,10 +87,10 @@ class Conversations:
         """The one sampling setting; only the length differs between chat and drafts."""
         return Sampling(temperature=self.settings.temperature, max_tokens=max_tokens or self.settings.chat_max_tokens)
 
-    def resolve(self, model: str | None) -> str:
-        """Return the version that `model` means: the pointer's, or one named. Raises NotFound."""
+    def resolve(self, model: str | None, user_id: str) -> str:
+        """Return the version that `model` means: the pointer's for this user, or one named. Raises NotFound."""
         if model in (None, "", PUBLIC_NAME):
-            return self.versions.stable()
+            return self.versions.pointer().version_for(user_id)
         record = self.versions.get(str(model))
         if record.version != BASE and record.state not in ("stable", "retired", "probed", "canary"):
             raise ThumbwiseError(f"{model} is {record.state} and does not answer: name another version.")
@@ -110,7 +110,7 @@ class Conversations:
         check_messages(messages)
         self.require_engine()
         self.check_in_flight(user_id)
-        version = self.resolve(model)
+        version = self.resolve(model, user_id)
         message_id = await asyncio.to_thread(
             self.store.start_reply,
             user_id,

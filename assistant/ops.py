@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, File, Header, Request, UploadFile
 from fastapi.responses import FileResponse, Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from thumbwise import artifacts
 from thumbwise.auth import check_token
@@ -41,11 +41,15 @@ class FinishBody(_Body):
 
 
 class PromoteBody(_Body):
-    """A promotion: by the job under its lease, or by an operator without one."""
+    """A promotion: by the job under its lease, or by an operator without one.
+
+    `share` of people get the version first, as a canary; not given, it is the setting for the job and 0 by hand.
+    """
 
     expect_stable: str
     lease: str | None = None
     reason: str = ""
+    share: float | None = Field(None, ge=0, le=0.5)
 
 
 class RejectBody(_Body):
@@ -149,7 +153,9 @@ def _add_candidates(api: APIRouter, assistant: Assistant) -> None:
                     f"{version} was stable before and was replaced: promote it by hand, if you want it back."
                 )
         reason = body.reason or ("passed its gates" if body.lease else "by hand")
-        probe = await policies.promote(version, body.expect_stable, reason)
+        usual = assistant.settings.canary.share if body.lease else 0.0
+        share = usual if body.share is None else body.share
+        probe = await policies.promote(version, body.expect_stable, reason, share)
         state = versions.get(version).state
         return {"version": version, "state": state, "probe": probe.to_trainer if probe else None}
 

@@ -3,7 +3,8 @@
 A version takes traffic only after a probe: its next-token log-probabilities on the contexts in its
 manifest, asked through the same socket as every reply, must agree with the trainer's and be nearer to
 them than to the base's. vLLM answers with the base model, status 200, when an adapter matches nothing, so
-"it loaded" proves nothing. Promotion is one compare-and-set of the pointer. Left out: canary shares.
+"it loaded" proves nothing. Promotion is one compare-and-set of the pointer; with a share, the version is a
+canary first, and `review` decides what becomes of it. Left out: shares that grow by themselves.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from thumbwise import artifacts
+from thumbwise.canary import judge
 from thumbwise.errors import Conflict, ThumbwiseError
 from thumbwise.faults import fault_point
 from thumbwise.versions import BASE, Versions
@@ -143,15 +145,16 @@ class Policies:
             )
         return result
 
-    async def promote(self, version: str, expect_stable: str, reason: str) -> Probe | None:
+    async def promote(self, version: str, expect_stable: str, reason: str, share: float = 0.0) -> Probe | None:
         """Load, probe, then make `version` stable if `expect_stable` still is. Returns the probe.
 
-        Raises Conflict where the pointer moved, ThumbwiseError (422) where the probe fails; the version is
-        then marked rejected and the stable one goes on answering.
+        With a `share` of people above 0 it becomes their canary instead; the base cannot be one. Raises Conflict
+        where the pointer moved, ThumbwiseError (422) where the probe fails; the version is then marked rejected
+        and the stable one goes on answering.
         """
         async with self._one_at_a_time:
             record = self.versions.get(version)
-            if record.state == "stable":
+            if record.state == "stable" or (record.state == "canary" and share > 0):
                 return None
             if record.state == "rejected":
                 raise Conflict(f"{version} was rejected ({record.reason}) and cannot be promoted.")
@@ -159,17 +162,11 @@ class Policies:
                 raise Conflict(f"{expect_stable} is no longer stable: look at `thumbwise policies list`.")
             probe: Probe | None = None
             if version != BASE:
-                try:
-                    await self.load(version)
-                    fault_point("adapter_loaded")
-                    self.versions.set_state(version, "loaded")
-                    probe = await self.probe(version)
-                    fault_point("adapter_probed")
-                except ThumbwiseError as error:
-                    if error.status == 422:
-                        self.reject(version, str(error))
-                    raise
-                self.versions.set_state(version, "probed")
+                probe = await self._prove(version)
+            if share > 0 and version != BASE:
+                await asyncio.to_thread(self.versions.start_canary, version, expect_stable, share, reason)
+                log.info("%s is canary for %.0f%% of people now (%s)", version, share * 100, reason)
+                return probe
             await asyncio.to_thread(self.versions.move_pointer, "promote", version, expect_stable, reason)
             self.warning = ""
         self.metrics.swaps.inc()
@@ -177,17 +174,60 @@ class Policies:
         self.plugins.notify("on_promote", old=expect_stable, new=version, reason=reason)
         return probe
 
+    async def _prove(self, version: str) -> Probe:
+        """Load and probe a version; one that answers wrongly is rejected, and a canary goes on being one."""
+        try:
+            await self.load(version)
+            fault_point("adapter_loaded")
+            self.versions.set_state(version, "loaded")
+            probe = await self.probe(version)
+            fault_point("adapter_probed")
+        except ThumbwiseError as error:
+            if error.status == 422:
+                await asyncio.to_thread(self.versions.withdraw_canary, version, str(error))
+                self.reject(version, str(error))
+            raise
+        self.versions.set_state(version, "probed")
+        return probe
+
     def reject(self, version: str, reason: str) -> None:
         """Mark a version that takes no traffic as rejected, with the reason kept."""
-        if self.versions.get(version).state == "stable":
-            raise Conflict(f"{version} is stable: roll back first (`thumbwise policies rollback`).")
+        if (state := self.versions.get(version).state) in ("stable", "canary"):
+            raise Conflict(f"{version} is {state}: roll back first (`thumbwise policies rollback`).")
         self.versions.set_state(version, "rejected", reason)
         self.metrics.rejections.inc()
 
+    async def review(self) -> None:
+        """Take a canary back that does worse than stable, or make it stable once it has answered enough turns."""
+        pointer = self.versions.pointer()
+        if pointer.canary is None:
+            return
+        found = await asyncio.to_thread(judge, self.versions.store, pointer)
+        if against := found.against(self.settings.canary.level):
+            async with self._one_at_a_time:
+                if self.versions.pointer() == pointer:
+                    await self._withdraw(pointer.canary, pointer.stable, against)
+        elif found.replies.turns >= self.settings.canary.turns:
+            reason = f"no worse than stable in {found.replies.turns} turns as canary"
+            await self.promote(pointer.canary, pointer.stable, reason)
+
+    async def _withdraw(self, canary: str, stable: str, reason: str) -> None:
+        await asyncio.to_thread(self.versions.withdraw_canary, canary, reason)
+        self.metrics.rollbacks.inc()
+        log.warning("the canary %s is taken back, %s answers everybody (%s)", canary, stable, reason)
+        self.plugins.notify("on_rollback", old=canary, new=stable, reason=reason)
+
     async def rollback(self, reason: str) -> tuple[str, str]:
-        """Go back to the version that was stable before; returns (old, new)."""
+        """Take the canary back, or where there is none go back to the version that was stable before.
+
+        Returns (old, new).
+        """
         async with self._one_at_a_time:
-            old = self.versions.stable()
+            pointer = self.versions.pointer()
+            if pointer.canary is not None:
+                await self._withdraw(pointer.canary, pointer.stable, reason)
+                return pointer.canary, pointer.stable
+            old = pointer.stable
             new = self.versions.before(old)
             if new is None:
                 raise Conflict(f"{old} is the first version: there is nothing to roll back to.")
@@ -200,16 +240,17 @@ class Policies:
         return old, new
 
     def live(self) -> list[str]:
-        """Versions that may be shown to people: the stable one and the one before it."""
-        stable = self.versions.stable()
-        before = self.versions.before(stable)
-        return [stable] if before is None else [stable, before]
+        """Versions that may be shown to people: the stable one, and the canary or else the one before it."""
+        pointer = self.versions.pointer()
+        other = pointer.canary or self.versions.before(pointer.stable)
+        return [pointer.stable] if other is None else [pointer.stable, other]
 
     async def restore(self) -> None:
-        """Bring a fresh engine to the recorded state: load and probe stable, load the one before it.
+        """Bring a fresh engine to the recorded state: load and probe stable and canary, load the one before.
 
         Where the stable version cannot be restored, the pointer goes back until one can, with a warning on
-        the pages: people get answers, and never silently from another version than the one recorded.
+        the pages: people get answers, and never silently from another version than the one recorded. A canary
+        that cannot be restored is taken back.
         """
         while (stable := self.versions.stable()) != BASE:
             try:
@@ -225,6 +266,14 @@ class Policies:
                 self.versions.set_state(stable, "rejected", reason)
                 self.warning = f"{stable} {reason} {to} answers instead."
                 log.warning(self.warning)
+        if (canary := self.versions.pointer().canary) is not None:
+            try:
+                await self.load(canary)
+                await self.probe(canary)
+            except ThumbwiseError as error:
+                if error.status >= 500:
+                    raise
+                await self._withdraw(canary, stable, f"could not be restored: {error}")
         before = self.versions.before(stable)
         if before not in (None, BASE):
             try:

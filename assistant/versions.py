@@ -1,12 +1,14 @@
 """What the database knows about policy versions: their states, the pointer, the runs and the lease.
 
-The pointer (which version is `stable`) is one row that moves by compare-and-set; every move is logged with
-its reason, and rollback follows that log. Numbers and names are never reused. What touches files or the
-engine is in `thumbwise.policies`; this file is only the record. Left out: a canary share other than 0.
+The pointer (which version is `stable`, and which is `canary` for what share of people) is one row that moves by
+compare-and-set; every move is logged with its reason, and rollback follows that log. Numbers and names are never
+reused. What touches files or the engine is in `thumbwise.policies`; this file is only the record. Left out: more than
+one canary at a time, which would each need their own people.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 import time
@@ -24,6 +26,7 @@ from thumbwise.feedback.store import Store
 BASE = "policy-0000"
 State = Literal["staged", "loaded", "probed", "canary", "stable", "retired", "rejected"]
 Outcome = Literal["promoted", "rejected", "too_little_data", "failed"]
+MOVES = ("promote", "rollback")  # of the stable version; what is logged besides is about canaries
 
 migrations = Migrations("policies")
 
@@ -87,6 +90,46 @@ def m001_versions(db: Database) -> None:
     db.table("pointer").insert({"id": 1, "stable": BASE, "generation": 0})
 
 
+@migrations()
+def m002_canary(db: Database) -> None:
+    """A second version beside the stable one, for a share of people."""
+    db.executescript("""
+        ALTER TABLE pointer ADD COLUMN canary TEXT REFERENCES policies(version);
+        ALTER TABLE pointer ADD COLUMN share REAL NOT NULL DEFAULT 0;
+        ALTER TABLE pointer ADD COLUMN rollout TEXT NOT NULL DEFAULT '';     -- drawn anew for every canary
+        ALTER TABLE pointer ADD COLUMN since INTEGER NOT NULL DEFAULT 0;     -- when it began
+        CREATE TABLE moves (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            action TEXT NOT NULL CHECK (action IN ('promote', 'rollback', 'canary', 'withdraw')),
+            old TEXT NOT NULL,
+            new TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            at INTEGER NOT NULL
+        ) STRICT;
+        INSERT INTO moves SELECT * FROM pointer_log;
+        DROP TABLE pointer_log;
+        ALTER TABLE moves RENAME TO pointer_log;
+    """)
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """Who answers whom. `canary` answers the `share` of people that `rollout` draws, since `since` (UTC ns)."""
+
+    stable: str
+    canary: str | None
+    share: float
+    rollout: str
+    since: int
+
+    def version_for(self, user: str) -> str:
+        """The version that answers `user`: the same one for as long as the rollout lasts."""
+        if self.canary is None:
+            return self.stable
+        drawn = int.from_bytes(hashlib.sha256(f"{self.rollout}\0{user}".encode()).digest()[:8]) / 2**64
+        return self.canary if drawn < self.share else self.stable
+
+
 @dataclass(frozen=True)
 class Version:
     """One policy version as the record has it; the shape of `policies list --json`."""
@@ -125,13 +168,17 @@ class Versions:
         with store.lock:
             migrations.apply(store.db)
 
+    def pointer(self) -> Pointer:
+        """Who answers whom; each turn reads it once."""
+        return Pointer(**self.store.rows("SELECT stable, canary, share, rollout, since FROM pointer")[0])
+
     def stable(self) -> str:
-        """The version that answers; each turn reads it once."""
-        return str(self.store.rows("SELECT stable FROM pointer")[0]["stable"])
+        """The version that answers, but for a canary's people."""
+        return self.pointer().stable
 
     def stable_since(self) -> float | None:
-        """When the pointer last moved, in UTC seconds; None where it never has."""
-        row = self.store.rows("SELECT max(at) AS at FROM pointer_log")[0]
+        """When the stable version last changed, in UTC seconds; None where it never has."""
+        row = self.store.rows("SELECT max(at) AS at FROM pointer_log WHERE action IN (?, ?)", MOVES)[0]
         return None if row["at"] is None else row["at"] / 1e9
 
     def all(self) -> list[Version]:
@@ -169,30 +216,58 @@ class Versions:
             )  # fmt: skip
 
     def set_state(self, version: str, state: State, reason: str = "") -> None:
-        """Move a version that takes no traffic to another state; the stable one moves by the pointer alone."""
+        """Move a version that takes no traffic to another state; the others move by the pointer alone."""
         with self.store.write() as db:
             db.execute(
-                "UPDATE policies SET state = ?, reason = ? WHERE version = ? AND state <> 'stable'",
+                "UPDATE policies SET state = ?, reason = ? WHERE version = ? AND state NOT IN ('stable', 'canary')",
                 [state, reason, version],
             )
 
     def move_pointer(self, action: Literal["promote", "rollback"], new: str, expect: str, reason: str) -> None:
-        """Make `new` stable if `expect` still is, in one transaction; raises Conflict if it is not."""
+        """Make `new` stable if `expect` still is, in one transaction; raises Conflict if it is not.
+
+        A canary was judged beside the old stable version: whichever is on ends with it.
+        """
         with self.store.write() as db:
             moved = db.execute(
-                "UPDATE pointer SET stable = ?, generation = generation + 1 WHERE id = 1 AND stable = ?",
+                "UPDATE pointer SET stable = ?, canary = NULL, share = 0, generation = generation + 1"
+                " WHERE id = 1 AND stable = ?",
                 [new, expect],
             ).rowcount
-            if moved != 1:
-                stable = next(iter(db.query("SELECT stable FROM pointer")))["stable"]
-                raise Conflict(f"{expect} is no longer stable ({stable} is): look at `thumbwise policies list`.")
+            _check_moved(db, moved, expect)
+            _end_canary(db, "retired", f"{new} became stable before it was judged")
             db.execute("UPDATE policies SET state='retired', reason=? WHERE version=?", [reason, expect])
             db.execute("UPDATE policies SET state='stable', reason='' WHERE version=?", [new])
-            db.table("pointer_log").insert(
-                {"action": action, "old": expect, "new": new, "reason": reason, "at": now_ns()}
-            )
+            _log(db, action, expect, new, reason)
             fault_point("pointer_written")
         fault_point("pointer_moved")
+
+    def start_canary(self, version: str, expect: str, share: float, reason: str) -> None:
+        """Let `version` answer `share` of people while `expect` is stable; raises Conflict where it is not.
+
+        It takes the place of another canary: it has learned from all that the other one had.
+        """
+        with self.store.write() as db:
+            moved = db.execute(
+                "UPDATE pointer SET canary = ?, share = ?, rollout = ?, since = ?, generation = generation + 1"
+                " WHERE id = 1 AND stable = ?",
+                [version, share, new_id("rollout"), now_ns(), expect],
+            ).rowcount
+            _check_moved(db, moved, expect)
+            _end_canary(db, "retired", f"{version} took its place before it was judged")
+            db.execute("UPDATE policies SET state='canary', reason=? WHERE version=?", [reason, version])
+            _log(db, "canary", expect, version, reason)
+            fault_point("canary_written")
+
+    def withdraw_canary(self, version: str, reason: str) -> None:
+        """End a canary as rejected; nothing happens where it is none any more."""
+        with self.store.write() as db:
+            ended = db.execute(
+                "UPDATE pointer SET canary = NULL, share = 0, generation = generation + 1 WHERE canary = ?", [version]
+            ).rowcount
+            if ended:
+                _end_canary(db, "rejected", reason)
+                _log(db, "withdraw", version, next(iter(db.query("SELECT stable FROM pointer")))["stable"], reason)
 
     def before(self, version: str) -> str | None:
         """The version that was stable before `version` was last promoted, or None (the base)."""
@@ -284,6 +359,20 @@ class Versions:
                 "UPDATE runs SET outcome=?, reason=?, ended_at=? WHERE id=?",
                 [outcome, reason, now_ns(), run_id],
             )
+
+
+def _check_moved(db: Database, moved: int, expect: str) -> None:
+    if moved != 1:
+        stable = next(iter(db.query("SELECT stable FROM pointer")))["stable"]
+        raise Conflict(f"{expect} is no longer stable ({stable} is): look at `thumbwise policies list`.")
+
+
+def _end_canary(db: Database, state: State, reason: str) -> None:
+    db.execute("UPDATE policies SET state=?, reason=? WHERE state='canary'", [state, reason])
+
+
+def _log(db: Database, action: str, old: str, new: str, reason: str) -> None:
+    db.table("pointer_log").insert({"action": action, "old": old, "new": new, "reason": reason, "at": now_ns()})
 
 
 def _version(row: dict[str, Any]) -> Version:

@@ -84,3 +84,9 @@ def m001_first(db: Database) -> None:
                 GROUP BY user_id, kind, message_id, comparison_id
             );
     """)
+
+
+@migrations()
+def m002_by_version(db: Database) -> None:
+    """Find what a version said since a given time."""
+    db.execute("CREATE INDEX replies_version ON replies (policy_version, created_at)")
