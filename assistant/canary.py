@@ -118,7 +118,7 @@ def judge(store: Store, pointer: Pointer) -> Judgement:
         asked,
     )
     # SQLite takes `value` from the row that min(seq) is of.
-    votes = [row | {"bad": vote == "down"} for row in thumbs if (vote := json.loads(row["value"])) != "clear"]
+    votes = [row | {"bad": vote == "down"} for row in thumbs if (vote := json.loads(row["value"])["thumb"]) != "clear"]
 
     def assigned(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[bool, bool]]:
         for row in rows:

@@ -257,7 +257,6 @@ class Versions:
             _end_canary(db, "retired", f"{version} took its place before it was judged")
             db.execute("UPDATE policies SET state='canary', reason=? WHERE version=?", [reason, version])
             _log(db, "canary", expect, version, reason)
-            fault_point("canary_written")
 
     def withdraw_canary(self, version: str, reason: str) -> None:
         """End a canary as rejected; nothing happens where it is none any more."""

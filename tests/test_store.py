@@ -63,7 +63,7 @@ def test_migrations_run_once_and_again_change_nothing(tmp_path: Path) -> None:
     for _ in range(2):
         Store(tmp_path / "feedback.db").close()
     db = Database(tmp_path / "feedback.db")
-    assert [m.name for m in migrations.applied(db)] == ["m001_first"]
+    assert [m.name for m in migrations.applied(db)] == ["m001_first", "m002_by_version"]
     assert db["feedback"].count == 0
 
 

@@ -130,11 +130,16 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_engin
             yield world
 
 
-def promote(world: World, version: str) -> None:
+def promote(world: World, version: str, **rest: Any) -> dict[str, Any]:
+    return ops(world, f"policies/{version}/promote", {"expect_stable": world.live.assistant.versions.stable(), **rest})
+
+
+def ops(world: World, path: str, body: dict[str, Any]) -> dict[str, Any]:
     token = {"Authorization": f"Bearer {world.live.assistant.token}"}
-    body = {"expect_stable": world.live.assistant.versions.stable()}
-    answer = httpx.post(f"{world.live.url}/ops/api/policies/{version}/promote", json=body, headers=token, timeout=60)
+    answer = httpx.post(f"{world.live.url}/ops/api/{path}", json=body, headers=token, timeout=60)
     assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
 
 
 def share(reply: Reply, token: int) -> float:
@@ -158,6 +163,43 @@ def test_a_swap_by_name_drops_and_mixes_nothing(world: World) -> None:
     assert {reply.version for reply in watch.replies} == set(world.versions)
     for version, token in zip(world.versions, TOKENS, strict=True):
         assert all(share(reply, token) > 0.9 for reply in watch.replies if reply.version == version)
+
+
+@pytest.mark.engine
+@pytest.mark.usefixtures("one_thread")
+def test_a_canary_answers_its_own_people_and_is_gone_with_the_next_message(world: World) -> None:
+    other, stable = world.versions
+    assert world.live.assistant.versions.stable() == stable
+    watch = world.watch()
+    assert promote(world, other, share=0.5)["state"] == "canary"
+    while set((told := drawn(world)).values()) != {other, stable}:  # once in 128 times: draw again
+        world.live.assistant.versions.start_canary(other, stable, 0.5, "drawn again")
+    begun = time.time_ns()
+    while set(said := answered(world, begun)) < set(told):
+        time.sleep(0.05)
+    assert ops(world, "rollback", {"reason": "enough"}) == {"old": other, "new": stable}
+    over = time.time_ns()
+    while set(answered(world, over)) < set(told):
+        time.sleep(0.05)
+    watch.stop()
+    assert said == {reader: {version} for reader, version in told.items()}
+    assert answered(world, over) == {reader: {stable} for reader in told}
+    assert [reply for reply in watch.replies if reply.dropped] == []
+    assert world.mixed(watch) == []
+
+
+def drawn(world: World) -> dict[str, str]:
+    pointer = world.live.assistant.versions.pointer()
+    return {f"reader-{n}": pointer.version_for(f"reader-{n}") for n in range(8)}
+
+
+def answered(world: World, since: int) -> dict[str, set[str]]:
+    """The versions that answered each reader's questions since a time."""
+    found: dict[str, set[str]] = {}
+    sql = "SELECT user_id, policy_version FROM replies WHERE created_at > ?"
+    for row in world.live.assistant.store.rows(sql, [since]):
+        found.setdefault(row["user_id"], set()).add(row["policy_version"])
+    return found
 
 
 def under_swaps_in_place(world: World) -> SwapWatch:

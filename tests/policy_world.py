@@ -1,0 +1,87 @@
+"""A home with its record of versions, candidates to publish into it, and a fake engine to load them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fakes import FakeEngineClient
+from safetensors.numpy import save
+
+from thumbwise import artifacts
+from thumbwise.feedback.records import sha256
+from thumbwise.feedback.store import Store
+from thumbwise.home import Home
+from thumbwise.metrics import Metrics
+from thumbwise.models import PreparedModel
+from thumbwise.plugin_manager import PluginManager
+from thumbwise.policies import Policies
+from thumbwise.settings import Settings
+from thumbwise.versions import BASE, Versions
+
+MODULE = "model.layers.0.self_attn.q_proj"
+SHAPES = {MODULE: (6, 4)}
+TRAINER = {1: math.log(0.7), 2: math.log(0.3)}
+OF_BASE = {1: math.log(0.2), 2: math.log(0.8)}
+Change = Callable[[dict[str, Any], dict[str, Any], dict[str, np.ndarray]], None]
+
+
+def candidate(number: int = 1, change: Change | None = None, seed: int = 0) -> tuple[str, dict[str, bytes]]:
+    """A version's name and files; `change(config, manifest, tensors)` spoils one of them before hashing."""
+    rng = np.random.default_rng([number, seed])
+    prefix = f"base_model.model.{MODULE}"
+    tensors = {
+        f"{prefix}.lora_A.weight": rng.normal(size=(2, 4)).astype(np.float32),
+        f"{prefix}.lora_B.weight": rng.normal(size=(6, 2)).astype(np.float32),
+    }
+    config: dict[str, Any] = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "bias": "none"}
+    probe = {"context_ids": [1, 2], "top_ids": list(TRAINER), "top_logprobs": list(TRAINER.values())}
+    probe["base_top_logprobs"] = list(OF_BASE.values())
+    manifest: dict[str, Any] = {
+        "number": number, "parent": BASE, "base_digest": "base", "snapshot_id": "s", "algorithm": "ppo",
+        "n_labels": 3, "metrics": {"kl": 1.5}, "created_at": "2026-01-01T00:00:00+00:00", "probes": [probe],
+    }  # fmt: skip
+    if change is not None:
+        change(config, manifest, tensors)
+    files = {artifacts.WEIGHTS: save(tensors), artifacts.CONFIG: json.dumps(config).encode()}
+    manifest["files"] = {name: sha256(data) for name, data in files.items()}
+    version = f"policy-{number:04d}-{sha256(files[artifacts.WEIGHTS])[:12]}"
+    files[artifacts.MANIFEST] = json.dumps({"version": version} | manifest).encode()
+    return version, files
+
+
+@dataclass
+class World:
+    """A home with its record of versions and a fake engine."""
+
+    home: Home
+    versions: Versions
+    policies: Policies
+    engine: FakeEngineClient
+
+    def receive(self, number: int) -> str:
+        run = self.versions.begin_run("s", 60)
+        version, files = candidate(run.number)
+        assert run.number == number
+        self.policies.receive(version, files, run.lease)
+        self.versions.end_run(run.id, run.lease, "promoted", "")
+        self.engine.logprobs[version] = TRAINER
+        return version
+
+
+def make_world(tmp_path: Path, **settings: Any) -> World:
+    """A world in `tmp_path`; the base model is one layer's weights."""
+    model = tmp_path / "base"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(save({f"{MODULE}.weight": np.zeros((6, 4), np.float32)}))
+    home = Home.find(tmp_path / "home")
+    store = Versions(Store(home.database))
+    policies = Policies(home, Settings.load(home, **settings), store, PluginManager(home).load(), Metrics())
+    engine = FakeEngineClient()
+    policies.attach(PreparedModel(model, "base", "base"), engine)  # type: ignore[arg-type]
+    return World(home, store, policies, engine)

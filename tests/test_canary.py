@@ -1,0 +1,241 @@
+"""A canary: who gets it, what it is judged by, how it ends; and that the test keeps its level at every look."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from policy_world import OF_BASE, World, make_world
+
+from thumbwise import artifacts
+from thumbwise.canary import judge, tally
+from thumbwise.contracts import Message
+from thumbwise.conversation import Conversations
+from thumbwise.engine_client import Sampling
+from thumbwise.errors import Conflict, ThumbwiseError
+from thumbwise.feedback.records import FeedbackRequest, ReplyState
+from thumbwise.versions import BASE, Pointer
+
+PROMPT = (Message(role="user", content="Hello?"),)
+PEOPLE = [f"person-{n}" for n in range(200)]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return make_world(tmp_path, canary={"turns": 30})
+
+
+def turn(world: World, user: str, version: str, state: ReplyState = "done") -> str:
+    store = world.versions.store
+    message = store.start_reply(user, PROMPT, version, {})
+    store.finish_reply(message, state, text="Hi.", finish_reason="stop")
+    return message
+
+
+def thumb(world: World, user: str, message: str, value: str, key: str = "") -> None:
+    request = FeedbackRequest(kind="thumb", message_id=message, value=value)
+    world.versions.store.add_feedback(user, key or message, request)
+
+
+def people_of(world: World, version: str) -> Iterator[str]:
+    pointer = world.versions.pointer()
+    while True:
+        yield from (person for person in PEOPLE if pointer.version_for(person) == version)
+
+
+async def canary(world: World, number: int = 1, share: float = 0.5) -> str:
+    version = world.receive(number)
+    await world.policies.promote(version, world.versions.stable(), "passed its gates", share)
+    return version
+
+
+# --- who gets it ------------------------------------------------------------------------------------------
+
+
+def test_a_person_keeps_their_version_and_the_share_is_met_anew_in_every_rollout() -> None:
+    first, second = (Pointer("s", "c", 0.25, rollout, 0) for rollout in ("a", "b"))
+    people = [str(n) for n in range(4000)]
+    drawn = [[pointer.version_for(person) == "c" for person in people] for pointer in (first, second)]
+    assert drawn[0] == [first.version_for(person) == "c" for person in people]
+    for row in drawn:
+        assert np.mean(row) == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / 4000))
+    both = np.mean([a and b for a, b in zip(*drawn, strict=True)])
+    assert both == pytest.approx(0.0625, abs=0.02)  # independent
+    assert {Pointer("s", None, 0.25, "a", 0).version_for(person) for person in people} == {"s"}
+
+
+async def test_a_share_makes_a_version_canary_and_comparisons_draw_from_it_and_stable(world: World) -> None:
+    version = await canary(world, share=0.25)
+    assert world.versions.get(version).state == "canary"
+    assert world.versions.stable() == BASE
+    assert world.policies.live() == [BASE, version]
+    assert world.versions.log()[0]["action"] == "canary"
+    assert world.versions.stable_since() is None
+    assert await world.policies.promote(version, BASE, "again", 0.25) is None  # a job that asks once more
+    pointer = world.versions.pointer()
+    conversations = Conversations(
+        world.versions.store, world.versions, world.policies.settings, world.policies.metrics, lambda: world.engine
+    )  # type: ignore[arg-type,return-value]
+    answered = {person: (await conversations.begin(person, PROMPT, Sampling(0.7, 8))).version for person in PEOPLE}
+    assert answered == {person: pointer.version_for(person) for person in PEOPLE}
+    assert 0.1 < list(answered.values()).count(version) / len(PEOPLE) < 0.4
+    named = await conversations.begin(next(people_of(world, BASE)), PROMPT, Sampling(0.7, 8), model=version)
+    assert named.version == version
+
+
+async def test_the_base_and_a_version_that_answers_wrongly_become_no_canary(world: World) -> None:
+    version = world.receive(1)
+    world.engine.logprobs[version] = OF_BASE
+    with pytest.raises(ThumbwiseError, match="probe"):
+        await world.policies.promote(version, BASE, "", 0.25)
+    assert world.versions.get(version).state == "rejected"
+    good = world.receive(2)
+    await world.policies.promote(good, BASE, "")
+    await world.policies.promote(BASE, good, "", 0.25)
+    assert world.versions.stable() == BASE
+
+
+# --- what it is judged by ---------------------------------------------------------------------------------
+
+
+def test_the_evidence_is_the_product_of_e_variables_over_blocks() -> None:
+    # Two blocks: nothing is known before the first, so it is worth 1. After it stable has 0 of 2 (rate 0.5 / 3) and
+    # the canary 1 of 1 (rate (1 + 2 / 6) / 3 = 4 / 9); the second holds one turn of each, both rates' mean is 11 / 36.
+    outcomes = [(False, False), (False, False), (True, True), (False, False), (True, True)]
+    worth = (4 / 9) / (11 / 36) * (1 - 1 / 6) / (1 - 11 / 36)
+    found = tally(outcomes)
+    assert found.p == pytest.approx(1 / worth)
+    assert (found.turns, found.bad, found.stable_turns, found.stable_bad) == (2, 2, 3, 0)
+    assert tally([*outcomes, (False, True)]).p == found.p  # a block that is not over
+    assert tally([*outcomes, (False, True), (True, False)]).p == found.p  # the smallest that was reached
+    assert tally([(True, True)] * 50).p == 1.0  # nothing to compare with
+
+
+@pytest.mark.parametrize(("canary_rate", "stable_rate"), [(0.05, 0.05), (0.3, 0.3), (0.1, 0.3)])
+def test_a_canary_that_is_no_worse_is_taken_back_as_seldom_as_the_level_says_however_often_one_looks(
+    canary_rate: float, stable_rate: float
+) -> None:
+    draws, runs, turns, level = np.random.default_rng(0), 800, 300, 0.1
+    taken = 0
+    for _ in range(runs):
+        arm, chance = draws.random(turns) < 0.2, draws.random(turns)
+        bad = chance < np.where(arm, canary_rate, stable_rate)
+        taken += tally(zip(arm.tolist(), bad.tolist(), strict=True)).p <= level
+    assert taken / runs <= level + 3 * math.sqrt(level * (1 - level) / runs)
+
+
+def test_a_canary_that_fails_often_is_found_out_within_a_few_dozen_turns() -> None:
+    draws, needed = np.random.default_rng(1), []
+    for _ in range(50):
+        outcomes = [(arm, bool(draws.random() < (0.4 if arm else 0.02))) for arm in (draws.random(400) < 0.2).tolist()]
+        needed.append(next(n for n in range(1, 401) if tally(outcomes[:n]).p <= 0.025))
+    assert np.median(needed) < 100  # 20 of them the canary's
+
+
+async def test_only_turns_of_assigned_people_outside_comparisons_count(world: World) -> None:
+    before = turn(world, PEOPLE[0], BASE)
+    version = await canary(world)
+    on, off = next(people_of(world, version)), next(people_of(world, BASE))
+    message = turn(world, on, version)
+    turn(world, on, version, "stopped")  # by its reader: no fault
+    turn(world, off, BASE, "failed")
+    turn(world, off, version, "failed")  # named its version
+    world.versions.store.start_comparison(on, PROMPT, [version, BASE], {}, "api")
+    for comparison in world.versions.store.rows("SELECT id FROM replies WHERE comparison_id IS NOT NULL"):
+        world.versions.store.finish_reply(comparison["id"], "failed", text="", finish_reason=None)
+    thumb(world, on, message, "down")
+    thumb(world, on, message, "up", "another key")  # the first one counts, or a change of mind would be looked for
+    thumb(world, PEOPLE[0], before, "down")
+    found = judge(world.versions.store, world.versions.pointer())
+    counts = [(t.turns, t.bad, t.stable_turns, t.stable_bad) for t in (found.replies, found.thumbs)]
+    assert counts == [(1, 0, 1, 1), (1, 1, 0, 0)]
+    assert found.against(0.05) == ""
+
+
+# --- how it ends ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["replies", "thumbs"])
+async def test_a_canary_that_does_worse_is_taken_back_with_its_reason(world: World, what: str) -> None:
+    heard: list[tuple[str, str, str]] = []
+    world.policies.plugins.notify = lambda hook, **kw: heard.append((hook, kw["old"], kw["new"]))  # type: ignore[method-assign]
+    version = await canary(world)
+    for n, (on, off) in enumerate(zip(people_of(world, version), people_of(world, BASE), strict=False)):
+        for person, of, bad in ((on, version, True), (off, BASE, False)):
+            message = turn(world, person, of, "failed" if bad and what == "replies" else "done")
+            if what == "thumbs":
+                thumb(world, person, message, "down" if bad else "up")
+        await world.policies.review()
+        if world.versions.pointer().canary is None:
+            break
+        assert n < 25
+    record = world.versions.get(version)
+    assert record.state == "rejected"
+    assert ("failed" if what == "replies" else "were down") in record.reason
+    assert "beside 0 of" in record.reason
+    assert world.versions.stable() == BASE
+    assert {world.versions.pointer().version_for(person) for person in PEOPLE} == {BASE}
+    assert heard == [("on_rollback", version, BASE)]
+    with pytest.raises(Conflict, match="rejected"):
+        await world.policies.promote(version, BASE, "")
+
+
+async def test_a_canary_that_is_no_worse_becomes_stable_after_its_turns(world: World) -> None:
+    version = await canary(world)
+    on, off = people_of(world, version), people_of(world, BASE)
+    for n in range(30):
+        assert world.versions.stable() == BASE
+        turn(world, next(on), version, "failed" if n == 7 else "done")
+        turn(world, next(off), BASE, "failed" if n == 9 else "done")
+        await world.policies.review()
+    assert world.versions.stable() == version
+    assert world.versions.pointer().canary is None
+    assert world.versions.log()[0]["reason"] == "no worse than stable in 30 turns as canary"
+    assert await world.policies.rollback("worse after all") == (version, BASE)
+
+
+async def test_rollback_takes_the_canary_back_first_and_then_the_stable_version(world: World) -> None:
+    first = world.receive(1)
+    await world.policies.promote(first, BASE, "")
+    second = await canary(world, 2)
+    assert await world.policies.rollback("rude") == (second, first)
+    assert (world.versions.get(second).state, world.versions.get(second).reason) == ("rejected", "rude")
+    assert await world.policies.rollback("rude too") == (first, BASE)
+
+
+async def test_a_newer_canary_takes_the_place_of_one_and_a_promotion_by_hand_ends_it(world: World) -> None:
+    first, second = await canary(world, 1), await canary(world, 2)
+    assert world.versions.pointer().canary == second
+    assert (world.versions.get(first).state, world.versions.get(second).state) == ("retired", "canary")
+    with pytest.raises(Conflict, match="is canary"):
+        world.policies.reject(second, "by mistake")
+    await world.policies.promote(first, BASE, "by hand")
+    assert world.versions.pointer() == Pointer(first, None, 0, *_rest(world))
+    assert world.versions.get(second).state == "retired"
+    third = await canary(world, 3)
+    await world.policies.promote(third, first, "by hand")  # before it was judged
+    assert (world.versions.stable(), world.versions.get(third).state) == (third, "stable")
+
+
+def _rest(world: World) -> tuple[str, int]:
+    pointer = world.versions.pointer()
+    return pointer.rollout, pointer.since
+
+
+async def test_a_canary_is_there_again_after_a_restart_or_taken_back_where_it_cannot_be(world: World) -> None:
+    version = await canary(world)
+    before = world.versions.pointer()
+    world.engine.loaded.clear()
+    await world.policies.restore()
+    assert version in world.engine.loaded
+    assert world.versions.pointer() == before
+    weights = world.home.policies / version / artifacts.WEIGHTS
+    weights.chmod(0o600)
+    weights.write_bytes(b"damaged")
+    await world.policies.restore()
+    assert world.versions.get(version).state == "rejected"
+    assert "could not be restored" in world.versions.get(version).reason
+    assert world.versions.stable() == BASE
