@@ -27,6 +27,7 @@ from thumbwise.engine import Engine, ExternalEngine
 from thumbwise.engine_check import check
 from thumbwise.errors import EngineUnavailable, ThumbwiseError
 from thumbwise.feedback.store import Store
+from thumbwise.load import Load
 from thumbwise.metrics import Metrics
 from thumbwise.models import PreparedModel, prepare
 from thumbwise.plugin_manager import PluginManager
@@ -70,7 +71,10 @@ class Assistant:
         self.versions = Versions(self.store)
         self.plugins = PluginManager(home).load()
         self.policies = Policies(home, settings, self.versions, self.plugins, self.metrics)
-        self.conversations = Conversations(self.store, self.versions, settings, self.metrics, self.require_engine)
+        self.load = Load(settings, self.metrics)
+        self.conversations = Conversations(
+            self.store, self.versions, settings, self.metrics, self.load, self.require_engine
+        )
         self.comparisons = Comparisons(self.conversations, self.policies, self.plugins)
         every = settings.train_every
         self.schedule = Schedule(home, seconds_of(every), self.versions, lambda: self.status().ready) if every else None
@@ -151,6 +155,8 @@ class Assistant:
 
     def status(self) -> Status:
         """Whether replies can be had, and what to tell people."""
+        if self.load.stopping:
+            return Status(False, "The assistant is being stopped.")
         if self.engine is None:
             return Status(False, self._progress)
         ready = self.engine.state == "ready"

@@ -61,10 +61,13 @@ async def _serve(home: Home, settings: Settings, lock: HomeLock, bound: socket.s
     import uvicorn
 
     from thumbwise.app import Assistant, create_app
+    from thumbwise.drained import Drained
 
-    app = create_app(Assistant(home, settings))
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
+    assistant = Assistant(home, settings)
+    app = create_app(assistant)
+    # What is left after open replies have ended are pages that listen for news, which never end.
+    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+    server = Drained(config, assistant, asyncio.get_running_loop())
     lock.announce(url)
     click.echo(f"Thumbwise is at {url} (home: {home.root}). Stop it with Ctrl-C.")
     await server.serve(sockets=[bound])

@@ -51,7 +51,7 @@ class Comparisons:
         if not 2 <= k <= MAX_DRAFTS:
             raise ThumbwiseError(f"k must be 2 to {MAX_DRAFTS} drafts.")
         self.conversations.require_engine()
-        self.conversations.check_in_flight(user_id)
+        self.conversations.load.check(user_id, k)
         live = self.policies.live()
         versions = self.plugins.hook.select_candidates(conversation=messages, versions=live, k=k, rng=self.rng)
         if versions is None or len(versions) != k or not set(versions) <= set(live):

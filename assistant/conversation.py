@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -24,6 +23,7 @@ from thumbwise.versions import BASE
 if TYPE_CHECKING:
     from thumbwise.contracts import Message
     from thumbwise.feedback.store import Store
+    from thumbwise.load import Load
     from thumbwise.metrics import Metrics
     from thumbwise.settings import Settings
     from thumbwise.versions import Versions
@@ -74,14 +74,15 @@ class Conversations:
         versions: Versions,
         settings: Settings,
         metrics: Metrics,
+        load: Load,
         require_engine: Callable[[], EngineClient],
     ) -> None:
         self.store = store
         self.versions = versions
         self.settings = settings
         self.metrics = metrics
+        self.load = load
         self.require_engine = require_engine
-        self._in_flight: Counter[str] = Counter()
 
     def sampling(self, max_tokens: int | None = None) -> Sampling:
         """The one sampling setting; only the length differs between chat and drafts."""
@@ -109,32 +110,39 @@ class Conversations:
         """Commit the row of a reply that is about to stream. Raises ThumbwiseError for what cannot be asked."""
         check_messages(messages)
         self.require_engine()
-        self.check_in_flight(user_id)
+        self.load.check(user_id)
         version = self.resolve(model, user_id)
-        message_id = await asyncio.to_thread(
-            self.store.start_reply,
-            user_id,
-            messages,
-            version,
-            asdict(sampling),
-            conversation_id=conversation_id,
-            parent_id=parent_id,
-        )
+        with self.load.one(user_id):
+            message_id = await asyncio.to_thread(
+                self.store.start_reply,
+                user_id,
+                messages,
+                version,
+                asdict(sampling),
+                conversation_id=conversation_id,
+                parent_id=parent_id,
+            )
         return Turn(message_id, version, tuple(messages), sampling, conversation_id)
 
     async def stream(self, turn: Turn, user_id: str = LOCAL_USER) -> AsyncGenerator[Chunk, None]:
         """Yield a turn's chunks; the text is committed before the chunk that carries the finish reason."""
+        with self.load.one(user_id):
+            async with aclosing(self._stream(turn)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    async def _stream(self, turn: Turn) -> AsyncGenerator[Chunk, None]:
         written = _Written()
         state: ReplyState = "stopped"
         error: str | None = None
-        started = time.monotonic()
-        self._in_flight[user_id] += 1
-        self.metrics.in_flight.inc()
+        last = time.monotonic()
         try:
             async with aclosing(self.require_engine().chat(turn.version, turn.messages, turn.sampling)) as chunks:
                 async for chunk in chunks:
-                    if not written.response_ids and chunk.response_ids:
-                        self.metrics.first_token.labels(turn.version).observe(time.monotonic() - started)
+                    if chunk.response_ids:
+                        waited, last = time.monotonic() - last, time.monotonic()
+                        metric = self.metrics.token_gap if written.response_ids else self.metrics.first_token
+                        metric.labels(turn.version).observe(waited)
                     written.add(chunk)
                     if chunk.finish_reason is not None:
                         state = "done"
@@ -145,8 +153,6 @@ class Conversations:
             raise
         finally:
             # Not awaited: this also runs while the task is being cancelled. A reply that ended is not touched.
-            self._in_flight[user_id] -= 1
-            self.metrics.in_flight.dec()
             self.metrics.replies.labels(turn.version, state).inc()
             self.metrics.tokens.labels(turn.version).inc(len(written.response_ids))
             if state != "done":
@@ -166,14 +172,6 @@ class Conversations:
         if turn.sampling.logprobs:
             last = replace(last, logprobs=tuple(whole.logprobs), tokens=tuple(whole.tokens))
         return "".join(whole.text), last
-
-    def check_in_flight(self, user_id: str) -> None:
-        """Raise 429 where this user has too many requests open."""
-        if self._in_flight[user_id] >= self.settings.local_in_flight:
-            raise ThumbwiseError(
-                f"{self.settings.local_in_flight} of your requests are being answered: wait for one to end.",
-                status=429,
-            )
 
     def _finish(self, turn: Turn, written: _Written, state: ReplyState, error: str | None) -> None:
         self.store.finish_reply(

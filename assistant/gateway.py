@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, Header
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from thumbwise.auth import user_of
@@ -24,6 +24,7 @@ from thumbwise.conversation import PUBLIC_NAME, Turn
 from thumbwise.engine_client import Chunk, Sampling
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import FeedbackRequest
+from thumbwise.load import Stream
 from thumbwise.responses import error_body
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _event(body: dict[str, Any]) -> str:
 
 async def _events(
     assistant: Assistant, turn: Turn, user: str, chunks: AsyncGenerator[Chunk, None], usage: bool
-) -> AsyncIterator[str]:
+) -> AsyncGenerator[str, None]:
     """Server-sent events of one turn; `thumbwise` rides on the first and the last chunk."""
     envelope = _envelope(turn, "chat.completion.chunk", int(time.time()))
     first = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
@@ -174,7 +175,7 @@ def _add_chat(api: APIRouter, assistant: Assistant) -> None:
         if request.stream:
             usage = bool(request.stream_options and request.stream_options.include_usage)
             events = _events(assistant, turn, user, conversations.stream(turn, user), usage)
-            return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+            return Stream(events)
         text, last = await conversations.write(turn, user)
         choice = {
             "index": 0,

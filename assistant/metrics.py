@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+_GAPS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)
 
 
@@ -22,6 +23,14 @@ class Metrics:
         self.first_token = Histogram(
             "thumbwise_first_token_seconds", "From request to first token", ["version"],
             buckets=_SECONDS, registry=self.registry,
+        )  # fmt: skip
+        self.token_gap = Histogram(
+            "thumbwise_token_gap_seconds", "From one piece of a reply to the next", ["version"],
+            buckets=_GAPS, registry=self.registry,
+        )  # fmt: skip
+        self.refused = Counter(
+            "thumbwise_refused", "Requests turned away, by whose limit: user, all, stopping", ["limit"],
+            registry=self.registry,
         )  # fmt: skip
         self.feedback = Counter("thumbwise_feedback", "Votes stored, by kind", ["kind"], registry=self.registry)
         self.swaps = Counter("thumbwise_swaps", "Versions made stable", registry=self.registry)

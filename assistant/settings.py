@@ -100,7 +100,11 @@ class Settings(BaseSettings):
     )
     max_tokens: int = Field(48, ge=1, description="longest draft in comparisons, rollouts and evaluation")
     chat_max_tokens: int = Field(512, ge=1, description="longest chat reply, in tokens")
-    local_in_flight: int = Field(32, ge=1, description="requests that one local user may have open at once")
+    local_in_flight: int = Field(32, ge=1, description="replies that one person may have open at once")
+    in_flight: int = Field(128, ge=1, description="replies that all together may have open at once")
+    drain_seconds: float = Field(
+        20.0, ge=0, description="seconds in which open replies may end after the assistant was asked to stop"
+    )
     train_every: Annotated[str, AfterValidator(_interval)] = Field(
         "", description="interval at which `serve` trains by itself, such as 24h; empty: never"
     )

@@ -85,6 +85,16 @@ class TinyEngine:
         (core,) = self._processes("EngineCore")
         return paced(core)
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Its core stands still inside the block; its server goes on listening."""
+        (core,) = self._processes("EngineCore")
+        os.kill(core, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(core, signal.SIGCONT)
+
     def _processes(self, name: str) -> list[int]:
         found = []
         for process in Path("/proc").glob("[0-9]*"):

@@ -17,6 +17,7 @@ from thumbwise.conversation import Conversations
 from thumbwise.engine_client import Sampling
 from thumbwise.errors import Conflict, ThumbwiseError
 from thumbwise.feedback.records import FeedbackRequest, ReplyState
+from thumbwise.load import Load
 from thumbwise.versions import BASE, Pointer
 
 PROMPT = (Message(role="user", content="Hello?"),)
@@ -76,9 +77,11 @@ async def test_a_share_makes_a_version_canary_and_comparisons_draw_from_it_and_s
     assert world.versions.stable_since() is None
     assert await world.policies.promote(version, BASE, "again", 0.25) is None  # a job that asks once more
     pointer = world.versions.pointer()
+    settings, metrics = world.policies.settings, world.policies.metrics
     conversations = Conversations(
-        world.versions.store, world.versions, world.policies.settings, world.policies.metrics, lambda: world.engine
-    )  # type: ignore[arg-type,return-value]
+        world.versions.store, world.versions, settings, metrics, Load(settings, metrics),
+        lambda: world.engine,  # type: ignore[arg-type,return-value]
+    )  # fmt: skip
     answered = {person: (await conversations.begin(person, PROMPT, Sampling(0.7, 8))).version for person in PEOPLE}
     assert answered == {person: pointer.version_for(person) for person in PEOPLE}
     assert 0.1 < list(answered.values()).count(version) / len(PEOPLE) < 0.4

@@ -1,0 +1,106 @@
+"""How much is being answered, and when to say no: by person, in all, and while the assistant is being stopped.
+
+A flood gets 429 or 503 with a `Retry-After` before it costs a row in the database or a place in vLLM's queue. A reader
+who takes nothing off the wire for SLOW seconds is let go, and vLLM drops the request. Left out: limits by the minute
+(what costs is what is open at once) and a queue of our own (vLLM's is first come, first served already).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from fastapi.responses import StreamingResponse
+
+from thumbwise.errors import EngineUnavailable, ThumbwiseError
+
+if TYPE_CHECKING:
+    from starlette.types import Message, Send
+
+    from thumbwise.metrics import Metrics
+    from thumbwise.settings import Settings
+
+log = logging.getLogger(__name__)
+SLOW = 30.0
+"""Seconds for which a reader may leave what was sent to them untouched."""
+
+
+class Load:
+    """Replies that are being generated, or are about to be."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.settings, self.metrics = settings, metrics
+        self.stopping = False
+        self._by_user: Counter[str] = Counter()
+        self._none = asyncio.Event()
+        self._none.set()
+
+    @property
+    def open(self) -> int:
+        """How many there are."""
+        return self._by_user.total()
+
+    def check(self, user: str, wanted: int = 1) -> None:
+        """Raise EngineUnavailable (503) or ThumbwiseError (429) where `user` cannot have `wanted` more now."""
+        if self.stopping:
+            self.metrics.refused.labels("stopping").inc()
+            raise EngineUnavailable("The assistant is being stopped: try again in a minute.")
+        limit = self.settings.local_in_flight
+        if self._by_user[user] + wanted > limit:
+            self.metrics.refused.labels("user").inc()
+            raise ThumbwiseError(
+                f"{self._by_user[user]} of your requests are being answered, and at most {limit} may be at once: wait "
+                "for one to end.",
+                status=429,
+            )
+        if self.open + wanted > self.settings.in_flight:
+            self.metrics.refused.labels("all").inc()
+            raise EngineUnavailable(f"{self.open} replies are being written, as many as may be: try again soon.")
+
+    @contextmanager
+    def one(self, user: str) -> Iterator[None]:
+        """Count one of `user`'s for as long as the block lasts."""
+        self._by_user[user] += 1
+        self._none.clear()
+        self.metrics.in_flight.inc()
+        try:
+            yield
+        finally:
+            self._by_user[user] -= 1
+            if not self._by_user[user]:
+                del self._by_user[user]
+            self.metrics.in_flight.dec()
+            if not self._by_user:
+                self._none.set()
+
+    async def drain(self, seconds: float) -> bool:
+        """Take nothing more on, and wait until what is open has ended; says whether it did within `seconds`."""
+        self.stopping = True
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._none.wait(), seconds)
+        return not self.open
+
+
+class Stream(StreamingResponse):
+    """Server-sent events; a reader who takes nothing for SLOW seconds is as good as gone."""
+
+    def __init__(self, events: AsyncGenerator[str, None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self.events = events
+
+    async def stream_response(self, send: Send) -> None:
+        """Send each event within SLOW seconds; after that the reply ends as it does for a reader who hung up."""
+
+        async def patient(message: Message) -> None:
+            async with asyncio.timeout(SLOW):
+                await send(message)
+
+        try:
+            await super().stream_response(patient)
+        except TimeoutError:
+            log.info("a reader took nothing for %g seconds and is let go", SLOW)
+            await self.events.aclose()

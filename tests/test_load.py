@@ -1,0 +1,192 @@
+"""A flood, a reader who does not read, and a stop: who is answered, who is told to come back, and what ends when."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import TinyEngine
+from crash_tools import Server, events, rows, said, tiny_home
+from fakes import FakeEngine, FakeEngineClient
+from live_server import serving
+
+from thumbwise.app import Assistant, create_api
+from thumbwise.home import Home
+from thumbwise.settings import Settings
+
+ASK = {"messages": [{"role": "user", "content": "Hello?"}]}
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture
+async def assistant(tmp_path: Path) -> AsyncIterator[Assistant]:
+    home = Home.find(tmp_path)
+    assistant = Assistant(home, Settings.load(home, in_flight=6, local_in_flight=4))
+    engine = FakeEngineClient()
+    engine.gate = asyncio.Event()
+    assistant.engine = FakeEngine(engine)  # type: ignore[assignment]
+    yield assistant
+    await assistant.stop()
+
+
+@pytest.fixture
+async def http(assistant: Assistant) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(create_api(assistant))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:7860") as client:
+        yield client
+
+
+async def opened(http: httpx.AsyncClient, assistant: Assistant, count: int, **body: Any) -> list[asyncio.Task[Any]]:
+    wanted = assistant.load.open + count
+    tasks = [asyncio.create_task(http.post(CHAT, json=ASK | body)) for _ in range(count)]
+    while assistant.engine.client.open_streams < wanted:  # type: ignore[union-attr, attr-defined]
+        await asyncio.sleep(0.01)
+    return tasks
+
+
+def refused(assistant: Assistant, limit: str) -> float | None:
+    return assistant.metrics.registry.get_sample_value("thumbwise_refused_total", {"limit": limit})
+
+
+async def test_one_persons_flood_leaves_room_for_others_until_all_together_are_too_many(http, assistant) -> None:
+    tasks = await opened(http, assistant, 4, user="ann")
+    too_many = await http.post(CHAT, json=ASK | {"user": "ann"})
+    assert (too_many.status_code, too_many.headers["retry-after"]) == (429, "5")
+    tasks += await opened(http, assistant, 2, user="bob")
+    full = await http.post(CHAT, json=ASK | {"user": "eve"})
+    assert (full.status_code, full.headers["retry-after"]) == (503, "5")
+    assert "6 replies" in said(full)
+    assert (refused(assistant, "user"), refused(assistant, "all")) == (1, 1)
+    assert len(assistant.store.rows("SELECT 1 FROM replies")) == 6  # who was turned away left nothing behind
+    assistant.engine.client.gate.set()
+    assert {task.status_code for task in await asyncio.gather(*tasks)} == {200}
+    assert assistant.load.open == 0
+    assert (await http.post(CHAT, json=ASK | {"user": "ann"})).status_code == 200
+
+
+async def test_a_comparison_takes_a_place_for_each_draft(http, assistant) -> None:
+    tasks = await opened(http, assistant, 3)
+    drafts = await http.post("/v1/comparisons", json=ASK | {"k": 2})
+    assert drafts.status_code == 429
+    assistant.engine.client.gate.set()
+    await asyncio.gather(*tasks)
+    assert (await http.post("/v1/comparisons", json=ASK | {"k": 4})).status_code == 200
+
+
+async def test_what_is_open_ends_while_nothing_new_begins(http, assistant) -> None:
+    tasks = await opened(http, assistant, 2)
+    draining = asyncio.create_task(assistant.load.drain(60))
+    await asyncio.sleep(0.05)
+    late = await http.post(CHAT, json=ASK)
+    assert late.status_code == 503
+    assert "being stopped" in said(late)
+    assert (await http.get("/health/ready")).status_code == 503
+    assert not draining.done()
+    assistant.engine.client.gate.set()
+    assert await draining
+    assert {task.status_code for task in await asyncio.gather(*tasks)} == {200}
+    assert await assistant.load.drain(0)
+
+
+async def test_a_reply_that_does_not_end_is_not_waited_for_longer_than_asked(http, assistant) -> None:
+    tasks = await opened(http, assistant, 1)
+    assert not await assistant.load.drain(0.1)
+    for task in tasks:
+        task.cancel()
+
+
+# --- from outside -----------------------------------------------------------------------------------------
+
+
+class Torrent(FakeEngineClient):
+    """Says far more than the wire holds."""
+
+    def __init__(self) -> None:
+        super().__init__(["x" * 100_000] * 1000)
+
+
+def hold(url: str, read: int) -> socket.socket:
+    """Ask for a streamed reply and read `read` bytes of it."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    body = json.dumps(ASK | {"stream": True, "max_tokens": 1000}).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
+    link = socket.create_connection((host, int(port)))
+    link.sendall(head.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    while read > 0:
+        read -= len(link.recv(read))
+    return link
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_reader_who_stops_reading_or_leaves_is_let_go_and_so_is_the_engine(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    monkeypatch.setattr("thumbwise.load.SLOW", 60.0 if leaves else 0.5)
+    engine = Torrent()
+    with serving(tiny_home(tmp_path / "home", tiny_model), lambda: FakeEngine(engine)) as live:
+        live.assistant.policies.restore = _nothing  # type: ignore[method-assign]
+        while httpx.get(f"{live.url}/health/ready").status_code != 200:
+            time.sleep(0.05)
+        link = hold(live.url, 200_000)
+        assert engine.open_streams == 1
+        if leaves:
+            link.close()
+        deadline = time.monotonic() + 20
+        while live.assistant.load.open and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert engine.open_streams == 0
+        assert [row["state"] for row in live.assistant.store.rows("SELECT state FROM replies")] == ["stopped"]
+        link.close()
+
+
+async def _nothing() -> None:
+    return None
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("patience", [30, 0])
+def test_a_stop_lets_open_replies_end_for_as_long_as_it_may(
+    tmp_path: Path, tiny_model: Path, tiny_engine: TinyEngine, patience: int
+) -> None:
+    home = tiny_home(tmp_path / "home", tiny_model, f"unix:{tiny_engine.uds}")
+    server = Server(home, THUMBWISE_DRAIN_SECONDS=str(patience))
+    server.again()
+    assert server.process is not None
+    seen: list[dict[str, Any]] = []
+
+    def read() -> None:
+        with (
+            suppress(httpx.HTTPError),  # cut off, where the server has no patience
+            httpx.stream("POST", f"{server.url}{CHAT}", json=ASK | {"stream": True}, timeout=60) as stream,
+        ):
+            seen.extend(events(stream.iter_lines()))
+
+    reader = threading.Thread(target=read)
+    try:
+        with tiny_engine.held():
+            reader.start()
+            while not rows(home, "SELECT 1 FROM replies"):
+                time.sleep(0.02)
+            server.process.send_signal(signal.SIGTERM)
+            if patience:
+                assert "being stopped" in server.wait(503)["detail"]
+                assert "being stopped" in said(server.ask())
+            else:
+                reader.join()
+        reader.join()
+        assert server.process.wait(30) in (0, -signal.SIGTERM)
+    finally:
+        server.kill()
+    assert rows(home, "SELECT state FROM replies") == [("done" if patience else "stopped",)]
+    if patience:
+        assert seen[-1] == {"done": True}
