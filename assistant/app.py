@@ -27,6 +27,7 @@ from thumbwise.engine import Engine, ExternalEngine
 from thumbwise.engine_check import check
 from thumbwise.errors import EngineUnavailable, ThumbwiseError
 from thumbwise.feedback.store import Store
+from thumbwise.keys import Keys
 from thumbwise.load import Load
 from thumbwise.metrics import Metrics
 from thumbwise.models import PreparedModel, prepare
@@ -69,6 +70,7 @@ class Assistant:
         if cut:
             log.info("%d replies were cut off by the last stop and are marked failed", cut)
         self.versions = Versions(self.store)
+        self.keys = Keys(self.store)
         self.plugins = PluginManager(home).load()
         self.policies = Policies(home, settings, self.versions, self.plugins, self.metrics)
         self.load = Load(settings, self.metrics)

@@ -3,7 +3,8 @@
 The assistant listens on loopback only, and any web page can make a browser post to a local port, so a
 request that changes something must come from our own pages (Origin equal to scheme and Host) or from no
 browser at all (no Origin). The Host check stops names that were rebound to 127.0.0.1. Until there are
-accounts the user is `local`, or whom the request's `user` field names. Left out: cookies and API keys.
+accounts the user is `local`, or whom the request's `user` field names, or an API key's client
+(`thumbwise.keys`). Left out: cookies.
 """
 
 from __future__ import annotations
@@ -76,9 +77,15 @@ class Guard:
         await self.app(scope, receive, send)
 
 
+def bearer(authorization: str | None) -> str:
+    """The token in an Authorization header, or nothing."""
+    kind, _, token = (authorization or "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else ""
+
+
 def check_token(request: Request, token: str) -> None:
     """Raise 401 unless the request carries the job's bearer token."""
-    given = request.headers.get("authorization", "").removeprefix("Bearer ")
+    given = bearer(request.headers.get("authorization"))
     if not hmac.compare_digest(given.encode(), token.encode()):
         raise ThumbwiseError("The job's token is missing or wrong: it is in job.token in the home.", status=401)
 

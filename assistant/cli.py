@@ -20,6 +20,7 @@ COMMANDS = {
     "train": ("thumbwise.cli_train", "Train on the votes so far, and swap the result in if it passes its gates."),
     "rehearse": ("thumbwise.cli_rehearse", "Run the whole loop on simulated people: a dry run, and the benchmark."),
     "policies": ("thumbwise.cli_policies", "List, promote and roll back policy versions."),
+    "keys": ("thumbwise.cli_keys", "Make, list and revoke API keys."),
     "plugins": ("thumbwise.cli_plugins", "List, enable, disable and check plugins."),
     "doctor": ("thumbwise.doctor", "Check this installation, or list every setting."),
 }

@@ -18,12 +18,13 @@ from fastapi import APIRouter, Header
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from thumbwise.auth import user_of
+from thumbwise.auth import bearer, user_of
 from thumbwise.contracts import Message
 from thumbwise.conversation import PUBLIC_NAME, Turn
 from thumbwise.engine_client import Chunk, Sampling
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import FeedbackRequest
+from thumbwise.keys import PREFIX
 from thumbwise.load import Stream
 from thumbwise.responses import error_body
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from thumbwise.app import Assistant
 
 
+Authorization = Annotated[str | None, Header()]
 _LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}  # others are escaped in any JSON
 
 
@@ -157,6 +159,23 @@ async def _events(
         yield _event(error_body(str(error), error.status, error.code))
 
 
+def _user(assistant: Assistant, authorization: str | None, scope: str, named: str | None) -> str:
+    """Whom a request speaks for: the key's client, or whom that one names behind it. Raises 401 and 403.
+
+    What is no key of ours is as good as none, since OpenAI's clients must send something; it is enough until the
+    first key is made.
+    """
+    text = bearer(authorization)
+    if text.startswith(PREFIX):
+        name = assistant.keys.check(text, scope).name
+        return f"{name}/{user_of(named)}" if named else name
+    if assistant.keys.needed():
+        raise ThumbwiseError(
+            "Send an API key (`Authorization: Bearer tw-…`): `thumbwise keys create` makes one.", status=401
+        )
+    return user_of(named)
+
+
 def router(assistant: Assistant) -> APIRouter:
     """The routes, bound to one assistant."""
     api = APIRouter()
@@ -167,8 +186,8 @@ def router(assistant: Assistant) -> APIRouter:
 
 def _add_chat(api: APIRouter, assistant: Assistant) -> None:
     @api.post("/v1/chat/completions")
-    async def chat_completions(request: ChatRequest) -> Response:
-        user = user_of(request.user)
+    async def chat_completions(request: ChatRequest, authorization: Authorization = None) -> Response:
+        user = _user(assistant, authorization, "chat", request.user)
         conversations = assistant.conversations
         sampling = _sampling(request, conversations.sampling())
         turn = await conversations.begin(user, _plain(request.messages), sampling, model=request.model)
@@ -191,7 +210,8 @@ def _add_chat(api: APIRouter, assistant: Assistant) -> None:
         return JSONResponse(body)
 
     @api.get("/v1/models")
-    async def models() -> dict[str, Any]:
+    async def models(authorization: Authorization = None) -> dict[str, Any]:
+        _user(assistant, authorization, "chat", None)
         names = [PUBLIC_NAME, *assistant.policies.live()]
         return {
             "object": "list",
@@ -201,8 +221,8 @@ def _add_chat(api: APIRouter, assistant: Assistant) -> None:
 
 def _add_votes(api: APIRouter, assistant: Assistant) -> None:
     @api.post("/v1/comparisons")
-    async def comparisons(request: ComparisonRequest) -> dict[str, Any]:
-        user = user_of(request.user)
+    async def comparisons(request: ComparisonRequest, authorization: Authorization = None) -> dict[str, Any]:
+        user = _user(assistant, authorization, "chat", request.user)
         opened = await assistant.comparisons.open(
             user, _plain(request.messages), request.k, request.max_tokens, source="api"
         )
@@ -213,9 +233,14 @@ def _add_votes(api: APIRouter, assistant: Assistant) -> None:
         }
 
     @api.post("/v1/feedback", status_code=201)
-    async def feedback(body: FeedbackBody, idempotency_key: Annotated[str | None, Header()] = None) -> dict[str, str]:
+    async def feedback(
+        body: FeedbackBody,
+        idempotency_key: Annotated[str | None, Header()] = None,
+        authorization: Authorization = None,
+    ) -> dict[str, str]:
+        user = _user(assistant, authorization, "feedback", body.user)
         if idempotency_key is None:
             raise ThumbwiseError("Send an Idempotency-Key header (a fresh UUID per vote), so that a retry is safe.")
         request = FeedbackRequest(**body.model_dump(exclude={"user"}))
-        feedback_id = await asyncio.to_thread(assistant.vote, user_of(body.user), idempotency_key, request)
+        feedback_id = await asyncio.to_thread(assistant.vote, user, idempotency_key, request)
         return {"feedback_id": feedback_id}

@@ -59,6 +59,13 @@ class RejectBody(_Body):
     reason: str
 
 
+class KeyBody(_Body):
+    """An API key to be made."""
+
+    name: str
+    scopes: list[str]
+
+
 class RollbackBody(_Body):
     """Why an operator goes back."""
 
@@ -75,6 +82,7 @@ def router(assistant: Assistant) -> APIRouter:
     _add_runs(api, assistant)
     _add_candidates(api, assistant)
     _add_policies(api, assistant)
+    _add_keys(api, assistant)
     return api
 
 
@@ -188,3 +196,20 @@ def _add_policies(api: APIRouter, assistant: Assistant) -> None:
         if not path.is_file():
             raise Conflict(f"{version} has no {name} on this machine's disk.")
         return FileResponse(path)
+
+
+def _add_keys(api: APIRouter, assistant: Assistant) -> None:
+    keys = assistant.keys
+
+    @api.post("/keys", status_code=201)
+    async def create(body: KeyBody) -> dict[str, str]:
+        return {"key": await asyncio.to_thread(keys.create, body.name, body.scopes)}
+
+    @api.get("/keys")
+    async def listing() -> list[dict[str, Any]]:
+        return [key.as_json() for key in keys.all()]
+
+    @api.delete("/keys/{name}")
+    async def revoke(name: str) -> dict[str, str]:
+        await asyncio.to_thread(keys.revoke, name)
+        return {"revoked": name}

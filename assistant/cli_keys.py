@@ -1,0 +1,85 @@
+"""`thumbwise keys`: who may use the API from a program.
+
+Through the running assistant where there is one; otherwise this takes the home's lock and writes the database itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from thumbwise.client import call
+from thumbwise.feedback.store import Store
+from thumbwise.home import Home, HomeLock, running_url
+from thumbwise.keys import SCOPES, Keys
+
+
+@click.group()
+def keys() -> None:
+    """Make, list and revoke API keys."""
+
+
+@contextmanager
+def _database(home: Home) -> Iterator[Keys]:
+    with HomeLock(home):
+        store = Store(home.database)
+        try:
+            yield Keys(store)
+        finally:
+            store.close()
+
+
+@keys.command()
+@click.argument("name")
+@click.option("--scope", multiple=True, type=click.Choice(SCOPES), help="What it may do; repeat. [default: all]")
+def create(name: str, scope: tuple[str, ...]) -> None:
+    """Make a key and print it, this once: only its hash is kept."""
+    home, scopes = Home.find(), list(scope or SCOPES)
+    url = running_url(home)
+    if url is not None:
+        click.echo(call(home, url, "POST", "/ops/api/keys", json={"name": name, "scopes": scopes})["key"])
+        return
+    with _database(home) as record:
+        click.echo(record.create(name, scopes))
+
+
+@keys.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+def list_(as_json: bool) -> None:
+    """List every key, without its text."""
+    home = Home.find()
+    url = running_url(home)
+    if url is not None:
+        rows: list[dict[str, Any]] = call(home, url, "GET", "/ops/api/keys")
+    else:
+        with _database(home) as record:
+            rows = [key.as_json() for key in record.all()]
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    table = Table(box=None, header_style="bold")
+    for column in ("name", "scopes", "created", "revoked"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(row["name"], ", ".join(row["scopes"]), row["created_at"], row["revoked_at"] or "")
+    Console().print(table)
+
+
+@keys.command()
+@click.argument("name")
+def revoke(name: str) -> None:
+    """Refuse a key from the next request on; its name is not given out again."""
+    home = Home.find()
+    url = running_url(home)
+    if url is not None:
+        call(home, url, "DELETE", f"/ops/api/keys/{name}")
+    else:
+        with _database(home) as record:
+            record.revoke(name)
+    click.echo(f"The key {name} is revoked.")

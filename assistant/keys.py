@@ -1,0 +1,128 @@
+"""API keys: who an API client is, and what it may do.
+
+A key is 256 random bits, so its plain SHA-256 is what is kept (a slow hash guards words that people choose, and these
+are none). It names the client in every row that it causes (`name`, or `name/user` where the request's `user` field
+says who is behind it), may do what its scopes say, and can be revoked, which takes effect with the next request. From the
+first key on no request is answered without one, also when all are revoked. A revoked name is never given out again,
+since its rows are another's. Left out: when a key was last used, which would cost a commit for every request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlite_utils import Database, Migrations
+
+from thumbwise.errors import Conflict, NotFound, ThumbwiseError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from thumbwise.feedback.store import Store
+
+PREFIX = "tw-"
+SCOPES = ("chat", "feedback")
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
+
+migrations = Migrations("accounts")
+
+
+@migrations()
+def m001_api_keys(db: Database) -> None:
+    """Keys by the hash of their text."""
+    db.executescript("""
+        CREATE TABLE api_keys (
+            name TEXT PRIMARY KEY,
+            sha256 TEXT NOT NULL UNIQUE,
+            scopes TEXT NOT NULL,             -- JSON list
+            created_at TEXT NOT NULL,         -- ISO 8601, UTC
+            revoked_at TEXT
+        ) STRICT;
+    """)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key as the record has it; its text is not kept."""
+
+    name: str
+    scopes: tuple[str, ...]
+    created_at: str
+    revoked_at: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The key as plain JSON."""
+        return asdict(self)
+
+
+class Keys:
+    """The record of API keys, in the feedback database."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        with store.lock:
+            migrations.apply(store.db)
+
+    def create(self, name: str, scopes: Sequence[str] = SCOPES) -> str:
+        """Make a key and return its text, this once. Raises ThumbwiseError for a bad name or scope, or Conflict."""
+        if not NAME.fullmatch(name):
+            raise ThumbwiseError(
+                "A key's name has 1 to 32 lower-case letters, digits, dots, dashes and underscores: choose another."
+            )
+        if not scopes or (wrong := sorted(set(scopes) - set(SCOPES))):
+            raise ThumbwiseError(
+                f"{', '.join(wrong) if scopes else 'Nothing'} is no scope: use {' and '.join(SCOPES)}."
+            )
+        text = PREFIX + secrets.token_urlsafe(32)
+        with self.store.write() as db:
+            if list(db.query("SELECT 1 FROM api_keys WHERE name = ?", [name])):
+                raise Conflict(f"There is, or was, a key {name}: choose another name.")
+            db.table("api_keys").insert(
+                {"name": name, "sha256": _hash(text), "scopes": json.dumps(sorted(set(scopes))), "created_at": _now()}
+            )
+        return text
+
+    def revoke(self, name: str) -> None:
+        """Refuse a key from now on; raises NotFound. Revoking it once more changes nothing."""
+        with self.store.write() as db:
+            if not list(db.query("SELECT 1 FROM api_keys WHERE name = ?", [name])):
+                raise NotFound(f"There is no key {name[:64]!r}. `thumbwise keys list` names them all.")
+            db.execute("UPDATE api_keys SET revoked_at = ? WHERE name = ? AND revoked_at IS NULL", [_now(), name])
+
+    def all(self) -> list[Key]:
+        """Every key, oldest first."""
+        return [_key(row) for row in self.store.rows("SELECT * FROM api_keys ORDER BY created_at, name")]
+
+    def needed(self) -> bool:
+        """Whether API clients must have one: there is a key, or was."""
+        return bool(self.store.rows("SELECT 1 FROM api_keys LIMIT 1"))
+
+    def check(self, text: str, scope: str) -> Key:
+        """The key that `text` is; raises 401 where it is none or revoked, 403 where it may not do `scope`."""
+        rows = self.store.rows("SELECT * FROM api_keys WHERE sha256 = ?", [_hash(text)])
+        if not rows or rows[0]["revoked_at"] is not None:
+            raise ThumbwiseError(
+                "This API key is unknown or revoked: make one with `thumbwise keys create`.", status=401
+            )
+        key = _key(rows[0])
+        if scope not in key.scopes:
+            raise ThumbwiseError(f"The key {key.name} has no scope `{scope}`: make one that has it.", status=403)
+        return key
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _key(row: dict[str, Any]) -> Key:
+    return Key(row["name"], tuple(json.loads(row["scopes"])), row["created_at"], row["revoked_at"])
