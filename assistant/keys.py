@@ -2,9 +2,9 @@
 
 A key is 256 random bits, so its plain SHA-256 is what is kept (a slow hash guards words that people choose, and these
 are none). It names the client in every row that it causes (`name`, or `name/user` where the request's `user` field
-says who is behind it), may do what its scopes say, and can be revoked, which takes effect with the next request. From the
-first key on no request is answered without one, also when all are revoked. A revoked name is never given out again,
-since its rows are another's. Left out: when a key was last used, which would cost a commit for every request.
+says who is behind it), may do what its scopes say, and can be revoked, which takes effect with the next request. From
+the first key on no request is answered without one, also when all are revoked. A revoked name is never given out
+again, since its rows are another's. Left out: when a key was last used, which would cost a commit for every request.
 """
 
 from __future__ import annotations
