@@ -40,11 +40,23 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class TextPart(_Body):
+    """A part of a message; text is the only kind."""
+
+    type: Literal["text"]
+    text: str
+
+
 class ChatMessage(_Body):
-    """One message of a prompt; text only."""
+    """One message of a prompt: text, in one piece or in parts."""
 
     role: Literal["system", "user", "assistant"]
-    content: str
+    content: str | list[TextPart]
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class StreamOptions(_Body):
@@ -87,7 +99,7 @@ class FeedbackBody(FeedbackRequest):
 
 
 def _plain(messages: list[ChatMessage]) -> list[Message]:
-    return [Message(role=m.role, content=m.content) for m in messages]
+    return [Message(role=m.role, content=m.text) for m in messages]
 
 
 def _sampling(request: ChatRequest, default: Sampling) -> Sampling:

@@ -1,4 +1,4 @@
-"""The assistant killed with -9, at named places and at any moment; vLLM killed in mid-reply.
+"""The assistant killed with -9, at named places and at any moment.
 
 What was acknowledged is there after the restart, what was not is stored once when it is sent again, and no
 version is ever half there. One `thumbwise serve` on the shared two-layer vLLM is killed again and again.
@@ -6,22 +6,19 @@ version is ever half there. One `thumbwise serve` on the shared two-layer vLLM i
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from conftest import TinyEngine, paced
-from crash_tools import Server, Trained, events, one_sentence, rows, said, served, stored_votes, tiny_home, trained
-from test_engine import children, named
-from tiny_model import make_tiny_adapter, make_token_adapter
+from conftest import TinyEngine
+from crash_tools import Server, Trained, rows, said, served, stored_votes, tiny_home, trained
+from tiny_model import make_tiny_adapter
 
 from thumbwise.artifacts import MANIFEST
 from thumbwise.home import HomeLock, running_url
@@ -284,89 +281,3 @@ def test_a_promotion_killed_anywhere_leaves_one_stable_version_and_ends_the_same
         assert server.states()[candidate.version] == "stable", place
         assert len(rows(server.home, "SELECT * FROM pointer_log")) == moves + (not moved), place
         finish(server, run, "promoted")
-
-
-# --- vLLM killed in mid-reply -----------------------------------------------------------------------------
-
-
-class Reader(threading.Thread):
-    """Follows one streamed reply to its end, whatever that is."""
-
-    def __init__(self, server: Server) -> None:
-        super().__init__(daemon=True)
-        self.server = server
-        self.seen: list[dict[str, Any]] = []
-
-    def run(self) -> None:
-        body = {"messages": [{"role": "user", "content": "Which reply is cut?"}], "max_tokens": 3000, "stream": True}
-        with httpx.stream("POST", f"{self.server.url}/v1/chat/completions", json=body, timeout=120) as stream:
-            for event in events(stream.iter_lines()):
-                self.seen.append(event)
-
-
-def check_cut(readers: Sequence[Reader], version: str) -> None:
-    """Every reply is of `version`, was cut, and ends with one sentence."""
-    for reader in readers:
-        assert one_sentence(reader.seen[-1]["error"]["message"])
-        assert {event["model"] for event in reader.seen[:-1]} == {version}
-
-
-def below(server: Server, name: str) -> int:
-    """The process of the server's own vLLM that is called `name`."""
-    assert server.process is not None
-    return next(pid for pid in children(server.process.pid) if name in named(pid))
-
-
-def probes_passed(server: Server) -> float:
-    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if "probe" in line and 'passed"' in line and "_total" in line)
-
-
-def test_vllm_killed_in_mid_reply_is_a_clear_error_and_comes_back_with_its_adapters(
-    tmp_path: Path, tiny_model: Path
-) -> None:
-    """One start and one restart of a vLLM of its own, about 90 s."""
-    adapter = trained(tiny_model, make_token_adapter(tiny_model, tmp_path / "adapter", token=77))
-    server = Server(tiny_home(tmp_path / "home", tiny_model))
-    try:
-        server.again()
-        run, candidate = begin(server, adapter)
-        publish(server, run, candidate)
-        promote(server, run, candidate)
-        finish(server, run, "promoted")
-        whole, proved = server.ask("Which reply is whole?").json(), probes_passed(server)
-
-        readers = [Reader(server) for _ in range(4)]
-        with paced(below(server, "VLLM::EngineCore")):
-            for reader in readers:
-                reader.start()
-            while not all(len(reader.seen) > 3 for reader in readers):
-                assert all(reader.is_alive() for reader in readers), [reader.seen for reader in readers]
-                time.sleep(0.01)
-            os.kill(below(server, "VLLM::Worker"), signal.SIGKILL)  # the innermost of its processes
-            waiting = server.wait(503)
-        for reader in readers:
-            reader.join(timeout=120)
-        check_cut(readers, candidate.version)
-        assert one_sentence(waiting["detail"])
-        refused = server.ask()
-        assert refused.status_code == 503
-        assert said(refused)
-
-        server.wait(200)
-        cut = [reader.seen[0]["id"] for reader in readers]
-        found = rows(server.home, "SELECT id, error, text FROM replies WHERE state = 'failed'")
-        assert {name for name, _, _ in found} == set(cut)
-        assert all(one_sentence(error) and text for _, error, text in found)
-        exported = server.snapshot()
-        assert "Which reply is whole?" in exported
-        assert "Which reply is cut?" not in exported
-        judged = server.vote("on a cut reply", {"kind": "thumb", "message_id": cut[0], "value": "up"})
-        assert judged.status_code == 409
-
-        again = server.ask("Which reply is whole?", model=candidate.version).json()
-        assert (answering(server), again["model"]) == (candidate.version, candidate.version)
-        assert again["choices"][0]["message"] == whole["choices"][0]["message"]  # one token, over and over
-        assert probes_passed(server) == proved + 1
-    finally:
-        server.kill()

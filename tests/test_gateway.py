@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import openai
 import pytest
 from fakes import FakeEngine, FakeEngineClient
+from live_server import serving, wait_ready
 
 from thumbwise.app import Assistant, create_api
 from thumbwise.errors import EngineFailed
 from thumbwise.home import Home
 from thumbwise.settings import Settings
 
+CHAT = "/v1/chat/completions"
 ASK = [{"role": "user", "content": "Hello?"}]
 
 
@@ -281,3 +286,42 @@ async def test_metrics_count_replies_and_votes(http) -> None:
     assert 'thumbwise_replies_total{state="done",version="policy-0000"} 1.0' in text
     assert 'thumbwise_feedback_total{kind="thumb"} 1.0' in text
     assert "Hello" not in text
+
+
+async def test_text_may_come_in_parts_and_what_is_no_text_is_refused(http, assistant, engine) -> None:
+    parts = [{"type": "text", "text": "Hello"}, {"type": "text", "text": " there?"}]
+    assert (await http.post(CHAT, json={"messages": [{"role": "user", "content": parts}]})).status_code == 200
+    assert engine.asked[-1][1] == [{"role": "user", "content": "Hello there?"}]
+    image = [{"type": "image_url", "image_url": {"url": "data:,"}}]
+    refused = await http.post(CHAT, json={"messages": [{"role": "user", "content": image}]})
+    assert (refused.status_code, refused.json()["error"]["type"]) == (400, "invalid_request_error")
+
+
+def test_vllms_own_benchmark_client_is_content_with_us(tmp_path: Path, tiny_model: Path) -> None:
+    """A client that nobody here wrote: aiohttp, text in parts, usage at the end of the stream."""
+    place = importlib.util.find_spec("vllm")
+    assert place is not None
+    assert place.origin is not None
+    source = Path(place.origin).parent / "benchmarks" / "lib" / "endpoint_request_func.py"
+    spec = importlib.util.spec_from_file_location("endpoint_request_func", source)
+    assert spec is not None
+    assert spec.loader is not None
+    client = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = client  # its dataclasses look there
+    spec.loader.exec_module(client)
+
+    async def ask(url: str) -> Any:
+        wanted = client.RequestFuncInput(
+            prompt="Hello?", api_url=f"{url}{CHAT}", prompt_len=1, output_len=8, model="thumbwise"
+        )
+        async with aiohttp.ClientSession() as session:
+            return await client.async_request_openai_chat_completions(wanted, session)
+
+    home = Home.find(tmp_path / "home")
+    home.config.write_text(f'model = "{tiny_model}"\n')
+    with serving(home, lambda: FakeEngine(FakeEngineClient())) as live:
+        wait_ready(live)
+        said = asyncio.run(ask(live.url))
+    assert (said.success, said.error) == (True, "")
+    assert (said.generated_text, said.output_tokens) == ("Hello there friend", 3)
+    assert len(said.itl) == 3  # after the first event, which names the role
