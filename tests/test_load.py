@@ -21,6 +21,7 @@ from fakes import FakeEngine, FakeEngineClient
 from live_server import serving
 
 from thumbwise.app import Assistant, create_api
+from thumbwise.cli_serve import listen
 from thumbwise.home import Home
 from thumbwise.settings import Settings
 
@@ -106,6 +107,13 @@ async def test_a_reply_that_does_not_end_is_not_waited_for_longer_than_asked(htt
 
 
 # --- from outside -----------------------------------------------------------------------------------------
+
+
+def test_no_piece_of_a_reply_waits_for_the_one_before_to_be_acknowledged() -> None:
+    with listen("127.0.0.1", 0) as bound, socket.create_connection(bound.getsockname()):
+        accepted, _ = bound.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 class Torrent(FakeEngineClient):
