@@ -68,6 +68,13 @@ class Keys:
         self.store = store
         with store.lock:
             migrations.apply(store.db)
+        self._read()
+
+    def _read(self) -> None:
+        """Keep what the database says, so that a request waits for no vote's commit."""
+        with self.store.lock:
+            rows = self.store.rows("SELECT * FROM api_keys ORDER BY created_at, name")
+            self._by_hash = {str(row["sha256"]): _key(row) for row in rows}
 
     def create(self, name: str, scopes: Sequence[str] = SCOPES) -> str:
         """Make a key and return its text, this once. Raises ThumbwiseError for a bad name or scope, or Conflict."""
@@ -86,6 +93,7 @@ class Keys:
             db.table("api_keys").insert(
                 {"name": name, "sha256": _hash(text), "scopes": json.dumps(sorted(set(scopes))), "created_at": _now()}
             )
+        self._read()
         return text
 
     def revoke(self, name: str) -> None:
@@ -94,23 +102,23 @@ class Keys:
             if not list(db.query("SELECT 1 FROM api_keys WHERE name = ?", [name])):
                 raise NotFound(f"There is no key {name[:64]!r}. `thumbwise keys list` names them all.")
             db.execute("UPDATE api_keys SET revoked_at = ? WHERE name = ? AND revoked_at IS NULL", [_now(), name])
+        self._read()
 
     def all(self) -> list[Key]:
         """Every key, oldest first."""
-        return [_key(row) for row in self.store.rows("SELECT * FROM api_keys ORDER BY created_at, name")]
+        return list(self._by_hash.values())
 
     def needed(self) -> bool:
         """Whether API clients must have one: there is a key, or was."""
-        return bool(self.store.rows("SELECT 1 FROM api_keys LIMIT 1"))
+        return bool(self._by_hash)
 
     def check(self, text: str, scope: str) -> Key:
         """The key that `text` is; raises 401 where it is none or revoked, 403 where it may not do `scope`."""
-        rows = self.store.rows("SELECT * FROM api_keys WHERE sha256 = ?", [_hash(text)])
-        if not rows or rows[0]["revoked_at"] is not None:
+        key = self._by_hash.get(_hash(text))
+        if key is None or key.revoked_at is not None:
             raise ThumbwiseError(
                 "This API key is unknown or revoked: make one with `thumbwise keys create`.", status=401
             )
-        key = _key(rows[0])
         if scope not in key.scopes:
             raise ThumbwiseError(f"The key {key.name} has no scope `{scope}`: make one that has it.", status=403)
         return key

@@ -12,6 +12,8 @@ import hashlib
 import json
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -165,12 +167,28 @@ class Versions:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self._pointer: Pointer | None = None  # what the database says; None: to be read
         with store.lock:
             migrations.apply(store.db)
 
     def pointer(self) -> Pointer:
-        """Who answers whom; each turn reads it once."""
-        return Pointer(**self.store.rows("SELECT stable, canary, share, rollout, since FROM pointer")[0])
+        """Who answers whom; each turn reads it once, and does not wait for a vote that is being committed."""
+        found = self._pointer
+        if found is None:
+            with self.store.lock:  # or a move between reading and keeping would be missed
+                row = self.store.rows("SELECT stable, canary, share, rollout, since FROM pointer")[0]
+                found = self._pointer = Pointer(**row)
+        return found
+
+    @contextmanager
+    def _moving(self) -> Iterator[Database]:
+        """A transaction that moves the pointer."""
+        with self.store.lock:
+            try:
+                with self.store.write() as db:
+                    yield db
+            finally:
+                self._pointer = None
 
     def stable(self) -> str:
         """The version that answers, but for a canary's people."""
@@ -228,7 +246,7 @@ class Versions:
 
         A canary was judged beside the old stable version: whichever is on ends with it.
         """
-        with self.store.write() as db:
+        with self._moving() as db:
             moved = db.execute(
                 "UPDATE pointer SET stable = ?, canary = NULL, share = 0, generation = generation + 1"
                 " WHERE id = 1 AND stable = ?",
@@ -247,7 +265,7 @@ class Versions:
 
         It takes the place of another canary: it has learned from all that the other one had.
         """
-        with self.store.write() as db:
+        with self._moving() as db:
             moved = db.execute(
                 "UPDATE pointer SET canary = ?, share = ?, rollout = ?, since = ?, generation = generation + 1"
                 " WHERE id = 1 AND stable = ?",
@@ -260,7 +278,7 @@ class Versions:
 
     def withdraw_canary(self, version: str, reason: str) -> None:
         """End a canary as rejected; nothing happens where it is none any more."""
-        with self.store.write() as db:
+        with self._moving() as db:
             ended = db.execute(
                 "UPDATE pointer SET canary = NULL, share = 0, generation = generation + 1 WHERE canary = ?", [version]
             ).rowcount
