@@ -45,7 +45,7 @@ class PPO:
     """Improves the adapter "policy", one batch of rollouts a step."""
 
     def __init__(self, context: RunContext, reward: Reward) -> None:
-        from thumbwise.training.losses import AdaptiveKL
+        from thumbwise.training.losses import AdaptiveKL, Pace
         from thumbwise.training.models import POLICY
         from thumbwise.training.ptx import Pretraining
         from thumbwise.training.value import ValueFunction, adamw
@@ -62,6 +62,7 @@ class PPO:
         self.policy = self.backbone.parameters(POLICY)
         self.optimizer = adamw(list(self.policy.values()), train.learning_rate)
         self.kl = AdaptiveKL(train.kl_coefficient, train.kl_target, train.kl_horizon)
+        self.pace = Pace(train.kl_target, train.iterations, train.pace)
         self.pretraining = Pretraining(context) if train.ptx > 0 else None
 
     def step(self, iteration: int) -> dict[str, float]:
@@ -71,7 +72,8 @@ class PPO:
         start = time.monotonic()
         samples, rng = stepping.sample_rollouts(self.context, iteration, self.train.episodes)
         rollout, metrics = self._evaluate(samples, first=iteration == 0)
-        rate = stepping.set_learning_rate(self.optimizer, self.train.learning_rate, self.train, iteration)
+        wanted = self.train.learning_rate * self.pace.value
+        rate = stepping.set_learning_rate(self.optimizer, wanted, self.train, iteration)
         stepping.set_learning_rate(self.value.optimizer, self.train.value_learning_rate, self.train, iteration)
         metrics |= stepping.passes(
             len(samples),
@@ -80,6 +82,8 @@ class PPO:
             lambda minibatch: self._policy_step(rollout, minibatch, rng) | self._value_step(rollout, minibatch),
         )
         self.kl.update(metrics["kl"], len(samples))
+        if iteration >= self.train.warmup:
+            self.pace.update(metrics["kl"], iteration)
         return metrics | {"learning_rate": rate, "seconds": time.monotonic() - start}
 
     def _evaluate(self, samples: list[Sample], *, first: bool = False) -> tuple[Rollout, dict[str, float]]:
@@ -163,18 +167,18 @@ class PPO:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Policy, value function, both optimizers, the KL coefficient and the norms of PPO-ptx, copied."""
+        """Policy, value function, both optimizers, KL coefficient, pace and the norms of PPO-ptx, copied."""
         from thumbwise.training.stepping import saved
 
         ptx = self.pretraining.state_dict() if self.pretraining else {}
-        return saved(self._parts()) | {"kl_coefficient": self.kl.value} | ptx
+        return saved(self._parts()) | {"kl_coefficient": self.kl.value, "pace": self.pace.value} | ptx
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back, or on, to what `state_dict` returned."""
         from thumbwise.training.stepping import restore
 
         restore(self._parts(), state)
-        self.kl.value = state["kl_coefficient"]
+        self.kl.value, self.pace.value = state["kl_coefficient"], state["pace"]
         if self.pretraining:
             self.pretraining.load_state_dict(state)
 

@@ -200,6 +200,32 @@ def test_warm_up_from_a_tenth() -> None:
     )
 
 
+def test_the_pace_brings_kl_to_its_target_whatever_moves_the_policy_how_fast() -> None:
+    for speed in (0.4, 1.0, 2.5):  # at a fixed rate KL would end at 1, 6 and 37: it is the square of the way
+        pace, way, ends = losses.Pace(6.0, 20, 1.2), 0.0, []
+        for iteration in range(20):
+            pace.update(way**2, iteration)
+            way += speed * pace.value * math.sqrt(6.0) / 20
+            ends.append(way**2)
+        assert 4.0 < ends[-1] < 9.0, (speed, ends)
+    fixed = losses.Pace(6.0, 20, 1.0)
+    fixed.update(100.0, 3)
+    assert fixed.value == 1.0
+
+
+def test_the_pace_moves_by_its_gain_and_within_limits() -> None:
+    pace = losses.Pace(8.0, 4, 1.5)
+    for kl, value in ((2.0, 1.0), (1.5, 1.5), (2.5, 1.5), (2.7, 1.0)):  # wanted after the second of four: 2
+        pace.update(kl, 1)
+        assert pace.value == pytest.approx(value)
+    for _ in range(9):
+        pace.update(0.0, 3)
+    assert pace.value == 4.0
+    for _ in range(9):
+        pace.update(99.0, 3)
+    assert pace.value == 0.25
+
+
 def test_adaptive_kl_coefficient() -> None:
     controller = losses.AdaptiveKL(0.2, 6.0, 1e4)
     controller.update(9.0, 512)

@@ -172,3 +172,31 @@ class AdaptiveKL:
         if self.horizon > 0:
             error = min(max(kl / self.target - 1, -0.2), 0.2)
             self.value *= 1 + error * episodes / self.horizon
+
+
+@dataclass
+class Pace:
+    """A factor on the policy's learning rate that brings its KL to `target` nats a reply in `steps` iterations.
+
+    A policy that moves evenly has `target` (n / steps)^2 after n of them, since KL grows as the square of the way that
+    was gone. How fast it moves hangs on how clear the reward is, so each iteration's KL is held against that: where it
+    is off by more than TOLERANCE, the factor moves by `gain` (as the adaptive learning rate of Schulman et al. 2017,
+    section 4, moves its penalty). A `gain` of 1 leaves the rate alone.
+    """
+
+    target: float
+    steps: int
+    gain: float
+    value: float = 1.0
+
+    TOLERANCE = 1.3
+    LIMIT = 4.0
+
+    def update(self, kl: float, iteration: int) -> None:
+        """Move the factor after `iteration` (from 0), which began with a policy at `kl`."""
+        wanted = self.target * ((iteration + 1) / self.steps) ** 2
+        if kl < wanted / self.TOLERANCE:
+            self.value *= self.gain
+        elif kl > wanted * self.TOLERANCE:
+            self.value /= self.gain
+        self.value = min(max(self.value, 1 / self.LIMIT), self.LIMIT)
