@@ -28,7 +28,7 @@ from thumbwise.training.swap_watch import Reply
 from thumbwise.versions import BASE
 
 FORCED = 4
-"""Long replies in one forward: their logits over the whole vocabulary are what takes the memory."""
+"""Long replies in one forward: they take memory."""
 
 
 class Measure:

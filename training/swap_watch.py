@@ -45,8 +45,12 @@ class Reply:
     messages: list[dict[str, str]] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    """When each piece with tokens came, in UTC seconds."""
     finish_reason: str | None = None
     error: str = ""
+    wanted: int = 0
+    """Tokens that were asked for."""
 
     @property
     def dropped(self) -> bool:
@@ -62,8 +66,9 @@ class Reply:
         for choice in event["choices"]:
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
             logprobs = choice.get("logprobs") or {}
-            if logprobs.get("token_ids") and not self.token_ids:
-                self.begun = time.time()
+            if logprobs.get("token_ids"):
+                self.times.append(time.time())
+                self.begun = self.times[0]
             self.token_ids += logprobs.get("token_ids", [])
             self.logprobs += [row["logprob"] for row in logprobs.get("content") or ()]
 
@@ -135,6 +140,7 @@ class SwapWatch:
         length = max(self.max_tokens * (number + 1) // self.readers, 1)
         while not self._enough.is_set():
             reply = Reply(time.time(), messages=[{"role": "user", "content": ASKED[number % len(ASKED)]}])
+            reply.wanted = length
             body = {
                 "messages": reply.messages, "max_tokens": length, "stream": True, "logprobs": True,
                 "user": f"reader-{number % 8}",
@@ -156,11 +162,11 @@ class SwapWatch:
         rest = b""
         async for data in stream.aiter_bytes():
             *lines, rest = (rest + data).split(b"\n")
-            before = reply.begun
+            before = reply.begun > 0
             for line in lines:
                 if line.startswith(b"data: {"):
                     reply.take(json.loads(line[6:]))
-            self._open += reply.begun > before
+            self._open += (reply.begun > 0) - before
         if stream.is_error:
             reply.error = f"status {stream.status_code}: {rest.decode(errors='replace')[:200]}"
 
