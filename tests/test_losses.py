@@ -215,8 +215,8 @@ def test_the_pace_brings_kl_to_its_target_whatever_moves_the_policy_how_fast() -
 
 def test_the_pace_moves_by_its_gain_and_within_limits() -> None:
     pace = losses.Pace(8.0, 4, 1.5)
-    for kl, value in ((2.0, 1.0), (1.5, 1.5), (2.5, 1.5), (2.7, 1.0)):  # wanted after the second of four: 2
-        pace.update(kl, 1)
+    for kl, value in ((2.0, 1.0), (0.9, 1.5), (3.9, 1.5), (4.1, 1.0)):  # wanted after two of four: 2
+        pace.update(kl, 2)
         assert pace.value == pytest.approx(value)
     for _ in range(9):
         pace.update(0.0, 3)

@@ -189,12 +189,12 @@ class Pace:
     gain: float
     value: float = 1.0
 
-    TOLERANCE = 1.3
+    TOLERANCE = 2.0
     LIMIT = 4.0
 
     def update(self, kl: float, iteration: int) -> None:
         """Move the factor after `iteration` (from 0), which began with a policy at `kl`."""
-        wanted = self.target * ((iteration + 1) / self.steps) ** 2
+        wanted = self.target * (iteration / self.steps) ** 2
         if kl < wanted / self.TOLERANCE:
             self.value *= self.gain
         elif kl > wanted * self.TOLERANCE:
