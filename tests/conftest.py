@@ -12,14 +12,16 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from tiny_model import make_tiny_adapter, make_tiny_model
 
+from thumbwise.app import Assistant, create_api
 from thumbwise.engine import Engine
 from thumbwise.engine_client import EngineClient
 from thumbwise.settings import EngineSettings
@@ -102,6 +104,14 @@ class TinyEngine:
                 if os.getpgid(int(process.name)) == self.engine.pid and name in (process / "cmdline").read_text():
                     found.append(int(process.name))
         return found
+
+
+@pytest.fixture
+async def http(assistant: Assistant) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the API of the test's own `assistant`."""
+    transport = httpx.ASGITransport(create_api(assistant))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:7860") as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

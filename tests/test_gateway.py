@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import httpx
 import openai
 import pytest
 from fakes import FakeEngine, FakeEngineClient
 from live_server import serving, wait_ready
 
-from thumbwise.app import Assistant, create_api
+from thumbwise.app import Assistant
 from thumbwise.errors import EngineFailed
 from thumbwise.home import Home
 from thumbwise.settings import Settings
@@ -38,13 +37,6 @@ async def assistant(tmp_path: Path) -> AsyncIterator[Assistant]:
 @pytest.fixture
 def engine(assistant: Assistant) -> FakeEngineClient:
     return assistant.engine.client  # type: ignore[union-attr, return-value]
-
-
-@pytest.fixture
-async def http(assistant: Assistant) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_api(assistant))
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:7860") as client:
-        yield client
 
 
 def stored(assistant: Assistant) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 from click.testing import CliRunner
@@ -15,7 +14,7 @@ from crash_tools import said
 from fakes import FakeEngine, FakeEngineClient
 from live_server import serving
 
-from thumbwise.app import Assistant, create_api
+from thumbwise.app import Assistant
 from thumbwise.cli import main
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.store import Store
@@ -34,13 +33,6 @@ async def assistant(tmp_path: Path) -> AsyncIterator[Assistant]:
     assistant.engine = FakeEngine(FakeEngineClient())  # type: ignore[assignment]
     yield assistant
     await assistant.stop()
-
-
-@pytest.fixture
-async def http(assistant: Assistant) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_api(assistant))
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:7860") as client:
-        yield client
 
 
 def bearer(key: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ from crash_tools import Server, events, rows, said, tiny_home
 from fakes import FakeEngine, FakeEngineClient
 from live_server import serving
 
-from thumbwise.app import Assistant, create_api
+from thumbwise.app import Assistant
 from thumbwise.cli_serve import listen
 from thumbwise.home import Home
 from thumbwise.settings import Settings
@@ -38,13 +38,6 @@ async def assistant(tmp_path: Path) -> AsyncIterator[Assistant]:
     assistant.engine = FakeEngine(engine)  # type: ignore[assignment]
     yield assistant
     await assistant.stop()
-
-
-@pytest.fixture
-async def http(assistant: Assistant) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_api(assistant))
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:7860") as client:
-        yield client
 
 
 async def opened(http: httpx.AsyncClient, assistant: Assistant, count: int, **body: Any) -> list[asyncio.Task[Any]]:

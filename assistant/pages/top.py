@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from thumbwise.feedback.records import LOCAL_USER
 from thumbwise.pages.look import THUMB, html
 from thumbwise.pages.markup import escape, short
 
@@ -67,7 +68,8 @@ def shown(assistant: Assistant) -> Shown:
     status = assistant.status()
     state = assistant.engine.state if assistant.engine is not None else "starting"
     title = _TITLES.get(state, "The engine is starting")
-    return Shown(assistant.versions.stable(), status.ready, title, status.detail, status.warning)
+    version = assistant.versions.pointer().version_for(LOCAL_USER)
+    return Shown(version, status.ready, title, status.detail, status.warning)
 
 
 @dataclass(frozen=True)
