@@ -67,7 +67,7 @@ def shown(assistant: Assistant) -> Shown:
     """Read what the top of a page should say now."""
     status = assistant.status()
     state = assistant.engine.state if assistant.engine is not None else "starting"
-    title = _TITLES.get(state, "The engine is starting")
+    title = "Goodbye" if assistant.load.stopping else _TITLES.get(state, "The engine is starting")
     version = assistant.versions.pointer().version_for(LOCAL_USER)
     return Shown(version, status.ready, title, status.detail, status.warning)
 
