@@ -266,7 +266,8 @@ def test_everybody_waits_as_long_as_a_stop_may_take() -> None:
     grace = int(unit("thumbwise.service")["Service"]["TimeoutStopSec"][0])
     assert ASSISTANT["stop_grace_period"] == TRAIN["stop_grace_period"] == f"{grace}s"
     (replies,) = re.findall(r"timeout_graceful_shutdown=(\d+)", (ROOT / "assistant" / "cli_serve.py").read_text())
-    assert grace > int(replies) + Engine.grace  # open replies first, then vLLM
+    drain = float(Settings.model_fields["drain_seconds"].default)
+    assert grace > drain + int(replies) + Engine.grace  # open replies first, then vLLM
 
 
 def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
