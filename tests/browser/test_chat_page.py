@@ -11,6 +11,7 @@ from playwright.sync_api import Page, expect
 
 from thumbwise.errors import EngineFailed
 from thumbwise.pages import chat, top
+from thumbwise.versions import Pointer
 
 pytestmark = pytest.mark.browser
 UP, DOWN, CLEAR = (("thumb", json.dumps({"thumb": value}, separators=(",", ":"))) for value in ("up", "down", "clear"))
@@ -253,7 +254,8 @@ def test_a_new_policy_and_a_warning_show_without_a_reload(site: Site, monkeypatc
     monkeypatch.setattr(top, "READY_SECONDS", 0.2)
     page = site.open()
     expect(page.locator(".tw-chip")).to_have_text("Answering: policy-0000")
-    monkeypatch.setattr(site.assistant.versions, "stable", lambda: "policy-0003-1f2e3d4c5b6a")
+    moved = Pointer("policy-0003-1f2e3d4c5b6a", None, 0.0, "", 0)
+    monkeypatch.setattr(site.assistant.versions, "pointer", lambda: moved)
     site.assistant.policies.warning = "policy-0004 could not be restored."
     expect(page.locator(".tw-chip")).to_have_attribute("data-version", "policy-0003-1f2e3d4c5b6a")
     expect(page.get_by_role("alert")).to_contain_text("policy-0004 could not be restored.")
