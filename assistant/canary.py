@@ -4,7 +4,7 @@ Two streams are looked at, both of turns outside comparisons whose people the ro
 and thumbs that were down (the first thumb on each reply). In each, the null hypothesis is that the canary's rate is
 at most stable's, and the evidence against it is the product of E-variables for two proportions over blocks of turns
 (Turner, Ly and Grünwald 2024, "Generic E-variables for exact sequential k-sample tests that allow for optional
-stopping", JSPI 230, section 2.1). By Ville's inequality that product ever reaches 1 / a with a probability of at most
+stopping", JSPI 230). By Ville's inequality that product ever reaches 1 / a with a probability of at most
 a, however often one looks, so it may be looked at after every turn and acted on at once. It needs no library: the
 formula is four terms. Left out: that one person's turns are alike. Who counts as many turns weighs as many.
 """

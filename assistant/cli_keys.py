@@ -6,33 +6,20 @@ Through the running assistant where there is one; otherwise this takes the home'
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from thumbwise.client import call
-from thumbwise.feedback.store import Store
-from thumbwise.home import Home, HomeLock, running_url
+from thumbwise.client import call, database
+from thumbwise.home import Home, running_url
 from thumbwise.keys import SCOPES, Keys
 
 
 @click.group()
 def keys() -> None:
     """Make, list and revoke API keys."""
-
-
-@contextmanager
-def _database(home: Home) -> Iterator[Keys]:
-    with HomeLock(home):
-        store = Store(home.database)
-        try:
-            yield Keys(store)
-        finally:
-            store.close()
 
 
 @keys.command()
@@ -45,8 +32,8 @@ def create(name: str, scope: tuple[str, ...]) -> None:
     if url is not None:
         click.echo(call(home, url, "POST", "/ops/api/keys", json={"name": name, "scopes": scopes})["key"])
         return
-    with _database(home) as record:
-        click.echo(record.create(name, scopes))
+    with database(home) as store:
+        click.echo(Keys(store).create(name, scopes))
 
 
 @keys.command("list")
@@ -58,8 +45,8 @@ def list_(as_json: bool) -> None:
     if url is not None:
         rows: list[dict[str, Any]] = call(home, url, "GET", "/ops/api/keys")
     else:
-        with _database(home) as record:
-            rows = [key.as_json() for key in record.all()]
+        with database(home) as store:
+            rows = [key.as_json() for key in Keys(store).all()]
     if as_json:
         click.echo(json.dumps(rows))
         return
@@ -80,6 +67,6 @@ def revoke(name: str) -> None:
     if url is not None:
         call(home, url, "DELETE", f"/ops/api/keys/{name}")
     else:
-        with _database(home) as record:
-            record.revoke(name)
+        with database(home) as store:
+            Keys(store).revoke(name)
     click.echo(f"The key {name} is revoked.")

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -17,10 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from thumbwise import artifacts
-from thumbwise.client import call, running
+from thumbwise.client import call, database, running
 from thumbwise.errors import NotFound
-from thumbwise.feedback.store import Store
-from thumbwise.home import Home, HomeLock, running_url
+from thumbwise.home import Home, running_url
 from thumbwise.settings import Settings
 from thumbwise.versions import BASE, Versions
 
@@ -30,23 +27,13 @@ def policies() -> None:
     """List, promote and roll back policy versions."""
 
 
-@contextmanager
-def _database(home: Home) -> Iterator[Versions]:
-    with HomeLock(home):
-        store = Store(home.database)
-        try:
-            yield Versions(store)
-        finally:
-            store.close()
-
-
 def _listing(home: Home) -> list[dict[str, Any]]:
     url = running_url(home)
     if url is not None:
         answer: list[dict[str, Any]] = call(home, url, "GET", "/ops/api/policies")
         return answer
-    with _database(home) as versions:
-        return [version.as_json() for version in versions.all()]
+    with database(home) as store:
+        return [version.as_json() for version in Versions(store).all()]
 
 
 def _stable(home: Home) -> str:
@@ -113,7 +100,7 @@ def rollback(reason: str) -> None:
     from thumbwise.plugin_manager import PluginManager
     from thumbwise.policies import Policies
 
-    with _database(home) as versions:
-        service = Policies(home, Settings.load(home), versions, PluginManager(home).load(), Metrics())
+    with database(home) as store:
+        service = Policies(home, Settings.load(home), Versions(store), PluginManager(home).load(), Metrics())
         old, new = asyncio.run(service.rollback(reason))
     click.echo(f"{new} answers again, instead of {old}.")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 
 from thumbwise.errors import ThumbwiseError
-from thumbwise.home import Home, running_url
+from thumbwise.feedback.store import Store
+from thumbwise.home import Home, HomeLock, running_url
 
 
 def running(home: Home) -> str:
@@ -16,6 +19,17 @@ def running(home: Home) -> str:
     if url is None:
         raise ThumbwiseError(f"No assistant runs on {home.root}: start one with `thumbwise serve`.")
     return url
+
+
+@contextmanager
+def database(home: Home) -> Iterator[Store]:
+    """The home's database, for a command where no assistant runs; holds the home's lock."""
+    with HomeLock(home):
+        store = Store(home.database)
+        try:
+            yield store
+        finally:
+            store.close()
 
 
 def call(home: Home, url: str, method: str, path: str, **options: Any) -> Any:

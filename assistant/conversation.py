@@ -126,23 +126,19 @@ class Conversations:
 
     async def stream(self, turn: Turn, user_id: str = LOCAL_USER) -> AsyncGenerator[Chunk, None]:
         """Yield a turn's chunks; the text is committed before the chunk that carries the finish reason."""
-        with self.load.one(user_id):
-            async with aclosing(self._stream(turn)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
-
-    async def _stream(self, turn: Turn) -> AsyncGenerator[Chunk, None]:
         written = _Written()
         state: ReplyState = "stopped"
         error: str | None = None
-        last = time.monotonic()
+        last, metric = time.monotonic(), self.metrics.first_token.labels(turn.version)
+        gaps = self.metrics.token_gap.labels(turn.version)
+        self.load.enter(user_id)
         try:
             async with aclosing(self.require_engine().chat(turn.version, turn.messages, turn.sampling)) as chunks:
                 async for chunk in chunks:
                     if chunk.response_ids:
-                        waited, last = time.monotonic() - last, time.monotonic()
-                        metric = self.metrics.token_gap if written.response_ids else self.metrics.first_token
-                        metric.labels(turn.version).observe(waited)
+                        now = time.monotonic()
+                        metric.observe(now - last)
+                        last, metric = now, gaps
                     written.add(chunk)
                     if chunk.finish_reason is not None:
                         state = "done"
@@ -153,6 +149,7 @@ class Conversations:
             raise
         finally:
             # Not awaited: this also runs while the task is being cancelled. A reply that ended is not touched.
+            self.load.leave(user_id)
             self.metrics.replies.labels(turn.version, state).inc()
             self.metrics.tokens.labels(turn.version).inc(len(written.response_ids))
             if state != "done":

@@ -67,4 +67,4 @@ def on_promote(old: str, new: str, reason: str) -> None:
 
 @hookspec
 def on_rollback(old: str, new: str, reason: str) -> None:
-    """Observe that an operator went back from `old` to `new`."""
+    """Observe that `new` answers again in the place of `old`, the stable version or the canary."""

@@ -66,8 +66,7 @@ class Keys:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        with store.lock:
-            migrations.apply(store.db)
+        store.migrate(migrations)
         self._read()
 
     def _read(self) -> None:

@@ -61,21 +61,29 @@ class Load:
             self.metrics.refused.labels("all").inc()
             raise EngineUnavailable(f"{self.open} replies are being written, as many as may be: try again soon.")
 
-    @contextmanager
-    def one(self, user: str) -> Iterator[None]:
-        """Count one of `user`'s for as long as the block lasts."""
+    def enter(self, user: str) -> None:
+        """Count one more of `user`'s, until `leave`."""
         self._by_user[user] += 1
         self._none.clear()
         self.metrics.in_flight.inc()
+
+    def leave(self, user: str) -> None:
+        """Count one of `user`'s less."""
+        self._by_user[user] -= 1
+        if not self._by_user[user]:
+            del self._by_user[user]
+        self.metrics.in_flight.dec()
+        if not self._by_user:
+            self._none.set()
+
+    @contextmanager
+    def one(self, user: str) -> Iterator[None]:
+        """Count one of `user`'s for as long as the block lasts."""
+        self.enter(user)
         try:
             yield
         finally:
-            self._by_user[user] -= 1
-            if not self._by_user[user]:
-                del self._by_user[user]
-            self.metrics.in_flight.dec()
-            if not self._by_user:
-                self._none.set()
+            self.leave(user)
 
     async def drain(self, seconds: float) -> bool:
         """Take nothing more on, and wait until what is open has ended; says whether it did within `seconds`."""

@@ -168,8 +168,7 @@ class Versions:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._pointer: Pointer | None = None  # what the database says; None: to be read
-        with store.lock:
-            migrations.apply(store.db)
+        store.migrate(migrations)
 
     def pointer(self) -> Pointer:
         """Who answers whom; each turn reads it once, and does not wait for a vote that is being committed."""

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlite_utils import Database
+from sqlite_utils import Database, Migrations
 
 from thumbwise.contracts import Message
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
@@ -66,8 +66,12 @@ class Store:
         self.db = Database(connection, strict=True)
         for name, value in PRAGMAS.items():
             self.db.execute(f"PRAGMA {name} = {value}")
+        self.migrate(migrations)
+
+    def migrate(self, own: Migrations) -> None:
+        """Bring a migration set's tables up to date."""
         with self.lock:
-            migrations.apply(self.db)
+            own.apply(self.db)
 
     def close(self) -> None:
         """Close the connection; the last COMMIT is already on disk."""

@@ -1,4 +1,4 @@
-"""Which versions a comparison shows, unless another plugin decides: the stable one against the one before.
+"""Which versions a comparison shows, unless another plugin decides: stable against the canary, or the one before.
 
 Half of the comparisons are two samples of the stable version, which teach the reward model what its replies
 differ in; the other half show whether the last swap was an improvement. With one live version, all are

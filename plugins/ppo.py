@@ -2,10 +2,10 @@
 
 Rollouts come from the policy at the run's temperature; the reward is the score at the last response token
 less beta times the KL to the reference at every token; advantages by GAE from a value function that starts
-as the reward model. The formulas are in `thumbwise.training.losses`, and what other algorithms do too in
-`thumbwise.training.stepping`; the pretraining term (PPO-ptx) is `thumbwise.training.ptx`, and `train.ptx` 0 leaves it
-out. Left out: rollouts older than one iteration. Torch is imported where a method needs it, so that listing plugins
-stays cheap.
+as the reward model. Beta and the learning rate follow the KL (`AdaptiveKL`, `Pace`). The formulas are in
+`thumbwise.training.losses`, and what other algorithms do too in `thumbwise.training.stepping`; the pretraining term
+(PPO-ptx) is `thumbwise.training.ptx`, and `train.ptx` 0 leaves it out. Left out: rollouts older than one iteration.
+Torch is imported where a method needs it, so that listing plugins stays cheap.
 """
 
 from __future__ import annotations

@@ -19,12 +19,14 @@ from typing import Any
 
 import httpx
 import pytest
+from fakes import FakeEngine, FakeEngineClient
 from tiny_model import make_tiny_adapter, make_tiny_model
 
 from thumbwise.app import Assistant, create_api
 from thumbwise.engine import Engine
 from thumbwise.engine_client import EngineClient
-from thumbwise.settings import EngineSettings
+from thumbwise.home import Home
+from thumbwise.settings import EngineSettings, Settings
 
 TINY = EngineSettings(
     dtype="float32", enforce_eager=True, max_model_len=4096, max_num_seqs=32, max_loras=4, max_lora_rank=8
@@ -104,6 +106,16 @@ class TinyEngine:
                 if os.getpgid(int(process.name)) == self.engine.pid and name in (process / "cmdline").read_text():
                     found.append(int(process.name))
         return found
+
+
+@pytest.fixture
+async def assistant(tmp_path: Path) -> AsyncIterator[Assistant]:
+    """An assistant with a fake engine; a module may have one of its own."""
+    home = Home.find(tmp_path)
+    assistant = Assistant(home, Settings.load(home))
+    assistant.engine = FakeEngine(FakeEngineClient())  # type: ignore[assignment]
+    yield assistant
+    await assistant.stop()
 
 
 @pytest.fixture

@@ -265,9 +265,8 @@ def test_the_units_lock_away_everything_but_what_vllm_needs() -> None:
 def test_everybody_waits_as_long_as_a_stop_may_take() -> None:
     grace = int(unit("thumbwise.service")["Service"]["TimeoutStopSec"][0])
     assert ASSISTANT["stop_grace_period"] == TRAIN["stop_grace_period"] == f"{grace}s"
-    (replies,) = re.findall(r"timeout_graceful_shutdown=(\d+)", (ROOT / "assistant" / "cli_serve.py").read_text())
-    drain = float(Settings.model_fields["drain_seconds"].default)
-    assert grace > drain + int(replies) + Engine.grace  # open replies first, then vLLM
+    (pages,) = re.findall(r"timeout_graceful_shutdown=(\d+)", (ROOT / "assistant" / "cli_serve.py").read_text())
+    assert grace > Settings.model_fields["drain_seconds"].default + int(pages) + Engine.grace  # replies, pages, vLLM
 
 
 def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import importlib.util
 import json
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +18,9 @@ from live_server import serving, wait_ready
 from thumbwise.app import Assistant
 from thumbwise.errors import EngineFailed
 from thumbwise.home import Home
-from thumbwise.settings import Settings
 
 CHAT = "/v1/chat/completions"
 ASK = [{"role": "user", "content": "Hello?"}]
-
-
-@pytest.fixture
-async def assistant(tmp_path: Path) -> AsyncIterator[Assistant]:
-    home = Home.find(tmp_path)
-    assistant = Assistant(home, Settings.load(home))
-    assistant.engine = FakeEngine(FakeEngineClient())  # type: ignore[assignment]
-    yield assistant
-    await assistant.stop()
 
 
 @pytest.fixture

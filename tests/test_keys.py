@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,14 @@ from crash_tools import said
 from fakes import FakeEngine, FakeEngineClient
 from live_server import serving
 
-from thumbwise.app import Assistant
 from thumbwise.cli import main
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.store import Store
 from thumbwise.home import Home
 from thumbwise.keys import Keys
-from thumbwise.settings import Settings
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello?"}]}
 CHAT = "/v1/chat/completions"
-
-
-@pytest.fixture
-async def assistant(tmp_path: Path) -> AsyncIterator[Assistant]:
-    home = Home.find(tmp_path)
-    assistant = Assistant(home, Settings.load(home))
-    assistant.engine = FakeEngine(FakeEngineClient())  # type: ignore[assignment]
-    yield assistant
-    await assistant.stop()
 
 
 def bearer(key: str) -> dict[str, str]:

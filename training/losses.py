@@ -67,7 +67,7 @@ def kl_k2(logp: Tensor, ref_logp: Tensor) -> Tensor:
 
 
 def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
-    """Per-token KL estimate ref/pi - 1 - log(ref/pi): unbiased, never negative. The one for monitoring."""
+    """Per-token KL estimate ref/pi - 1 - log(ref/pi): unbiased, never negative. For monitoring from sampled tokens."""
     ratio = (ref_logp - logp).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     return ratio.exp() - 1 - ratio
 
@@ -180,8 +180,8 @@ class Pace:
 
     A policy that moves evenly has `target` (n / steps)^2 after n of them, since KL grows as the square of the way that
     was gone. How fast it moves hangs on how clear the reward is, so each iteration's KL is held against that: where it
-    is off by more than TOLERANCE, the factor moves by `gain` (as the adaptive learning rate of Schulman et al. 2017,
-    section 4, moves its penalty). A `gain` of 1 leaves the rate alone.
+    is off by more than TOLERANCE, the factor moves by `gain` (as the penalty's coefficient in Schulman et al. 2017,
+    section 4). A `gain` of 1 leaves the rate alone.
     """
 
     target: float

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.metadata
-import os
 import statistics
 import subprocess
 import sys
@@ -30,14 +29,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import httpx
 import kept
 import numpy as np
-from crash_tools import COMMAND
+from crash_tools import Server
 from gateway_parts.clients import Asker
 from tiny_model import make_tiny_model
 
 import thumbwise
 from thumbwise import feedback
 from thumbwise.engine import Engine
-from thumbwise.home import Home, running_url
+from thumbwise.home import Home
 from thumbwise.models import prepare
 from thumbwise.settings import EngineSettings, Settings
 
@@ -61,24 +60,14 @@ def ended(process: subprocess.Popen[str]) -> None:
 def assistant(folder: Path, model: Path, engine: str) -> Iterator[str]:
     """`thumbwise serve` in front of a vLLM that runs; yields its URL once it is ready."""
     home = Home.find(folder)
-    home.config.write_text(f'model = "{model}"\nengine_url = "{engine}"\nlocal_in_flight = 64\nport = 0\n')
-    with (folder / "assistant.log").open("w") as log:
-        environment = os.environ | {"THUMBWISE_HOME": str(folder)}
-        process = subprocess.Popen([COMMAND, "serve"], env=environment, stdout=log, stderr=log, text=True)
-        try:
-            while process.poll() is None:
-                url = running_url(home)
-                try:
-                    if url and httpx.get(f"{url}/health/ready", timeout=30).status_code == 200:
-                        break
-                except httpx.HTTPError:
-                    pass
-                time.sleep(0.3)
-            else:
-                raise SystemExit((folder / "assistant.log").read_text())
-            yield str(url)
-        finally:
-            ended(process)
+    home.config.write_text(f'model = "{model}"\nengine_url = "{engine}"\nlocal_in_flight = 64\n')
+    server = Server(home)
+    server.launch()
+    try:
+        server.wait(200, 900)
+        yield server.url
+    finally:
+        server.kill()
 
 
 async def pairs(direct: Asker, through: Asker, streams: int, count: int) -> list[dict[str, float]]:

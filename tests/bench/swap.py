@@ -37,6 +37,7 @@ from tiny_model import make_tiny_adapter, make_tiny_model
 
 import thumbwise
 from thumbwise import feedback
+from thumbwise.client import call
 from thumbwise.engine import Engine
 from thumbwise.home import Home
 from thumbwise.models import prepare
@@ -85,7 +86,7 @@ class Bench:
     def rollback(self) -> float:
         """Go back by one version; seconds until the answer."""
         begun = time.perf_counter()
-        self.ops._call("POST", "/rollback", json={"reason": "bench"})
+        call(self.home, self.url, "POST", "/ops/api/rollback", json={"reason": "bench"})
         return time.perf_counter() - begun
 
     def memory(self) -> int:
