@@ -1,7 +1,7 @@
 """The running assistant: one object that holds the parts, and the FastAPI application around it.
 
 The page opens at once; preparing the model and starting vLLM happen behind it, and `status()` says how far
-they are. Left out: several engines.
+they are.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from thumbwise import __version__, gateway, ops, responses
 from thumbwise.auth import Guard
 from thumbwise.comparisons import Comparisons
 from thumbwise.conversation import Conversations
-from thumbwise.engine import Engine, ExternalEngine
+from thumbwise.engine import Engine
 from thumbwise.engine_check import check
 from thumbwise.errors import EngineUnavailable, ThumbwiseError
+from thumbwise.external import ExternalEngine, Replicas
 from thumbwise.feedback.store import Store
 from thumbwise.keys import Keys
 from thumbwise.load import Load
@@ -34,11 +35,12 @@ from thumbwise.models import PreparedModel, prepare
 from thumbwise.plugin_manager import PluginManager
 from thumbwise.policies import Policies
 from thumbwise.schedule import Schedule
-from thumbwise.settings import seconds_of
+from thumbwise.settings import seconds_of, urls_of
 from thumbwise.versions import Versions
 
 if TYPE_CHECKING:
     from thumbwise.engine_client import EngineClient
+    from thumbwise.external import Pool
     from thumbwise.feedback.records import FeedbackRequest
     from thumbwise.home import Home
     from thumbwise.settings import Settings
@@ -81,7 +83,7 @@ class Assistant:
         every = settings.train_every
         self.schedule = Schedule(home, seconds_of(every), self.versions, lambda: self.status().ready) if every else None
         self.model: PreparedModel | None = None
-        self.engine: Engine | ExternalEngine | None = None
+        self.engine: Engine | ExternalEngine | Replicas | None = None
         self._progress = "The model is being prepared."
         self._starting: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -98,8 +100,8 @@ class Assistant:
             self.model = await asyncio.to_thread(prepare, self.home, self.settings.model, self._say)
             self.engine = self._make_engine(self.model)
             self.policies.attach(self.model, self.engine.client)
-            slots, client, folder = self.settings.engine.max_loras, self.engine.client, self.model.folder
-            self.engine.on_ready += [lambda: check(client, folder, slots, self.home.policies), self.policies.restore]
+            slots, folder = self.settings.engine.max_loras, self.model.folder
+            self.engine.on_ready += [lambda each: check(each, folder, slots, self.home.policies), self.policies.restore]
             self._say("The engine is starting.")
             await self.engine.start()
         except ThumbwiseError as error:
@@ -120,10 +122,10 @@ class Assistant:
             except Exception:  # nobody awaits this task, and one bad look must not be the last
                 log.exception("the canary could not be reviewed")
 
-    def _make_engine(self, model: PreparedModel) -> Engine | ExternalEngine:
+    def _make_engine(self, model: PreparedModel) -> Engine | ExternalEngine | Replicas:
         settings = self.settings
-        if settings.engine_url:
-            return ExternalEngine(settings.engine_url)
+        if urls := urls_of(settings.engine_url):
+            return ExternalEngine(urls[0]) if len(urls) == 1 else Replicas(urls)
         return Engine(
             model.folder,
             settings.engine,
@@ -162,9 +164,10 @@ class Assistant:
         if self.engine is None:
             return Status(False, self._progress)
         ready = self.engine.state == "ready"
-        return Status(ready, self.engine.detail or self._progress, self.policies.warning)
+        warning = " ".join(filter(None, [self.policies.warning, self.engine.warning]))
+        return Status(ready, self.engine.detail or self._progress, warning)
 
-    def require_engine(self) -> EngineClient:
+    def require_engine(self) -> EngineClient | Pool:
         """Return the engine, or raise EngineUnavailable saying what it is doing."""
         status = self.status()
         if self.engine is None or not status.ready:
@@ -222,4 +225,5 @@ def _add_health(app: FastAPI, assistant: Assistant) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         assistant.metrics.ready.set(assistant.status().ready)
+        assistant.metrics.engines.set(assistant.engine.answering if assistant.engine else 0)
         return Response(generate_latest(assistant.metrics.registry), media_type="text/plain; version=0.0.4")

@@ -20,7 +20,7 @@ from thumbwise.settings import Settings
 @click.option("--host", help="Address to listen on; loopback only.")
 @click.option("--port", type=int, help="Port of the pages and the API; 0 picks a free one.")
 @click.option("--model", help="Base model: default, a Hugging Face id or a folder.")
-@click.option("--engine-url", help="A vLLM server that already runs, instead of starting one.")
+@click.option("--engine-url", help="vLLM that already runs, instead of starting one; several with commas.")
 @click.option("--train-every", help="Train by itself at this interval, such as 24h. [default: never]")
 def serve(
     host: str | None, port: int | None, model: str | None, engine_url: str | None, train_every: str | None

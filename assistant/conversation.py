@@ -15,13 +15,15 @@ from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from thumbwise.engine_client import Chunk, EngineClient, Sampling
+from thumbwise.engine_client import Chunk, Sampling
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import LOCAL_USER, ReplyState
 from thumbwise.versions import BASE
 
 if TYPE_CHECKING:
     from thumbwise.contracts import Message
+    from thumbwise.engine_client import EngineClient
+    from thumbwise.external import Pool
     from thumbwise.feedback.store import Store
     from thumbwise.load import Load
     from thumbwise.metrics import Metrics
@@ -75,7 +77,7 @@ class Conversations:
         settings: Settings,
         metrics: Metrics,
         load: Load,
-        require_engine: Callable[[], EngineClient],
+        require_engine: Callable[[], EngineClient | Pool],
     ) -> None:
         self.store = store
         self.versions = versions

@@ -1,10 +1,10 @@
 """Starts one vLLM server, keeps it alive, and says whether it may be used.
 
-`Engine` owns a child process on a private Unix socket; `ExternalEngine` watches a vLLM that somebody else
-runs. Both are "ready" only after a real token came back and every `on_ready` callback has run (that is
-where the policies reload their adapters), and so again after every restart. Written for vLLM 0.32: its
-only supervisor is a 5 s watchdog, it may exit with status 0 after a crash, and it forgets every adapter.
-Left out: several engines, and loading the model in this process.
+`Engine` owns a child process on a private Unix socket; a vLLM that somebody else runs is in `external.py`. Both
+are "ready" only after a real token came back and every `on_ready` callback has run (that is where the policies
+reload their adapters), and so again after every restart. Written for vLLM 0.32: its only supervisor is a 5 s
+watchdog, it may exit with status 0 after a crash, and it forgets every adapter. Left out: several children, which
+would share the cores and the memory of one machine, and loading the model in this process.
 """
 
 from __future__ import annotations
@@ -53,17 +53,23 @@ _DROPPED_ENVIRONMENT = {
 _NOISE = re.compile(r" (INFO|DEBUG) |^INFO: |nanobind|^ - leaked |^ - \.\.\. skipped|resource_tracker")
 
 
-class _Supervised(ABC):
+class Supervised(ABC):
     """State, waiting and stopping; a subclass brings `_supervise`."""
 
     client: EngineClient
+    warning = ""  # what is not as it should be although people are answered
 
     def __init__(self) -> None:
         self.state: State = "starting"
         self.detail = "The engine has not been started."
-        self.on_ready: list[Callable[[], Awaitable[None]]] = []
+        self.on_ready: list[Callable[[EngineClient], Awaitable[None]]] = []
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def answering(self) -> int:
+        """How many vLLM servers answer people: 0 or 1."""
+        return int(self.state == "ready")
 
     async def start(self) -> None:
         """Begin supervision and return at once."""
@@ -109,7 +115,7 @@ class _Supervised(ABC):
     async def _get_ready(self) -> None:
         await self._first_token()
         for callback in self.on_ready:
-            await callback()
+            await callback(self.client)
 
     async def _run(self) -> None:
         try:
@@ -127,7 +133,7 @@ class _Supervised(ABC):
         """Give back what the supervision holds."""
 
 
-class Engine(_Supervised):
+class Engine(Supervised):
     """One vLLM child. `run_dir` gets the socket (mode 0700), `log` its output, one older log beside it.
 
     Starts that fail are repeated with growing pauses; after `tries` in a row the state is "failed" and
@@ -320,40 +326,6 @@ class Engine(_Supervised):
             lines = self.log.read_text(errors="replace").splitlines()
             return "\n".join([line for line in lines if line.strip() and not _NOISE.search(line)][-_LOG_LINES:])
         return ""
-
-
-class ExternalEngine(_Supervised):
-    """A vLLM that already runs at `url` (http://… or unix:/socket); it is watched, never started or stopped.
-
-    It must serve its base model as `policy-0000`, with `--enable-lora --logprobs-mode processed_logprobs`
-    and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, and see the policies under the same paths as we do.
-    """
-
-    poll_every = 2.0  # seconds; a restart of vLLM takes far longer, so none is missed
-
-    def __init__(self, url: str) -> None:
-        super().__init__()
-        self.url = url
-        socket_path = Path(url.removeprefix("unix:")) if url.startswith("unix:") else None
-        self.client = EngineClient(uds=socket_path, base_url=None if socket_path else url)
-
-    async def _supervise(self) -> None:
-        self._set("starting", f"Waiting for vLLM at {self.url}.")
-        while True:
-            try:
-                if BASE not in await self.client.adapters():
-                    raise EngineFailed(f"start it with --served-model-name {BASE}.")
-                await self._get_ready()
-            except EngineUnavailable:
-                await asyncio.sleep(self.poll_every)
-            except ThumbwiseError as error:
-                self._set(self.state, f"vLLM at {self.url} cannot be used: {error}")
-                await asyncio.sleep(self.poll_every)
-            else:
-                self._set("ready", f"vLLM at {self.url} is ready.")
-                while await self.client.alive() or await self.client.alive():  # one miss may be mere load
-                    await asyncio.sleep(self.poll_every)
-                self._set("restarting", f"vLLM at {self.url} does not answer.")
 
 
 def _private_folder(run_dir: Path) -> tuple[Path, bool]:

@@ -13,10 +13,10 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import httpx
 
@@ -25,6 +25,8 @@ from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
 
 SILENCE = 60.0
 """Seconds without a byte after which a reply counts as failed."""
+
+T = TypeVar("T")
 
 # What vLLM says when its engine process is gone; it goes on about a stack trace that only its log has.
 _DEAD = "EngineCore encountered an issue"
@@ -163,6 +165,14 @@ class EngineClient:
             raise
         except ThumbwiseError as error:
             raise EngineFailed(f"The policy {name} could not be unloaded: {error}") from None
+
+    async def on_each(self, work: Callable[[Self], Awaitable[T]]) -> list[T]:
+        """Do `work` on every server, which here is this one; `thumbwise.external.Pool` has several."""
+        return [await work(self)]
+
+    def others(self, client: EngineClient) -> bool:
+        """Whether a server other than that of `client` answers people."""
+        return False
 
     async def alive(self, timeout: float = 5.0) -> bool:
         """Say whether vLLM answers its health check within `timeout` seconds; never raises."""

@@ -39,3 +39,4 @@ class Metrics:
         self.rollbacks = Counter("thumbwise_rollbacks", "Rollbacks", registry=self.registry)
         self.in_flight = Gauge("thumbwise_in_flight", "Replies being generated", registry=self.registry)
         self.ready = Gauge("thumbwise_engine_ready", "1 while the engine answers", registry=self.registry)
+        self.engines = Gauge("thumbwise_engines", "vLLM servers that answer people", registry=self.registry)

@@ -3,8 +3,9 @@
 A version takes traffic only after a probe: its next-token log-probabilities on the contexts in its
 manifest, asked through the same socket as every reply, must agree with the trainer's and be nearer to
 them than to the base's. vLLM answers with the base model, status 200, when an adapter matches nothing, so
-"it loaded" proves nothing. Promotion is one compare-and-set of the pointer; with a share, the version is a
-canary first, and `review` decides what becomes of it. Left out: shares that grow by themselves.
+"it loaded" proves nothing. Promotion is one compare-and-set of the pointer, after every server that answers
+people has loaded and probed; with a share, the version is a canary first, and `review` decides what becomes
+of it. Left out: shares that grow by themselves.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from thumbwise import artifacts
 from thumbwise.canary import judge
-from thumbwise.errors import Conflict, ThumbwiseError
+from thumbwise.errors import Conflict, EngineFailed, ThumbwiseError
 from thumbwise.faults import fault_point
 from thumbwise.versions import BASE, Versions
 from thumbwise.weights import base_modules
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from thumbwise.engine_client import EngineClient
+    from thumbwise.external import Pool
     from thumbwise.home import Home
     from thumbwise.metrics import Metrics
     from thumbwise.models import PreparedModel
@@ -74,7 +76,7 @@ class Policies:
         self.plugins = plugins
         self.metrics = metrics
         self.model: PreparedModel | None = None
-        self.engine: EngineClient | None = None
+        self.engine: EngineClient | Pool | None = None
         self.warning = ""  # shown on the pages while something is not as it should be
         self._one_at_a_time = asyncio.Lock()
 
@@ -82,7 +84,7 @@ class Policies:
         """Where a version's files are."""
         return self.home.policies / version
 
-    def attach(self, model: PreparedModel, engine: EngineClient) -> None:
+    def attach(self, model: PreparedModel, engine: EngineClient | Pool) -> None:
         """Name the base model and the engine that versions are loaded into."""
         self.model, self.engine = model, engine
 
@@ -106,22 +108,22 @@ class Policies:
         artifacts.write(self.home.policies, version, files)
         self.versions.stage(manifest, run_id)
 
-    async def load(self, version: str) -> None:
-        """Load a version into the engine; loading it once more is success."""
+    async def load(self, version: str, engine: EngineClient) -> None:
+        """Load a version into an engine; loading it once more is success."""
         if version == BASE:
             return
         await asyncio.to_thread(artifacts.verify, self.folder(version))
-        await self._engine().load_adapter(version, self.folder(version))
+        await engine.load_adapter(version, self.folder(version))
 
-    async def probe(self, version: str) -> Probe:
-        """Ask the engine for a version's log-probabilities; raises ThumbwiseError where they are not its own."""
+    async def probe(self, version: str, engine: EngineClient) -> Probe:
+        """Ask an engine for a version's log-probabilities; raises ThumbwiseError where they are not its own."""
         manifest = await asyncio.to_thread(artifacts.verify, self.folder(version))
         own: list[float] = []
         base: list[float] = []
         for probe in manifest["probes"]:
             try:
                 top = len(probe["top_ids"])
-                answer = await self._engine().next_token_logprobs(version, probe["context_ids"], top=top)
+                answer = await engine.next_token_logprobs(version, probe["context_ids"], top=top)
             except ThumbwiseError as error:
                 if error.status != 400:
                     raise
@@ -175,12 +177,16 @@ class Policies:
         return probe
 
     async def _prove(self, version: str) -> Probe:
-        """Load and probe a version; one that answers wrongly is rejected, and a canary goes on being one."""
+        """Load and probe a version on every server; one that answers wrongly is rejected, also as a canary.
+
+        Returns the probe that is furthest from the trainer.
+        """
+        engine = self._engine()
         try:
-            await self.load(version)
+            await engine.on_each(lambda each: self.load(version, each))
             fault_point("adapter_loaded")
             self.versions.set_state(version, "loaded")
-            probe = await self.probe(version)
+            probes = await engine.on_each(lambda each: self.probe(version, each))
             fault_point("adapter_probed")
         except ThumbwiseError as error:
             if error.status == 422:
@@ -188,7 +194,7 @@ class Policies:
                 self.reject(version, str(error))
             raise
         self.versions.set_state(version, "probed")
-        return probe
+        return max(probes, key=lambda probe: probe.to_trainer)
 
     def reject(self, version: str, reason: str) -> None:
         """Mark a version that takes no traffic as rejected, with the reason kept."""
@@ -232,7 +238,7 @@ class Policies:
             if new is None:
                 raise Conflict(f"{old} is the first version: there is nothing to roll back to.")
             if self.engine is not None:  # kept loaded, so this is no work unless vLLM was restarted
-                await self.load(new)
+                await self.engine.on_each(lambda each: self.load(new, each))
             await asyncio.to_thread(self.versions.move_pointer, "rollback", new, old, reason)
         self.metrics.rollbacks.inc()
         log.info("rolled back from %s to %s (%s)", old, new, reason)
@@ -245,43 +251,47 @@ class Policies:
         other = pointer.canary or self.versions.before(pointer.stable)
         return [pointer.stable] if other is None else [pointer.stable, other]
 
-    async def restore(self) -> None:
+    async def restore(self, engine: EngineClient) -> None:
         """Bring a fresh engine to the recorded state: load and probe stable and canary, load the one before.
 
         Where the stable version cannot be restored, the pointer goes back until one can, with a warning on
         the pages: people get answers, and never silently from another version than the one recorded. A canary
-        that cannot be restored is taken back.
+        that cannot be restored is taken back. While other servers answer, the fault is this one's: EngineFailed.
         """
-        while (stable := self.versions.stable()) != BASE:
-            try:
-                await self.load(stable)
-                await self.probe(stable)
-                break
-            except ThumbwiseError as error:
-                if error.status >= 500:  # the engine's fault, not the version's: it will be restarted
-                    raise
+        async with self._one_at_a_time:  # a version published meanwhile would be missing here
+            while (stable := self.versions.stable()) != BASE:
+                if (error := await self._wrong_on(engine, stable)) is None:
+                    break
                 to = self.versions.before(stable) or BASE
                 reason = f"could not be restored: {error}"
                 await asyncio.to_thread(self.versions.move_pointer, "rollback", to, stable, reason)
                 self.versions.set_state(stable, "rejected", reason)
                 self.warning = f"{stable} {reason} {to} answers instead."
                 log.warning(self.warning)
-        if (canary := self.versions.pointer().canary) is not None:
-            try:
-                await self.load(canary)
-                await self.probe(canary)
-            except ThumbwiseError as error:
-                if error.status >= 500:
-                    raise
+            canary = self.versions.pointer().canary
+            if canary is not None and (error := await self._wrong_on(engine, canary)) is not None:
                 await self._withdraw(canary, stable, f"could not be restored: {error}")
-        before = self.versions.before(stable)
-        if before not in (None, BASE):
-            try:
-                await self.load(str(before))
-            except ThumbwiseError as error:
-                log.warning("%s could not be loaded again: %s", before, error)
+            before = self.versions.before(stable)
+            if before not in (None, BASE):
+                try:
+                    await self.load(str(before), engine)
+                except ThumbwiseError as error:
+                    log.warning("%s could not be loaded again: %s", before, error)
 
-    def _engine(self) -> EngineClient:
+    async def _wrong_on(self, engine: EngineClient, version: str) -> ThumbwiseError | None:
+        """Load and probe a version on a fresh engine; returns what is wrong with the version, if anything is."""
+        try:
+            await self.load(version, engine)
+            await self.probe(version, engine)
+        except ThumbwiseError as error:
+            if error.status >= 500:  # the engine's fault, not the version's: it will be restarted
+                raise
+            if self._engine().others(engine):
+                raise EngineFailed(f"{error} Other servers answer with it: look at that one.") from None
+            return error
+        return None
+
+    def _engine(self) -> EngineClient | Pool:
         if self.engine is None:
             raise ThumbwiseError("The engine is still starting: try again in a minute.", status=503)
         return self.engine

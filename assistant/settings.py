@@ -45,6 +45,21 @@ def _interval(text: str) -> str:
     return text
 
 
+def urls_of(text: str) -> list[str]:
+    """The addresses in a comma-separated list; raises ValueError for one that is none, or is there twice."""
+    urls = [url.strip() for url in text.split(",") if url.strip()]
+    for url in urls:
+        if not re.match(r"https?://[^/]|unix:/", url):
+            raise ValueError(f"{url!r} is no address of a vLLM server: write http://host:port or unix:/socket")
+    if len(set(urls)) < len(urls):
+        raise ValueError("a vLLM server is named twice: name each once")
+    return urls
+
+
+def _urls(text: str) -> str:
+    return ",".join(urls_of(text))
+
+
 class EngineSettings(BaseModel):
     """How vLLM is started."""
 
@@ -92,8 +107,8 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on; loopback only until there are accounts")
     port: int = Field(7860, ge=0, le=65535, description="port of the pages and the API; 0 picks a free one")
     model: str = Field("default", description="base model: `default`, a Hugging Face id or a folder")
-    engine_url: str = Field(
-        "", description="vLLM server that already runs (http://… or unix:/socket), instead of starting one"
+    engine_url: Annotated[str, AfterValidator(_urls)] = Field(
+        "", description="vLLM servers that already run (http://… or unix:/socket, with commas), instead of starting one"
     )
     temperature: float = Field(
         0.7, gt=0, le=2, description="one temperature for chat, comparisons, rollouts, KL and evaluation"

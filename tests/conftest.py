@@ -108,6 +108,23 @@ class TinyEngine:
         return found
 
 
+@contextlib.contextmanager
+def running(model: Path, folder: Path, loop: asyncio.AbstractEventLoop) -> Iterator[TinyEngine]:
+    """A vLLM with the two-layer model inside the block, its files in `folder`, its supervision on `loop`."""
+    tiny = TinyEngine(Engine(model, TINY, run_dir=folder, log=folder / "vllm.log"), loop)
+    try:
+        # One thread, on any core: with two bound ones on a busy machine, vLLM's threads starve its own input
+        # and output, and a whole reply is generated before its first token is sent.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+            patch.setenv("OMP_NUM_THREADS", "1")
+            tiny.run(tiny.engine.start())
+            tiny.run(tiny.engine.wait_ready(300))
+        yield tiny
+    finally:
+        tiny.run(tiny.engine.stop())
+
+
 @pytest.fixture
 async def assistant(tmp_path: Path) -> AsyncIterator[Assistant]:
     """An assistant with a fake engine; a module may have one of its own."""
@@ -140,23 +157,13 @@ def tiny_adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def tiny_engine(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyEngine]:
-    folder = tmp_path_factory.mktemp("engine")
-    engine = Engine(tiny_model, TINY, run_dir=folder, log=folder / "vllm.log")
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="tiny engine", daemon=True)
     thread.start()
-    tiny = TinyEngine(engine, loop)
     try:
-        # One thread, on any core: with two bound ones on a busy machine, vLLM's threads starve its own input
-        # and output, and a whole reply is generated before its first token is sent.
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-            patch.setenv("OMP_NUM_THREADS", "1")
-            tiny.run(engine.start())
-            tiny.run(engine.wait_ready(300))
-        yield tiny
+        with running(tiny_model, tmp_path_factory.mktemp("engine"), loop) as tiny:
+            yield tiny
     finally:
-        tiny.run(engine.stop())
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from thumbwise.contracts import Message
 from thumbwise.engine_client import Chunk, Sampling
@@ -48,6 +49,12 @@ class FakeEngineClient:
     async def load_adapter(self, name: str, path: Path) -> None:
         self.loaded[name] = path
 
+    async def on_each(self, work: Callable[[Any], Awaitable[Any]]) -> list[Any]:
+        return [await work(self)]
+
+    def others(self, client: Any) -> bool:
+        return False
+
 
 class FakeEngine:
     """A supervisor whose engine is always there."""
@@ -56,11 +63,13 @@ class FakeEngine:
         self.client = client
         self.state = "ready"
         self.detail = "The engine is ready."
-        self.on_ready: list[Callable[[], Awaitable[None]]] = []
+        self.warning = ""
+        self.answering = 1
+        self.on_ready: list[Callable[[Any], Awaitable[None]]] = []
 
     async def start(self) -> None:
         for call in self.on_ready:
-            await call()
+            await call(self.client)
 
     async def stop(self) -> None:
         self.state = "stopped"

@@ -25,9 +25,9 @@ from safetensors.numpy import load, save
 from tiny_model import make_tiny_adapter
 
 from thumbwise.artifacts import CONFIG, MANIFEST, WEIGHTS
-from thumbwise.engine import ExternalEngine
 from thumbwise.engine_client import EngineClient
 from thumbwise.errors import EngineFailed, ThumbwiseError
+from thumbwise.external import ExternalEngine
 from thumbwise.policies import distance
 from thumbwise.training.candidate import Candidate
 from thumbwise.training.client import OpsClient, Run

@@ -232,13 +232,13 @@ async def test_a_canary_is_there_again_after_a_restart_or_taken_back_where_it_ca
     version = await canary(world)
     before = world.versions.pointer()
     world.engine.loaded.clear()
-    await world.policies.restore()
+    await world.policies.restore(world.engine)
     assert version in world.engine.loaded
     assert world.versions.pointer() == before
     weights = world.home.policies / version / artifacts.WEIGHTS
     weights.chmod(0o600)
     weights.write_bytes(b"damaged")
-    await world.policies.restore()
+    await world.policies.restore(world.engine)
     assert world.versions.get(version).state == "rejected"
     assert "could not be restored" in world.versions.get(version).reason
     assert world.versions.stable() == BASE

@@ -18,9 +18,10 @@ from conftest import TINY, TinyEngine
 from tiny_model import LINEAR
 
 from thumbwise import engine as module
-from thumbwise.engine import BASE, Engine, ExternalEngine
+from thumbwise.engine import BASE, Engine
 from thumbwise.engine_client import EngineClient
 from thumbwise.errors import EngineFailed, EngineUnavailable
+from thumbwise.external import ExternalEngine
 from thumbwise.weights import linear_layers
 
 # Answers one token to everything, with a child of its own, once the file beside the socket is there.
@@ -92,9 +93,9 @@ async def stubbed(tmp_path: Path) -> AsyncIterator[StubEngine]:
 async def test_ready_only_after_a_token_and_after_every_callback(stubbed):
     seen: list[str] = []
 
-    async def reload() -> None:
+    async def reload(client: EngineClient) -> None:
         seen.append(stubbed.state)
-        await stubbed.client.adapters()  # vLLM can be used in here
+        await client.adapters()  # vLLM can be used in here
 
     stubbed.on_ready.append(reload)
     await stubbed.start()
@@ -110,7 +111,7 @@ async def test_ready_only_after_a_token_and_after_every_callback(stubbed):
 async def test_a_server_killed_with_9_is_restarted_and_leaves_no_child_behind(stubbed):
     readies: list[str] = []
 
-    async def count() -> None:
+    async def count(client: EngineClient) -> None:
         readies.append(stubbed.state)
 
     stubbed.on_ready.append(count)
@@ -186,7 +187,7 @@ async def test_a_start_that_takes_too_long_is_a_failed_one(tmp_path):
 
 
 async def test_a_callback_with_a_bug_is_a_failure_and_not_a_silence(stubbed):
-    async def wrong() -> None:
+    async def wrong(client: EngineClient) -> None:
         raise KeyError("bug")
 
     stubbed.on_ready.append(wrong)
@@ -238,7 +239,7 @@ async def test_an_external_engine_is_watched_and_never_touched(monkeypatch):
         port = str(free.getsockname()[1])
     readies: list[str] = []
 
-    async def count() -> None:
+    async def count(client: EngineClient) -> None:
         readies.append(engine.state)
 
     engine = ExternalEngine(f"http://127.0.0.1:{port}")
@@ -268,8 +269,8 @@ from conftest import TINY
 from thumbwise.engine import Engine
 async def main(model, folder, adapter):
     engine = Engine(Path(model), TINY, run_dir=Path(folder), log=Path(folder) / "log")
-    async def reload():
-        await engine.client.load_adapter("policy-1-reloaded", Path(adapter))
+    async def reload(client):
+        await client.load_adapter("policy-1-reloaded", Path(adapter))
         print(json.dumps({"launcher": engine.pid, "uds": str(engine.uds)}), flush=True)
     engine.on_ready.append(reload)
     await engine.start()

@@ -98,7 +98,7 @@ async def test_with_the_default_model_our_code_passes_and_vllms_own_does_not(
     settings = EngineSettings()
     engine = kind(default_model, settings, run_dir=tmp_path / "run", log=tmp_path / "vllm.log")
     engine.tries = 1
-    engine.on_ready.append(lambda: check(engine.client, default_model, settings.max_loras, tmp_path))
+    engine.on_ready.append(lambda each: check(each, default_model, settings.max_loras, tmp_path))
     await engine.start()
     try:
         if kind is Engine:

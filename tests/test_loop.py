@@ -23,7 +23,7 @@ from live_server import Live, serving, wait_ready
 from simulated_people import vote
 from tiny_model import ROUND
 
-from thumbwise.engine import ExternalEngine
+from thumbwise.external import ExternalEngine
 from thumbwise.home import Home
 from thumbwise.schedule import Schedule
 

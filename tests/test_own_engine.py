@@ -16,6 +16,7 @@ import psutil
 import pytest
 from conftest import paced
 from crash_tools import Server, events, one_sentence, rows, said, served, tiny_home, trained
+from live_server import Live
 from test_engine import children, named
 from tiny_model import make_token_adapter
 
@@ -50,7 +51,7 @@ def below(server: Server, name: str) -> int:
     return next(pid for pid in children(server.process.pid) if name in named(pid))
 
 
-def probes_passed(server: Server) -> float:
+def probes_passed(server: Server | Live) -> float:
     lines = httpx.get(f"{server.url}/metrics").text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if "probe" in line and 'passed"' in line and "_total" in line)
 

@@ -188,7 +188,7 @@ async def test_a_restarted_engine_gets_stable_and_the_one_before_back(world: Wor
     await world.policies.promote(first, BASE, "")
     await world.policies.promote(second, first, "")
     world.engine.loaded.clear()
-    await world.policies.restore()
+    await world.policies.restore(world.engine)
     assert set(world.engine.loaded) == {first, second}
     assert world.policies.warning == ""
 
@@ -200,7 +200,7 @@ async def test_a_stable_version_that_cannot_be_restored_gives_way_visibly(world:
     weights = world.home.policies / second / artifacts.WEIGHTS
     weights.chmod(0o600)
     weights.write_bytes(b"damaged")
-    await world.policies.restore()
+    await world.policies.restore(world.engine)
     assert world.versions.stable() == first
     assert world.versions.get(second).state == "rejected"
     assert first in world.policies.warning

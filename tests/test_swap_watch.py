@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from crash_tools import trained
 from live_server import Live, serving, wait_ready
 from tiny_model import ROUND, make_token_adapter
 
-from thumbwise.engine import ExternalEngine
 from thumbwise.home import Home
 from thumbwise.plugin_manager import PluginManager
 from thumbwise.settings import Settings
@@ -108,26 +108,33 @@ class World:
         return mixed(watch.nearest(64), ["policy-0000", *self.versions], self.measure.force)
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_engine: TinyEngine) -> Iterator[World]:
-    home = Home.find(tmp_path_factory.mktemp("watch"))
-    home.config.write_text(f'model = "{tiny_model}"\nmax_tokens = 24\n{ROUND}')
-    with serving(home, lambda: ExternalEngine(f"unix:{tiny_engine.uds}")) as live:
+@contextmanager
+def two_versions(folder: Path, model: Path, engine: TinyEngine, url: str) -> Iterator[World]:
+    """A world in `folder` in front of the vLLM servers at `url`; the first version is stable."""
+    home = Home.find(folder / "home")
+    home.config.write_text(f'model = "{model}"\nmax_tokens = 24\nengine_url = "{url}"\n{ROUND}')
+    with serving(home) as live:
         wait_ready(live)
         names = []
         with OpsClient(live.url, live.assistant.token) as client:
             for token in TOKENS:
                 run = client.begin()
-                adapter = make_token_adapter(tiny_model, tmp_path_factory.mktemp("token"), token)
-                candidate = trained(tiny_model, adapter).candidate(run)
+                adapter = make_token_adapter(model, folder / str(token), token)
+                candidate = trained(model, adapter).candidate(run)
                 client.publish(run, candidate.version, candidate.files)
                 client.finish(run, "promoted", "")
                 names.append(candidate.version)
         measure = Measure(home, Settings.load(home), PluginManager(home).load())
-        world = World(live, tiny_engine, names, measure)
+        world = World(live, engine, names, measure)
         promote(world, names[0])
-        with tiny_engine.paced():
-            yield world
+        yield world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_engine: TinyEngine) -> Iterator[World]:
+    folder, url = tmp_path_factory.mktemp("watch"), f"unix:{tiny_engine.uds}"
+    with two_versions(folder, tiny_model, tiny_engine, url) as world, tiny_engine.paced():
+        yield world
 
 
 def promote(world: World, version: str, **rest: Any) -> dict[str, Any]:
