@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import generate_latest
 
-from thumbwise import __version__, gateway, ops, responses
+from thumbwise import __version__, gateway, logs, ops, responses
 from thumbwise.auth import Guard
 from thumbwise.comparisons import Comparisons
 from thumbwise.conversation import Conversations
@@ -179,6 +179,8 @@ class Assistant:
         feedback_id, new = self.store.add_feedback(user_id, key, request)
         if new:
             self.metrics.feedback.labels(request.kind).inc()
+            said = f"vote {feedback_id} ({request.kind})"
+            logs.event(log, "vote", said, feedback_id=feedback_id, kind=request.kind)
             event = {"id": feedback_id, "user": user_id, **request.model_dump()}
             self.plugins.notify("on_feedback", event=event)
         return feedback_id

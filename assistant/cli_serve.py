@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
-import sys
 from contextlib import suppress
 
 import click
 
+from thumbwise import logs
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home, HomeLock
 from thumbwise.settings import Settings
@@ -28,8 +27,7 @@ def serve(
     """Start the assistant: the chat page, the API and the engine behind them."""
     home = Home.find()
     settings = Settings.load(home, host=host, port=port, model=model, engine_url=engine_url, train_every=train_every)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logs.configure(settings.log_format)
     with HomeLock(home) as lock, listen(settings.host, settings.port) as bound:
         url = f"http://{settings.host}:{bound.getsockname()[1]}"
         with suppress(KeyboardInterrupt):  # uvicorn raises it again after an orderly end
@@ -69,7 +67,7 @@ async def _serve(home: Home, settings: Settings, lock: HomeLock, bound: socket.s
     assistant = Assistant(home, settings)
     app = create_app(assistant)
     # What is left after open replies have ended are pages that listen for news, which never end.
-    config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
     server = Drained(config, assistant, asyncio.get_running_loop())
     lock.announce(url)
     click.echo(f"Thumbwise is at {url} (home: {home.root}). Stop it with Ctrl-C.")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from thumbwise.engine_client import Chunk, Sampling
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import LOCAL_USER, ReplyState
+from thumbwise.logs import event
 from thumbwise.versions import BASE
 
 if TYPE_CHECKING:
@@ -130,9 +131,9 @@ class Conversations:
         """Yield a turn's chunks; the text is committed before the chunk that carries the finish reason."""
         written = _Written()
         state: ReplyState = "stopped"
-        error: str | None = None
-        last, metric = time.monotonic(), self.metrics.first_token.labels(turn.version)
-        gaps = self.metrics.token_gap.labels(turn.version)
+        failure: ThumbwiseError | None = None
+        asked = last = time.monotonic()
+        metric, gaps = self.metrics.first_token.labels(turn.version), self.metrics.token_gap.labels(turn.version)
         self.load.enter(user_id)
         try:
             async with aclosing(self.require_engine().chat(turn.version, turn.messages, turn.sampling)) as chunks:
@@ -146,8 +147,8 @@ class Conversations:
                         state = "done"
                         await asyncio.to_thread(self._finish, turn, written, state, None)
                     yield chunk
-        except ThumbwiseError as failure:
-            state, error = "failed", str(failure)
+        except ThumbwiseError as error:
+            state, failure = "failed", error
             raise
         finally:
             # Not awaited: this also runs while the task is being cancelled. A reply that ended is not touched.
@@ -158,7 +159,8 @@ class Conversations:
                 # A full disk is no news to the reader of a reply that failed, and one that left hears nothing:
                 # the store writes this end as soon as it can.
                 with suppress(ThumbwiseError):
-                    self._finish(turn, written, state, error)
+                    self._finish(turn, written, state, None if failure is None else str(failure))
+            _log_reply(turn, state, len(written.response_ids), time.monotonic() - asked, failure)
 
     async def write(self, turn: Turn, user_id: str = LOCAL_USER) -> tuple[str, Chunk]:
         """Generate a whole reply; returns its text and a chunk with all of its tokens and the finish reason."""
@@ -182,6 +184,16 @@ class Conversations:
             response_ids=written.response_ids,
             error=error,
         )
+
+
+def _log_reply(turn: Turn, state: str, tokens: int, seconds: float, failure: ThumbwiseError | None) -> None:
+    """One line a reply. Of a failure its kind alone: vLLM's sentence may quote what was asked."""
+    why = "" if failure is None else f" ({failure.code})"
+    said = f"reply {turn.message_id} of {turn.version}: {state}{why}, {tokens} tokens in {seconds:.2f} s"
+    event(
+        log, "reply", said, message_id=turn.message_id, version=turn.version, state=state, tokens=tokens,
+        seconds=round(seconds, 3), error=failure and failure.code,
+    )  # fmt: skip
 
 
 def check_messages(messages: Sequence[Message]) -> None:

@@ -21,6 +21,7 @@ from thumbwise import artifacts
 from thumbwise.canary import judge
 from thumbwise.errors import Conflict, EngineFailed, ThumbwiseError
 from thumbwise.faults import fault_point
+from thumbwise.logs import event
 from thumbwise.versions import BASE, Versions
 from thumbwise.weights import base_modules
 
@@ -167,12 +168,14 @@ class Policies:
                 probe = await self._prove(version)
             if share > 0 and version != BASE:
                 await asyncio.to_thread(self.versions.start_canary, version, expect_stable, share, reason)
-                log.info("%s is canary for %.0f%% of people now (%s)", version, share * 100, reason)
+                said = f"{version} is canary for {share:.0%} of people now ({reason})"
+                event(log, "canary", said, version=version, stable=expect_stable, share=share, reason=reason)
                 return probe
             await asyncio.to_thread(self.versions.move_pointer, "promote", version, expect_stable, reason)
             self.warning = ""
         self.metrics.swaps.inc()
-        log.info("%s is stable now, before it %s (%s)", version, expect_stable, reason)
+        said = f"{version} is stable now, before it {expect_stable} ({reason})"
+        event(log, "promote", said, version=version, old=expect_stable, reason=reason)
         self.plugins.notify("on_promote", old=expect_stable, new=version, reason=reason)
         return probe
 
@@ -202,6 +205,7 @@ class Policies:
             raise Conflict(f"{version} is {state}: roll back first (`thumbwise policies rollback`).")
         self.versions.set_state(version, "rejected", reason)
         self.metrics.rejections.inc()
+        event(log, "reject", f"{version} is rejected ({reason})", version=version, reason=reason)
 
     async def review(self) -> None:
         """Take a canary back that does worse than stable, or make it stable once it has answered enough turns."""
@@ -220,7 +224,8 @@ class Policies:
     async def _withdraw(self, canary: str, stable: str, reason: str) -> None:
         await asyncio.to_thread(self.versions.withdraw_canary, canary, reason)
         self.metrics.rollbacks.inc()
-        log.warning("the canary %s is taken back, %s answers everybody (%s)", canary, stable, reason)
+        said = f"the canary {canary} is taken back, {stable} answers everybody ({reason})"
+        event(log, "withdraw", said, level=logging.WARNING, version=canary, stable=stable, reason=reason)
         self.plugins.notify("on_rollback", old=canary, new=stable, reason=reason)
 
     async def rollback(self, reason: str) -> tuple[str, str]:
@@ -241,7 +246,7 @@ class Policies:
                 await self.engine.on_each(lambda each: self.load(new, each))
             await asyncio.to_thread(self.versions.move_pointer, "rollback", new, old, reason)
         self.metrics.rollbacks.inc()
-        log.info("rolled back from %s to %s (%s)", old, new, reason)
+        event(log, "rollback", f"rolled back from {old} to {new} ({reason})", version=new, old=old, reason=reason)
         self.plugins.notify("on_rollback", old=old, new=new, reason=reason)
         return old, new
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import (
@@ -123,6 +123,7 @@ class Settings(BaseSettings):
     train_every: Annotated[str, AfterValidator(_interval)] = Field(
         "", description="interval at which `serve` trains by itself, such as 24h; empty: never"
     )
+    log_format: Literal["text", "json"] = Field("text", description="form of the server's log: `text` or `json`")
     reward: str = Field("bradley_terry", description="reward model used in training")
     engine: EngineSettings = Field(default_factory=EngineSettings)
     canary: CanarySettings = Field(default_factory=CanarySettings)
