@@ -220,11 +220,11 @@ class Trained:
         return make_candidate(run.number, self.files, usual | facts, [])
 
 
-def trained(model: Path, adapter: Path, rank: int = 8) -> Trained:
+def trained(model: Path, adapter: Path, rank: int = 8, dtype: str = "float32") -> Trained:
     """An adapter folder as if it had been trained: read by the trainer's code, with the trainer's probes."""
     from thumbwise.training.models import POLICY, Backbone
 
-    backbone = Backbone(model, TrainSettings(dtype="float32", lora_rank=rank, lora_alpha=rank))  # type: ignore[arg-type]
+    backbone = Backbone(model, TrainSettings(dtype=dtype, lora_rank=rank, lora_alpha=rank))  # type: ignore[arg-type]
     backbone.load_adapter(POLICY, adapter)
     asked = ("Tell me a story.", "What is the capital of France?", "How do I boil an egg?", "Is that all?")
     prompts = [Prompt(messages=({"role": "user", "content": text},), group=text) for text in asked]

@@ -39,9 +39,11 @@ import thumbwise
 from thumbwise import feedback
 from thumbwise.client import call
 from thumbwise.engine import Engine
+from thumbwise.engine_client import EngineClient
 from thumbwise.home import Home
 from thumbwise.models import prepare
 from thumbwise.plugin_manager import PluginManager
+from thumbwise.policies import distance
 from thumbwise.settings import EngineSettings, Settings
 from thumbwise.training.client import OpsClient
 from thumbwise.training.measure import Measure
@@ -57,12 +59,13 @@ PAUSE = 1.0
 
 @dataclass(frozen=True)
 class Swap:
-    """One promotion; times are UTC seconds: of its begin, and of the answer that it is done."""
+    """One promotion; times are UTC seconds: of its begin, and of the answer that it is done. `probe` is in nats."""
 
     old: str
     new: str
     begun: float
     done: float
+    probe: float
 
 
 class Bench:
@@ -78,10 +81,29 @@ class Bench:
         candidate = self.made[number % len(self.made)].candidate(run)
         begun = time.time()
         self.ops.publish(run, candidate.version, candidate.files)
-        self.ops.promote(run, candidate.version, run.stable)
+        body = {"expect_stable": run.stable, "lease": run.lease}
+        path = f"/ops/api/policies/{candidate.version}/promote"
+        probe = call(self.home, self.url, "POST", path, json=body)["probe"]
         done = time.time()
         self.ops.finish(run, "promoted", "")
-        return Swap(run.stable, candidate.version, begun, done)
+        return Swap(run.stable, candidate.version, begun, done, probe)
+
+    def strangers(self, number: int, version: str) -> list[float]:
+        """Nats between how `version`, made from adapter `number`, answers and each other adapter's trainer."""
+        client = EngineClient(uds=self.engine.uds)
+
+        async def distances() -> list[float]:
+            found = []
+            for other in [one for n, one in enumerate(self.made) if n != number % len(self.made)]:
+                apart = []
+                for probe in other.probes:
+                    top = dict(zip(probe["top_ids"], probe["top_logprobs"], strict=True))
+                    apart.append(distance(top, await client.next_token_logprobs(version, probe["context_ids"], 60)))
+                found.append(statistics.mean(apart))
+            await client.aclose()
+            return found
+
+        return asyncio.run(distances())
 
     def rollback(self) -> float:
         """Go back by one version; seconds until the answer."""
@@ -173,6 +195,7 @@ def figures_of(args: argparse.Namespace, bench: Bench, measure: Measure) -> dict
         swaps.append(bench.publish(number))
         memory.append(bench.memory())
         time.sleep(PAUSE)
+    strangers = bench.strangers(len(swaps) - 1, swaps[-1].new)
     watch.stop()
     back = bench.watch()
     rollbacks = [bench.rollback() for _ in range(args.rollbacks)]
@@ -192,6 +215,8 @@ def figures_of(args: argparse.Namespace, bench: Bench, measure: Measure) -> dict
         "swaps": len(swaps), "replies": len(seen), "dropped": sum(reply.dropped for reply in seen),
         "truncated": sum(r.finish_reason == "length" and len(r.token_ids) < r.wanted for r in seen),
         "mixed": len(judged(measure, seen)), "mixed, control": len(judged(measure, control.replies)),
+        "probe, worst, nats": round(max(swap.probe for swap in swaps), 4),
+        "probe, nearest wrong adapter, nats": round(min(strangers), 4),
         "publish to first token, s": quantiles(first_tokens(swaps, watch.replies)),
         "restart to first token, s": round(restarted, 2),
         "longest gap of an open stream in a swap, ms": quantiles(during), "gaps outside, ms": quantiles(outside),
@@ -203,7 +228,9 @@ def figures_of(args: argparse.Namespace, bench: Bench, measure: Measure) -> dict
 def run(args: argparse.Namespace, folder: Path, model: Path, settings: EngineSettings) -> dict[str, Any]:
     """Start vLLM and the assistant, and measure."""
     scale = 0.5 if args.quick else 0.02
-    made = [trained(model, make_tiny_adapter(model, folder / f"{n}", n, 8, scale)) for n in range(ADAPTERS)]
+    dtype = "float32" if args.quick else "bfloat16"
+    folders = [make_tiny_adapter(model, folder / f"{n}", n, 8, scale) for n in range(ADAPTERS)]
+    made = [trained(model, adapter, dtype=dtype) for adapter in folders]
     engine = Engine(model, settings, run_dir=folder / "engine", log=folder / "vllm.log")
     (folder / "home").mkdir()
 
@@ -239,6 +266,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     bars += [
         kept.bar("control caught", found["mixed, control"], ">=", 1),
         kept.bar("restart by swap", ratio, ">=", 20),
+        kept.bar("probe, worst", found["probe, worst, nats"], "<=", settings.probe_tolerance / 2),
+        kept.bar("probe, nearest wrong", found["probe, nearest wrong adapter, nats"], ">=", settings.probe_tolerance),
         kept.bar("rollback p99, s", found["rollback, s"]["p99"], "<=", 1.0),
         kept.bar("memory of vLLM, last by first", found["memory of vLLM, last by first"], "<=", 1.03),
     ]
