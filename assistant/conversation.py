@@ -92,12 +92,15 @@ class Conversations:
         return Sampling(temperature=self.settings.temperature, max_tokens=max_tokens or self.settings.chat_max_tokens)
 
     def resolve(self, model: str | None, user_id: str) -> str:
-        """Return the version that `model` means: the pointer's for this user, or one named. Raises NotFound."""
+        """Return the version that `model` means: the pointer's for this user, or one named. Raises NotFound.
+
+        Only versions that every engine has loaded can be named: the base, stable, canary and the one before.
+        """
         if model in (None, "", PUBLIC_NAME):
             return self.versions.pointer().version_for(user_id)
-        record = self.versions.get(str(model))
-        if record.version != BASE and record.state not in ("stable", "retired", "probed", "canary"):
-            raise ThumbwiseError(f"{model} is {record.state} and does not answer: name another version.")
+        record, pointer = self.versions.get(str(model)), self.versions.pointer()
+        if record.version not in (BASE, pointer.stable, pointer.canary, self.versions.before(pointer.stable)):
+            raise ThumbwiseError(f"{model} is {record.state} and does not answer: /v1/models names those that do.")
         return record.version
 
     async def begin(

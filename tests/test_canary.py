@@ -85,6 +85,9 @@ async def test_a_share_makes_a_version_canary_and_comparisons_draw_from_it_and_s
     answered = {person: (await conversations.begin(person, PROMPT, Sampling(0.7, 8))).version for person in PEOPLE}
     assert answered == {person: pointer.version_for(person) for person in PEOPLE}
     assert 0.1 < list(answered.values()).count(version) / len(PEOPLE) < 0.4
+    older = world.receive(2)
+    with pytest.raises(ThumbwiseError, match=f"{older} is staged and does not answer"):
+        await conversations.begin("anybody", PROMPT, Sampling(0.7, 8), model=older)
     named = await conversations.begin(next(people_of(world, BASE)), PROMPT, Sampling(0.7, 8), model=version)
     assert named.version == version
 
