@@ -8,6 +8,7 @@ import socket
 from contextlib import suppress
 
 import click
+import uvloop
 
 from thumbwise import logs
 from thumbwise.errors import ThumbwiseError
@@ -31,7 +32,7 @@ def serve(
     with HomeLock(home) as lock, listen(settings.host, settings.port) as bound:
         url = f"http://{settings.host}:{bound.getsockname()[1]}"
         with suppress(KeyboardInterrupt):  # uvicorn raises it again after an orderly end
-            asyncio.run(_serve(home, settings, lock, bound, url))
+            uvloop.run(_serve(home, settings, lock, bound, url))
 
 
 def listen(host: str, port: int) -> socket.socket:

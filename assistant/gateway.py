@@ -8,12 +8,12 @@ which version wrote a reply. Left out: `n`, `top_logprobs`, tools and images.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import orjson
 from fastapi import APIRouter, Header
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 Authorization = Annotated[str | None, Header()]
-_LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}  # others are escaped in any JSON
+_LINE_ENDS = {chr(code).encode(): f"\\u{code:04x}".encode() for code in (0x85, 0x2028, 0x2029)}
 
 
 class _Body(BaseModel):
@@ -140,14 +140,17 @@ def _logprobs(chunk: Chunk) -> dict[str, Any] | None:
     return {"content": content, "refusal": None, "token_ids": list(chunk.response_ids)}
 
 
-def _event(body: dict[str, Any]) -> str:
+def _event(body: dict[str, Any]) -> bytes:
     """One event; what some clients (httpx's `aiter_lines`) take for the end of a line is escaped."""
-    return f"data: {json.dumps(body, ensure_ascii=False).translate(_LINE_ENDS)}\n\n"
+    text = orjson.dumps(body)
+    for end, escaped in _LINE_ENDS.items():  # other such characters are escaped in any JSON
+        text = text.replace(end, escaped)
+    return b"data: " + text + b"\n\n"
 
 
 async def _events(
     assistant: Assistant, turn: Turn, user: str, chunks: AsyncGenerator[Chunk, None], usage: bool
-) -> AsyncGenerator[str, None]:
+) -> AsyncGenerator[bytes, None]:
     """Server-sent events of one turn; `thumbwise` rides on the first and the last chunk."""
     envelope = _envelope(turn, "chat.completion.chunk", int(time.time()))
     first = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
@@ -166,7 +169,7 @@ async def _events(
                 yield _event(envelope | {"choices": [choice]} | extra)
         if usage:
             yield _event(envelope | {"choices": [], "usage": _usage(prompt, completion)})
-        yield "data: [DONE]\n\n"
+        yield b"data: [DONE]\n\n"
     except ThumbwiseError as error:  # the status line is gone: the error is an event, and no [DONE] follows
         yield _event(error_body(str(error), error.status, error.code))
 

@@ -96,7 +96,7 @@ class Load:
 class Stream(StreamingResponse):
     """Server-sent events; a reader who takes nothing for SLOW seconds is as good as gone."""
 
-    def __init__(self, events: AsyncGenerator[str, None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         self.events = events
 
