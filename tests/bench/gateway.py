@@ -42,7 +42,7 @@ from thumbwise.settings import EngineSettings, Settings
 
 TOKENS = 48
 STREAMS = {1: 4, 32: 1}
-"""How many times `--pairs`: a burst of one stream is over in two seconds, and one hiccup of the machine is half of it."""
+"""How many times `--pairs`: a burst of one stream lasts two seconds, and one hiccup of the machine is half of it."""
 RATES = (50, 100, 200)
 SECONDS = 8.0
 """Of asking at each rate."""

@@ -31,7 +31,7 @@ import httpx
 import kept
 import numpy as np
 import psutil
-from crash_tools import Trained, trained
+from crash_tools import Trained, events, trained
 from gateway import assistant
 from tiny_model import make_tiny_adapter, make_tiny_model
 
@@ -59,12 +59,14 @@ PAUSE = 1.0
 
 @dataclass(frozen=True)
 class Swap:
-    """One promotion; times are UTC seconds: of its begin, and of the answer that it is done. `probe` is in nats."""
+    """One promotion; times are UTC seconds: of its begin, of the answer that it is done, and of the version's first
+    token to somebody who asked then. `probe` is in nats."""
 
     old: str
     new: str
     begun: float
     done: float
+    first: float
     probe: float
 
 
@@ -85,8 +87,22 @@ class Bench:
         path = f"/ops/api/policies/{candidate.version}/promote"
         probe = call(self.home, self.url, "POST", path, json=body)["probe"]
         done = time.time()
+        first = self.first_token(candidate.version)
         self.ops.finish(run, "promoted", "")
-        return Swap(run.stable, candidate.version, begun, done, probe)
+        return Swap(run.stable, candidate.version, begun, done, first, probe)
+
+    def first_token(self, version: str) -> float:
+        """When somebody who asks now gets the first token of `version`, in UTC seconds."""
+        body = {"messages": [{"role": "user", "content": "Who is there?"}], "max_tokens": 1, "stream": True}
+        with httpx.stream(
+            "POST", f"{self.url}/v1/chat/completions", json=body | {"user": "next"}, timeout=60
+        ) as stream:
+            for event in events(stream.iter_lines()):
+                if event["model"] != version:
+                    raise SystemExit(f"{event['model']} answered after {version} was promoted")
+                if event["choices"][0]["finish_reason"]:
+                    return time.time()
+        raise SystemExit("a reply of one token did not end")
 
     def strangers(self, number: int, version: str) -> list[float]:
         """Nats between how `version`, made from adapter `number`, answers and each other adapter's trainer."""
@@ -146,14 +162,6 @@ class Bench:
                     time.sleep(0.5)
             watch.stop()
         return watch
-
-
-def first_tokens(swaps: Sequence[Swap], replies: Sequence[Reply]) -> list[float]:
-    """Seconds from the begin of each publication to the first token of its version that a reader saw."""
-    begun = {
-        swap.new: min((r.begun for r in replies if r.version == swap.new and r.begun), default=0.0) for swap in swaps
-    }
-    return [begun[swap.new] - swap.begun for swap in swaps if begun[swap.new]]
 
 
 def stalls(swaps: Sequence[Swap], replies: Sequence[Reply]) -> tuple[list[float], list[float]]:
@@ -217,7 +225,8 @@ def figures_of(args: argparse.Namespace, bench: Bench, measure: Measure) -> dict
         "mixed": len(judged(measure, seen)), "mixed, control": len(judged(measure, control.replies)),
         "probe, worst, nats": round(max(swap.probe for swap in swaps), 4),
         "probe, nearest wrong adapter, nats": round(min(strangers), 4),
-        "publish to first token, s": quantiles(first_tokens(swaps, watch.replies)),
+        "publish to pointer, s": quantiles([swap.done - swap.begun for swap in swaps]),
+        "publish to first token, s": quantiles([swap.first - swap.begun for swap in swaps]),
         "restart to first token, s": round(restarted, 2),
         "longest gap of an open stream in a swap, ms": quantiles(during), "gaps outside, ms": quantiles(outside),
         "rollback, s": quantiles(rollbacks), "dropped in the restart": sum(r.dropped for r in under.replies),
@@ -227,7 +236,7 @@ def figures_of(args: argparse.Namespace, bench: Bench, measure: Measure) -> dict
 
 def run(args: argparse.Namespace, folder: Path, model: Path, settings: EngineSettings) -> dict[str, Any]:
     """Start vLLM and the assistant, and measure."""
-    scale = 0.5 if args.quick else 0.02
+    scale = 0.5 if args.quick else 0.05
     dtype = "float32" if args.quick else "bfloat16"
     folders = [make_tiny_adapter(model, folder / f"{n}", n, 8, scale) for n in range(ADAPTERS)]
     made = [trained(model, adapter, dtype=dtype) for adapter in folders]
