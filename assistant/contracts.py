@@ -172,10 +172,11 @@ class RunContext:
 
 @dataclass(frozen=True)
 class ValueInit:
-    """A reward model's linear head, from which a value function can start.
+    """A reward model's linear head on hidden states, from which a value function can start.
 
     After n response tokens V = bias + sum over layers and dimensions of weight * scale * (sum of h_i - mean, i <= n)
-    / (n + shrink), where h_i is the i-th response token's hidden state at that layer; after the last it is the score.
+    / (n + shrink), where h_i is the i-th response token's hidden state at that layer. After the last it is the score, but
+    for what only shows at the end of a reply.
     `weight`, `mean` and `scale` are f32[layers, hidden].
     """
 
@@ -189,10 +190,10 @@ class ValueInit:
 
 @runtime_checkable
 class OffersValue(Protocol):
-    """A reward model whose score has a value at every token."""
+    """A reward model whose score has a value at every token, or most of it has."""
 
     def value_init(self) -> ValueInit:
-        """The head that gives `score` at the last response token."""
+        """The head that gives `score` at the last response token, but for what only shows there."""
 
 
 @dataclass

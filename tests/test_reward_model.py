@@ -83,6 +83,26 @@ def test_it_learns_a_preference_and_reports_accuracy_on_votes_it_had_not_seen(fi
     assert fitted.details["comparisons"] == 80
 
 
+@pytest.mark.parametrize("liked", ["short", "ended"])
+def test_it_learns_how_people_like_replies_to_end(context: RunContext, backbone: Backbone, liked: str) -> None:
+    """Random ids, so that nothing but length and end can tell."""
+    rng, stop = random.Random(2), min(backbone.stop_ids)
+
+    def made(seed: int, good: bool) -> Sample:
+        sample = reply(seed, 0.5, rng.randint(8, 15))
+        if liked == "short":
+            return replace(sample, response_ids=sample.response_ids[: 7 if good else None])
+        return replace(sample, response_ids=(*sample.response_ids, stop) if good else sample.response_ids)
+
+    pairs = [(made(2 * k, True), made(2 * k + 1, False)) for k in range(80)]
+    sides = [(*pair, "left") if k % 2 else (*reversed(pair), "right") for k, pair in enumerate(pairs)]
+    votes = [Comparison(f"c{k}", f"u{k % 6}", f"g{k // 4}", *side) for k, side in enumerate(sides)]  # type: ignore[misc]
+    model = BradleyTerry(context)
+    model.fit(Labels(tuple(votes)), seed=0)
+    good, bad = (model.score([made(seed, side) for seed in range(1000, 1050)]).value for side in (True, False))
+    assert good.min() > bad.max()
+
+
 def test_random_votes_get_an_accuracy_near_chance(context: RunContext) -> None:
     rng = random.Random(3)
     coin = [replace(c, choice=rng.choice(["left", "right"])) for c in make_labels(120, ties=0).comparisons]

@@ -1,11 +1,12 @@
 """The value function: what the reward model's head says of a reply so far, learned on.
 
 V_t is the value of the state *before* response token t. Were it to see that token, it would take the token's own
-merit out of its advantage: with a perfect critic, all of it. It starts equal to the reward model, so that after n
-tokens V is the score of a reply of those n tokens before any training (InstructGPT, C.4), and it learns by its own
-optimizer. It reads the frozen backbone's hidden states, as the reward model does: they are computed once for a batch
-of rollouts, and its updates cost next to nothing. Left out: a value function with weights of its own below the head
-(an adapter on the lower half of the model cost a fifth of an iteration, and explained no more of the returns).
+merit out of its advantage: with a perfect critic, all of it. It starts as the reward model, so that after n
+tokens V is the score of a reply of those n tokens before any training (InstructGPT, C.4), but for what the score says
+of how a reply ends: that is credited where it ends. It learns by its own optimizer. It reads the frozen
+backbone's hidden states, as the reward model does: they are computed once for a batch of rollouts, and its
+updates cost next to nothing. Left out: a value function with weights of its own below the head (an adapter on
+the lower half of the model cost a fifth of an iteration, and explained no more of the returns).
 """
 
 from __future__ import annotations
