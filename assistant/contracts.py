@@ -175,9 +175,8 @@ class ValueInit:
     """A reward model's linear head on hidden states, from which a value function can start.
 
     After n response tokens V = bias + sum over layers and dimensions of weight * scale * (sum of h_i - mean, i <= n)
-    / (n + shrink), where h_i is the i-th response token's hidden state at that layer. After the last it is the score, but
-    for what only shows at the end of a reply.
-    `weight`, `mean` and `scale` are f32[layers, hidden].
+    / (n + shrink), where h_i is the i-th response token's hidden state at that layer. After the last it is the score,
+    but for what only shows at the end of a reply. `weight`, `mean` and `scale` are f32[layers, hidden].
     """
 
     layers: tuple[int, ...]

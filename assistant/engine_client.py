@@ -119,12 +119,17 @@ class EngineClient:
             raise EngineFailed("vLLM cut the reply off before it was finished: try again.")
 
     async def next_token_logprobs(self, model: str, context_ids: Sequence[int], top: int = 20) -> dict[int, float]:
-        """Return the `top` likeliest next tokens after `context_ids` and their log-probabilities, in nats.
+        """As `next_tokens`, after one context."""
+        return (await self.next_tokens(model, [context_ids], top))[0]
 
-        Taken at temperature 1. Raises EngineFailed where one is not a number (422) or another model answered.
+    async def next_tokens(self, model: str, contexts: Sequence[Sequence[int]], top: int = 20) -> list[dict[int, float]]:
+        """Return the `top` likeliest next tokens after each of `contexts` and their log-probabilities, in nats.
+
+        Taken at temperature 1, in one request. Raises EngineFailed where one is not a number (422) or another model
+        answered.
         """
         body = {
-            "prompt": list(context_ids),
+            "prompt": [list(ids) for ids in contexts],
             "max_tokens": 1,
             "logprobs": top,
             "return_tokens_as_token_ids": True,
@@ -137,12 +142,8 @@ class EngineClient:
                 raise _not_numbers(model) from None
             raise
         _same_model(model, str(answer.get("model")))
-        rows = answer["choices"][0]["logprobs"]["top_logprobs"][0]
-        found = {int(key.removeprefix("token_id:")): value for key, value in rows.items()}
-        if any(value is None or math.isnan(value) for value in found.values()):
-            raise _not_numbers(model)
-        # vLLM adds the token that it sampled, whatever its rank: only the `top` are the same every time.
-        return dict(sorted(found.items(), key=lambda item: -item[1])[:top])
+        choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+        return [_likeliest(model, choice["logprobs"]["top_logprobs"][0], top) for choice in choices]
 
     async def adapters(self) -> dict[str, str]:
         """Return every served name and the folder that it was loaded from, the base model's included."""
@@ -258,6 +259,14 @@ def _chunk(event: dict[str, Any], model: str, with_logprobs: bool) -> Chunk | No
         logprobs=logprobs,
         tokens=tokens,
     )
+
+
+def _likeliest(model: str, row: dict[str, Any], top: int) -> dict[int, float]:
+    found = {int(key.removeprefix("token_id:")): value for key, value in row.items()}
+    if any(value is None or math.isnan(value) for value in found.values()):
+        raise _not_numbers(model)
+    # vLLM adds the token that it sampled, whatever its rank: only the `top` are the same every time.
+    return dict(sorted(found.items(), key=lambda item: -item[1])[:top])
 
 
 def _not_numbers(model: str) -> EngineFailed:

@@ -121,14 +121,14 @@ class Policies:
         manifest = await asyncio.to_thread(artifacts.verify, self.folder(version))
         own: list[float] = []
         base: list[float] = []
-        for probe in manifest["probes"]:
-            try:
-                top = len(probe["top_ids"])
-                answer = await engine.next_token_logprobs(version, probe["context_ids"], top=top)
-            except ThumbwiseError as error:
-                if error.status != 400:
-                    raise
-                raise ThumbwiseError(f"{version} has a probe that cannot be asked: {error}", status=422) from error
+        try:
+            contexts = [probe["context_ids"] for probe in manifest["probes"]]
+            answers = await engine.next_tokens(version, contexts, ENGINE_TOP)
+        except ThumbwiseError as error:
+            if error.status != 400:
+                raise
+            raise ThumbwiseError(f"{version} has a probe that cannot be asked: {error}", status=422) from error
+        for probe, answer in zip(manifest["probes"], answers, strict=True):
             own.append(distance(dict(zip(probe["top_ids"], probe["top_logprobs"], strict=True)), answer))
             base.append(distance(dict(zip(probe["top_ids"], probe["base_top_logprobs"], strict=True)), answer))
         result = Probe(sum(own) / len(own), sum(base) / len(base))

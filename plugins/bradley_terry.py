@@ -153,7 +153,8 @@ class BradleyTerry:
         self.ends_mean = ends.mean(0)
         self.ends_scale = _inverse(ends.std(0))
         scaled = np.concatenate([(pooled * self.scale).reshape(len(samples), -1), self._ends_scaled(samples)], 1)
-        return scaled.astype(np.float64) * self._units()
+        features: Array = scaled.astype(np.float64) * self._units()
+        return features
 
     def _units(self) -> Array:
         """What each scaled feature is multiplied by, so that L2 strengths mean the same at every width: [D]."""

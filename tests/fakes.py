@@ -43,8 +43,8 @@ class FakeEngineClient:
         finally:
             self.open_streams -= 1
 
-    async def next_token_logprobs(self, model: str, context_ids: Sequence[int], top: int = 20) -> dict[int, float]:
-        return self.logprobs[model]
+    async def next_tokens(self, model: str, contexts: Sequence[Any], top: int = 20) -> list[dict[int, float]]:
+        return [self.logprobs[model]] * len(contexts)
 
     async def load_adapter(self, name: str, path: Path) -> None:
         self.loaded[name] = path

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import pickle
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from conftest import TinyEngine
 from crash_tools import Trained, one_sentence, served, tiny_home, trained
 from live_server import Live, serving, wait_ready
 from safetensors.numpy import load, save
+from test_engine_client import stub
 from tiny_model import make_tiny_adapter
 
 from thumbwise.artifacts import CONFIG, MANIFEST, WEIGHTS
@@ -334,10 +336,7 @@ def test_a_probe_that_cannot_be_asked_is_the_versions_fault(desk: Desk, adapter:
 async def test_a_version_whose_log_probabilities_are_no_numbers_is_at_fault_itself(tmp_path: Path) -> None:
     """In vLLM's own words: such a version never reaches a vLLM here, because it would spoil what others say."""
     said = {"error": {"message": "Out of range float values are not JSON compliant", "code": 400}}
-    engine = EngineClient(uds=tmp_path / "no socket")
-    answer = httpx.MockTransport(lambda request: httpx.Response(400, json=said))
-    engine._http = httpx.AsyncClient(transport=answer, base_url="http://engine")
-    with pytest.raises(EngineFailed, match="that are not numbers") as refused:
-        await engine.next_token_logprobs("policy-0009", [1])
+    async with stub(tmp_path, json.dumps(said).encode(), "400 Bad Request", "application/json") as (engine, _):
+        with pytest.raises(EngineFailed, match="that are not numbers") as refused:
+            await engine.next_token_logprobs("policy-0009", [1])
     assert refused.value.status == 422
-    await engine.aclose()

@@ -35,7 +35,8 @@ while where.startswith("/") and not os.path.exists(os.path.dirname(where) + "/go
 class Answer(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         self.rfile.read(int(self.headers.get("content-length", 0)))
-        answer = {"model": "policy-0000", "choices": [{"logprobs": {"top_logprobs": [{"token_id:1": -0.1}]}}],
+        logprobs = {"top_logprobs": [{"token_id:1": -0.1}]}
+        answer = {"model": "policy-0000", "choices": [{"index": 0, "logprobs": logprobs}],
                   "data": [{"id": "policy-0000", "root": "/model"}]}
         body = json.dumps(answer).encode()
         self.send_response(200)

@@ -150,7 +150,7 @@ async def test_refusals_carry_vllms_sentence_on_one_line(tmp_path, status, error
 @pytest.mark.parametrize("value", ["NaN", "null"])
 async def test_a_log_probability_that_is_no_number_is_an_engine_failure(tmp_path, value):
     rows = f'{{"token_id:1": -0.5, "token_id:2": {value}}}'
-    body = f'{{"model": "{BASE}", "choices": [{{"logprobs": {{"top_logprobs": [{rows}]}}}}]}}'
+    body = f'{{"model": "{BASE}", "choices": [{{"index": 0, "logprobs": {{"top_logprobs": [{rows}]}}}}]}}'
     async with stub(tmp_path, body.encode(), kind="application/json") as (client, _):
         with pytest.raises(EngineFailed, match="not numbers"):
             await client.next_token_logprobs(BASE, [1])

@@ -217,14 +217,14 @@ async def test_a_server_that_comes_back_waits_for_a_version_that_is_being_publis
     servers.engine.members[1].take_out("restarted")
     servers.clients[1].loaded.clear()
     probing, go = asyncio.Event(), asyncio.Event()
-    asked = servers.clients[0].next_token_logprobs
+    asked = servers.clients[0].next_tokens
 
-    async def slow(*args: Any, **kwargs: Any) -> dict[int, float]:
+    async def slow(*args: Any, **kwargs: Any) -> Any:
         probing.set()
         await go.wait()
         return await asked(*args, **kwargs)
 
-    monkeypatch.setattr(servers.clients[0], "next_token_logprobs", slow)
+    monkeypatch.setattr(servers.clients[0], "next_tokens", slow)
     promoting = asyncio.create_task(record.policies.promote(second, first, ""))
     await probing.wait()
     restoring = asyncio.create_task(record.policies.restore(servers.clients[1]))  # type: ignore[arg-type]

@@ -100,7 +100,7 @@ def test_it_learns_how_people_like_replies_to_end(context: RunContext, backbone:
     model = BradleyTerry(context)
     model.fit(Labels(tuple(votes)), seed=0)
     good, bad = (model.score([made(seed, side) for seed in range(1000, 1050)]).value for side in (True, False))
-    assert good.min() > bad.max()
+    assert (good[:, None] > bad).mean() > 0.9
 
 
 def test_random_votes_get_an_accuracy_near_chance(context: RunContext) -> None:
