@@ -26,7 +26,7 @@ from thumbwise.conversation import Conversations
 from thumbwise.engine import Engine
 from thumbwise.engine_check import check
 from thumbwise.errors import EngineUnavailable, ThumbwiseError
-from thumbwise.external import ExternalEngine, Replicas
+from thumbwise.external import ExternalEngine, Pool, Replicas
 from thumbwise.feedback.store import Store
 from thumbwise.keys import Keys
 from thumbwise.load import Load
@@ -40,7 +40,6 @@ from thumbwise.versions import Versions
 
 if TYPE_CHECKING:
     from thumbwise.engine_client import EngineClient
-    from thumbwise.external import Pool
     from thumbwise.feedback.records import FeedbackRequest
     from thumbwise.home import Home
     from thumbwise.settings import Settings

@@ -22,7 +22,7 @@ from thumbwise.engine_client import Chunk, EngineClient, Sampling
 from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
 
 PATIENCE = 20.0
-"""Seconds that the other servers may take after the first one has loaded or probed a version."""
+"""Seconds that the servers left may take after another one has loaded or probed a version, or failed to."""
 
 T = TypeVar("T")
 
@@ -111,7 +111,7 @@ class Pool:
     async def on_each(self, work: Callable[[EngineClient], Awaitable[T]]) -> list[T]:
         """Do `work` on every server that answers people; return what it gave on those where it came to an end.
 
-        A server where it fails, or takes PATIENCE longer than on the first, is taken out. Raises the error instead
+        A server where it fails, or takes PATIENCE longer than on another, is taken out. Raises the error instead
         where it is the work that is wrong (status below 500) on as many servers as it went well on, or where it
         went well on none.
         """

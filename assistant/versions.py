@@ -33,62 +33,55 @@ MOVES = ("promote", "rollback")  # of the stable version; what is logged besides
 migrations = Migrations("policies")
 
 
+_VERSIONS = """
+CREATE TABLE runs (
+    id TEXT PRIMARY KEY,
+    number INTEGER NOT NULL UNIQUE,   -- the n of policy-<n>-…, never reused
+    snapshot_id TEXT NOT NULL,
+    lease TEXT NOT NULL,              -- secret of the job that holds it
+    lease_until REAL NOT NULL,        -- UTC seconds; renewed by heartbeats
+    outcome TEXT,                     -- NULL while it runs
+    reason TEXT NOT NULL DEFAULT '',
+    started_at INTEGER NOT NULL,
+    ended_at INTEGER
+) STRICT;
+CREATE TABLE policies (
+    version TEXT PRIMARY KEY,
+    number INTEGER NOT NULL UNIQUE,
+    run_id TEXT REFERENCES runs(id),
+    parent TEXT,                      -- stable when its run began: lineage only
+    state TEXT NOT NULL CHECK (state IN
+        ('staged', 'loaded', 'probed', 'canary', 'stable', 'retired', 'rejected')),
+    algorithm TEXT NOT NULL,
+    created_at TEXT NOT NULL,         -- ISO 8601, UTC
+    data_sha256 TEXT NOT NULL,        -- snapshot it learned from
+    n_labels INTEGER NOT NULL,
+    metrics TEXT NOT NULL,            -- JSON
+    reason TEXT NOT NULL DEFAULT ''   -- why rejected or retired
+) STRICT;
+CREATE TABLE pointer (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    stable TEXT NOT NULL REFERENCES policies(version),
+    generation INTEGER NOT NULL
+) STRICT;
+CREATE TABLE pointer_log (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    action TEXT NOT NULL CHECK (action IN ('promote', 'rollback')),
+    old TEXT NOT NULL,
+    new TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    at INTEGER NOT NULL
+) STRICT;
+"""
+
+
 @migrations()
 def m001_versions(db: Database) -> None:
     """Versions, the pointer with its log, and the runs that make versions."""
-    db.executescript("""
-        CREATE TABLE runs (
-            id TEXT PRIMARY KEY,
-            number INTEGER NOT NULL UNIQUE,   -- the n of policy-<n>-…, never reused
-            snapshot_id TEXT NOT NULL,
-            lease TEXT NOT NULL,              -- secret of the job that holds it
-            lease_until REAL NOT NULL,        -- UTC seconds; renewed by heartbeats
-            outcome TEXT,                     -- NULL while it runs
-            reason TEXT NOT NULL DEFAULT '',
-            started_at INTEGER NOT NULL,
-            ended_at INTEGER
-        ) STRICT;
-        CREATE TABLE policies (
-            version TEXT PRIMARY KEY,
-            number INTEGER NOT NULL UNIQUE,
-            run_id TEXT REFERENCES runs(id),
-            parent TEXT,                      -- stable when its run began: lineage only
-            state TEXT NOT NULL CHECK (state IN
-                ('staged', 'loaded', 'probed', 'canary', 'stable', 'retired', 'rejected')),
-            algorithm TEXT NOT NULL,
-            created_at TEXT NOT NULL,         -- ISO 8601, UTC
-            data_sha256 TEXT NOT NULL,        -- snapshot it learned from
-            n_labels INTEGER NOT NULL,
-            metrics TEXT NOT NULL,            -- JSON
-            reason TEXT NOT NULL DEFAULT ''   -- why rejected or retired
-        ) STRICT;
-        CREATE TABLE pointer (
-            id INTEGER PRIMARY KEY CHECK (id = 1),
-            stable TEXT NOT NULL REFERENCES policies(version),
-            generation INTEGER NOT NULL
-        ) STRICT;
-        CREATE TABLE pointer_log (
-            seq INTEGER PRIMARY KEY AUTOINCREMENT,
-            action TEXT NOT NULL CHECK (action IN ('promote', 'rollback')),
-            old TEXT NOT NULL,
-            new TEXT NOT NULL,
-            reason TEXT NOT NULL,
-            at INTEGER NOT NULL
-        ) STRICT;
-    """)
-    db.table("policies").insert(
-        {
-            "version": BASE,
-            "number": 0,
-            "parent": None,
-            "state": "stable",
-            "algorithm": "base",
-            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "data_sha256": "",
-            "n_labels": 0,
-            "metrics": "{}",
-        }
-    )
+    db.executescript(_VERSIONS)
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    base = {"version": BASE, "number": 0, "parent": None, "state": "stable", "algorithm": "base", "created_at": made}
+    db.table("policies").insert(base | {"data_sha256": "", "n_labels": 0, "metrics": "{}"})
     db.table("pointer").insert({"id": 1, "stable": BASE, "generation": 0})
 
 

@@ -12,78 +12,81 @@ from sqlite_utils import Database, Migrations
 migrations = Migrations("feedback")
 
 
+_FIRST = """
+-- A prompt is the whole message list, content-addressed: identical prompts share one row.
+CREATE TABLE prompts (
+    sha256 TEXT PRIMARY KEY,
+    messages TEXT NOT NULL            -- canonical JSON [{"role","content"}]
+) STRICT;
+
+CREATE TABLE conversations (
+    id TEXT PRIMARY KEY,
+    user_id TEXT NOT NULL,
+    title TEXT NOT NULL,              -- from the first prompt
+    created_at INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE comparisons (
+    id TEXT PRIMARY KEY,
+    user_id TEXT NOT NULL,
+    prompt_sha256 TEXT NOT NULL REFERENCES prompts(sha256),
+    source TEXT NOT NULL,             -- who asked for it: page | api
+    shown TEXT NOT NULL,              -- JSON list of reply ids in shown order, drawn by the server
+    created_at INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE replies (
+    id TEXT PRIMARY KEY,
+    user_id TEXT NOT NULL,            -- the only user who may judge it
+    prompt_sha256 TEXT NOT NULL REFERENCES prompts(sha256),
+    conversation_id TEXT REFERENCES conversations(id),
+    parent_id TEXT REFERENCES replies(id),           -- the reply before it in the conversation
+    comparison_id TEXT REFERENCES comparisons(id),
+    policy_version TEXT NOT NULL,     -- which version wrote it
+    sampling TEXT NOT NULL,           -- JSON: temperature, top_p, max_tokens, seed, stop
+    state TEXT NOT NULL CHECK (state IN ('streaming', 'done', 'stopped', 'failed')),
+    text TEXT NOT NULL DEFAULT '',
+    finish_reason TEXT,
+    prompt_ids TEXT,                  -- JSON list of token ids, template included
+    response_ids TEXT,                -- JSON list of token ids as sampled
+    error TEXT,
+    created_at INTEGER NOT NULL,
+    finished_at INTEGER
+) STRICT;
+CREATE INDEX replies_conversation ON replies (conversation_id, created_at);
+CREATE INDEX replies_streaming ON replies (state) WHERE state = 'streaming';
+
+-- Append-only: a correction is a new row, and current_feedback shows the latest.
+CREATE TABLE feedback (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    user_id TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    message_id TEXT REFERENCES replies(id),
+    comparison_id TEXT REFERENCES comparisons(id),
+    value TEXT NOT NULL,              -- JSON, validated by thumbwise.feedback.records
+    idempotency_key TEXT NOT NULL,
+    body_sha256 TEXT NOT NULL,        -- same key with another body is a conflict
+    consent TEXT NOT NULL,            -- under which terms it was given: local
+    created_at INTEGER NOT NULL,
+    UNIQUE (user_id, idempotency_key),
+    CHECK ((message_id IS NULL) <> (comparison_id IS NULL))
+) STRICT;
+CREATE INDEX feedback_message ON feedback (message_id, kind);
+CREATE INDEX feedback_comparison ON feedback (comparison_id);
+
+CREATE VIEW current_feedback AS
+    SELECT * FROM feedback WHERE seq IN (
+        SELECT max(seq) FROM feedback
+        GROUP BY user_id, kind, message_id, comparison_id
+    );
+"""
+
+
 @migrations()
 def m001_first(db: Database) -> None:
     """Prompts, conversations, replies, comparisons and what people said about them."""
-    db.executescript("""
-        -- A prompt is the whole message list, content-addressed: identical prompts share one row.
-        CREATE TABLE prompts (
-            sha256 TEXT PRIMARY KEY,
-            messages TEXT NOT NULL            -- canonical JSON [{"role","content"}]
-        ) STRICT;
-
-        CREATE TABLE conversations (
-            id TEXT PRIMARY KEY,
-            user_id TEXT NOT NULL,
-            title TEXT NOT NULL,              -- from the first prompt
-            created_at INTEGER NOT NULL
-        ) STRICT;
-
-        CREATE TABLE comparisons (
-            id TEXT PRIMARY KEY,
-            user_id TEXT NOT NULL,
-            prompt_sha256 TEXT NOT NULL REFERENCES prompts(sha256),
-            source TEXT NOT NULL,             -- who asked for it: page | api
-            shown TEXT NOT NULL,              -- JSON list of reply ids in shown order, drawn by the server
-            created_at INTEGER NOT NULL
-        ) STRICT;
-
-        CREATE TABLE replies (
-            id TEXT PRIMARY KEY,
-            user_id TEXT NOT NULL,            -- the only user who may judge it
-            prompt_sha256 TEXT NOT NULL REFERENCES prompts(sha256),
-            conversation_id TEXT REFERENCES conversations(id),
-            parent_id TEXT REFERENCES replies(id),           -- the reply before it in the conversation
-            comparison_id TEXT REFERENCES comparisons(id),
-            policy_version TEXT NOT NULL,     -- which version wrote it
-            sampling TEXT NOT NULL,           -- JSON: temperature, top_p, max_tokens, seed, stop
-            state TEXT NOT NULL CHECK (state IN ('streaming', 'done', 'stopped', 'failed')),
-            text TEXT NOT NULL DEFAULT '',
-            finish_reason TEXT,
-            prompt_ids TEXT,                  -- JSON list of token ids, template included
-            response_ids TEXT,                -- JSON list of token ids as sampled
-            error TEXT,
-            created_at INTEGER NOT NULL,
-            finished_at INTEGER
-        ) STRICT;
-        CREATE INDEX replies_conversation ON replies (conversation_id, created_at);
-        CREATE INDEX replies_streaming ON replies (state) WHERE state = 'streaming';
-
-        -- Append-only: a correction is a new row, and current_feedback shows the latest.
-        CREATE TABLE feedback (
-            seq INTEGER PRIMARY KEY AUTOINCREMENT,
-            id TEXT NOT NULL UNIQUE,
-            user_id TEXT NOT NULL,
-            kind TEXT NOT NULL,
-            message_id TEXT REFERENCES replies(id),
-            comparison_id TEXT REFERENCES comparisons(id),
-            value TEXT NOT NULL,              -- JSON, validated by thumbwise.feedback.records
-            idempotency_key TEXT NOT NULL,
-            body_sha256 TEXT NOT NULL,        -- same key with another body is a conflict
-            consent TEXT NOT NULL,            -- under which terms it was given: local
-            created_at INTEGER NOT NULL,
-            UNIQUE (user_id, idempotency_key),
-            CHECK ((message_id IS NULL) <> (comparison_id IS NULL))
-        ) STRICT;
-        CREATE INDEX feedback_message ON feedback (message_id, kind);
-        CREATE INDEX feedback_comparison ON feedback (comparison_id);
-
-        CREATE VIEW current_feedback AS
-            SELECT * FROM feedback WHERE seq IN (
-                SELECT max(seq) FROM feedback
-                GROUP BY user_id, kind, message_id, comparison_id
-            );
-    """)
+    db.executescript(_FIRST)
 
 
 @migrations()

@@ -32,7 +32,7 @@ def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torc
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + 7 * sum(shape))).to(dtype)
 
 
-def close(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype, size: float) -> None:
+def assert_near(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype, size: float) -> None:
     """Equal within a few roundings of `dtype` at numbers of `size`."""
     within = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype] * max(size, 1.0)
     torch.testing.assert_close(found.float(), wanted, rtol=0, atol=within)
@@ -92,7 +92,7 @@ def test_each_row_gets_what_its_own_adapter_adds(
     y, wanted = before.clone(), before.float() + weights.added(x, slots)
     with patch.object(grouped, "FEW", few):
         wrapper_for(grouped, slots).add_lora_linear(y, x, weights.a, weights.b, 1.0, widths)
-    close(y, wanted, dtype, float(wanted.abs().max()))
+    assert_near(y, wanted, dtype, float(wanted.abs().max()))
     base = torch.tensor(slots) < 0
     assert torch.equal(y[base], before[base])
 
@@ -107,7 +107,7 @@ def test_adapters_that_vllm_loads_later_are_the_ones_that_count(grouped: Any, in
         with torch.inference_mode():
             y = torch.zeros(7, 32)
             wrapper.add_lora_linear(y, x, weights.a, weights.b, 1.0, (24, 8))
-            close(y, weights.added(x, MIXED), torch.float32, 3.0)
+            assert_near(y, weights.added(x, MIXED), torch.float32, 3.0)
 
 
 def test_an_adapter_that_does_not_touch_a_layer_changes_nothing_there(grouped: Any) -> None:
@@ -123,14 +123,14 @@ def test_an_adapter_that_is_not_all_numbers_spoils_its_own_rows_only(grouped: An
     weights.b[0][2] = float("nan")
     wrapper_for(grouped, MIXED).add_lora_linear(y, x, weights.a, weights.b, 1.0, (24,))
     others = torch.tensor(MIXED) != 2
-    close(y[others], wanted[others], torch.float32, 3.0)
+    assert_near(y[others], wanted[others], torch.float32, 3.0)
     assert bool(y[~others].isnan().all())
 
 
 def test_a_wider_output_keeps_its_other_columns_and_the_scale_counts(grouped: Any) -> None:
     weights, x, y = Weights((24,), 40, [8] * 4, torch.float32), draw(5, 40), torch.ones(5, 30)
     wrapper_for(grouped, [3] * 5).add_lora_linear(y, x, weights.a, weights.b, 0.5, (24,))
-    close(y[:, :24], 1 + weights.added(x, [3] * 5) / 2, torch.float32, 3.0)
+    assert_near(y[:, :24], 1 + weights.added(x, [3] * 5) / 2, torch.float32, 3.0)
     assert bool((y[:, 24:] == 1).all())
 
 
@@ -142,14 +142,14 @@ def test_the_other_ways_in_leave_rows_without_an_adapter_alone_too(grouped: Any,
     wrapper.add_shrink(shrunk, x, weights.a, 2.0)
     y = torch.zeros(count, 35)
     wrapper.add_expand(y, shrunk, weights.b, (24, 8), offset_start=3)
-    close(y[:, 3:], 2 * wanted, torch.float32, 3.0)
+    assert_near(y[:, 3:], 2 * wanted, torch.float32, 3.0)
     assert bool((y[:, :3] == 0).all())
     logits = torch.ones(count, 24)
     wrapper.add_lora_logits(logits, x, weights.a[0], weights.b[0], 1.0)
-    close(logits, 1 + wanted[:, :24], torch.float32, 3.0)
+    assert_near(logits, 1 + wanted[:, :24], torch.float32, 3.0)
     embedded = torch.ones(count, 24)
     wrapper.add_lora_embedding(embedded, shrunk[0], weights.b[0])
-    close(embedded, 1 + 2 * wanted[:, :24], torch.float32, 3.0)
+    assert_near(embedded, 1 + 2 * wanted[:, :24], torch.float32, 3.0)
 
 
 def test_stock_vllm_gives_base_rows_the_last_slot_so_this_is_needed_for_more_than_speed() -> None:
