@@ -28,6 +28,7 @@ from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.models import DEFAULT_NAME, INSTALL_DEFAULT, packaged_gguf
 from thumbwise.plugin_manager import PluginManager
+from thumbwise.processor import fast_bfloat16
 from thumbwise.settings import PREFIX, Settings, describe
 
 GIB = 1024**3
@@ -98,6 +99,7 @@ def examine(home: Home) -> list[Check]:
         check_sqlite,
         check_disk,
         check_memory,
+        check_processor,
         check_home,
         check_settings,
         check_model,
@@ -186,6 +188,13 @@ def check_memory(home: Home) -> Check:
     if free < 6:
         return Check("memory", "warning", f"{free:.1f} GiB of memory available: train while few people chat.")
     return Check("memory", "ok", f"{free:.0f} GiB available")
+
+
+def check_processor(home: Home) -> Check:
+    """Say in which number format "auto" computes here."""
+    if fast_bfloat16():
+        return Check("processor", "ok", "bfloat16")
+    return Check("processor", "ok", "float32: this processor has no fast bfloat16, so weights take twice the memory")
 
 
 def check_home(home: Home) -> Check:

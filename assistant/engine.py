@@ -28,6 +28,7 @@ from typing import Literal
 
 from thumbwise.engine_client import EngineClient
 from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
+from thumbwise.processor import engine_format
 from thumbwise.settings import EngineSettings
 from thumbwise.weights import linear_layers
 
@@ -169,7 +170,7 @@ class Engine(Supervised):
             "uds": self.uds,
             "model": self.model,
             "served-model-name": BASE,
-            "dtype": s.dtype,
+            "dtype": engine_format(s.dtype),
             "max-model-len": s.max_model_len,
             "max-num-seqs": s.max_num_seqs,
             "max-loras": s.max_loras,

@@ -71,7 +71,10 @@ class EngineSettings(BaseModel):
     max_cpu_loras: int = Field(16, ge=2, description="policy versions kept loaded; above the versions in use")
     max_lora_rank: int = Field(32, description="largest adapter rank that is served")
     max_num_seqs: int = Field(64, ge=1, description="replies generated at once")
-    dtype: str = Field("auto", description="number format of the served weights")
+    dtype: str = Field(
+        "auto",
+        description="number format of the served weights; auto: the model's, or float32 where bfloat16 is slow",
+    )
     enforce_eager: bool = Field(False, description="skip compilation: starts sooner, generates slower")
     probe_tolerance: float = Field(
         0.1, gt=0, description="largest mean difference between the engine's and the trainer's log-probabilities"

@@ -17,8 +17,10 @@ class TrainSettings(BaseModel):
         100, ge=1, description="votes that say which reply is better, below which a run ends with too little data"
     )
     ppo_votes: int = Field(300, ge=1, description="votes from which `--algorithm auto` takes PPO; below, best_of_n")
-    dtype: Literal["bfloat16", "float32"] = Field(
-        "bfloat16", description="number format of the frozen weights (adapters are always float32)"
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto",
+        description="number format of the frozen weights; auto: bfloat16 where the processor is fast in it "
+        "(adapters are always float32)",
     )
     max_prompt_tokens: int = Field(512, ge=16, description="longer conversations are left out of training")
     rollouts: str = Field("in_process", description="rollout backend that samples replies for training")

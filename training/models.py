@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from thumbwise.contracts import Floats, Sample
+from thumbwise.processor import train_format
 from thumbwise.training.batches import Batch, at_positions, chunks, make_batch
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.logprobs import Compared, compare, token_logprobs
@@ -47,7 +48,7 @@ class Backbone:
 
     def __init__(self, folder: Path, train: TrainSettings) -> None:
         disable_progress_bar()  # the run has its own
-        dtype = getattr(torch, train.dtype)
+        dtype = getattr(torch, train_format(train.dtype))
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
         base.requires_grad_(False).eval()

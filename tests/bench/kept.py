@@ -1,7 +1,8 @@
 """Results of the long benchmarks, kept in `results/` under a digest of what was measured, so that nothing runs twice.
 
 The digest is over the code measured (for most, `training/` and `plugins/`), the settings that it goes by (defaults and
-environment) and the arguments; a result whose digest is another one is history. Quick forms are not kept.
+environment), the processor's number format and the arguments; a result whose digest is another one is history. Quick
+forms are not kept.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from thumbwise import plugins, training
+from thumbwise.processor import train_format
 from thumbwise.settings import Settings
 
 RESULTS = Path(__file__).parent / "results"
@@ -32,7 +34,8 @@ def digest(packages: Sequence[ModuleType]) -> str:
     folders = [Path(str(package.__file__)).parent for package in packages]
     files = [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in (".py", ".jsonl")]
     text = "".join(f"{path.parent.name}/{path.name}\n{path.read_text(encoding='utf-8')}" for path in files)
-    return hashlib.sha256((text + Settings().model_dump_json(include=GOES_BY)).encode()).hexdigest()[:12]
+    text += train_format("auto") + Settings().model_dump_json(include=GOES_BY)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def bar(name: str, value: float, op: str, limit: float) -> dict[str, Any]:
@@ -59,7 +62,7 @@ def report(
     """
     path = path_of(bench, args, packages)
     if args.quick or not path.exists():
-        result = {"bench": bench, **measure()}
+        result = {"bench": bench, "number format": train_format("auto"), **measure()}
         if not args.quick:
             RESULTS.mkdir(exist_ok=True)
             path.write_text(json.dumps(result, indent=1) + "\n")

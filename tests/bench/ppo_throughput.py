@@ -33,6 +33,7 @@ import numpy as np
 from thumbwise.contracts import RunContext, Sample, Scores
 from thumbwise.home import Home
 from thumbwise.models import prepare
+from thumbwise.processor import train_format
 from thumbwise.settings import Settings
 from thumbwise.training.data import seed_prompts
 
@@ -129,7 +130,7 @@ def trl(model: Path, settings: Settings, folder: Path) -> dict[str, Any]:
 
     trainer_class, config = trl_parts.load("RLOOTrainer", "RLOOConfig")
     peak, train, ends, lengths = Peak(), settings.train, list[float](), list[float]()
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, train.dtype))
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, train_format(train.dtype)))
     weights = megabytes(network)
 
     class Clock(TrainerCallback):  # type: ignore[misc]
@@ -145,7 +146,7 @@ def trl(model: Path, settings: Settings, folder: Path) -> dict[str, Any]:
         steps_per_generation=train.minibatches, num_generations=train.replies, beta=train.kl_coefficient,
         max_completion_length=settings.max_tokens, temperature=settings.temperature, top_p=1.0, top_k=0,
         learning_rate=train.learning_rate, max_steps=(BATCHES + 1) * train.minibatches, use_cpu=True,
-        bf16=train.dtype == "bfloat16", gradient_checkpointing=False, report_to=[], save_strategy="no",
+        bf16=train_format(train.dtype) == "bfloat16", gradient_checkpointing=False, report_to=[], save_strategy="no",
         disable_tqdm=True, logging_steps=1000, seed=0,
     )  # fmt: skip
     rows = [{"prompt": [dict(message) for message in prompt.messages]} for prompt in seed_prompts()]

@@ -237,7 +237,7 @@ def figures_of(args: argparse.Namespace, bench: Bench, measure: Measure) -> dict
 def run(args: argparse.Namespace, folder: Path, model: Path, settings: EngineSettings) -> dict[str, Any]:
     """Start vLLM and the assistant, and measure."""
     scale = 0.5 if args.quick else 0.05
-    dtype = "float32" if args.quick else "bfloat16"
+    dtype = "float32" if args.quick else "auto"
     folders = [make_tiny_adapter(model, folder / f"{n}", n, 8, scale) for n in range(ADAPTERS)]
     made = [trained(model, adapter, dtype=dtype) for adapter in folders]
     engine = Engine(model, settings, run_dir=folder / "engine", log=folder / "vllm.log")
