@@ -39,6 +39,9 @@ def register() -> None:
     platform: Any = type(current_platform)
     platform.get_punica_wrapper = classmethod(lambda cls: WRAPPER)
     open_no_ports()
+    from thumbwise.cpu_adapters.kernels import take_compiled_kernels
+
+    take_compiled_kernels(platform)
 
 
 def _allow_amx() -> None:

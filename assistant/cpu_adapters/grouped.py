@@ -7,11 +7,12 @@ B for every row and multiplies row by row. Here the rows are grouped by slot onc
 - where all rows are of one slot, a layer multiplies by that slot's A and then its B;
 - where a few rows are of several, by all slots' A at once, blanks what is not a row's own, and multiplies by all their
   B: calls are what costs there, not numbers;
-- where many rows are of several (prompts), slot by slot.
+- where many rows are of several (prompts), slot by slot; in float32 all slots at once here too.
 
 A layer made of several (q, k and v; gate and up) has one A and one B: the parts' A above each other, their B as the
-blocks of a diagonal. They are packed once after a slot was written to, for the kernel that vLLM chooses for its own
-layers (a plain matrix product costs twice as much to call), and without the rows that a smaller rank leaves empty.
+blocks of a diagonal. They are put together once after a slot was written to, without the rows that a smaller rank
+leaves empty; in bfloat16 packed for the kernel that vLLM chooses for its own layers (a plain matrix product costs twice
+as much to call), in float32 as they are (vLLM's kernel costs four times as much, and cannot add to what is there).
 Left out: mixtures of experts, which vLLM's CPU code cannot do with adapters either.
 """
 
@@ -30,7 +31,9 @@ Parts = Sequence[Tensor]
 """One tensor for each part of a layer, [slots, 1, out, in]."""
 
 FEW = 128
-"""Rows up to which all slots are computed for all of them."""
+"""Rows up to which all slots are computed for all of them, except in float32, where they always are."""
+MANY = 16
+"""Rows from which a product for each part of a layer is faster than one with the zeros between them (float32)."""
 ALL = -2
 """In the place of a slot's number: all of them."""
 
@@ -47,10 +50,9 @@ class Groups:
     rows: tuple[tuple[int, Tensor | None], ...]
     place: Tensor | None = None
 
-    @property
-    def joint(self) -> bool:
+    def joint(self, dtype: torch.dtype) -> bool:
         """Whether to compute all slots at once."""
-        return self.place is not None and len(self.slots) <= FEW
+        return self.place is not None and (dtype == torch.float32 or len(self.slots) <= FEW)
 
 
 def group(slots: Tensor) -> Groups:
@@ -74,27 +76,68 @@ def linear(weight: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 class Packed:
-    """The A and B of a layer in one or more slots, ready to multiply by; `widths` are the rows of A of each slot."""
+    """The A and B of a layer in one or more slots, ready to multiply by.
+
+    The columns of A x, and with them the rows of B, are in order of the layer's parts, and within a part of the slots.
+    """
 
     def __init__(self, a_parts: Parts, b_parts: Parts, slots: Sequence[int]) -> None:
-        above, beside, self.widths = [], [], []
-        for slot in slots:
-            used = torch.stack([part[slot, 0].any(1) for part in a_parts]).any(0).nonzero()
-            rank = int(used[-1]) + 1 if len(used) else 0
-            above += [part[slot, 0, :rank] for part in a_parts]
-            beside.append(torch.block_diag(*(part[slot, 0, :, :rank] for part in b_parts)))
-            self.widths.append(rank * len(a_parts))
-        self.empty = not any(self.widths)
-        up = torch.cat(beside, 1)
+        ranks = [(slot, _rank(a_parts, slot)) for slot in slots]
+        self.owners = torch.tensor([slot for slot, rank in ranks for _ in range(rank)] * len(a_parts))
+        """Whose each of those columns is."""
+        self.key = tuple(self.owners.tolist())
+        self.empty = not len(self.owners)
+        above = torch.cat([part[slot, 0, :rank] for part in a_parts for slot, rank in ranks])
+        beside = [torch.cat([part[slot, 0, :, :rank] for slot, rank in ranks], 1) for part in b_parts]
+        up = torch.block_diag(*beside)
+        self.width = len(up)
         self.finite = bool(up.isfinite().all())
         """Whether 0 times B is 0: else one slot's numbers would get into other slots' rows."""
-        if not self.empty:
-            self.down, self.up = linear(torch.cat(above)), linear(up)
+        self.plain = up.dtype == torch.float32
+        if self.plain:
+            self._a, self._b = above.t(), up.t().contiguous()
+            self._blocks = _blocks(beside)
+        elif not self.empty:
+            self._down, self._up = linear(above), linear(up)
 
-    def others(self, groups: Groups) -> Tensor:
-        """Which columns of down(x) are of another slot than the row's, bool [rows, columns]."""
-        owner = torch.repeat_interleave(torch.arange(len(self.widths)), torch.tensor(self.widths))
-        return groups.slots[:, None] != owner
+    def _hidden(self, x: Tensor) -> Tensor:
+        return x.mm(self._a) if self.plain else self._down(x)
+
+    def added(self, x: Tensor) -> Tensor:
+        """x A^T B^T, [rows, self.width]."""
+        if self.empty:
+            return x.new_zeros(len(x), self.width)
+        return self._hidden(x).mm(self._b) if self.plain else self._up(self._hidden(x))
+
+    def add(self, y: Tensor, x: Tensor, scale: float, others: Tensor | None = None) -> None:
+        """y [rows, self.width] += scale x A^T B^T in place; where `others` is true, A x counts as 0."""
+        if self.empty:
+            return
+        hidden = self._hidden(x)
+        if others is not None:
+            hidden.masked_fill_(others, 0)
+        if not self.plain:
+            y.add_(self._up(hidden), alpha=scale)
+        elif len(x) < MANY:
+            y.addmm_(hidden, self._b, alpha=scale)
+        else:
+            for rows, columns in self._blocks:
+                y[:, columns].addmm_(hidden[:, rows], self._b[rows, columns], alpha=scale)
+
+
+def _rank(a_parts: Parts, slot: int) -> int:
+    """The rank of a slot's adapter in this layer, by the last row of an A that is not 0."""
+    used = torch.stack([part[slot, 0].any(1) for part in a_parts]).any(0).nonzero()
+    return int(used[-1]) + 1 if len(used) else 0
+
+
+def _blocks(parts: Sequence[Tensor]) -> list[tuple[slice, slice]]:
+    """Where each part's B [out, columns of A x] lies in the transposed block diagonal: its rows and columns."""
+    found, row, column = [], 0, 0
+    for part in parts:
+        found.append((slice(row, row + part.shape[1]), slice(column, column + part.shape[0])))
+        row, column = row + part.shape[1], column + part.shape[0]
+    return found
 
 
 class Layer:
@@ -154,19 +197,16 @@ class GroupedLoRA(PunicaWrapperCPU):  # type: ignore[misc]
         if layer is None:  # it keeps the tuple, whose id so stays its own
             layer = self._layers[id(lora_a_stacked)] = Layer(lora_a_stacked, lora_b_stacked)
         y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-        if self.tokens.joint and (packed := layer.of(ALL)).finite:
-            self._add_all(y, x, packed, scale)
+        if self.tokens.joint(x.dtype) and (packed := layer.of(ALL)).finite:
+            packed.add(y[:, : packed.width], x, scale, self._other_columns(packed))
         else:
             _add_each(self.tokens, y, x, layer, scale)
 
-    def _add_all(self, y: Tensor, x: Tensor, packed: Packed, scale: float) -> None:
-        if packed.empty:
-            return
-        key = tuple(packed.widths)
-        if key not in self._others:
-            self._others[key] = packed.others(self.tokens)
-        added = packed.up(packed.down(x).masked_fill_(self._others[key], 0))
-        y[:, : added.shape[1]].add_(added, alpha=scale)
+    def _other_columns(self, packed: Packed) -> Tensor:
+        """Which columns of A x are of another slot than the row's, bool [rows, columns]; kept for the step's layers."""
+        if packed.key not in self._others:
+            self._others[packed.key] = self.tokens.slots[:, None] != packed.owners
+        return self._others[packed.key]
 
     def add_lora_logits(
         self, y: Tensor, x: Tensor, lora_a_stacked: Tensor, lora_b_stacked: Tensor, scale: float, **_: Any
@@ -214,13 +254,12 @@ class GroupedLoRA(PunicaWrapperCPU):  # type: ignore[misc]
 
 def _add_each(groups: Groups, y: Tensor, x: Tensor, layer: Layer, scale: float) -> None:
     """y[row] += scale x[row] A^T B^T of its slot, one slot after the other; y may be wider than B."""
-    width = sum(part.shape[2] for part in layer.b_parts)
-    added = []
-    for slot, rows in groups.rows:
-        packed, mine = layer.of(slot), x if rows is None else x.index_select(0, rows)
-        added.append(mine.new_zeros(len(mine), width) if packed.empty else packed.up(packed.down(mine)))
     if groups.place is None:
-        y[:, :width].add_(added[0], alpha=scale)
-    else:  # adding at indices takes three times as long as putting in order and adding
-        added.append(x.new_zeros(1, width))
-        y[:, :width].add_(torch.cat(added).index_select(0, groups.place), alpha=scale)
+        ((slot, _),) = groups.rows
+        packed = layer.of(slot)
+        packed.add(y[:, : packed.width], x, scale)
+        return
+    width = sum(part.shape[2] for part in layer.b_parts)
+    added = [layer.of(slot).added(x.index_select(0, rows)) for slot, rows in groups.rows if rows is not None]
+    # adding at indices takes three times as long as putting in order and adding
+    y[:, :width].add_(torch.cat([*added, x.new_zeros(1, width)]).index_select(0, groups.place), alpha=scale)
