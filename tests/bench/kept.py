@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,6 +61,7 @@ def report(
 
     `packages` hold the code measured.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else servers that it started stay
     path = path_of(bench, args, packages)
     if args.quick or not path.exists():
         result = {"bench": bench, "number format": train_format("auto"), **measure()}
