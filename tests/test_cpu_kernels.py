@@ -66,7 +66,7 @@ def test_a_server_without_adapters_keeps_vllms_own_order(kernels: Any) -> None:
     from vllm.platforms import current_platform
 
     platform = type(current_platform)
-    silu, before = SiluAndMul.forward_cpu, platform.get_default_ir_op_priority
+    silu, before, check = SiluAndMul.forward_cpu, platform.get_default_ir_op_priority, platform.check_and_update_config
     try:
         kernels.take_compiled_kernels(platform)
         kernels.take_compiled_kernels(platform)
@@ -77,3 +77,4 @@ def test_a_server_without_adapters_keeps_vllms_own_order(kernels: Any) -> None:
         assert SiluAndMul.forward_cpu is kernels.silu_and_mul
     finally:
         SiluAndMul.forward_cpu, platform.get_default_ir_op_priority = silu, before
+        platform.check_and_update_config = check

@@ -73,3 +73,12 @@ def take_compiled_kernels(platform: Any) -> None:
         return IrOpPriorityConfig.with_default(["native"], rms_norm=ours, fused_add_rms_norm=ours)
 
     platform.get_default_ir_op_priority = classmethod(get_default_ir_op_priority)
+    check = platform.check_and_update_config.__func__
+
+    def check_and_update_config(cls: Any, config: Any) -> None:
+        check(cls, config)
+        if config.lora_config is not None:  # vLLM turns layers' kernels off for a compiler that it then turns off too
+            ops = config.compilation_config.custom_ops
+            ops[:] = ["all" if op == "none" else op for op in ops]
+
+    platform.check_and_update_config = classmethod(check_and_update_config)
