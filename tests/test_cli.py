@@ -200,7 +200,7 @@ def test_warnings_alone_exit_0_and_an_error_exits_1(home: Home, monkeypatch: pyt
 def test_the_two_builds_of_vllm_exclude_each_other(
     home: Home, monkeypatch: pytest.MonkeyPatch, there: dict[str, str], status: str, sentence: str
 ) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda name: there.get(name, ""))
+    monkeypatch.setattr(doctor, "installed_version", lambda name: there.get(name, ""))
     check = doctor.check_engine(home)
     assert (check.status, sentence in check.detail) == (status, True)
 

@@ -60,21 +60,39 @@ def test_what_the_kernels_cannot_take_is_left_to_pytorch(kernels: Any) -> None:
     assert not kernels.fits_sum(x, draw(8, 4).t(), weight, EPSILON)
 
 
-def test_a_server_without_adapters_keeps_vllms_own_order(kernels: Any) -> None:
-    from vllm.config.kernel import IrOpPriorityConfig
+@pytest.mark.parametrize("adapters", [True, False])
+def test_they_are_on_where_there_are_adapters_and_else_vllm_decides(kernels: Any, adapters: bool) -> None:
+    class Platform:
+        @classmethod
+        def get_default_ir_op_priority(cls, config: Any) -> str:
+            return "vLLM's own"
+
+        @classmethod
+        def check_and_update_config(cls, config: Any) -> None:
+            config.checked = True
+
+    kernels.prefer_kernels(Platform)
+    ops = ["none", "+gelu"]
+    config = SimpleNamespace(
+        lora_config=object() if adapters else None, compilation_config=SimpleNamespace(custom_ops=ops)
+    )
+    Platform.check_and_update_config(config)
+    priority: Any = Platform.get_default_ir_op_priority(config)
+    assert config.checked
+    if adapters:
+        assert ops == ["all", "+gelu"]
+        assert priority.rms_norm == priority.fused_add_rms_norm == [kernels.NAME, "native"]
+    else:
+        assert ops == ["none", "+gelu"]
+        assert priority == "vLLM's own"
+
+
+def test_vllms_platform_for_cpu_takes_them_once(kernels: Any) -> None:
     from vllm.model_executor.layers.activation import SiluAndMul
     from vllm.platforms import current_platform
 
-    platform = type(current_platform)
-    silu, before, check = SiluAndMul.forward_cpu, platform.get_default_ir_op_priority, platform.check_and_update_config
-    try:
-        kernels.take_compiled_kernels(platform)
-        kernels.take_compiled_kernels(platform)
-        without = platform.get_default_ir_op_priority(SimpleNamespace(lora_config=None))
-        assert without == IrOpPriorityConfig.with_default(["native"])
-        with_adapters = platform.get_default_ir_op_priority(SimpleNamespace(lora_config=object()))
-        assert with_adapters.rms_norm == with_adapters.fused_add_rms_norm == [kernels.NAME, "native"]
-        assert SiluAndMul.forward_cpu is kernels.silu_and_mul
-    finally:
-        SiluAndMul.forward_cpu, platform.get_default_ir_op_priority = silu, before
-        platform.check_and_update_config = check
+    kernels.take_compiled_kernels(type(current_platform))
+    kernels.take_compiled_kernels(type(current_platform))
+    priority = current_platform.get_default_ir_op_priority(SimpleNamespace(lora_config=object()))
+    assert priority.rms_norm == [kernels.NAME, "native"]
+    assert SiluAndMul.forward_cpu is kernels.silu_and_mul

@@ -44,7 +44,7 @@ def test_auto_is_float32_in_training_and_serving_where_bfloat16_is_slow(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fast: bool
 ) -> None:
     monkeypatch.setattr(processor, "fast_bfloat16", lambda: fast)
-    monkeypatch.setattr(processor, "_on_cpu", lambda: True)
+    monkeypatch.setattr(processor, "installed_version", lambda name: "0.32.0")
     assert processor.train_format("auto") == ("bfloat16" if fast else "float32")
     command = Engine(tmp_path, EngineSettings(), run_dir=tmp_path, log=tmp_path / "log").command()
     assert command[command.index("--dtype") + 1] == ("auto" if fast else "float32")

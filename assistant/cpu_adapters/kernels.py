@@ -64,7 +64,12 @@ def take_compiled_kernels(platform: Any) -> None:
         fused_add_rms_norm
     )
     SiluAndMul.forward_cpu = silu_and_mul  # not called by what is compiled
-    before = platform.get_default_ir_op_priority.__func__
+    prefer_kernels(platform)
+
+
+def prefer_kernels(platform: Any) -> None:
+    """Name them first where there are adapters, and leave layers' other kernels (rotary embedding) on there."""
+    before, check = platform.get_default_ir_op_priority.__func__, platform.check_and_update_config.__func__
 
     def get_default_ir_op_priority(cls: Any, config: Any) -> Any:
         if config.lora_config is None:
@@ -72,13 +77,11 @@ def take_compiled_kernels(platform: Any) -> None:
         ours = [NAME, "native"]
         return IrOpPriorityConfig.with_default(["native"], rms_norm=ours, fused_add_rms_norm=ours)
 
-    platform.get_default_ir_op_priority = classmethod(get_default_ir_op_priority)
-    check = platform.check_and_update_config.__func__
-
     def check_and_update_config(cls: Any, config: Any) -> None:
         check(cls, config)
         if config.lora_config is not None:  # vLLM turns layers' kernels off for a compiler that it then turns off too
             ops = config.compilation_config.custom_ops
             ops[:] = ["all" if op == "none" else op for op in ops]
 
+    platform.get_default_ir_op_priority = classmethod(get_default_ir_op_priority)
     platform.check_and_update_config = classmethod(check_and_update_config)

@@ -30,12 +30,17 @@ GOES_BY = {"model", "temperature", "max_tokens", "reward", "train", "gates"}
 """Settings that may change a figure; those of serving alone do not."""
 
 
+def number_format() -> str:
+    """What the frozen weights are computed in, by settings and processor (quick forms say float32 for themselves)."""
+    return train_format(Settings().train.dtype)
+
+
 def digest(packages: Sequence[ModuleType]) -> str:
     """Twelve hex digits over the code of `packages` and the settings in GOES_BY."""
     folders = [Path(str(package.__file__)).parent for package in packages]
     files = [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in (".py", ".jsonl")]
     text = "".join(f"{path.parent.name}/{path.name}\n{path.read_text(encoding='utf-8')}" for path in files)
-    text += train_format("auto") + Settings().model_dump_json(include=GOES_BY)
+    text += number_format() + Settings().model_dump_json(include=GOES_BY)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -64,7 +69,7 @@ def report(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else servers that it started stay
     path = path_of(bench, args, packages)
     if args.quick or not path.exists():
-        result = {"bench": bench, "number format": train_format("auto"), **measure()}
+        result = {"bench": bench, "number format": number_format(), **measure()}
         if not args.quick:
             RESULTS.mkdir(exist_ok=True)
             path.write_text(json.dumps(result, indent=1) + "\n")
