@@ -1,11 +1,12 @@
 """LoRA adapters in vLLM on CPU: exact for every row of a mixed batch, and at nearly the base model's speed.
 
 `register` is a `vllm.general_plugins` entry point, which vLLM calls in each of its processes. On CPU it names
-`thumbwise.cpu_adapters.grouped.GroupedLoRA` as the class that computes adapters, in the place of vLLM's own, and keeps
-vLLM from opening ports (`groups`). Read the README beside this file for what vLLM does and what this does instead. The
-code was written against the vLLM versions in TESTED; on another one it stays off with one warning, and the assistant's
-check of the engine (`thumbwise.engine_check`) then finds out whether policies would mix. Importing this module imports
-neither torch nor vLLM.
+`thumbwise.cpu_adapters.grouped.GroupedLoRA` as the class that computes adapters, in the place of vLLM's own, keeps
+vLLM from opening ports (`groups`), has its layers use its C++ kernels (`kernels`), and gives the computation all of a
+few cores (`waits`). Read the README beside this file for what vLLM does and what this does instead. The code was
+written against the vLLM versions in TESTED; on another one it stays off with one warning, and the assistant's check of
+the engine (`thumbwise.engine_check`) then finds out whether policies would mix. Importing this module imports neither
+torch nor vLLM.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import logging
 from typing import Any
 
 from thumbwise.cpu_adapters.groups import open_no_ports
+from thumbwise.cpu_adapters.waits import spare_no_core, wait_asleep
 
 _logger = logging.getLogger("vllm.thumbwise")  # vLLM shows what is logged below its own name
 
@@ -39,6 +41,8 @@ def register() -> None:
     platform: Any = type(current_platform)
     platform.get_punica_wrapper = classmethod(lambda cls: WRAPPER)
     open_no_ports()
+    wait_asleep()
+    spare_no_core()
     from thumbwise.cpu_adapters.kernels import take_compiled_kernels
 
     take_compiled_kernels(platform)

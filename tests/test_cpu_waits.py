@@ -1,0 +1,82 @@
+"""vLLM's processes wait for one another asleep, and no core is spared on a small machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import zmq
+
+from thumbwise.cpu_adapters import waits
+
+
+class Pair:
+    """A reader and a writer of one shared buffer, which only signal."""
+
+    def __init__(self, module: Any, context: zmq.Context[Any], address: str) -> None:
+        self.writer = module.SpinCondition(is_reader=False, context=context, notify_address=address)
+        self.reader = module.SpinCondition(is_reader=True, context=context, notify_address=address)
+
+
+@pytest.fixture
+def shm() -> Iterator[Any]:
+    from vllm.distributed.device_communicators import shm_broadcast
+
+    with patch.object(shm_broadcast.SpinCondition, "wait", shm_broadcast.SpinCondition.wait):
+        waits.wait_asleep.__wrapped__()
+        with patch.object(shm_broadcast, "sched_yield", side_effect=AssertionError("it span")):
+            yield shm_broadcast
+
+
+@pytest.fixture
+def pair(shm: Any) -> Iterator[Pair]:
+    with zmq.Context() as context:
+        made = Pair(shm, context, "inproc://signals")
+        yield made
+        for side in (made.reader, made.writer):
+            for name in ("local_notify_socket", "read_cancel_socket", "write_cancel_socket"):
+                if socket := getattr(side, name, None):
+                    socket.close(linger=0)
+
+
+def test_a_reader_sleeps_until_the_signal(pair: Pair) -> None:
+    pair.reader.record_read()
+    with patch.object(waits, "BRIEF", 60_000):  # longer than a test may take
+        pair.writer.notify()
+        pair.reader.wait()
+    assert not pair.reader.local_notify_socket.poll(0)
+
+
+def test_a_signal_that_was_lost_is_not_waited_for(pair: Pair) -> None:
+    pair.reader.record_read()
+    pair.reader.wait(60_000)
+
+
+def test_a_reader_that_is_let_go_wakes_up(pair: Pair) -> None:
+    pair.reader.record_read()
+    with patch.object(waits, "BRIEF", 60_000):
+        pair.reader.cancel()
+        pair.reader.wait()
+
+
+def test_after_a_quiet_second_it_waits_as_vllm_does(pair: Pair) -> None:
+    pair.reader.last_read -= 10
+    with patch.object(waits, "BRIEF", None):  # would wait for ever
+        pair.reader.wait(1)
+    pair.writer.notify()
+    pair.reader.wait(60_000)
+
+
+@pytest.mark.parametrize(("cores", "said", "spared"), [(2, None, "0"), (4, None, "0"), (5, None, None), (2, "1", "1")])
+def test_no_core_is_spared_where_there_are_few(
+    cores: int, said: str | None, spared: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv(waits.SPARED, said or "")
+    if said is None:
+        monkeypatch.delenv(waits.SPARED)
+    waits.spare_no_core()
+    assert os.environ.get(waits.SPARED) == spared
