@@ -52,7 +52,9 @@ def test_a_reader_sleeps_until_the_signal(pair: Pair) -> None:
 
 def test_a_signal_that_was_lost_is_not_waited_for(pair: Pair) -> None:
     pair.reader.record_read()
-    pair.reader.wait(60_000)
+    with patch.object(pair.reader.poller, "poll", wraps=pair.reader.poller.poll) as poll:
+        pair.reader.wait(60_000)
+    poll.assert_called_once_with(waits.BRIEF)
 
 
 def test_a_reader_that_is_let_go_wakes_up(pair: Pair) -> None:
@@ -60,14 +62,14 @@ def test_a_reader_that_is_let_go_wakes_up(pair: Pair) -> None:
     with patch.object(waits, "BRIEF", 60_000):
         pair.reader.cancel()
         pair.reader.wait()
+    assert pair.reader.read_cancel_socket.poll(0)
 
 
 def test_after_a_quiet_second_it_waits_as_vllm_does(pair: Pair) -> None:
     pair.reader.last_read -= 10
-    with patch.object(waits, "BRIEF", None):  # would wait for ever
-        pair.reader.wait(1)
-    pair.writer.notify()
-    pair.reader.wait(60_000)
+    with patch.object(pair.reader.poller, "poll", wraps=pair.reader.poller.poll) as poll:
+        pair.reader.wait(2)
+    poll.assert_called_once_with(timeout=2)
 
 
 @pytest.mark.parametrize(("cores", "said", "spared"), [(2, None, "0"), (4, None, "0"), (5, None, None), (2, "1", "1")])
