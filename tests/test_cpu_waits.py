@@ -33,13 +33,9 @@ def shm() -> Iterator[Any]:
 
 @pytest.fixture
 def pair(shm: Any) -> Iterator[Pair]:
-    with zmq.Context() as context:
-        made = Pair(shm, context, "inproc://signals")
-        yield made
-        for side in (made.reader, made.writer):
-            for name in ("local_notify_socket", "read_cancel_socket", "write_cancel_socket"):
-                if socket := getattr(side, name, None):
-                    socket.close(linger=0)
+    context: zmq.Context[Any] = zmq.Context()
+    yield Pair(shm, context, "inproc://signals")
+    context.destroy(linger=0)  # with the sockets
 
 
 def test_a_reader_sleeps_until_the_signal(pair: Pair) -> None:
@@ -77,8 +73,6 @@ def test_no_core_is_spared_where_there_are_few(
     cores: int, said: str | None, spared: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    monkeypatch.setenv(waits.SPARED, said or "")
-    if said is None:
-        monkeypatch.delenv(waits.SPARED)
-    waits.spare_no_core()
-    assert os.environ.get(waits.SPARED) == spared
+    with patch.dict(os.environ, {waits.SPARED: said} if said else {}, clear=True):
+        waits.spare_no_core()
+        assert os.environ.get(waits.SPARED) == spared

@@ -5,9 +5,9 @@
 Three vLLM servers of one model are up at once and loaded one at a time, by turns: one without LoRA, but with all cores
 as thumbwise has it (`cpu_adapters/waits.py`), one with vLLM's own CPU code for adapters, one with thumbwise's. A burst
 is 1, 8 or 32 streams that begin together, each of a chat prompt and TOKENS; with LoRA once from one adapter (rank 16)
-and once from three in one batch. It begins when the machine is quiet, because vLLM's own code leaves its server busy
-for a second after the last token. Ratios are taken within an alternation, medians over them. About twenty minutes on
-two cores.
+and once from three in one batch. It begins when the machine is quiet, because vLLM's own way of waiting keeps a core
+busy for a second after the last token. Ratios are taken within an alternation, medians over them. Twenty to forty-five
+minutes on two cores.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from gateway_parts.clients import Asker
 from tiny_model import make_tiny_model
 
 import thumbwise
-from thumbwise import feedback
+from thumbwise import cpu_adapters, feedback
 from thumbwise.engine import Engine
 from thumbwise.home import Home
 from thumbwise.models import prepare
@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--quick", action="store_true", help="two-layer model, mechanics only")
     args = parser.parse_args()
-    kept.report("gateway", args, lambda: measure(args), [thumbwise, feedback])
+    kept.report("gateway", args, lambda: measure(args), [thumbwise, cpu_adapters, feedback])
 
 
 if __name__ == "__main__":

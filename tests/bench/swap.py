@@ -36,7 +36,7 @@ from gateway import assistant
 from tiny_model import make_tiny_adapter, make_tiny_model
 
 import thumbwise
-from thumbwise import feedback
+from thumbwise import cpu_adapters, feedback
 from thumbwise.client import call
 from thumbwise.engine import Engine
 from thumbwise.engine_client import EngineClient
@@ -294,7 +294,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.swaps, args.rollbacks = 5, 3
-    kept.report("swap", args, lambda: measure(args), [thumbwise, feedback])
+    kept.report("swap", args, lambda: measure(args), [thumbwise, cpu_adapters, feedback])
 
 
 if __name__ == "__main__":
