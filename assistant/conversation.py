@@ -1,5 +1,6 @@
-"""One turn: read the pointer once, commit the reply's row, stream, commit the text before the last chunk.
+"""One turn: read the pointer once, commit the reply's row while vLLM prefills, stream, commit the text, end.
 
+Nothing of a reply is shown before its row is committed, and its last chunk not before its text is.
 Pages and the API go through here, so that every reply is stored with the version that wrote it however it
 was asked for. A reply that is cut off (stopped, disconnected, failed) keeps the text that was shown and is
 never trained on. Left out: retries inside a turn; a reader should see an error rather than two half replies.
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -37,15 +38,41 @@ MAX_MESSAGES = 200
 MAX_CHARACTERS = 200_000
 
 
+class Ahead:
+    """Chunks of a reply that vLLM is asked for at once, rather than when somebody waits for the first."""
+
+    def __init__(self, chunks: AsyncGenerator[Chunk, None]) -> None:
+        self._chunks = chunks
+        self._first = asyncio.create_task(self._begin())
+
+    async def _begin(self) -> Chunk | None:
+        return await anext(self._chunks, None)
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        first = await self._first
+        if first is not None:
+            yield first
+        async for chunk in self._chunks:
+            yield chunk
+
+    async def aclose(self) -> None:
+        """Drop the request, whatever came of it."""
+        self._first.cancel()
+        await asyncio.wait([self._first])
+        await self._chunks.aclose()
+
+
 @dataclass(frozen=True)
 class Turn:
-    """A reply about to be generated; its row is committed."""
+    """A reply that is being generated, or about to be; its row is committed."""
 
     message_id: str
     version: str
     messages: tuple[Message, ...]
     sampling: Sampling
     conversation_id: str | None = None
+    ahead: Ahead | None = None
+    asked: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -113,33 +140,39 @@ class Conversations:
         conversation_id: str | None = None,
         parent_id: str | None = None,
     ) -> Turn:
-        """Commit the row of a reply that is about to stream. Raises ThumbwiseError for what cannot be asked."""
+        """Ask vLLM, and commit the reply's row meanwhile. Raises ThumbwiseError for what cannot be asked."""
         check_messages(messages)
-        self.require_engine()
+        engine, asked = self.require_engine(), time.monotonic()
         self.load.check(user_id)
         version = self.resolve(model, user_id)
-        with self.load.one(user_id):
-            message_id = await asyncio.to_thread(
-                self.store.start_reply,
-                user_id,
-                messages,
-                version,
-                asdict(sampling),
-                conversation_id=conversation_id,
-                parent_id=parent_id,
-            )
-        return Turn(message_id, version, tuple(messages), sampling, conversation_id)
+        ahead = Ahead(engine.chat(version, messages, sampling))
+        try:
+            with self.load.one(user_id):
+                message_id = await asyncio.to_thread(
+                    self.store.start_reply,
+                    user_id,
+                    messages,
+                    version,
+                    asdict(sampling),
+                    conversation_id=conversation_id,
+                    parent_id=parent_id,
+                )
+        except BaseException:
+            await ahead.aclose()
+            raise
+        return Turn(message_id, version, tuple(messages), sampling, conversation_id, ahead, asked)
 
     async def stream(self, turn: Turn, user_id: str = LOCAL_USER) -> AsyncGenerator[Chunk, None]:
         """Yield a turn's chunks; the text is committed before the chunk that carries the finish reason."""
         written = _Written()
         state: ReplyState = "stopped"
         failure: ThumbwiseError | None = None
-        asked = last = time.monotonic()
+        last = turn.asked
         metric, gaps = self.metrics.first_token.labels(turn.version), self.metrics.token_gap.labels(turn.version)
         self.load.enter(user_id)
         try:
-            async with aclosing(self.require_engine().chat(turn.version, turn.messages, turn.sampling)) as chunks:
+            asked = turn.ahead or self.require_engine().chat(turn.version, turn.messages, turn.sampling)
+            async with aclosing(asked) as chunks:
                 async for chunk in chunks:
                     if chunk.response_ids:
                         now = time.monotonic()
@@ -163,7 +196,7 @@ class Conversations:
                 # the store writes this end as soon as it can.
                 with suppress(ThumbwiseError):
                     self._finish(turn, written, state, None if failure is None else str(failure))
-            _log_reply(turn, state, len(written.response_ids), time.monotonic() - asked, failure)
+            _log_reply(turn, state, len(written.response_ids), time.monotonic() - turn.asked, failure)
 
     async def write(self, turn: Turn, user_id: str = LOCAL_USER) -> tuple[str, Chunk]:
         """Generate a whole reply; returns its text and a chunk with all of its tokens and the finish reason."""

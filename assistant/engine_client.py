@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import aiohttp
+import orjson
 
 from thumbwise.contracts import Message
 from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
@@ -229,7 +230,7 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, A
             if event == b"data: [DONE]":
                 return
             if event.startswith(b"data: "):
-                yield json.loads(event[6:])
+                yield orjson.loads(event[6:])
 
 
 def _chunk(event: dict[str, Any], model: str, with_logprobs: bool) -> Chunk | None:

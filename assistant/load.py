@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
@@ -102,13 +103,27 @@ class Stream(StreamingResponse):
 
     async def stream_response(self, send: Send) -> None:
         """Send each event within SLOW seconds; after that the reply ends as it does for a reader who hung up."""
+        loop = asyncio.get_running_loop()
+        since = math.inf  # when the event that is being sent was begun
 
-        async def patient(message: Message) -> None:
-            async with asyncio.timeout(SLOW):
-                await send(message)
+        async def noted(message: Message) -> None:
+            nonlocal since
+            since = loop.time()
+            await send(message)
+            since = math.inf
+
+        async def watch(limit: asyncio.Timeout) -> None:  # a timer for each event would cost more than the event
+            while loop.time() - since < SLOW:
+                await asyncio.sleep(SLOW / 10)
+            limit.reschedule(loop.time())
 
         try:
-            await super().stream_response(patient)
+            async with asyncio.timeout(None) as limit:
+                watching = asyncio.create_task(watch(limit))
+                try:
+                    await super().stream_response(noted)
+                finally:
+                    watching.cancel()
         except TimeoutError:
             log.info("a reader took nothing for %g seconds and is let go", SLOW)
             await self.events.aclose()

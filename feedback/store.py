@@ -1,22 +1,17 @@
-"""The feedback database: one process, one read-write connection, acknowledged after COMMIT.
+"""The feedback database: replies, comparisons and votes, each acknowledged after COMMIT.
 
-SQLite through sqlite-utils, WAL with synchronous=FULL, so that what was acknowledged survives a power cut.
-All methods are synchronous and thread-safe (one lock around one connection); async callers go through
-`asyncio.to_thread`. Left out: a second connection of any kind, since SQLite up to 3.51.2 can corrupt a WAL
-that several connections write or checkpoint, and group commit, which a busy gateway will want.
+How things are written is in `writer.py`. All methods are synchronous and thread-safe; async callers go through
+`asyncio.to_thread`.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlite_utils import Database, Migrations
+from sqlite_utils import Database
 
 from thumbwise.contracts import Message
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
@@ -33,15 +28,8 @@ from thumbwise.feedback.records import (
     prompt_sha256,
     sha256,
 )
+from thumbwise.feedback.writer import Writer
 
-PRAGMAS = {
-    "journal_mode": "WAL",
-    "synchronous": "FULL",
-    "busy_timeout": 10_000,
-    "foreign_keys": "ON",
-    "journal_size_limit": 64 * 1024 * 1024,
-    "trusted_schema": "OFF",
-}
 _END = (
     "UPDATE replies SET state=?, text=?, finish_reason=?, prompt_ids=?, response_ids=?, error=?, finished_at=?"
     " WHERE id=? AND state='streaming'"
@@ -54,61 +42,13 @@ _REPLY = """
 """
 
 
-class Store:
+class Store(Writer):
     """The one writer. Open it only while holding the home's lock."""
 
     def __init__(self, path: Path) -> None:
         """Open (or make) the database at `path` and bring its schema up to date."""
-        connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
-        path.chmod(0o600)
-        self.lock = threading.RLock()
-        self._owed: dict[str, list[Any]] = {}  # how replies ended while nothing could be written
-        self.db = Database(connection, strict=True)
-        for name, value in PRAGMAS.items():
-            self.db.execute(f"PRAGMA {name} = {value}")
+        super().__init__(path)
         self.migrate(migrations)
-
-    def migrate(self, own: Migrations) -> None:
-        """Bring a migration set's tables up to date."""
-        with self.lock:
-            own.apply(self.db)
-
-    def close(self) -> None:
-        """Close the connection; the last COMMIT is already on disk."""
-        with self.lock:
-            self.db.close()
-
-    @contextmanager
-    def write(self) -> Iterator[Database]:
-        """One durable transaction: everything in the block is committed at its end, or nothing is."""
-        with self.lock:
-            try:
-                self.db.execute("BEGIN IMMEDIATE")
-                try:
-                    for values in self._owed.values():
-                        self.db.execute(_END, values)
-                    yield self.db
-                except BaseException:
-                    self.db.rollback()
-                    raise
-                self.db.commit()
-                self._owed.clear()
-            except (sqlite3.DatabaseError, OSError) as error:
-                if self.db.conn.in_transaction:
-                    self.db.rollback()
-                if isinstance(error, sqlite3.IntegrityError):
-                    raise
-                why = error.strerror if isinstance(error, OSError) else error
-                raise ThumbwiseError(
-                    f"The database could not be written ({why}); nothing was saved. "
-                    "Make room or mend the disk, then try again.",
-                    status=507,
-                ) from error
-
-    def rows(self, sql: str, params: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
-        """Run a SELECT and return its rows as dicts."""
-        with self.lock:
-            return list(self.db.query(sql, params))
 
     # -- conversations and replies -------------------------------------------------------------------
 
@@ -139,17 +79,19 @@ class Store:
         parent_id: str | None = None,
     ) -> str:
         """Commit a reply's row (state `streaming`) before its first chunk; returns the message id."""
-        with self.write() as db:
-            address = self.add_prompt(db, messages)
-            message_id = self._insert_reply(
+
+        def work(db: Database) -> str:
+            return self._insert_reply(
                 db,
                 user_id=user_id,
-                prompt_sha256=address,
+                prompt_sha256=self.add_prompt(db, messages),
                 policy_version=policy_version,
                 sampling=canonical(sampling),
                 conversation_id=conversation_id,
                 parent_id=parent_id,
             )
+
+        message_id = self.share(work)
         fault_point("reply_begun")
         return message_id
 
@@ -176,16 +118,17 @@ class Store:
         """
         ids = [json.dumps(list(prompt_ids)), json.dumps(list(response_ids))]
         values = [state, text, finish_reason, *ids, error, now_ns(), message_id]
-        with self.lock:
-            self._owed.pop(message_id, None)
-            try:
-                with self.write() as db:
-                    db.execute(_END, values)
-                    fault_point("reply_ended")
-            except ThumbwiseError:
-                if state != "done":  # who asked for one that is done is told so, and it then ends as failed
-                    self._owed[message_id] = values
-                raise
+
+        def work(db: Database) -> None:
+            db.execute(_END, values)
+            fault_point("reply_ended")
+
+        try:
+            self.share(work)
+        except ThumbwiseError:
+            if state != "done":  # who asked for one that is done is told so, and it then ends as failed
+                self.owe(message_id, work)
+            raise
 
     def fail_unfinished(self) -> int:
         """Turn rows left `streaming` by a crash into `failed`; returns how many. Called once at start."""
@@ -307,7 +250,8 @@ class Store:
         body = sha256(canonical([request.kind, request.message_id, request.comparison_id, value]))
         if not 1 <= len(key) <= 200:
             raise ThumbwiseError("Idempotency-Key must have 1 to 200 characters: send a fresh UUID per vote.")
-        with self.write() as db:
+
+        def work(db: Database) -> tuple[str, bool]:
             used = list(
                 db.query(
                     "SELECT id, body_sha256 FROM feedback WHERE user_id=? AND idempotency_key=?",
@@ -335,8 +279,12 @@ class Store:
                 }
             )
             fault_point("vote_written")
-        fault_point("vote_committed")
-        return feedback_id, True
+            return feedback_id, True
+
+        feedback_id, new = self.share(work)
+        if new:
+            fault_point("vote_committed")
+        return feedback_id, new
 
     def _check_target(self, user_id: str, request: FeedbackRequest, value: dict[str, Any]) -> None:
         if request.message_id is not None:

@@ -16,7 +16,7 @@ from fakes import FakeEngine, FakeEngineClient
 from live_server import serving, wait_ready
 
 from thumbwise.app import Assistant
-from thumbwise.errors import EngineFailed
+from thumbwise.errors import EngineFailed, ThumbwiseError
 from thumbwise.home import Home
 
 CHAT = "/v1/chat/completions"
@@ -125,6 +125,27 @@ async def test_the_row_is_committed_before_the_first_chunk_and_the_text_before_t
         if chunk.finish_reason:
             assert (stored(assistant)[0]["state"], stored(assistant)[0]["text"]) == ("done", "Hello there friend")
     assert stored(assistant)[0]["policy_version"] == "policy-0000"
+
+
+async def test_the_engine_begins_while_the_row_is_committed(assistant, engine) -> None:
+    with assistant.store.lock:  # nothing can be committed
+        begun = asyncio.create_task(assistant.conversations.begin("local", ASK, assistant.conversations.sampling()))
+        while not engine.asked:
+            await asyncio.sleep(0.01)
+        assert (begun.done(), stored(assistant)) == (False, [])
+    turn = await begun
+    assert stored(assistant)[0]["state"] == "streaming"
+    text = "".join([chunk.text async for chunk in assistant.conversations.stream(turn)])
+    assert (text, len(engine.asked)) == ("Hello there friend", 1)
+
+
+async def test_a_row_that_cannot_be_committed_stops_the_engine(assistant, engine) -> None:
+    engine.gate = asyncio.Event()
+    assistant.store.db.execute("PRAGMA max_page_count = 1")  # SQLite keeps to what there is: no page more
+    ask = [{"role": "user", "content": "x" * 100_000}]
+    with pytest.raises(ThumbwiseError, match="nothing was saved"):
+        await assistant.conversations.begin("local", ask, assistant.conversations.sampling())
+    assert (len(engine.asked), engine.open_streams, stored(assistant)) == (1, 0, [])
 
 
 async def test_a_reader_who_leaves_stops_the_engine_and_the_reply_is_kept_as_stopped(assistant, engine) -> None:

@@ -109,6 +109,20 @@ def test_no_piece_of_a_reply_waits_for_the_one_before_to_be_acknowledged() -> No
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+def switches() -> int:
+    """How often a thread of this process has gone to sleep."""
+    found = [path.read_text() for path in Path("/proc/self/task").glob("*/status")]
+    return sum(int(text.split("\nvoluntary_ctxt_switches:")[1].split()[0]) for text in found)
+
+
+def test_an_assistant_that_has_nothing_to_do_leaves_the_processor_alone(tmp_path: Path, tiny_model: Path) -> None:
+    with serving(tiny_home(tmp_path / "home", tiny_model), lambda: FakeEngine(Torrent())) as live:
+        httpx.get(live.url)  # Gradio begins to look for events with the first page
+        before = switches()
+        time.sleep(1)
+        assert switches() - before < 300  # Gradio by itself: a thousand
+
+
 class Torrent(FakeEngineClient):
     """Says far more than the wire holds."""
 

@@ -1,0 +1,90 @@
+"""Writes that wait at the same time share one COMMIT, and nothing else."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlite_utils import Database
+
+from thumbwise.errors import Conflict, ThumbwiseError
+from thumbwise.feedback.writer import Writer
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[Writer]:
+    writer = Writer(tmp_path / "some.db")
+    writer.db.execute("CREATE TABLE said (word TEXT PRIMARY KEY) STRICT")
+    yield writer
+    writer.close()
+
+
+def say(word: str, error: Exception | None = None) -> Callable[[Database], str]:
+    def work(db: Database) -> str:
+        db.execute("INSERT INTO said VALUES (?)", [word])
+        if error is not None:
+            raise error
+        return word
+
+    return work
+
+
+def at_once(writer: Writer, works: Sequence[Callable[[Database], Any]]) -> list[Future[Any]]:
+    """Let all of `works` wait for the lock, then let go of it."""
+    with ThreadPoolExecutor(len(works)) as pool:
+        with writer.lock:
+            futures = [pool.submit(writer.share, work) for work in works]
+            while len(writer._waiting) < len(works):
+                threading.Event().wait(0.001)
+        return futures
+
+
+def words(writer: Writer) -> list[str]:
+    return sorted(row["word"] for row in writer.rows("SELECT word FROM said"))
+
+
+def test_what_waits_at_once_is_committed_once_and_each_gets_its_own_result(writer: Writer) -> None:
+    statements: list[str] = []
+    writer.db.conn.set_trace_callback(statements.append)
+    done = at_once(writer, [say(f"word {n}") for n in range(10)])
+    assert [future.result() for future in done] == [f"word {n}" for n in range(10)]
+    assert statements.count("COMMIT") == 1
+    assert len(words(writer)) == 10
+
+
+@pytest.mark.parametrize("error", [Conflict("No."), KeyError("a bug"), sqlite3.IntegrityError("twice")])
+def test_an_error_undoes_and_reaches_its_own_work_alone(writer: Writer, error: Exception) -> None:
+    good, bad, other = at_once(writer, [say("good"), say("bad", error), say("other")])
+    assert (good.result(), bad.exception(), other.result()) == ("good", error, "other")
+    assert words(writer) == ["good", "other"]
+
+
+def test_a_word_that_is_taken_is_refused_to_the_second_alone(writer: Writer) -> None:
+    done = at_once(writer, [say("same"), say("same"), say("other")])
+    assert sorted(type(future.exception()).__name__ for future in done) == ["IntegrityError", "NoneType", "NoneType"]
+    assert words(writer) == ["other", "same"]
+
+
+def test_a_disk_that_takes_nothing_fails_all_with_a_sentence_and_the_next_are_written(writer: Writer) -> None:
+    done = at_once(writer, [say("one"), say("two", OSError(28, "No space left on device")), say("three")])
+    for future in done:
+        error = future.exception()
+        assert isinstance(error, ThumbwiseError)
+        assert (error.status, "No space left on device" in str(error)) == (507, True)
+    assert words(writer) == []
+    assert writer.share(say("four")) == "four"
+    assert words(writer) == ["four"]
+
+
+def test_what_is_owed_is_written_before_the_next_work_and_once(writer: Writer) -> None:
+    order: list[str] = []
+    writer.owe("key", lambda db: order.append("an older word"))
+    writer.owe("key", lambda db: order.append("owed"))
+    for n in range(2):
+        writer.share(lambda db, n=n: order.append(f"work {n}"))  # type: ignore[misc]
+    assert order == ["owed", "work 0", "work 1"]
