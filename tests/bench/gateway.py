@@ -5,7 +5,7 @@
 With the default model: prompts of 256 tokens, replies of 48, 1 and 32 streams, one burst directly and one through the
 assistant in each pair, in turning order; ratios are taken within a pair. With an engine that answers at once instead:
 whole replies of 8 tokens asked for at 50, 100 and 200 a second, so what is left is the gateway's own time, with both
-of its commits. About twelve minutes on two cores, which vLLM, the assistant and the clients share.
+of its commits. About half an hour on two cores, which vLLM, the assistant and the clients share.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from thumbwise.models import prepare
 from thumbwise.settings import EngineSettings, Settings
 
 TOKENS = 48
-STREAMS = {1: 4, 32: 1}
-"""How many times `--pairs`: a burst of one stream lasts two seconds, and one hiccup of the machine is half of it."""
+STREAMS = {1: 4, 32: 2}
+"""How many times `--pairs`: one hiccup of the machine is half of a burst of one stream, and a tenth of one of 32."""
 RATES = (50, 100, 200)
 SECONDS = 8.0
 """Of asking at each rate."""
