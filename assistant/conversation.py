@@ -43,10 +43,7 @@ class Ahead:
 
     def __init__(self, chunks: AsyncGenerator[Chunk, None]) -> None:
         self._chunks = chunks
-        self._first = asyncio.create_task(self._begin())
-
-    async def _begin(self) -> Chunk | None:
-        return await anext(self._chunks, None)
+        self._first = asyncio.ensure_future(anext(chunks, None))
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         first = await self._first
@@ -72,7 +69,9 @@ class Turn:
     sampling: Sampling
     conversation_id: str | None = None
     ahead: Ahead | None = None
+    """What vLLM was asked already; drafts of a comparison are asked for when somebody reads them."""
     asked: float = field(default_factory=time.monotonic)
+    """When it was asked for, on that clock."""
 
 
 @dataclass
@@ -171,8 +170,8 @@ class Conversations:
         metric, gaps = self.metrics.first_token.labels(turn.version), self.metrics.token_gap.labels(turn.version)
         self.load.enter(user_id)
         try:
-            asked = turn.ahead or self.require_engine().chat(turn.version, turn.messages, turn.sampling)
-            async with aclosing(asked) as chunks:
+            reply = turn.ahead or self.require_engine().chat(turn.version, turn.messages, turn.sampling)
+            async with aclosing(reply) as chunks:
                 async for chunk in chunks:
                     if chunk.response_ids:
                         now = time.monotonic()

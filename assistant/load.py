@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SLOW = 30.0
-"""Seconds for which a reader may leave what was sent to them untouched."""
+"""Seconds for which a reader may leave what was sent to them untouched, and up to a tenth more."""
 
 
 class Load:
@@ -102,7 +102,7 @@ class Stream(StreamingResponse):
         self.events = events
 
     async def stream_response(self, send: Send) -> None:
-        """Send each event within SLOW seconds; after that the reply ends as it does for a reader who hung up."""
+        """Send each event within about SLOW seconds; after that the reply ends as it does for a reader who hung up."""
         loop = asyncio.get_running_loop()
         since = math.inf  # when the event that is being sent was begun
 

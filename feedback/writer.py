@@ -127,7 +127,7 @@ class Writer:
 
 
 def _apart(db: Database, work: Work) -> tuple[Any, Exception | None]:
-    """Do `work` so that its error undoes it alone; an error of the disk is everybody's."""
+    """Do `work` so that its error undoes it alone and is returned; one of the disk is everybody's and is raised."""
     try:
         with db.atomic():
             return work(db), None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -40,7 +40,7 @@ def at_once(writer: Writer, works: Sequence[Callable[[Database], Any]]) -> list[
         with writer.lock:
             futures = [pool.submit(writer.share, work) for work in works]
             while len(writer._waiting) < len(works):
-                threading.Event().wait(0.001)
+                time.sleep(0.001)
         return futures
 
 
