@@ -26,8 +26,9 @@ HOLDS = {">=": float.__ge__, "<=": float.__le__, ">": float.__gt__}
 
 
 TRAINING = (plugins, training)
-GOES_BY = {"model", "temperature", "max_tokens", "reward", "train", "gates"}
+GOES_BY = {"model", "temperature", "max_tokens"}
 """Settings that may change a figure; those of serving alone do not."""
+TRAINING_GOES_BY = GOES_BY | {"reward", "train", "gates"}
 
 
 def number_format() -> str:
@@ -36,11 +37,12 @@ def number_format() -> str:
 
 
 def digest(packages: Sequence[ModuleType]) -> str:
-    """Twelve hex digits over the code of `packages` and the settings in GOES_BY."""
+    """Twelve hex digits over the code of `packages` and the settings that it goes by."""
     folders = [Path(str(package.__file__)).parent for package in packages]
     files = [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in (".py", ".jsonl")]
     text = "".join(f"{path.parent.name}/{path.name}\n{path.read_text(encoding='utf-8')}" for path in files)
-    text += number_format() + Settings().model_dump_json(include=GOES_BY)
+    goes_by = TRAINING_GOES_BY if training in packages else GOES_BY
+    text += number_format() + Settings().model_dump_json(include=goes_by)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
