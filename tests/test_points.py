@@ -34,7 +34,7 @@ POINTS: dict[int, str | Without] = {
     1: "reward_model a_pad_id_that_is_the_stop_id_stays_real_where_it_was_sampled",
     2: "reward_model stored_ids_are_taken_as_they_are",
     3: "reward_model the_score_does_not_depend_on_padding_or_on_the_batch",
-    4: "ppo a_left_padded_row_has_the_logits_of_the_unpadded_one",
+    4: "rollouts a_left_padded_row_has_the_logits_of_the_unpadded_one",
     5: "losses ranking_loss_is_the_mean_over_all_pairs",
     6: "losses pair_loss_sees_differences_only_and_is_log_two_without_an_opinion",
     7: "losses davidsons_ties",
@@ -52,13 +52,13 @@ POINTS: dict[int, str | Without] = {
     17: "ppo there_is_no_dropout_anywhere",
     18: "ppo rollouts_log_probabilities_are_the_trainers_at_the_same_temperature",
     19: "swap_watch a_swap_by_name_drops_and_mixes_nothing",
-    20: "ppo drawing_follows_the_distribution_and_repeats_with_its_seed",
+    20: "rollouts drawing_follows_the_distribution_and_repeats_with_its_seed",
     21: Without(
         "Rollouts come from the trainer's own weights in one process, old log-probabilities are recomputed, and the "
         "difference is the metric rollout_gap with a limit: a truncated weight would have nothing to correct."
     ),
     22: Without("Rollouts are drawn anew for each iteration and never kept: none can be stale."),
-    23: "ppo truncation_keeps_the_first_stop_id_and_drops_the_rest",
+    23: "rollouts truncation_keeps_the_first_stop_id_and_drops_the_rest",
     24: "gates only_replies_cut_off_by_their_limit_pay_the_penalty",
     25: "losses an_empty_response_contributes_nothing_and_stays_finite",
     26: "losses the_score_lands_on_the_last_response_token_only",

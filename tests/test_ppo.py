@@ -8,7 +8,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,10 +22,8 @@ from thumbwise.plugins.ppo import PPO, Rollout, in_process
 from thumbwise.training.batches import make_batch
 from thumbwise.training.candidate import adapter_files
 from thumbwise.training.config import TrainSettings
-from thumbwise.training.data import prompt_ids
 from thumbwise.training.metrics import GLOSSARY, glossary_table
 from thumbwise.training.models import Backbone
-from thumbwise.training.rollouts import draw, generate, left_pad, truncate
 from thumbwise.training.stepping import draw_prompts, minibatches
 from thumbwise.training.value import ValueFunction
 
@@ -60,42 +57,6 @@ def sampled(context: RunContext, n: int = 6, adapter: str | None = None) -> list
 
 
 # --- rollouts -----------------------------------------------------------------------------------------
-
-
-def test_truncation_keeps_the_first_stop_id_and_drops_the_rest() -> None:
-    assert truncate([5, 6, 2, 7, 2], frozenset({2})) == ((5, 6, 2), "stop")
-    assert truncate([5, 6, 77, 7], frozenset({2, 77})) == ((5, 6, 77), "stop")
-    assert truncate([5, 6, 7], frozenset({2})) == ((5, 6, 7), "length")
-
-
-def test_a_left_padded_row_has_the_logits_of_the_unpadded_one(context: RunContext) -> None:
-    short, long = [5, 6, 7], [9, 8, 7, 6, 5, 4, 3]
-    ids, mask, positions = left_pad([short, long], context.backbone.pad_id)
-    assert positions[0].tolist() == [0, 0, 0, 0, 0, 1, 2]
-    with torch.no_grad():
-        both = context.backbone.generator(input_ids=ids, attention_mask=mask, position_ids=positions).logits
-        alone = context.backbone.generator(input_ids=torch.tensor([short])).logits
-    torch.testing.assert_close(both[0, -1], alone[0, -1], atol=1e-4, rtol=0)
-
-
-def test_drawing_follows_the_distribution_and_repeats_with_its_seed() -> None:
-    logits = torch.tensor([[0.0, math.log(3.0), -math.inf]]).repeat(4000, 1)
-    ids, logprobs = draw(logits, 1.0, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(logprobs, torch.tensor([0.25, 0.75]).log()[ids])
-    assert (ids == 2).sum() == 0
-    assert abs(float((ids == 1).float().mean()) - 0.75) < 0.03
-    assert torch.equal(ids, draw(logits, 1.0, torch.Generator().manual_seed(0))[0])
-    assert draw(logits, 0.0, torch.Generator())[0][0] == 1
-
-
-def test_generation_in_a_batch_is_greedily_the_same_as_alone(context: RunContext) -> None:
-    prompts = [prompt_ids(context.backbone.tokenizer, p.messages) for p in PROMPTS]
-    settings: dict[str, Any] = {
-        "max_tokens": 8, "temperature": 0.0, "stop_ids": frozenset({2}), "pad_id": context.backbone.pad_id, "seed": 0,
-    }  # fmt: skip
-    together = generate(context.backbone.generator, prompts, **settings)
-    for prompt, reply in zip(prompts, together, strict=True):
-        assert generate(context.backbone.generator, [prompt], **settings)[0].ids == reply.ids
 
 
 def test_rollouts_log_probabilities_are_the_trainers_at_the_same_temperature(context: RunContext) -> None:

@@ -277,9 +277,9 @@ def test_a_fault_is_struck_at_its_place_and_passing_only(fault: Any, monkeypatch
     assert not faults.disk_is_full(OSError(5, "I/O"))
 
 
-def test_besides_the_last_two_checkpoints_one_that_is_asked_for_is_kept(tmp_path: Path) -> None:
+def test_besides_the_last_two_checkpoints_those_that_are_asked_for_are_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     state = {"policy": {"w": torch.zeros(2)}, "kl_coefficient": 0.1}
-    for number in range(1, 6):
-        checkpoints.save(number, state, 2 if number > 2 else None)
-    assert checkpoints.numbers() == [2, 4, 5]
+    for number in range(1, 7):
+        checkpoints.save(number, state, [1, 3] if number > 2 else [1])
+    assert checkpoints.numbers() == [1, 3, 5, 6]

@@ -200,6 +200,19 @@ def test_the_score_does_not_depend_on_padding_or_on_the_batch(fitted: BradleyTer
             np.testing.assert_allclose(total.detach().numpy(), expected, atol=1e-4)
 
 
+def test_hidden_states_after_a_shared_beginning_are_those_of_the_whole(backbone: Backbone) -> None:
+    first, second = reply(1, 0.5, length=4), reply(2, 0.5, length=9)
+    samples = [
+        replace(first, prompt_ids=(5, 6, 7, 8, 9)), replace(second, prompt_ids=(5, 6, 7, 3)),
+    ]  # fmt: skip
+    batch = backbone.batch(samples)
+    assert batch.shared == 3
+    for shared in (0, 1):
+        whole = backbone.hidden(replace(batch, shared=shared), (0, 1))
+        for ours, theirs in zip(backbone.hidden(batch, (0, 1)), whole, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
 def test_a_pad_id_that_is_the_stop_id_stays_real_where_it_was_sampled(backbone: Backbone) -> None:
     stop = backbone.tokenizer.eos_token_id
     assert backbone.pad_id == stop

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 
 from thumbwise.contracts import Evidence, GateReport
 from thumbwise.training.config import GateSettings
-from thumbwise.training.selection import Selected, halfway, select
+from thumbwise.training.selection import Selected, earlier, select
 
 BUDGET = 8.0
 
@@ -33,7 +33,9 @@ class Policy:
         self.kl = state["kl"]
 
 
-def selected(policy: Policy, limit: float, *, milder: float | None = 3.0, stopped: str = "") -> tuple[Selected, int]:
+def selected(
+    policy: Policy, limit: float, *, milder: Sequence[float] = (5.5, 3.0), stopped: str = ""
+) -> tuple[Selected, int]:
     """Let gates that allow `limit` nats judge; returns what was selected and how often they were asked."""
     asked = 0
 
@@ -48,7 +50,7 @@ def selected(policy: Policy, limit: float, *, milder: float | None = 3.0, stoppe
 
     result = select(
         policy, gather, {"kl": gate}, budget=BUDGET, last={"kl": 7.0}, stopped=stopped, say=lambda line: None,
-        milder=lambda: None if milder is None else {"kl": milder},
+        milder=lambda kl: ({"kl": less} for less in milder if less < kl),
     )  # fmt: skip
     return result, asked
 
@@ -58,10 +60,11 @@ def selected(policy: Policy, limit: float, *, milder: float | None = 3.0, stoppe
     [
         (6.0, 15.0, 6.0, "", True, 1),  # the last one, as it is
         (9.0, 15.0, 7.0, "kl", True, 1),  # over the budget: the one before
-        (6.0, 5.0, 3.0, "gates", True, 2),  # refused: the milder one
-        (9.0, 5.0, 3.0, "gates", True, 2),
-        (6.0, 2.0, 6.0, "", False, 2),  # both refused: the last one, with its reasons
-        (3.5, 2.0, 3.5, "", False, 1),  # no further than the milder one: not asked again
+        (6.0, 5.8, 5.5, "gates", True, 2),  # refused: the milder one
+        (9.0, 5.8, 5.5, "gates", True, 2),
+        (6.0, 5.0, 3.0, "gates", True, 3),  # refused as well: the mildest
+        (6.0, 2.0, 6.0, "", False, 3),  # all refused: the last one, with its reasons
+        (2.5, 2.0, 2.5, "", False, 1),  # nothing is milder: not asked again
     ],
 )
 def test_the_policy_that_is_handed_over(
@@ -74,8 +77,8 @@ def test_the_policy_that_is_handed_over(
     assert result.reports[0].detail == f"It is {held} nats away."
 
 
-def test_where_no_policy_has_learned_within_half_of_the_budget_the_refusal_stands() -> None:
-    result, times = selected(Policy(6.0), 2.0, milder=None)
+def test_where_no_earlier_policy_has_learned_the_refusal_stands() -> None:
+    result, times = selected(Policy(6.0), 2.0, milder=())
     assert not result.passed
     assert times == 1
 
@@ -84,8 +87,11 @@ def test_a_run_that_its_budget_ended_keeps_that_reason() -> None:
     assert selected(Policy(7.0), 15.0, stopped="kl")[0].stopped == "kl"
 
 
-def test_the_milder_policy_is_the_newest_within_half_of_the_budget_and_never_the_untrained_one() -> None:
-    rows = [{"kl": kl} for kl in (0.0, 1.0, 3.9, 4.1, 3.0, 7.0)]
-    assert halfway(rows, BUDGET) == 4
-    assert halfway(rows[:1], BUDGET) is None
-    assert halfway([{"kl": 0.0}, {"kl": 6.0}], BUDGET) is None
+def test_earlier_policies_are_the_newest_in_each_share_of_the_budget_and_never_the_untrained_one() -> None:
+    rows = [{"kl": kl} for kl in (0.0, 1.0, 3.9, 4.1, 3.0, 5.9, 7.0)]
+    assert earlier(rows, BUDGET) == [5, 4]
+    assert earlier(rows, BUDGET, kl=6.0) == [4]
+    assert earlier(rows, BUDGET, kl=4.0) == []
+    assert earlier(rows[:5], BUDGET) == [4]  # one policy is the newest in both
+    assert earlier(rows[:1], BUDGET) == []
+    assert earlier([{"kl": 0.0}, {"kl": 7.0}], BUDGET) == []

@@ -19,7 +19,8 @@ from thumbwise.contracts import Sample
 class Batch:
     """B prompt-response sequences: `ids` [B, L], and their responses `tokens` and `mask`, both [B, T].
 
-    `before` and `at` [B, T] are the positions in `ids` that predict, and that hold, each response token.
+    `before` and `at` [B, T] are the positions in `ids` that predict, and that hold, each response token; all prompts
+    begin with the same `shared` tokens.
     """
 
     ids: Tensor
@@ -27,6 +28,7 @@ class Batch:
     mask: Tensor
     before: Tensor
     at: Tensor
+    shared: int
 
 
 def make_batch(samples: Sequence[Sample], pad_id: int, *, extra: int = 0) -> Batch:
@@ -45,7 +47,14 @@ def make_batch(samples: Sequence[Sample], pad_id: int, *, extra: int = 0) -> Bat
     mask = (steps < lengths[:, None]).float()
     at = (starts[:, None] + steps).clamp(max=width - 1)
     before = (starts[:, None] - 1 + steps).clamp(min=0, max=width - 1)
-    return Batch(ids, tokens, mask, before, at)
+    return Batch(ids, tokens, mask, before, at, shared_prefix([s.prompt_ids for s in samples]))
+
+
+def shared_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all of `prompts` begin with (a chat template's system text), the last of each left out."""
+    first, last = min(prompts), max(prompts)
+    most = min(len(prompt) for prompt in prompts) - 1
+    return max(0, next((n for n in range(most) if first[n] != last[n]), most))
 
 
 def at_positions(hidden: Tensor, positions: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 A state is nested dicts and lists of tensors and plain values, as `PolicyAlgorithm.state_dict` returns it.
 Tensors go to safetensors, everything else to JSON, bit for bit; nothing is pickled, because unpickling runs
 code. A checkpoint is written to a side folder, fsynced and renamed, and the last two are kept: the newest to go
-on from, the one before it as the last policy known to be within the KL budget; and one more, which the caller
-names. Left out: rollouts of an unfinished iteration, which are made again from their seed.
+on from, the one before it as the last policy known to be within the KL budget; and those that the caller names. Left
+out: rollouts of an unfinished iteration, which are made again from their seed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Checkpoints:
         found = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
         return sorted(int(name[1]) for name in found if name)
 
-    def save(self, number: int, state: Mapping[str, Any], also: int | None = None) -> None:
+    def save(self, number: int, state: Mapping[str, Any], also: Collection[int] = ()) -> None:
         """Write the state after `number` iterations, then forget all but the last KEPT and `also`. Raises OSError."""
         tensors: dict[str, Tensor] = {}
         rest = _pack(state, tensors, "")
@@ -55,7 +55,7 @@ class Checkpoints:
         side.rename(self._path(number))
         fsync_folder(self.folder)
         for old in self.numbers()[:-KEPT]:
-            if old != also:
+            if old not in also:
                 shutil.rmtree(self._path(old))
 
     def load(self, number: int) -> dict[str, Any]:

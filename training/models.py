@@ -25,7 +25,7 @@ from peft import LoraConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils.logging import disable_progress_bar
 
 from thumbwise.contracts import Floats, Sample
@@ -180,19 +180,32 @@ class Backbone:
     def hidden(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
         """The base's hidden states [B, T, D] of the response tokens that enter each decoder layer of `layers`, float32.
 
-        Layers above the deepest one are not run.
+        Layers above the deepest one are not run, and what all prompts begin with is run once.
         """
         found: dict[int, Tensor] = {}
+        with self.using(BASE):
+            cache = self._shared(batch, max(layers))
+            self._run(batch.ids[:, batch.shared :], layers, found, cache)
+        return [at_positions(found[number], batch.at - batch.shared).float() for number in layers]
+
+    def _shared(self, batch: Batch, deepest: int) -> DynamicCache:
+        """Keys and values of the tokens that all of `batch` begins with, below layer `deepest`, for each row."""
+        cache = DynamicCache(config=self.base.config)
+        if batch.shared:
+            self._run(batch.ids[:1, : batch.shared], (deepest,), {}, cache)
+            cache.batch_select_indices(torch.zeros(len(batch.ids), dtype=torch.long))
+        return cache
+
+    def _run(self, ids: Tensor, layers: Sequence[int], found: dict[int, Tensor], cache: DynamicCache) -> None:
+        """Run `ids` after what `cache` holds, up to the deepest of `layers`; what enters each of them into `found`."""
         hooks = [self._catch(number, found, last=number == max(layers)) for number in layers]
         try:
-            with self.using(BASE):
-                self.body(input_ids=batch.ids, use_cache=False)
+            self.body(input_ids=ids, past_key_values=cache, use_cache=True)
         except _Enough:
             pass
         finally:
             for hook in hooks:
                 hook.remove()
-        return [at_positions(found[number], batch.at).float() for number in layers]
 
     def _catch(self, number: int, found: dict[int, Tensor], *, last: bool) -> Any:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from thumbwise.contracts import Prompt, RunContext, Sample
-from thumbwise.training.batches import chunks
+from thumbwise.training.batches import chunks, shared_prefix
 from thumbwise.training.data import prompt_ids
 from thumbwise.training.models import Backbone
 
@@ -65,6 +65,29 @@ def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> tupl
     return token, chances.gather(1, token[:, None])[:, 0].log()
 
 
+def prefill(model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, DynamicCache, Tensor]:
+    """Logits after each of B prompts [B, V], their keys and values, and which of these are real tokens' [B, L].
+
+    Equal prompts are run once, and so is what all of them begin with: [shared tokens][pads][the rest] in each row.
+    """
+    different = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
+    shared = shared_prefix(different)
+    cache = DynamicCache(config=model.config)
+    if shared:
+        model(input_ids=torch.tensor([different[0][:shared]]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_select_indices(torch.zeros(len(different), dtype=torch.long))
+    ids, real, positions = left_pad([prompt[shared:] for prompt in different], pad_id)
+    mask = torch.cat([real.new_ones(len(different), shared), real], 1)
+    out = model(
+        input_ids=ids, attention_mask=mask, position_ids=positions + shared, past_key_values=cache, use_cache=True,
+        logits_to_keep=1,
+    )  # fmt: skip
+    number = {prompt: n for n, prompt in enumerate(different)}
+    rows = torch.tensor([number[tuple(prompt)] for prompt in prompts])
+    cache.batch_select_indices(rows)
+    return out.logits[rows, -1], cache, mask[rows]
+
+
 def generate(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -77,27 +100,26 @@ def generate(
 ) -> list[Generated]:
     """Continue each of `prompts` (token ids) by at most `max_tokens`, sampled together, left-padded."""
     generator = torch.Generator().manual_seed(seed)
-    ids, mask, positions = left_pad(prompts, pad_id)
-    cache = DynamicCache(config=model.config)
     stops = torch.tensor(sorted(stop_ids))
     ended = torch.zeros(len(prompts), dtype=torch.bool)
     tokens: list[Tensor] = []
     logprobs: list[Tensor] = []
     with torch.inference_mode():
-        for _ in range(max_tokens):
-            out = model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                use_cache=True, logits_to_keep=1,
-            )  # fmt: skip
-            token, logprob = draw(out.logits[:, -1], temperature, generator)
+        logits, cache, mask = prefill(model, prompts, pad_id)
+        positions = mask.sum(1, keepdim=True)
+        while True:
+            token, logprob = draw(logits, temperature, generator)
             tokens.append(token)
             logprobs.append(logprob)
             ended |= torch.isin(token, stops)
-            if bool(ended.all()):
+            if len(tokens) == max_tokens or bool(ended.all()):
                 break
-            ids = token[:, None]
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], 1)
-            positions = positions[:, -1:] + 1
+            out = model(
+                input_ids=token[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache,
+                use_cache=True,
+            )  # fmt: skip
+            logits, positions = out.logits[:, -1], positions + 1
     rows = torch.stack(tokens, 1).tolist()
     chances = torch.stack(logprobs, 1).tolist()
     replies = [truncate(row, stop_ids) for row in rows]

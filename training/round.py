@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +58,7 @@ from thumbwise.training.ptx import keep_file
 from thumbwise.training.replies import finish_rate, mean_length, repetition
 from thumbwise.training.reward import ShapedReward
 from thumbwise.training.runs import TrainResult, read_json, write_json
-from thumbwise.training.selection import halfway, select
+from thumbwise.training.selection import earlier, select
 from thumbwise.training.sft import SFTReport, learn
 from thumbwise.training.tiers import choose, too_little
 
@@ -273,15 +273,15 @@ class Round:
                 algorithm.load_state_dict(last)
                 return last, "kl"
             last = before
-            checkpoints.save(iteration + 1, algorithm.state_dict(), halfway(log.rows(), self.settings.train.kl_budget))
+            checkpoints.save(iteration + 1, algorithm.state_dict(), earlier(log.rows(), self.settings.train.kl_budget))
             fault_point("iteration")
         return last, ""
 
-    def _milder(self) -> dict[str, Any] | None:
-        """The newest policy within half of the KL budget, if any has learned something."""
-        number = halfway(MetricsLog(self.folder).rows(), self.settings.train.kl_budget)
+    def _milder(self, kl: float) -> Iterator[dict[str, Any]]:
+        """The policies to fall back on from one at `kl` nats a reply, furthest first."""
         checkpoints = Checkpoints(self.folder / "checkpoints")
-        return checkpoints.load(number) if number in checkpoints.numbers() else None
+        for number in earlier(MetricsLog(self.folder).rows(), self.settings.train.kl_budget, kl):
+            yield checkpoints.load(number)
 
     def _evidence(
         self, context: RunContext, reward: ShapedReward, fit: FitReport, held_out: tuple[Prompt, ...],

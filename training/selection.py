@@ -1,21 +1,23 @@
 """Which of a run's policies goes on to the swap: the last one, unless it went too far.
 
 A policy that drifts on after it has learned what people want is what over-optimisation looks like (Gao et al. 2022):
-the proxy rises and the replies get worse. So where the gates refuse the last policy, they are asked once more, about
-the newest one within half of the KL budget, and the round's votes are not lost. Two tries, not a search: each look
-at the held-out prompts makes passing by luck likelier. Left out: averaging policies.
+the proxy rises and the replies get worse. So where the gates refuse the last policy, they are asked about the newest
+one within three quarters of the KL budget, then within half of it, and the round's votes are not lost. Three tries, not
+a search: each look at the held-out prompts makes passing by luck likelier. Left out: averaging policies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from thumbwise.contracts import Evidence, Gate, GateReport, PolicyAlgorithm
 from thumbwise.training.evaluate import run_gates
 
-HALFWAY = 0.5
+SHARES = (0.75, 0.5)
+"""Of the KL budget: what an earlier policy keeps within, furthest first."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,15 @@ class Selected:
         return all(report.passed for report in self.reports)
 
 
-def halfway(rows: Sequence[Mapping[str, float]], budget: float) -> int | None:
-    """How many iterations the newest policy within half of the KL budget has behind it; None where none has learned.
+def earlier(rows: Sequence[Mapping[str, float]], budget: float, kl: float = math.inf) -> list[int]:
+    """How many iterations the policies to fall back on have behind them, furthest first: the newest in each of SHARES.
 
-    `rows` are the iterations' metrics; `kl` there is of the policy that the iteration began with.
+    `rows` are the iterations' metrics; `kl` there is of the policy that the iteration began with. The untrained policy
+    is none of them, nor is one of a share that a policy at `kl` nats keeps within itself.
     """
-    within = [n for n, row in enumerate(rows) if n > 0 and row["kl"] <= HALFWAY * budget]
-    return max(within, default=None)
+    limits = [share * budget for share in SHARES if share * budget < kl]
+    newest = (max((n for n, row in enumerate(rows) if n > 0 and row["kl"] <= limit), default=0) for limit in limits)
+    return list(dict.fromkeys(number for number in newest if number))
 
 
 def select(
@@ -48,14 +52,14 @@ def select(
     *,
     budget: float,
     last: Mapping[str, Any],
-    milder: Callable[[], Mapping[str, Any] | None],
+    milder: Callable[[float], Iterable[Mapping[str, Any]]],
     stopped: str,
     say: Callable[[str], None],
 ) -> Selected:
     """Ask the gates about the policy that `algorithm` holds, and set it back where that is what they need.
 
-    `last` is the state before the last update, known to be within `budget` (nats a reply); `milder` gives an
-    earlier one, or None; `stopped` says why training ended early, if it did.
+    `last` is the state before the last update, known to be within `budget` (nats a reply); `milder` gives the states to
+    fall back on from a policy so many nats away; `stopped` says why training ended early, if it did.
     """
     evidence = gather()
     if evidence.kl > budget and not stopped:
@@ -63,15 +67,16 @@ def select(
         algorithm.load_state_dict(last)
         evidence = gather()
     first = Selected(evidence, run_gates(gates, evidence), stopped)
-    if first.passed or evidence.kl <= HALFWAY * budget or (earlier := milder()) is None:
+    if first.passed:
         return first
-    refused = " ".join(report.detail for report in first.reports if not report.passed)
-    say(f"The last policy is refused; the gates are asked about the newest within half of the KL budget. {refused}")
     kept = algorithm.state_dict()
-    algorithm.load_state_dict(earlier)
-    evidence = gather()
-    second = Selected(evidence, run_gates(gates, evidence), "gates")
-    if second.passed:
-        return second
+    for state in milder(evidence.kl):
+        refused = " ".join(report.detail for report in first.reports if not report.passed)
+        say(f"The last policy is refused; the gates are asked about an earlier one. {refused}")
+        algorithm.load_state_dict(state)
+        evidence = gather()
+        again = Selected(evidence, run_gates(gates, evidence), "gates")
+        if again.passed:
+            return again
     algorithm.load_state_dict(kept)
     return first

@@ -1,0 +1,83 @@
+"""Sampling in process: plain sampling at one temperature, the same in a batch as alone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from tiny_model import make_tiny_model
+from toy_policy import PROMPTS
+
+from thumbwise.training.batches import shared_prefix
+from thumbwise.training.config import TrainSettings
+from thumbwise.training.data import prompt_ids
+from thumbwise.training.models import Backbone
+from thumbwise.training.rollouts import draw, generate, left_pad, prefill, truncate
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return Backbone(make_tiny_model(tmp_path_factory.mktemp("model")), TrainSettings(dtype="float32"))
+
+
+def test_truncation_keeps_the_first_stop_id_and_drops_the_rest() -> None:
+    assert truncate([5, 6, 2, 7, 2], frozenset({2})) == ((5, 6, 2), "stop")
+    assert truncate([5, 6, 77, 7], frozenset({2, 77})) == ((5, 6, 77), "stop")
+    assert truncate([5, 6, 7], frozenset({2})) == ((5, 6, 7), "length")
+
+
+def test_a_left_padded_row_has_the_logits_of_the_unpadded_one(backbone: Backbone) -> None:
+    short, long = [5, 6, 7], [9, 8, 7, 6, 5, 4, 3]
+    ids, mask, positions = left_pad([short, long], backbone.pad_id)
+    assert positions[0].tolist() == [0, 0, 0, 0, 0, 1, 2]
+    with torch.no_grad():
+        both = backbone.generator(input_ids=ids, attention_mask=mask, position_ids=positions).logits
+        alone = backbone.generator(input_ids=torch.tensor([short])).logits
+    torch.testing.assert_close(both[0, -1], alone[0, -1], atol=1e-4, rtol=0)
+
+
+def test_drawing_follows_the_distribution_and_repeats_with_its_seed() -> None:
+    logits = torch.tensor([[0.0, math.log(3.0), -math.inf]]).repeat(4000, 1)
+    ids, logprobs = draw(logits, 1.0, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(logprobs, torch.tensor([0.25, 0.75]).log()[ids])
+    assert (ids == 2).sum() == 0
+    assert abs(float((ids == 1).float().mean()) - 0.75) < 0.03
+    assert torch.equal(ids, draw(logits, 1.0, torch.Generator().manual_seed(0))[0])
+    assert draw(logits, 0.0, torch.Generator())[0][0] == 1
+
+
+def test_generation_in_a_batch_is_greedily_the_same_as_alone(backbone: Backbone) -> None:
+    prompts = [prompt_ids(backbone.tokenizer, p.messages) for p in PROMPTS]
+    settings: dict[str, Any] = {
+        "max_tokens": 8, "temperature": 0.0, "stop_ids": frozenset({2}), "pad_id": backbone.pad_id, "seed": 0,
+    }  # fmt: skip
+    together = generate(backbone.generator, prompts, **settings)
+    for prompt, reply in zip(prompts, together, strict=True):
+        assert generate(backbone.generator, [prompt], **settings)[0].ids == reply.ids
+
+
+def test_what_prompts_share_is_read_once(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shared_prefix([(1, 2, 3, 4), (1, 2, 5)]) == 2
+    assert shared_prefix([(1, 2, 3), (1, 2, 3)]) == 2  # the last one is what the first logits come from
+    assert shared_prefix([(1,), (1, 2)]) == shared_prefix([(3, 1), (4, 1)]) == 0
+    read: list[tuple[int, ...]] = []
+    model = backbone.generator
+    body = model.forward
+
+    def spied(*args: Any, **kwargs: Any) -> Any:
+        read.append(tuple(kwargs["input_ids"].shape))
+        return body(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", spied)
+    logits, cache, mask = prefill(model, [[5, 6, 7, 8], [5, 6, 9], [5, 6, 9]], backbone.pad_id)
+    assert read == [(1, 2), (2, 2)]
+    assert mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 1], [1, 1, 0, 1]]
+    assert cache.layers[0].keys.shape[0] == 3
+    with torch.no_grad():
+        for row, prompt in enumerate(([5, 6, 7, 8], [5, 6, 9], [5, 6, 9])):
+            alone = body(input_ids=torch.tensor([prompt])).logits[0, -1]
+            torch.testing.assert_close(logits[row], alone, atol=1e-4, rtol=0)
