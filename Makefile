@@ -31,11 +31,12 @@ setup: .venv/ready
 run: setup
 	$(BIN)/thumbwise serve
 
-test: setup test-deps
-	$(BIN)/python -m pytest
+# vLLM wants all cores, so what needs it runs alone.
+test: test-fast test-deps
+	$(BIN)/python -m pytest -m "engine or browser"
 
 test-fast: setup
-	$(BIN)/python -m pytest -m "not engine and not browser"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not engine and not browser"
 
 test-deps:
 	@test -x $(CHROMIUM) || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \

@@ -89,7 +89,7 @@ class TrainSettings(BaseModel):
     )
     reward_clip: float = Field(4.0, gt=0, description="scores are clipped to this many deviations")
     missing_eos_penalty: float = Field(
-        0.4, ge=0, description="taken from the score of a reply that did not end by itself; small models seldom do"
+        1.0, ge=0, description="taken from the score of a reply that did not end by itself; small models seldom do"
     )
     pace: float = Field(
         1.2, ge=1, description="factor by which an iteration may change PPO's learning rate, so that kl_target is met"

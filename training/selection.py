@@ -66,17 +66,17 @@ def select(
         stopped = "kl"  # the last update went over it
         algorithm.load_state_dict(last)
         evidence = gather()
-    first = Selected(evidence, run_gates(gates, evidence), stopped)
+    first = found = Selected(evidence, run_gates(gates, evidence), stopped)
     if first.passed:
         return first
     kept = algorithm.state_dict()
     for state in milder(evidence.kl):
-        refused = " ".join(report.detail for report in first.reports if not report.passed)
-        say(f"The last policy is refused; the gates are asked about an earlier one. {refused}")
+        refused = " ".join(report.detail for report in found.reports if not report.passed)
+        say(f"This policy is refused; the gates are asked about an earlier one. {refused}")
         algorithm.load_state_dict(state)
         evidence = gather()
-        again = Selected(evidence, run_gates(gates, evidence), "gates")
-        if again.passed:
-            return again
+        found = Selected(evidence, run_gates(gates, evidence), "gates")
+        if found.passed:
+            return found
     algorithm.load_state_dict(kept)
     return first
