@@ -56,7 +56,7 @@ def sampled(context: RunContext, n: int = 6, adapter: str | None = None) -> list
     return context.rollouts.sample([PROMPTS[i % 5] for i in range(n)], adapter, 11)
 
 
-# --- rollouts -----------------------------------------------------------------------------------------
+# --- rollouts and the trainer -------------------------------------------------------------------------
 
 
 def test_rollouts_log_probabilities_are_the_trainers_at_the_same_temperature(context: RunContext) -> None:
