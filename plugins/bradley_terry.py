@@ -56,7 +56,7 @@ class BradleyTerry:
 
     def fit(self, labels: Labels, seed: int) -> FitReport:
         """Fit on every label; the accuracy is from nested cross-validation over `rm_folds` folds by prompt."""
-        from thumbwise.training.heads import fit_head
+        from thumbwise.training.heads import fit_head, observed
 
         samples, votes = gather(labels, self.train.thumb_weight)
         if not votes.is_pair.any() and len(set(votes.good[votes.is_thumb])) < 2:
@@ -65,10 +65,10 @@ class BradleyTerry:
                 "or thumbs both up and down."
             )
         features = self._measure(samples)
-        # An L2-regularised solution lies in the span of the features, so fit in that smaller space.
-        left, sizes, rotation = np.linalg.svd(features, full_matrices=False)
-        kept = sizes > 1e-9 * max(sizes[0], 1e-9)
-        reduced = left[:, kept] * sizes[kept]
+        # An L2-regularised solution lies in the span of what the votes see, so fit in that smaller space.
+        _, sizes, rotation = np.linalg.svd(observed(features, votes), full_matrices=False)
+        span = rotation[sizes > 1e-9 * max(sizes[0], 1e-9)]
+        reduced = features @ span.T
         smoothing = self.train.rm_label_smoothing
         right = self._cross_validate(reduced, votes, seed)
         trust = self._trust(reduced, votes, seed)
@@ -79,7 +79,7 @@ class BradleyTerry:
         rng = np.random.default_rng(seed)
         for _ in range(self.train.rm_heads):
             heads.append(fit_head(reduced, votes.reweighted(bootstrap(votes.group, rng)), l2, smoothing))
-        directions = np.stack([h.direction for h in heads]) @ rotation[kept]
+        directions = np.stack([h.direction for h in heads]) @ span
         directions = (directions * self._units()).astype(np.float32)
         self.ends = directions[:, self.scale.size :]
         self.weights = directions[:, : self.scale.size].reshape(-1, *self.scale.shape)

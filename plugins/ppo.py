@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from thumbwise import hookimpl
@@ -62,7 +62,7 @@ class PPO:
         self.policy = self.backbone.parameters(POLICY)
         self.optimizer = adamw(list(self.policy.values()), train.learning_rate)
         self.kl = AdaptiveKL(train.kl_coefficient, train.kl_target, train.kl_horizon)
-        self.pace = Pace(train.kl_target, train.iterations, train.pace)
+        self.pace = Pace(train.kl_target, train.pace)
         self.pretraining = Pretraining(context) if train.ptx > 0 else None
 
     def step(self, iteration: int) -> dict[str, float]:
@@ -72,6 +72,8 @@ class PPO:
         start = time.monotonic()
         samples, rng = stepping.sample_rollouts(self.context, iteration, self.train.episodes)
         rollout, metrics = self._evaluate(samples, first=iteration == 0)
+        ahead = [stepping.schedule(self.train, later) for later in range(iteration, self.iterations)]
+        self.pace.update(metrics["kl"], ahead, steer=iteration >= self.train.warmup)
         wanted = self.train.learning_rate * self.pace.value
         rate = stepping.set_learning_rate(self.optimizer, wanted, self.train, iteration)
         stepping.set_learning_rate(self.value.optimizer, self.train.value_learning_rate, self.train, iteration)
@@ -82,8 +84,6 @@ class PPO:
             lambda minibatch: self._policy_step(rollout, minibatch, rng) | self._value_step(rollout, minibatch),
         )
         self.kl.update(metrics["kl"], len(samples))
-        if iteration >= self.train.warmup:
-            self.pace.update(metrics["kl"], iteration)
         return metrics | {"learning_rate": rate, "seconds": time.monotonic() - start}
 
     def _evaluate(self, samples: list[Sample], *, first: bool = False) -> tuple[Rollout, dict[str, float]]:
@@ -171,14 +171,15 @@ class PPO:
         from thumbwise.training.stepping import saved
 
         ptx = self.pretraining.state_dict() if self.pretraining else {}
-        return saved(self._parts()) | {"kl_coefficient": self.kl.value, "pace": self.pace.value} | ptx
+        return saved(self._parts()) | {"kl_coefficient": self.kl.value, "pace": asdict(self.pace)} | ptx
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back, or on, to what `state_dict` returned."""
+        from thumbwise.training.losses import Pace
         from thumbwise.training.stepping import restore
 
         restore(self._parts(), state)
-        self.kl.value, self.pace.value = state["kl_coefficient"], state["pace"]
+        self.kl.value, self.pace = state["kl_coefficient"], Pace(**state["pace"])
         if self.pretraining:
             self.pretraining.load_state_dict(state)
 

@@ -200,30 +200,42 @@ def test_warm_up_from_a_tenth() -> None:
     )
 
 
-def test_the_pace_brings_kl_to_its_target_whatever_moves_the_policy_how_fast() -> None:
-    for speed in (0.4, 1.0, 2.5):  # at a fixed rate KL would end at 1, 6 and 37: it is the square of the way
-        pace, way, ends = losses.Pace(6.0, 20, 1.2), 0.0, []
-        for iteration in range(20):
-            pace.update(way**2, iteration)
-            way += speed * pace.value * math.sqrt(6.0) / 20
-            ends.append(way**2)
-        assert 4.0 < ends[-1] < 9.0, (speed, ends)
-    fixed = losses.Pace(6.0, 20, 1.0)
-    fixed.update(100.0, 3)
-    assert fixed.value == 1.0
+@pytest.mark.parametrize(("speed", "power"), [(0.5, 1), (1, 1), (2, 1), (4, 1), (0.5, 0.5), (1, 0.5), (2, 0.5)])
+def test_the_pace_brings_kl_to_its_target_whatever_moves_the_policy_how_fast(speed: float, power: float) -> None:
+    pace, way = losses.Pace(6.0, 1.2), 0.0
+    rates = [losses.warmup(n, 2) * losses.annealing(n, 20) for n in range(20)]
+    for n in range(20):
+        pace.update(way**2, rates[n:], steer=n >= 2)
+        way += speed * math.sqrt(6.0) / 10 * (rates[n] * pace.value) ** power
+    assert 4.5 < way**2 < 8.0
 
 
-def test_the_pace_moves_by_its_gain_and_within_limits() -> None:
-    pace = losses.Pace(8.0, 4, 1.5)
-    for kl, value in ((2.0, 1.0), (0.9, 1.5), (3.9, 1.5), (4.1, 1.0)):  # wanted after two of four: 2
-        pace.update(kl, 2)
+def test_the_pace_is_what_goes_the_way_that_is_left_in_the_rates_that_are_left() -> None:
+    pace = losses.Pace(9.0, 3.0)
+    pace.update(0.0, [1.0, 1.0, 1.0, 1.0], steer=False)
+    pace.update(1.0, [1.0, 1.0, 1.0], steer=False)
+    assert (pace.value, pace.marks) == (1.0, ((0.0, 0.0), (1.0, 1.0)))
+    pace.update(2.25, [1.0, 1.0])  # 1.5 by 2.0, so the 1.5 left take 2.0, and there are 2.0
+    assert pace.value == pytest.approx(1.0)
+    pace.update(6.25, [1.0])  # 2.5 by 3.0, so the 0.5 left take 0.6 of the 1.0 that is there
+    assert pace.value == pytest.approx(0.6)
+
+
+def test_the_pace_is_raised_by_its_gain_at_most_and_at_most_halved() -> None:
+    pace = losses.Pace(9.0, 1.2)
+    for kl, value in ((0.0, 1.0), (0.0, 1.2), (0.01, 1.44), (9.0, 0.72), (12.0, 0.36), (9.5, 0.18)):
+        pace.update(kl, [1.0, 1.0])
         assert pace.value == pytest.approx(value)
     for _ in range(9):
-        pace.update(0.0, 3)
+        pace.update(99.0, [1.0])
+    assert pace.value == 0.02
+    for _ in range(40):
+        pace.update(0.0, [1.0])
     assert pace.value == 4.0
-    for _ in range(9):
-        pace.update(99.0, 3)
-    assert pace.value == 0.25
+    fixed = losses.Pace(6.0, 1.0)
+    for kl in (1.0, 100.0):
+        fixed.update(kl, [1.0])
+    assert fixed.value == 1.0
 
 
 def test_adaptive_kl_coefficient() -> None:

@@ -215,6 +215,7 @@ def test_a_value_loss_reaches_no_policy_weight_and_a_policy_loss_no_value_weight
 
 def test_ppo_raises_a_toy_reward_and_leaves_the_base_alone(context: RunContext) -> None:
     before = context.backbone.base_sha256()
+    context = replace(context, train=SMALL.model_copy(update={"pace": 1.0}))  # the reward must rise, not meet a KL
     algorithm = PPO(context, low_ids)
     rows = [algorithm.step(i) for i in range(10)]
     others = {"best_reward", "sft_loss", "dpo_loss", "dpo_accuracy", "ptx_loss", "ptx_gamma"}
@@ -226,6 +227,21 @@ def test_ppo_raises_a_toy_reward_and_leaves_the_base_alone(context: RunContext) 
     assert end > start + 0.7
     assert rows[-1]["kl"] > 0.05
     assert context.backbone.base_sha256() == before
+
+
+def test_the_learning_rate_is_lowered_where_kl_would_pass_its_target_and_resumes_so(context: RunContext) -> None:
+    context = replace(context, train=SMALL.model_copy(update={"pace": 1.2, "kl_target": 0.5}))
+    algorithm = PPO(context, low_ids)
+    rows = [algorithm.step(i) for i in range(3)]
+    before = algorithm.state_dict()
+    rows += [algorithm.step(i) for i in range(3, 5)]
+    annealed = [5e-3 * (1 - 0.1 * i) for i in range(5)]
+    factors = [row["learning_rate"] / rate for row, rate in zip(rows, annealed, strict=True)]
+    assert factors[0] == 1
+    assert rows[1]["kl"] > 0.5  # the first step went too far, so the rate is halved as long as that is so
+    assert factors[1:3] == pytest.approx([0.5, 0.25])
+    algorithm.load_state_dict(before)
+    assert [algorithm.step(i)["learning_rate"] for i in range(3, 5)] == [row["learning_rate"] for row in rows[3:]]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -59,32 +59,41 @@ class Head:
         return right
 
 
-def losses(features: torch.Tensor, votes: Votes, head: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """Loss of every vote [n]; `head` is [direction, position, threshold, log nu, raters' offsets] in one vector."""
-    size = features.shape[1]
+def observed(features: Array, votes: Votes) -> Array:
+    """What each vote sees of the features: left less right for comparisons, the reply's own for thumbs; [n, D]."""
+    right = np.where(votes.is_thumb[:, None], 0.0, features[votes.right])
+    seen: Array = features[votes.left] - right
+    return seen
+
+
+def losses(seen: torch.Tensor, votes: Votes, head: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """Loss of every vote [n]; `head` is [direction, position, threshold, log nu, raters' offsets] in one vector.
+
+    `seen` [n, D] is from `observed`.
+    """
+    size = seen.shape[1]
     position, threshold, log_nu, offsets = head[size], head[size + 1], head[size + 2], head[size + 3 :]
-    scores = features @ head[:size]
-    good, left = torch.from_numpy(votes.good), scores[torch.from_numpy(votes.left)]
-    other = scores[torch.from_numpy(votes.right)]
+    score, good = seen @ head[:size], torch.from_numpy(votes.good)
     tied = torch.from_numpy(votes.is_tie)
-    pair = pair_loss((2 * good - 1) * (left - other + position), smoothing)
-    found = torch.where(tied, 0.0, pair)
+    found = torch.where(tied, 0.0, pair_loss((2 * good - 1) * (score + position), smoothing))
     if bool(votes.is_tie.any()):
-        found = found + tie_loss(left - other + position, log_nu, tied.double())
-    thumb = thumb_loss(left, good, threshold + offsets[torch.from_numpy(votes.rater)])
-    return torch.where(torch.from_numpy(votes.is_thumb), thumb, found)
+        found = found + tie_loss(score + position, log_nu, tied.double())
+    if bool(votes.is_thumb.any()):
+        thumb = thumb_loss(score, good, threshold + offsets[torch.from_numpy(votes.rater)])
+        found = torch.where(torch.from_numpy(votes.is_thumb), thumb, found)
+    return found
 
 
-def _objective(features: torch.Tensor, votes: Votes, head: torch.Tensor, l2: float, smoothing: float) -> torch.Tensor:
-    weight, size = torch.from_numpy(votes.weight), features.shape[1]
-    data = (losses(features, votes, head, smoothing) * weight).sum() / weight.sum()
+def _objective(seen: torch.Tensor, votes: Votes, head: torch.Tensor, l2: float, smoothing: float) -> torch.Tensor:
+    weight, size = torch.from_numpy(votes.weight), seen.shape[1]
+    data = (losses(seen, votes, head, smoothing) * weight).sum() / weight.sum()
     prior = l2 * (head[:size] ** 2).sum() + NUISANCE_L2 / len(weight) * (head[size:] ** 2).sum()
     return data + 0.5 * prior
 
 
 def fit_head(features: Array, votes: Votes, l2: float, smoothing: float) -> Head:
     """The head with the least weighted mean loss plus l2/2 |direction|^2 (L-BFGS in float64)."""
-    x, size = torch.from_numpy(features), features.shape[1]
+    seen, size = torch.from_numpy(observed(features, votes)), features.shape[1]
     head = torch.zeros(size + 3 + votes.raters, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [head], max_iter=200, history_size=20, tolerance_grad=1e-6, tolerance_change=1e-10,
@@ -93,7 +102,7 @@ def fit_head(features: Array, votes: Votes, l2: float, smoothing: float) -> Head
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = _objective(x, votes, head, l2, smoothing)
+        loss = _objective(seen, votes, head, l2, smoothing)
         loss.backward()
         return loss
 

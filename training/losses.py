@@ -9,6 +9,8 @@ uses yet.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -176,27 +178,37 @@ class AdaptiveKL:
 
 @dataclass
 class Pace:
-    """A factor on the policy's learning rate that brings its KL to `target` nats a reply in `steps` iterations.
+    """A factor on the policy's learning rate that brings its KL to `target` nats a reply at the end of the schedule.
 
-    A policy that moves evenly has `target` (n / steps)^2 after n of them, since KL grows as the square of the way that
-    was gone. How fast it moves hangs on how clear the reward is, so each iteration's KL is held against that: where it
-    is off by more than TOLERANCE, the factor moves by `gain` (as the penalty's coefficient in Schulman et al. 2017,
-    section 4). A `gain` of 1 leaves the rate alone.
+    KL grows as the square of the way that was gone. How far a rate takes the policy hangs on how clear the reward is,
+    and lessens as it nears what the reward likes, so it is measured over the last WINDOW iterations: the factor is
+    what would go the way that is left in the rates that are left. An iteration raises it by `gain` at most, and at
+    most halves it, because a KL of few replies is a noisy one. A `gain` of 1 leaves the rate alone.
     """
 
     target: float
-    steps: int
     gain: float
     value: float = 1.0
+    gone: float = 0.0
+    marks: tuple[tuple[float, float], ...] = ()
+    """Rates gone through, and the way, at the last WINDOW updates; `gone` are the rates until now."""
 
-    TOLERANCE = 2.0
-    LIMIT = 4.0
+    WINDOW = 4
+    CUT = 2.0
+    LIMITS = (0.02, 4.0)
 
-    def update(self, kl: float, iteration: int) -> None:
-        """Move the factor after `iteration` (from 0), which began with a policy at `kl`."""
-        wanted = self.target * (iteration / self.steps) ** 2
-        if kl < wanted / self.TOLERANCE:
-            self.value *= self.gain
-        elif kl > wanted * self.TOLERANCE:
-            self.value /= self.gain
-        self.value = min(max(self.value, 1 / self.LIMIT), self.LIMIT)
+    def update(self, kl: float, ahead: Sequence[float], *, steer: bool = True) -> None:
+        """Move the factor before an iteration whose policy is at `kl`.
+
+        `ahead` are the rates, of this iteration and those after it, that the factor is for. Where `steer` is False,
+        how far it has come is noted and the factor stays.
+        """
+        way = math.sqrt(max(kl, 0.0))
+        if steer and self.gain > 1 and self.marks:
+            rates, went = self.gone - self.marks[0][0], way - self.marks[0][1]
+            left = max(0.0, math.sqrt(self.target) - way)
+            to_come = self.value * sum(ahead) * max(went, 0.0) / rates  # the way, at this pace
+            change = min(max(left / max(to_come, 1e-9), 1 / self.CUT), self.gain)
+            self.value = min(max(self.value * change, self.LIMITS[0]), self.LIMITS[1])
+        self.marks = (*self.marks, (self.gone, way))[-self.WINDOW :]
+        self.gone += ahead[0] * self.value

@@ -156,9 +156,14 @@ def passes(
     }
 
 
+def schedule(train: TrainSettings, iteration: int) -> float:
+    """Learning-rate factor of an iteration: warm-up, then annealing."""
+    return warmup(iteration, train.warmup) * annealing(iteration, train.iterations)
+
+
 def set_learning_rate(optimizer: Any, rate: float, train: TrainSettings, iteration: int) -> float:
     """Set `rate`, after warm-up and annealing, on `optimizer` and return it."""
-    now = rate * warmup(iteration, train.warmup) * annealing(iteration, train.iterations)
+    now = rate * schedule(train, iteration)
     for group in optimizer.param_groups:
         group["lr"] = now
     return now

@@ -65,6 +65,27 @@
     if (event.target.closest?.("#tw-list a, #tw-new")) close();
   };
 
+  // Gradio says that the server is gone, and loads the page again when it is back; what was being typed goes with it.
+  const gone = () => {
+    const lost = (toast) => toast.textContent.startsWith("Connection to the server was lost");
+    if (all(".toast-message-text").some(lost)) document.body.dataset.gone = "";
+  };
+  const box = () => $("#tw-box textarea");
+  const draft = () => "tw-draft " + location.pathname + location.search;
+  const keep = () => {
+    if (box()?.value) sessionStorage.setItem(draft(), box().value);
+  };
+  let restored = false;
+  const restore = () => {
+    if (restored || !box() || !document.body.dataset.state || document.body.dataset.state === "loading") return;
+    restored = true;
+    const kept = sessionStorage.getItem(draft());
+    sessionStorage.removeItem(draft());
+    if (!kept || box().value) return;
+    box().value = kept;
+    box().dispatchEvent(new Event("input", { bubbles: true }));
+  };
+
   let planned = false;
   const look = () => {
     if (planned) return;
@@ -75,6 +96,8 @@
       notes();
       result();
       sidebar();
+      gone();
+      restore();
     });
   };
 
@@ -99,6 +122,7 @@
     new MutationObserver(look).observe(document.body, { childList: true, subtree: true, characterData: true });
     document.addEventListener("keydown", keys, true);
     document.addEventListener("click", chosen);
+    addEventListener("pagehide", keep);
     look();
   };
   // Gradio adds this script when the page is already there.

@@ -82,6 +82,29 @@ def test_a_reload_restores_the_conversation_and_its_thumb(site: Site) -> None:
     assert site.votes() == [UP]
 
 
+def test_a_reload_keeps_what_was_being_typed_in_its_own_conversation(site: Site) -> None:
+    page = site.open()
+    site.say(page, "First")
+    box = page.locator("#tw-box textarea")
+    box.fill("A long question,\nhalf written")
+    page.reload()
+    site.wait(page, "done")
+    expect(box).to_have_value("A long question,\nhalf written")
+    page.goto(site.url + "/?c=new")
+    site.wait(page, "idle")
+    expect(box).to_have_value("")
+    page.go_back()
+    site.wait(page, "done")
+    expect(box).to_have_value("A long question,\nhalf written")
+    page.press("#tw-box textarea", "Enter")
+    expect(page.get_by_test_id("user")).to_have_count(2)
+    site.wait(page, "done")
+    assert site.writer.asked[1][1][-1]["content"] == "A long question,\nhalf written"
+    page.reload()
+    site.wait(page, "done")
+    expect(box).to_have_value("")
+
+
 def test_a_reload_in_mid_reply_follows_it_to_its_end(site: Site) -> None:
     site.writer.hold = 1
     page = site.open()

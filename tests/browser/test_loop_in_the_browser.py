@@ -250,13 +250,17 @@ def test_votes_become_a_version_that_an_open_page_shows_and_that_a_kill_does_not
     assert [(note, given) for _, _, note, given in before] == [(short(old), "up"), (short(new), "")]
     take_pictures(site, page, "after-the-swap")
 
+    page.fill("#tw-box textarea", "Thank you!")
     server.kill()
     assert stored(server, page) == before
+    expect(page.locator("body[data-gone]")).to_be_visible(timeout=READY_SECONDS * 3000)
+    picture(page, "while-it-is-gone")
     server.again()
-    page.reload()
+    expect(page.locator("body:not([data-gone])")).to_be_visible(timeout=30_000)  # the page came back by itself
     site.wait(page, "done")
     assert shown(page) == before
     expect(chip).to_have_attribute("data-version", new)
+    expect(page.locator("#tw-box textarea")).to_have_value("Thank you!")
     expect(page.locator("#tw-send")).to_be_enabled()
     site.say(page, "Thank you!")
     after = shown(page)
