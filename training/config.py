@@ -92,7 +92,9 @@ class TrainSettings(BaseModel):
         1.0, ge=0, description="taken from the score of a reply that did not end by itself; small models seldom do"
     )
     pace: float = Field(
-        1.2, ge=1, description="factor by which an iteration may raise PPO's learning rate, so that kl_target is met"
+        1.2,
+        ge=1,
+        description="factor by which an iteration may raise PPO's learning rate, to meet kl_target; 1 leaves it alone",
     )
     kl_coefficient: float = Field(0.05, ge=0, description="reward given up per nat of KL, at the start")
     kl_target: float = Field(7.0, gt=0, description="KL that coefficient and pace steer to, in nats a reply")

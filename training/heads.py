@@ -1,4 +1,4 @@
-"""Fit one linear head to comparisons, ties and thumbs: convex but for the ties, deterministic, a few milliseconds.
+"""Fit one linear head to comparisons, ties and thumbs: convex but for the ties, deterministic, a fraction of a second.
 
 score(x) = a . x for a reply's features x. A comparison is Bradley-Terry with a bias for the side it was
 shown on, P(left) = sigmoid(score(left) - score(right) + position), a tie is Davidson's; a thumb is P(up) =

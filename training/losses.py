@@ -3,8 +3,8 @@
 Shapes: B replies, T response positions; `mask` [B, T] is 1 on real response tokens and is made from
 lengths, never from `ids != pad`. Losses come back per element, unreduced: whoever calls them divides by
 the count over the whole batch, so that micro-batches of unequal length do not change the gradient. Left
-out: dual clipping, importance weights for engine rollouts and the pretraining term, which nothing here
-uses yet.
+out: dual clipping and importance weights for engine rollouts, which nothing here uses yet. The pretraining
+term is in `ptx.py`.
 """
 
 from __future__ import annotations

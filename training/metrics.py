@@ -133,7 +133,7 @@ GLOSSARY: dict[str, Metric] = {
         Watch("value", high=10.0, above=_TOO_FAST),
     ),
     "value_grad_norm": Metric("the same of the value function's gradient", "updates", "0.05 to 20"),
-    "learning_rate": Metric("of the policy in this iteration", "run", "0.25 to 4 times the setting, falls to a tenth"),
+    "learning_rate": Metric("of the policy in this iteration", "run", "0.02 to 4 times the setting, falls to a tenth"),
     "seconds": Metric("wall time of the iteration", "run", "steady"),
 }  # fmt: skip
 

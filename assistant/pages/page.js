@@ -73,7 +73,7 @@
   const box = () => $("#tw-box textarea");
   const draft = () => "tw-draft " + location.pathname + location.search;
   const keep = () => {
-    if (box()?.value) sessionStorage.setItem(draft(), box().value);
+    if (box()) sessionStorage.setItem(draft(), box().value); // empty too: what was sent must not come back
   };
   let restored = false;
   const restore = () => {

@@ -5,8 +5,8 @@
 The base model answers each prompt of the rehearsal in pairs; a judge's votes on them are flipped with the noise, and
 20 raters share them. Accuracy is over pairs with unequal scores of held-out prompts, judged without noise. The same
 pairs carry every case: clean votes, noisy ones, and noisy ones of which a fifth of the raters vote against the judge
-always, with rater weights and cap off and on. A seed draws votes, noise, raters; replies are sampled once. About ten
-minutes on two cores.
+always, with rater weights and cap off and on. A seed draws votes, noise, raters; replies are sampled once. More than
+half an hour on two cores.
 """
 
 from __future__ import annotations
