@@ -157,11 +157,17 @@ def test_a_judge_that_fails_is_one_sentence_that_names_it(judge: Any, says: str)
 
 
 def test_a_win_rate_counts_ties_half_and_its_interval_is_clustered_by_prompt() -> None:
-    rate = win_rate([[1, 1], [0, 2]], [[0, 1], [1, 0]])  # prompts: 1 + 1/2 of 2, and 0 + 1 of 2
+    rate = win_rate([[1, 1], [0, 2]], [[0, 1], [1]])  # prompts: 3/4 of each of two replies; 0 and 1
     assert (rate.rate, rate.n) == (0.625, 4)
     error = math.sqrt(2 / 1 * ((1.5 - 1.25) ** 2 + (1 - 1.25) ** 2)) / 4
     assert rate.high - rate.rate == pytest.approx(1.96 * error)
     assert rate.rate - rate.low == pytest.approx(1.96 * error)
+
+
+def test_each_reply_is_held_against_all_of_the_other_side_so_their_order_does_not_matter() -> None:
+    ours, theirs = [[3.0, 1.0, 2.0], [1.0]], [[2.0, 0.0], [0.0, 1.0, 2.0, 3.0]]
+    assert win_rate(ours, theirs) == win_rate([row[::-1] for row in ours], [row[::-1] for row in theirs])
+    assert win_rate(ours, theirs).rate == pytest.approx((1 + 1 / 2 + 3 / 4 + 1.5 / 4) / 4)
 
 
 def test_replies_to_one_prompt_that_agree_widen_the_interval() -> None:
@@ -172,16 +178,23 @@ def test_replies_to_one_prompt_that_agree_widen_the_interval() -> None:
     assert clustered.high - 0.5 == pytest.approx((apart.high - 0.5) * math.sqrt(4 * (39 / 9) * 9 / 39 / 1), rel=0.1)
 
 
-def test_the_best_of_n_by_the_reward_is_held_against_one_more() -> None:
-    judge = [[5, 1, 3, 2, 4, 4], [0, 0, 9]]  # two draws of 2 + 1 and one
-    reward = [[1, 2, 0, 0, 1, 9], [1, 0, 0]]
-    assert best_of(judge, reward, 2) == statistics.mean([0.0, 0.5, 0.0])
-    assert math.isnan(best_of([[1, 2]], [[1, 2]], 16))
+def test_the_best_of_n_by_the_reward_is_held_against_each_reply_that_is_not_among_them() -> None:
+    judge, reward = [[5, 1, 3], [0, 0, 9], [7, 8]], [[1, 2, 0], [1, 0, 2], [0, 1]]
+    first = [0.0, 1.0, 0.0]  # the 1 against the 5, the 5 against the 1, the 1 against the 3
+    second = [1.0, 1.0, 0.0]  # the 9 against each 0, and a 0 against the 9; the third has too few replies
+    assert best_of(judge, reward, 2) == pytest.approx(statistics.mean([*first, *second]))
+    assert math.isnan(best_of([[1, 2]], [[1, 2]], 2))
 
 
-def test_accuracy_counts_pairs_with_unequal_scores() -> None:
-    judge, reward = [[1, 2, 3, 3, 5, 4, 7]], [[0, 1, 9, 0, 0, 1, 0]]
-    assert pair_accuracy(judge, reward) == (0.5, 2)
+def test_the_best_of_n_by_the_judge_itself_loses_only_to_the_best_of_all() -> None:
+    scores = [[float(n) for n in range(17)]] * 3
+    assert best_of(scores, scores, 16) == pytest.approx(16 / 17)
+    assert best_of([[float(n) for n in range(40)]], [[0.0] * 40], 16) == pytest.approx(39 / 40)  # the next one
+
+
+def test_accuracy_counts_all_pairs_to_one_prompt_with_unequal_scores() -> None:
+    assert pair_accuracy([[1, 2, 2], [5]], [[0, 1, -1], [9]]) == (0.5, 2)
+    assert pair_accuracy([[1, 2, 3]], [[1, 3, 2]]) == (pytest.approx(2 / 3), 3)
     assert pair_accuracy([[1, 2]], [[3, 3]]) == (0.5, 1)
     assert math.isnan(pair_accuracy([[1, 1]], [[0, 1]])[0])
 

@@ -7,6 +7,7 @@ versions, which say more and come from serving.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class WinRate:
-    """A share of pairs won, ties half, its 95% interval clustered by prompt, and the number of pairs."""
+    """A share of pairs won, ties half, its 95% interval clustered by prompt, and the number of our replies."""
 
     rate: float
     low: float
@@ -34,15 +35,17 @@ def won(ours: float, theirs: float) -> float:
 
 
 def win_rate(ours: Scored, theirs: Scored) -> WinRate:
-    """Pair the replies to each prompt in order, and count who scores higher.
+    """Hold each of our replies against all of theirs to the same prompt, and count who scores higher.
 
-    Prompts are the clusters: the standard error is that of a ratio estimate over clusters of n_i pairs,
+    All pairs and not one for each reply: on average the same figure, with less luck in it. Prompts are the clusters:
+    the standard error is that of a ratio estimate over clusters of n_i replies, which win w_i of their pairs in sum,
     sqrt(m / (m - 1) sum (w_i - r n_i)^2) / sum n_i (Cochran, Sampling Techniques, 3rd ed., section 2.11).
     """
     clusters = [
-        [won(a, b) for a, b in zip(mine, yours, strict=False)] for mine, yours in zip(ours, theirs, strict=True)
+        [statistics.mean(won(a, b) for b in yours) for a in mine]
+        for mine, yours in zip(ours, theirs, strict=True)
+        if mine and yours
     ]
-    clusters = [cluster for cluster in clusters if cluster]
     n, m = sum(map(len, clusters)), len(clusters)
     rate = sum(map(sum, clusters)) / n
     squares = sum((sum(cluster) - rate * len(cluster)) ** 2 for cluster in clusters)
@@ -53,40 +56,46 @@ def win_rate(ours: Scored, theirs: Scored) -> WinRate:
 def best_of(scores: Scored, rewards: Scored, n: int) -> float:
     """Share of draws in which the best of `n` replies by `rewards` beats one more reply by the judge, ties half.
 
-    Each row holds one or more draws of n + 1 replies to a prompt; the last of a draw is the one more.
+    Each reply to a prompt is that one more in turn, against the `n` that follow it (in a circle); prompts with no more
+    than `n` replies are left out. Prompts count alike.
     """
-    results: list[float] = []
+    rows: list[float] = []
     for judge, reward in zip(scores, rewards, strict=True):
-        for start in range(0, len(judge) - n, n + 1):
-            best = max(range(start, start + n), key=lambda i: reward[i])
-            results.append(won(judge[best], judge[start + n]))
-    return statistics.mean(results) if results else math.nan
+        size = len(judge)
+        if size > n:
+            follow = [[(one + step) % size for step in range(1, n + 1)] for one in range(size)]
+            best = [max(others, key=lambda i: reward[i]) for others in follow]
+            rows.append(statistics.mean(won(judge[i], judge[one]) for one, i in enumerate(best)))
+    return statistics.mean(rows) if rows else math.nan
 
 
 def pair_accuracy(scores: Scored, rewards: Scored) -> tuple[float, int]:
-    """Share of neighbouring replies with unequal scores that `rewards` orders as the judge does, and how many."""
+    """Share of the pairs of replies to one prompt with unequal scores that `rewards` orders as the judge does.
+
+    Second is their number: C(K, 2) of K replies, less those of equal scores, so prompts with more replies count more.
+    """
     right: list[float] = []
     for judge, reward in zip(scores, rewards, strict=True):
-        for a in range(0, len(judge) - 1, 2):
-            if judge[a] != judge[a + 1]:
-                agreed = won(float(reward[a]), float(reward[a + 1]))
-                right.append(agreed if judge[a] > judge[a + 1] else 1 - agreed)
+        for a, b in itertools.combinations(range(len(judge)), 2):
+            if judge[a] != judge[b]:
+                agreed = won(float(reward[a]), float(reward[b]))
+                right.append(agreed if judge[a] > judge[b] else 1 - agreed)
     return (statistics.mean(right) if right else math.nan), len(right)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """How many replies of start each held-out prompt needs; `pairs` and `draws` are the least in all."""
+    """How many replies each held-out prompt needs: at least `replies` of a candidate and `draws` of start in all."""
 
     prompts: int
-    pairs: int = 200
+    replies: int = 200
     draws: int = 60
     best_of: int = 16
 
     @property
     def samples(self) -> int:
-        """Replies of each side to each prompt, for the win rate."""
-        return math.ceil(self.pairs / self.prompts)
+        """Replies of a candidate to each prompt, for the win rate."""
+        return math.ceil(self.replies / self.prompts)
 
     def start(self) -> list[int]:
         """For each prompt: whole draws of best_of + 1 on the first ones, and at least `samples` on all."""

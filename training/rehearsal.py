@@ -242,7 +242,7 @@ class Rehearsal:
         counts, each = wanted.start(), [wanted.samples] * wanted.prompts
         pool = by_prompt(counts, start)
         mine, theirs = self._scores(replies, each), self._scores(start, counts)
-        rate = win_rate(mine, [row[: wanted.samples] for row in theirs])
+        rate = win_rate(mine, theirs)
         rewards = by_prompt(counts, measure.rewards(start, self.home.runs / trained["run_id"]).tolist())
         accuracy, pairs = pair_accuracy(theirs, rewards)
         beside = [sample for row in pool for sample in row[: wanted.samples]]

@@ -38,7 +38,7 @@ def table(rounds: Sequence[dict[str, Any]]) -> str:
 def _cell(key: str, row: dict[str, Any]) -> str:
     value = row[key]
     if key == "win_rate":
-        return f"{value:.3f} ({row['win_rate_low']:.3f} to {row['win_rate_high']:.3f}, {row['n_eval']} pairs)"
+        return f"{value:.3f} ({row['win_rate_low']:.3f} to {row['win_rate_high']:.3f}, {row['n_eval']} replies)"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
