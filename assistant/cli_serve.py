@@ -67,8 +67,7 @@ async def _serve(home: Home, settings: Settings, lock: HomeLock, bound: socket.s
 
     assistant = Assistant(home, settings)
     app = create_app(assistant)
-    # What is left after open replies have ended are pages that listen for news, which never end.
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3)  # see Drained.shutdown
     server = Drained(config, assistant, asyncio.get_running_loop())
     lock.announce(url)
     click.echo(f"Thumbwise is at {url} (home: {home.root}). Stop it with Ctrl-C.")

@@ -127,6 +127,7 @@ class Prompt:
 class Evidence:
     """What the gates judge: the reward model's cross-validation, and replies to held-out prompts.
 
+    `rm_error` is the accuracy's standard error (None: as of independent votes).
     `candidate` and `stable` answer the same prompts in the same order, sampled alike; `*_scores` f32[N] are
     the reward model's. `kl` is in nats a reply, candidate to reference on the candidate's replies.
     """
@@ -139,6 +140,7 @@ class Evidence:
     stable_scores: Floats
     kl: float
     limits: GateSettings
+    rm_error: float | None = None
 
 
 Gate = Callable[[Evidence], GateReport]
@@ -156,7 +158,8 @@ class RunContext:
     """What a run gives to the factories of reward models, rollout backends and policy algorithms.
 
     Rollouts may start from people's `prompts` and from ours, `seed_prompts` (held-out ones are in neither).
-    `rollouts` and `value` (where the reward model offers one) are filled in as the run comes to have them.
+    `rollouts`, `value` (where the reward model offers one) and `finish_rate` (the share of stable's replies that end
+    by themselves within `max_tokens`) are filled in as the run comes to have them.
     """
 
     backbone: Backbone
@@ -168,6 +171,7 @@ class RunContext:
     folder: Path
     rollouts: RolloutBackend | None = None
     value: ValueInit | None = None
+    finish_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -197,11 +201,15 @@ class OffersValue(Protocol):
 
 @dataclass
 class FitReport:
-    """How well a reward model fits: held-out accuracy over `n` votes, folds by prompt (chance is 0.5)."""
+    """How well a reward model fits: held-out accuracy over `n` votes, folds by prompt (chance is 0.5).
+
+    `error` is that accuracy's standard error; None counts the votes as independent.
+    """
 
     accuracy: float
     n: int
     details: dict[str, Any] = field(default_factory=dict)
+    error: float | None = None
 
 
 class RewardModel(Protocol):

@@ -1,14 +1,16 @@
 """A server that lets open replies end when it is asked to stop.
 
-uvicorn closes its port first and then waits for every connection, also for those of pages that only listen. Here
-nothing new is begun and the port stays open to say so (503), until the replies have ended or `drain_seconds` are over;
-a second signal stops at once.
+uvicorn closes its port first and then waits for every connection, also for those of pages that only listen, which it
+cancels in the end with a traceback in the log for each. Here nothing new is begun and the port stays open to say so
+(503), until the replies have ended or `drain_seconds` are over; then what still listens is hung up on, as if its reader
+had left. A second signal stops at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from thumbwise.app import Assistant
 
 log = logging.getLogger(__name__)
+SHORT = 1.0
+"""Seconds that requests which are not replies, a vote for one, have to end."""
 
 
 class Drained(uvicorn.Server):
@@ -35,6 +39,17 @@ class Drained(uvicorn.Server):
         else:
             self.assistant.load.stopping = True
             self.loop.call_soon_threadsafe(self._begin, sig)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, which returns as soon as nothing is connected any more."""
+        hang_up = self.loop.call_later(SHORT, self._hang_up)
+        await super().shutdown(sockets)
+        hang_up.cancel()
+
+    def _hang_up(self) -> None:
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
 
     def _begin(self, sig: int) -> None:
         self._draining = asyncio.create_task(self._drain(sig))

@@ -44,7 +44,7 @@ def sha256(text: str | bytes) -> str:
 
 
 def prompt_sha256(messages: Sequence[Message]) -> str:
-    """The content address of a prompt; also its group, which keeps it in one fold of every split."""
+    """The content address of a prompt; that of a conversation's first message is the group of all its turns."""
     return sha256(canonical(list(messages)))
 
 

@@ -2,7 +2,8 @@
 
 One JSON object a line, sorted, so that the same feedback always gives the same bytes; the SHA-256 of those
 bytes is the snapshot's id and file name. Replies that failed, were stopped, or are still streaming never
-leave here. A corrected reply is a demonstration. Left out: likert ratings, until a trainer reads them.
+leave here. A corrected reply is a demonstration. All turns of a conversation are one group, which no split divides:
+the later ones contain the earlier ones. Left out: likert ratings, until a trainer reads them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from thumbwise.errors import NotFound
-from thumbwise.feedback.records import canonical, sha256
+from thumbwise.feedback.records import canonical, prompt_sha256, sha256
 from thumbwise.feedback.store import Store
 from thumbwise.home import write_durably
 
@@ -66,7 +67,9 @@ def read_snapshot(folder: Path, snapshot_id: str) -> bytes:
 
 
 def _prompt(row: dict[str, Any]) -> dict[str, Any]:
-    return {"group": row["prompt_sha256"], "prompt": json.loads(row["messages"])}
+    messages = json.loads(row["messages"])
+    begins = next((n for n, message in enumerate(messages, 1) if message["role"] == "user"), len(messages))
+    return {"group": prompt_sha256(messages[:begins]), "prompt": messages}
 
 
 def _on_comparison(row: dict[str, Any], replies: dict[str, dict[str, Any]]) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ from safetensors.numpy import load_file, save_file
 from thumbwise import hookimpl
 from thumbwise.contracts import FitReport, Floats, Labels, Register, RunContext, Sample, Scores, ValueInit
 from thumbwise.errors import ThumbwiseError
+from thumbwise.training.intervals import clustered_mean
 from thumbwise.training.votes import Array, Votes, bootstrap, gather
 
 L2_STRENGTHS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -41,8 +42,8 @@ class BradleyTerry:
         train, backbone = context.train, context.backbone
         self.train = train
         self.backbone = backbone
-        deepest = round(train.rm_depth * len(backbone.layers))
-        spread = np.linspace(0, min(deepest, len(backbone.layers) - 1), train.rm_layers)
+        deepest = min(round(train.rm_depth * len(backbone.layers)), len(backbone.layers) - 1)
+        spread = np.linspace(deepest, 0, train.rm_layers)  # the deepest, where it is one
         self.layers = tuple(sorted({int(layer) for layer in spread.round()}))
         size = (len(self.layers), backbone.hidden_size)
         self.mean: Floats = np.zeros(size, np.float32)
@@ -70,7 +71,7 @@ class BradleyTerry:
         span = rotation[sizes > 1e-9 * max(sizes[0], 1e-9)]
         reduced = features @ span.T
         smoothing = self.train.rm_label_smoothing
-        right = self._cross_validate(reduced, votes, seed)
+        right, prompts = self._cross_validate(reduced, votes, seed)
         trust = self._trust(reduced, votes, seed)
         votes = votes.reweighted(trust[votes.rater])
         l2 = self._choose_l2(reduced, votes, seed + 1)
@@ -84,14 +85,16 @@ class BradleyTerry:
         self.ends = directions[:, self.scale.size :]
         self.weights = directions[:, : self.scale.size].reshape(-1, *self.scale.shape)
         self.offsets = np.zeros(len(heads), np.float32)
-        accuracy = float(np.mean(right)) if right else 0.5
         self.details = {
             "l2": l2, "position_bias": head.position, "thumb_threshold": head.threshold,
             "layers": list(self.layers), "comparisons": int(votes.is_pair.sum()), "ties": int(votes.is_tie.sum()),
             "thumbs": int(votes.is_thumb.sum()), "raters": votes.raters,
             "distrusted_raters": int((trust < 0.25).sum()),
         }  # fmt: skip
-        return FitReport(accuracy, len(right), dict(self.details))
+        if not len(right):
+            return FitReport(0.5, 0, dict(self.details))
+        accuracy, error = clustered_mean(right.tolist(), prompts)
+        return FitReport(accuracy, len(right), dict(self.details), error)
 
     def score(self, samples: Sequence[Sample]) -> Scores:
         """Value and deviation (over the bootstrapped heads) of each sample; NaN for an empty response."""
@@ -177,19 +180,24 @@ class BradleyTerry:
         raw += self.ends.astype(np.float64) @ self._ends_scaled(samples).T
         return raw.astype(np.float32), np.array([not s.response_ids for s in samples], bool)
 
-    def _cross_validate(self, features: Array, votes: Votes, seed: int) -> list[float]:
-        """Of each vote, whether a head that never saw its prompt agrees; all else is chosen inside the other folds."""
+    def _cross_validate(self, features: Array, votes: Votes, seed: int) -> tuple[Array, list[str]]:
+        """How far a head that never saw a vote's prompt agrees with it, and the prompts, of the votes that tell.
+
+        All else is chosen inside the other folds.
+        """
         from thumbwise.training.data import folds
         from thumbwise.training.heads import fit_head
 
-        fold, right = np.array(folds(votes.group, self.train.rm_folds, seed)), list[float]()
+        fold, right = np.array(folds(votes.group, self.train.rm_folds, seed)), np.full(len(votes.left), np.nan)
         for number in range(self.train.rm_folds):
             train, test = votes.pick(fold != number), votes.pick(fold == number)
             if train.telling.any() and len(test.left):
                 train = train.reweighted(self._trust(features, train, seed)[train.rater])
                 l2 = self._choose_l2(features, train, seed + 1)
-                right += fit_head(features, train, l2, self.train.rm_label_smoothing).correct(features, test).tolist()
-        return right
+                head = fit_head(features, train, l2, self.train.rm_label_smoothing)
+                right[fold == number] = head.correct(features, test)
+        told = ~np.isnan(right)
+        return right[told], [group for group, tells in zip(votes.group, told, strict=True) if tells]
 
     def _trust(self, features: Array, votes: Votes, seed: int) -> Array:
         """A factor for each rater's votes, [raters]; all 1 where `rm_rater_weights` is off or raters are few."""

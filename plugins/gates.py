@@ -16,17 +16,13 @@ from thumbwise.contracts import Evidence, GateReport, Register
 from thumbwise.training.replies import finish_rate, mean_length, repetition
 
 
-def lower_bound(share: float, n: int, standard_errors: float) -> float:
-    """`share` of n minus that many binomial standard errors; 0 where n is 0."""
-    return share - standard_errors * math.sqrt(share * (1 - share) / n) if n else 0.0
-
-
 def rm_accuracy(evidence: Evidence) -> GateReport:
     """Cross-validated accuracy on untied votes, folds by prompt, surely above chance."""
-    limits = evidence.limits
-    low = lower_bound(evidence.rm_accuracy, evidence.rm_votes, limits.standard_errors)
+    limits, share, votes = evidence.limits, evidence.rm_accuracy, evidence.rm_votes
+    error = evidence.rm_error if evidence.rm_error is not None else math.sqrt(share * (1 - share) / max(1, votes))
+    low = share - limits.standard_errors * error if votes else 0.0
     detail = (
-        f"The reward model agrees with {evidence.rm_accuracy:.1%} of {evidence.rm_votes} votes it had not seen, at "
+        f"The reward model agrees with {share:.1%} of {votes} votes it had not seen, at "
         f"least {low:.1%} with {limits.standard_errors} standard errors taken off; over {limits.min_accuracy:.0%} is "
         "needed."
     )
@@ -59,7 +55,7 @@ def win_rate(evidence: Evidence) -> GateReport:
 def kl(evidence: Evidence) -> GateReport:
     """Not too far from the reference."""
     limit = evidence.limits.max_kl
-    detail = f"The candidate is {evidence.kl:.1f} nats a reply from the base model; at most {limit:g} are allowed."
+    detail = f"The candidate is {evidence.kl:.1f} nats a reply from the reference; at most {limit:g} are allowed."
     return GateReport("kl", evidence.kl <= limit, evidence.kl, limit, detail)
 
 

@@ -94,7 +94,7 @@ class PPO:
         from thumbwise.training import losses, stepping
 
         train = self.train
-        score, known = stepping.shaped_scores(self.reward, samples, train)
+        score, known = stepping.shaped_scores(self.reward, samples, self.context)
         parts = [part for minibatch in stepping.minibatches(len(samples), train) for part in minibatch]
         found = stepping.measure(self.backbone, samples, parts, self.context.temperature)
         mask = found.mask * known[:, None]
@@ -109,9 +109,10 @@ class PPO:
         advantages, returns = losses.gae(rewards, values, mask, train.gamma, self.gae_lambda)
         deviation = losses.masked_mean((advantages - losses.masked_mean(advantages, mask)) ** 2, mask).sqrt()
         rollout = Rollout(samples, features, mask, found.logp, values, losses.whiten(advantages, mask), returns)
-        return rollout, stepping.rollout_metrics(samples, found, score, known) | {
+        to_come = losses.gae(rewards, values, mask, train.gamma, 1.0)[1]  # `returns` hold the values themselves
+        return rollout, stepping.rollout_metrics(self.context, samples, found, score, known) | {
             "kl_coefficient": self.kl.value,
-            "explained_variance": losses.explained_variance(values, returns, mask),
+            "explained_variance": losses.explained_variance(values, to_come, mask),
             "advantage_std": float(deviation),
         }
 

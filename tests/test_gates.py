@@ -50,6 +50,13 @@ def test_accuracy_must_clear_chance_by_its_standard_errors(accuracy: float, vote
     assert report.limit == 0.5
 
 
+@pytest.mark.parametrize(("error", "passes"), [(0.03, True), (0.05, False)])
+def test_accuracy_is_as_sure_as_the_reward_model_says(error: float, passes: bool) -> None:
+    report = gates.rm_accuracy(evidence(rm_accuracy=0.56, rm_votes=1000, rm_error=error))
+    assert report.passed is passes
+    assert report.value == pytest.approx(0.56 - 1.28 * error)
+
+
 def test_ties_and_missing_opinions_count_half() -> None:
     scores = np.array([1, 1, 0, np.nan], np.float32)
     report = gates.win_rate(evidence(candidate=replies(4), candidate_scores=scores, stable_scores=scores * 0))

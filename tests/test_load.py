@@ -178,6 +178,7 @@ def test_a_stop_lets_open_replies_end_for_as_long_as_it_may(
     server.again()
     assert server.process is not None
     seen: list[dict[str, Any]] = []
+    heard: list[str] = []
 
     def read() -> None:
         with (
@@ -186,11 +187,19 @@ def test_a_stop_lets_open_replies_end_for_as_long_as_it_may(
         ):
             seen.extend(events(stream.iter_lines()))
 
-    reader = threading.Thread(target=read)
+    def listen() -> None:
+        with (
+            suppress(httpx.HTTPError),  # a page's stream, which never ends
+            httpx.stream("GET", f"{server.url}/gradio_api/heartbeat/page", timeout=60) as stream,
+        ):
+            heard.extend(stream.iter_lines())
+
+    reader, page = threading.Thread(target=read), threading.Thread(target=listen)
     try:
+        page.start()
         with tiny_engine.held():
             reader.start()
-            while not rows(home, "SELECT 1 FROM replies"):
+            while not (heard and rows(home, "SELECT 1 FROM replies")):
                 time.sleep(0.02)
             server.process.send_signal(signal.SIGTERM)
             if patience:
@@ -199,9 +208,11 @@ def test_a_stop_lets_open_replies_end_for_as_long_as_it_may(
             else:
                 reader.join()
         reader.join()
+        page.join()
         assert server.process.wait(30) in (0, -signal.SIGTERM)
     finally:
         server.kill()
+    assert "Traceback" not in server.log.read_text()
     assert rows(home, "SELECT state FROM replies") == [("done" if patience else "stopped",)]
     if patience:
         assert seen[-1] == {"done": True}

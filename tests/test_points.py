@@ -45,7 +45,7 @@ POINTS: dict[int, str | Without] = {
     12: Without(
         "The head is fitted to its optimum and held-out loss chooses its L2: there are no epochs to stop after."
     ),
-    13: "reward_model folds_and_held_out_prompts_never_split_a_prompt",
+    13: "data folds_and_held_out_prompts_never_split_a_prompt",
     14: "losses label_smoothing_has_its_optimum_at_log_odds_of_the_noise",
     15: "losses thumbs_fix_the_level_only_up_to_their_threshold",
     16: "gates a_reward_that_is_length_is_caught",

@@ -24,7 +24,7 @@ from thumbwise.training.candidate import adapter_files
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.metrics import GLOSSARY, glossary_table
 from thumbwise.training.models import Backbone
-from thumbwise.training.stepping import draw_prompts, minibatches
+from thumbwise.training.stepping import FINISH_GAIN, draw_prompts, end_penalty, minibatches
 from thumbwise.training.value import ValueFunction
 
 SMALL = TrainSettings(
@@ -304,6 +304,30 @@ def test_a_missing_end_costs_its_penalty_at_the_last_token(context: RunContext) 
         algorithm = PPO(replace(context, train=train), low_ids)
         rewards.append(algorithm._evaluate(samples)[1]["reward"])
     assert rewards[0] - rewards[1] == pytest.approx(0.75, abs=1e-5)
+
+
+def test_a_missing_end_costs_more_where_fewer_replies_end_than_stables_and_less_where_more_do(
+    context: RunContext,
+) -> None:
+    samples = [replace(s, finish_reason="stop" if n == 0 else "length") for n, s in enumerate(sampled(context, 4))]
+    train = context.train.model_copy(update={"missing_eos_penalty": 0.75})
+    asked = {0.25: 0.75, 0.35: 0.75 + 0.1 * FINISH_GAIN, 0.2: 0.75 - 0.05 * FINISH_GAIN, 0.0: 0.0}
+    for usual, penalty in asked.items():
+        known = replace(context, train=train, finish_rate=usual)
+        assert end_penalty(known, samples) == pytest.approx(penalty)
+        _, metrics = PPO(known, low_ids)._evaluate(samples)
+        assert metrics["end_penalty"] == pytest.approx(penalty)
+    assert end_penalty(replace(context, train=train), samples) == 0.75
+    left_out = context.train.model_copy(update={"missing_eos_penalty": 0.0})
+    assert end_penalty(replace(context, train=left_out, finish_rate=1.0), samples) == 0.0
+
+
+def test_explained_variance_is_of_what_is_to_come_not_of_the_values_themselves(context: RunContext) -> None:
+    """A value function that says anything smooth would explain returns that are mostly its own values."""
+    algorithm = PPO(context, low_ids)
+    with torch.no_grad():
+        algorithm.value.weight += torch.randn(algorithm.value.weight.shape, generator=torch.Generator().manual_seed(0))
+    assert algorithm._evaluate(sampled(context, 16))[1]["explained_variance"] < 0
 
 
 def test_rollouts_mix_peoples_prompts_and_ours_without_repeats(context: RunContext) -> None:

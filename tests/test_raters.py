@@ -14,6 +14,7 @@ import pytest
 
 from thumbwise.contracts import Message, Prompt
 from thumbwise.errors import ThumbwiseError
+from thumbwise.training.intervals import clustered_mean
 from thumbwise.training.judged import Wanted, best_of, by_prompt, pair_accuracy, win_rate
 from thumbwise.training.raters import Bar, Crowd, Voting, bar, choose, judged, make_raters, tiers
 
@@ -176,6 +177,15 @@ def test_replies_to_one_prompt_that_agree_widen_the_interval() -> None:
     apart = win_rate([[score] for row in ours for score in row], [[0.5]] * 40)
     assert clustered.rate == apart.rate == 0.5
     assert clustered.high - 0.5 == pytest.approx((apart.high - 0.5) * math.sqrt(4 * (39 / 9) * 9 / 39 / 1), rel=0.1)
+
+
+def test_terms_of_one_cluster_do_not_make_a_mean_surer() -> None:
+    values = [1.0, 0.0, 1.0, 0.0]
+    mean, apart = clustered_mean(values, ["a", "b", "c", "d"])
+    assert mean == 0.5
+    assert apart == pytest.approx(0.5 / math.sqrt(3))  # that of four independent ones
+    assert clustered_mean(values * 9, ["a", "b", "c", "d"] * 9) == pytest.approx((0.5, apart))
+    assert clustered_mean(values, ["a"] * 4) == (0.5, 0.5)
 
 
 def test_the_best_of_n_by_the_reward_is_held_against_each_reply_that_is_not_among_them() -> None:

@@ -19,10 +19,10 @@ from thumbwise.errors import ThumbwiseError
 from thumbwise.plugins.bradley_terry import BradleyTerry
 from thumbwise.training.batches import make_batch
 from thumbwise.training.config import TrainSettings
-from thumbwise.training.data import folds, parse, seed_prompts, split_prompts
+from thumbwise.training.data import parse
 from thumbwise.training.heads import Head, fit_head
 from thumbwise.training.models import Backbone
-from thumbwise.training.votes import TIE, Votes, gather
+from thumbwise.training.votes import FEW, TIE, Votes, gather
 
 TRAIN = TrainSettings(dtype="float32", rm_heads=3, rm_folds=3, micro_batch=5)
 
@@ -73,7 +73,8 @@ def votes_on(left: Any, right: Any, good: Any, group: tuple[str, ...], rater: An
     """Votes of weight 1."""
     n = len(left)
     who = np.zeros(n, np.int64) if rater is None else np.asarray(rater)
-    return Votes(np.asarray(left), np.asarray(right), np.asarray(good, float), np.ones(n), group, who, raters)
+    few = bool(((np.asarray(right) >= 0) & (np.asarray(good) != TIE)).sum() < FEW)
+    return Votes(np.asarray(left), np.asarray(right), np.asarray(good, float), np.ones(n), group, who, raters, few)
 
 
 def test_it_learns_a_preference_and_reports_accuracy_on_votes_it_had_not_seen(fitted: BradleyTerry) -> None:
@@ -172,8 +173,10 @@ def test_agreement_with_thumbs_is_the_area_under_the_roc_curve() -> None:
     thumbs = votes_on(np.arange(5), np.full(5, -1), up, ("g",) * 5)
     head = Head(np.array([1.0]), 0.0, 0.0)
     features = np.array([[2.0], [3.0], [2.0], [1.0], [0.0]])
-    assert head.correct(features, thumbs).tolist() == [(0 + 0.5 + 1 + 1) / 4]
-    assert head.correct(features[:1], thumbs.pick(up == 1)).tolist() == []
+    agreed = head.correct(features, thumbs)
+    assert agreed[0] == (0 + 0.5 + 1 + 1) / 4
+    assert np.isnan(agreed[1:]).all()  # of the commoner direction
+    assert np.isnan(head.correct(features[:1], thumbs.pick(up == 1))).all()
 
 
 def test_each_reply_is_run_once_however_often_it_was_compared() -> None:
@@ -298,12 +301,33 @@ def test_every_rater_has_a_threshold_of_their_own() -> None:
     assert (head.margins(features, votes) > 0).mean() > 0.9
 
 
-def test_thumbs_move_the_score_and_never_outweigh_comparisons(context: RunContext) -> None:
-    thumbs = tuple(Thumb(f"t{n}", "u", f"h{n}", reply(n, 0.9 if n % 2 else 0.1), n % 2 == 1) for n in range(300, 360))
-    pairs = make_labels(8, ties=0).comparisons
-    _, votes = gather(Labels(pairs, thumbs), 0.5)
-    weights = votes.weight
-    assert weights[votes.is_thumb].sum() == pytest.approx(weights[votes.is_pair].sum())
+def thumbs_on(n: int) -> tuple[Thumb, ...]:
+    """n thumbs, up where many tokens are good."""
+    each = range(300, 300 + n)
+    return tuple(Thumb(f"t{k}", "u", f"h{k}", reply(k, 0.9 if k % 2 else 0.1), k % 2 == 1) for k in each)
+
+
+@pytest.mark.parametrize(("pairs", "ties", "weight"), [(80, 9, 80), (1, 0, FEW), (0, 9, FEW), (0, 0, FEW)])
+def test_thumbs_together_weigh_no_more_than_comparisons_with_a_winner_or_a_few(
+    pairs: int, ties: int, weight: float
+) -> None:
+    _, votes = gather(Labels(make_labels(pairs, ties=ties).comparisons, thumbs_on(300)), 0.5)
+    assert votes.weight[votes.is_thumb].sum() == pytest.approx(weight)
+    assert votes.thumbs_tell is (pairs < FEW)
+    assert votes.telling.sum() == (pairs if pairs >= FEW else pairs + 300)
+
+
+def test_one_comparison_among_many_thumbs_silences_none_of_them(context: RunContext) -> None:
+    (wrong,) = make_labels(1, ties=0).comparisons
+    wrong = replace(wrong, choice="right" if wrong.choice == "left" else "left")
+    reports = [BradleyTerry(context).fit(Labels(votes, thumbs_on(100)), seed=0) for votes in ((), (wrong,))]
+    assert reports[0].n > 40  # a fold's thumbs of the rarer direction, each against the others
+    assert reports[1].n == reports[0].n + 1
+    assert reports[1].accuracy > reports[0].accuracy - 0.05 > 0.7
+
+
+def test_thumbs_move_the_score(context: RunContext) -> None:
+    pairs, thumbs = make_labels(8, ties=0).comparisons, thumbs_on(60)
     alone, both = BradleyTerry(context), BradleyTerry(context)
     alone.fit(Labels(pairs), seed=0)
     both.fit(Labels(pairs, thumbs), seed=0)
@@ -335,32 +359,7 @@ def test_equal_scores_count_half_in_accuracy() -> None:
     assert head.correct(np.array([[1.0], [1.0], [0.0]]), votes).tolist() == [0.5, 1.0]
 
 
-# --- data ---------------------------------------------------------------------------------------------
-
-
-def test_folds_and_held_out_prompts_never_split_a_prompt() -> None:
-    groups = [f"g{n // 3}" for n in range(100)]
-    chosen = folds(groups, 5, seed=0)
-    assert all(len({f for g, f in zip(groups, chosen, strict=True) if g == group}) == 1 for group in set(groups))
-    sizes = [chosen.count(n) for n in range(5)]
-    assert max(sizes) - min(sizes) <= 3
-    own = [replace(p, group=f"own{n // 2}") for n, p in enumerate(seed_prompts()[:40])]
-    split = split_prompts(own, seed_prompts(), 0.3, 48, seed=0)
-    inside, outside = {p.group for p in (*split.own, *split.seeds)}, {p.group for p in split.held_out}
-    assert inside & outside == set()
-    assert not {p.messages[0]["content"] for p in (*split.own, *split.seeds)} & {
-        p.messages[0]["content"] for p in split.held_out
-    }
-    assert 30 < len(split.held_out) <= 48
-    assert split == split_prompts(own, seed_prompts(), 0.3, 48, seed=0)
-
-
-def test_seed_prompts_are_150_different_short_ones_in_topics() -> None:
-    prompts = seed_prompts()
-    texts = [p.messages[0]["content"] for p in prompts]
-    assert len(set(texts)) == 150
-    assert len({p.group for p in prompts}) == 15
-    assert max(map(len, texts)) < 80
+# --- stored ids ----------------------------------------------------------------------------------------
 
 
 def test_stored_ids_are_taken_as_they_are(backbone: Backbone) -> None:
@@ -381,8 +380,3 @@ def test_stored_ids_are_taken_as_they_are(backbone: Backbone) -> None:
     batch = backbone.batch([thumb.sample])
     assert batch.ids[0].tolist() == [5, 6, *ids]
     assert batch.tokens[0].tolist() == list(ids)
-
-
-def test_a_line_that_is_no_record_is_named() -> None:
-    with pytest.raises(ThumbwiseError, match="Line 2 of the snapshot cannot be read"):
-        parse(b'{"type":"other","prompt":[]}\n{"type":"comparison"}\n')

@@ -88,10 +88,11 @@ def test_a_run_that_its_budget_ended_keeps_that_reason() -> None:
 
 
 def test_earlier_policies_are_the_newest_in_each_share_of_the_budget_and_never_the_untrained_one() -> None:
-    rows = [{"kl": kl} for kl in (0.0, 1.0, 3.9, 4.1, 3.0, 5.9, 7.0)]
+    rows = [{"iteration": n, "kl": kl} for n, kl in enumerate((0.0, 1.0, 3.9, 4.1, 3.0, 5.9, 7.0))]
     assert earlier(rows, BUDGET) == [5, 4]
     assert earlier(rows, BUDGET, kl=6.0) == [4]
     assert earlier(rows, BUDGET, kl=4.0) == []
     assert earlier(rows[:5], BUDGET) == [4]  # one policy is the newest in both
     assert earlier(rows[:1], BUDGET) == []
-    assert earlier([{"kl": 0.0}, {"kl": 7.0}], BUDGET) == []
+    assert earlier([rows[0], rows[6]], BUDGET) == []
+    assert earlier(rows[:3] + rows[4:], BUDGET) == [5, 4]  # a line is missing from the log

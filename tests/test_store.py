@@ -219,6 +219,23 @@ def test_a_snapshot_holds_votes_and_token_ids_and_is_named_by_its_content(store:
     assert {line["group"] for line in lines} == {sha256(canonical(ASK))}
 
 
+def test_all_turns_of_a_conversation_are_one_group_and_other_conversations_are_others(
+    store: Store, tmp_path: Path
+) -> None:
+    system: Message = {"role": "system", "content": "Be brief."}
+    said: Message = {"role": "assistant", "content": "Because."}
+    asks = [ASK, [*ASK, said, {"role": "user", "content": "Why?"}], [*ASK, said, *ASK], [system, *ASK]]
+    for number, ask in enumerate(asks):
+        message = store.start_reply("local", ask, "policy-0000", SAMPLING)
+        store.finish_reply(message, "done", text="x", finish_reason="stop", prompt_ids=[1], response_ids=[3])
+        store.add_feedback("local", f"k{number}", thumb(message))
+    lines = [json.loads(line) for line in read_snapshot(tmp_path, take_snapshot(store, tmp_path)).splitlines()]
+    groups = {canonical(line["prompt"]): line["group"] for line in lines}
+    assert len(groups) == 4
+    assert len(set(groups.values())) == 2
+    assert groups[canonical([system, *ASK])] == sha256(canonical([system, *ASK]))
+
+
 def test_a_ranking_is_exported_in_shown_order_with_the_tier_of_each_draft(store: Store, tmp_path: Path) -> None:
     comparison_id, (a, b, c) = comparison(store, texts=("one", "two", "three"))
     unusable, _ = comparison(store, texts=("one", "two", "three"))

@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_round_makes_a_candidate_that_serving_accepts_and_promotes_it(tmp_path: Path, model: Path) -> None:
     assistant = FakeAssistant(make_snapshot(60))
-    result = train(tmp_path, model, assistant)
+    result = train(tmp_path, model, assistant, curves=True)
     assert result.outcome == "promoted", result.reason
     assert assistant.promoted == [{"version": result.version, "expect_stable": "policy-0000", "lease": "lease-1"}]
     assert [f["outcome"] for f in assistant.finished] == ["promoted"]

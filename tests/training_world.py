@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 from python_multipart import FormParser
@@ -181,19 +183,23 @@ class FakeAssistant:
 
 def train(
     tmp_path: Path, model: Path, assistant: FakeAssistant, gates: dict[str, Any] | None = None, *,
-    algorithm: str = "ppo", resume: bool = False, **changes: Any,
+    algorithm: str = "ppo", resume: bool = False, curves: bool = False, **changes: Any,
 ) -> TrainResult:  # fmt: skip
-    """One round on the home `tmp_path`/home, with the settings of SMALL and LENIENT changed."""
+    """One round on the home `tmp_path`/home, with the settings of SMALL and LENIENT changed.
+
+    Without `curves` no picture is drawn, which takes as long as a round on a two-layer model does.
+    """
     home = Home.find(tmp_path / "home")
     settings = Settings(train=TrainSettings(**{**SMALL, **changes}), gates=GateSettings(**{**LENIENT, **(gates or {})}))
-    return run_training(
-        home,
-        settings,
-        "http://assistant",
-        "secret",
-        algorithm,
-        resume=resume,
-        plugins=PluginManager(home).load(),
-        transport=httpx.MockTransport(assistant.answer),
-        prepare_model=lambda home, name: PreparedModel(model, "base", "tiny"),
-    )
+    with nullcontext() if curves else patch("thumbwise.training.round.draw", lambda rows, path: None):
+        return run_training(
+            home,
+            settings,
+            "http://assistant",
+            "secret",
+            algorithm,
+            resume=resume,
+            plugins=PluginManager(home).load(),
+            transport=httpx.MockTransport(assistant.answer),
+            prepare_model=lambda home, name: PreparedModel(model, "base", "tiny"),
+        )

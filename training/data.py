@@ -2,7 +2,7 @@
 
 Nothing here re-encodes text: replies keep the ids they were sampled with (corrections never had any, and are encoded
 by `thumbwise.training.sft`). Prompts are split by group (a
-seed prompt's topic, a person's prompt by its hash), in the order of a hash, so that the same prompts are
+seed prompt's topic, a person's conversation by how it began), in the order of a hash, so that the same prompts are
 held out whatever else was said. The split is by prompt alone: a person's votes may be on both sides,
 because holding out people as well would leave a twenty-fifth of a few hundred votes in a fold. Left out:
 comments, which are stored but not learned from yet.
@@ -150,23 +150,29 @@ class PromptSplit:
     held_out: tuple[Prompt, ...]
 
 
-def split_prompts(own: Sequence[Prompt], seeds: Sequence[Prompt], share: float, wanted: int, seed: int) -> PromptSplit:
+def split_prompts(
+    own: Sequence[Prompt], seeds: Sequence[Prompt], share: float, wanted: int, seed: int,
+    taught: frozenset[str] = frozenset(),
+) -> PromptSplit:  # fmt: skip
     """Hold out `share` of the groups, and of their prompts `wanted` (half people's where there are enough).
 
-    No group is on both sides, and a seed prompt that a person also wrote counts as theirs.
+    No group is on both sides, and a seed prompt that a person also wrote counts as theirs. The groups `taught`, which
+    SFT learns from, are not held out.
     """
     theirs = {_key(p.messages) for p in own}
-    own_in, own_out = _by_group(own, share, seed)
-    seeds_in, seeds_out = _by_group([p for p in seeds if _key(p.messages) not in theirs], share, seed)
+    own_in, own_out = _by_group(own, share, seed, taught)
+    seeds_in, seeds_out = _by_group([p for p in seeds if _key(p.messages) not in theirs], share, seed, taught)
     n_own = min(len(own_out), max(wanted // 2, wanted - len(seeds_out)))
     return PromptSplit(own_in, seeds_in, own_out[:n_own] + seeds_out[: wanted - n_own])
 
 
-def _by_group(prompts: Sequence[Prompt], share: float, seed: int) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+def _by_group(
+    prompts: Sequence[Prompt], share: float, seed: int, taught: frozenset[str]
+) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
     def order(text: str) -> str:
         return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()
 
-    groups = sorted({p.group for p in prompts}, key=order)
+    groups = sorted({p.group for p in prompts} - taught, key=order)
     out = set(groups[: round(share * len(groups))])
     shuffled = sorted(prompts, key=lambda p: order(json.dumps(_key(p.messages))))
     return tuple(p for p in prompts if p.group not in out), tuple(p for p in shuffled if p.group in out)

@@ -49,6 +49,7 @@ def gather_evidence(
         stable_scores=score(stable).value,
         kl=kl_to_reference(context, candidate, "policy"),
         limits=limits,
+        rm_error=fit.error,
     )
 
 

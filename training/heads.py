@@ -41,22 +41,22 @@ class Head:
         return margins
 
     def correct(self, features: Array, votes: Votes) -> Array:
-        """1 where the score agrees with a comparison, 0 where not, 0.5 for equal scores; ties are not counted.
+        """How far the score agrees with each of the `votes.telling`, [n]; NaN for all others.
 
-        Where there are thumbs only: for each thumb of the rarer direction, the share of the others that it is
-        ordered rightly against. Their mean is the area under the ROC curve, which is 0.5 for a head that knows
-        nothing, however rare one direction is (Hanley and McNeil, Radiology 143, 1982).
+        With a comparison 1, or 0, or 0.5 for equal scores. With a thumb of the rarer direction the share of the others
+        that it is ordered rightly against: their mean is the area under the ROC curve, which is 0.5 for a head that
+        knows nothing, however rare one direction is (Hanley and McNeil, Radiology 143, 1982).
         """
-        pairs, scores = votes.pick(votes.is_pair), features @ self.direction
-        if len(pairs.left):
-            agrees: Array = (np.sign((scores[pairs.left] - scores[pairs.right]) * (2 * pairs.good - 1)) + 1) / 2
-            return agrees
-        votes = votes.pick(votes.is_thumb)
-        up, down = scores[votes.left[votes.good == 1]], scores[votes.left[votes.good == 0]]
-        if not len(up) or not len(down):
-            return np.empty(0)
-        right: Array = ((np.sign(up[:, None] - down) + 1) / 2).mean(1 if len(up) <= len(down) else 0)
-        return right
+        scores, found = features @ self.direction, np.full(len(votes.left), np.nan)
+        pair = votes.is_pair
+        margin = scores[votes.left[pair]] - scores[votes.right[pair]]
+        found[pair] = (np.sign(margin * (2 * votes.good[pair] - 1)) + 1) / 2
+        thumb = votes.is_thumb & votes.thumbs_tell
+        up, down = np.flatnonzero(thumb & (votes.good == 1)), np.flatnonzero(thumb & (votes.good == 0))
+        if len(up) and len(down):
+            right = (np.sign(scores[votes.left[up]][:, None] - scores[votes.left[down]]) + 1) / 2
+            found[up if len(up) <= len(down) else down] = right.mean(1 if len(up) <= len(down) else 0)
+        return found
 
 
 def observed(features: Array, votes: Votes) -> Array:
@@ -123,7 +123,7 @@ def held_out_margins(features: Array, votes: Votes, fold: Sequence[int], l2: flo
 
 
 def held_out_loss(features: Array, votes: Votes, fold: Sequence[int], l2: float, smoothing: float) -> float:
-    """Weighted mean loss of held-out comparisons (thumbs, where there are no others): it chooses the L2."""
+    """Weighted mean loss of the held-out votes that tell: it chooses the L2."""
     margins = torch.from_numpy(held_out_margins(features, votes, fold, l2, smoothing))
     weight = torch.from_numpy(votes.weight * votes.telling)
     return float((pair_loss(margins, smoothing) * weight).sum() / weight.sum().clamp(min=1e-12))

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from thumbwise.training.intervals import clustered_mean
+
 Scored = Sequence[Sequence[float]]
 """Scores (a judge's, or a reward model's), a row for each prompt."""
 Item = TypeVar("Item")
@@ -37,20 +39,17 @@ def won(ours: float, theirs: float) -> float:
 def win_rate(ours: Scored, theirs: Scored) -> WinRate:
     """Hold each of our replies against all of theirs to the same prompt, and count who scores higher.
 
-    All pairs and not one for each reply: on average the same figure, with less luck in it. Prompts are the clusters:
-    the standard error is that of a ratio estimate over clusters of n_i replies, which win w_i of their pairs in sum,
-    sqrt(m / (m - 1) sum (w_i - r n_i)^2) / sum n_i (Cochran, Sampling Techniques, 3rd ed., section 2.11).
+    All pairs and not one for each reply: on average the same figure, with less luck in it. Prompts are the clusters of
+    its interval.
     """
-    clusters = [
-        [statistics.mean(won(a, b) for b in yours) for a in mine]
-        for mine, yours in zip(ours, theirs, strict=True)
-        if mine and yours
-    ]
-    n, m = sum(map(len, clusters)), len(clusters)
-    rate = sum(map(sum, clusters)) / n
-    squares = sum((sum(cluster) - rate * len(cluster)) ** 2 for cluster in clusters)
-    error = math.sqrt(squares * m / (m - 1)) / n if m > 1 else 0.5
-    return WinRate(rate, rate - 1.96 * error, rate + 1.96 * error, n)
+    shares: list[float] = []
+    prompts: list[str] = []
+    for number, (mine, yours) in enumerate(zip(ours, theirs, strict=True)):
+        if yours:
+            shares += [statistics.mean(won(a, b) for b in yours) for a in mine]
+            prompts += [str(number)] * len(mine)
+    rate, error = clustered_mean(shares, prompts)
+    return WinRate(rate, rate - 1.96 * error, rate + 1.96 * error, len(shares))
 
 
 def best_of(scores: Scored, rewards: Scored, n: int) -> float:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from thumbwise.home import write_durably
+
 
 @dataclass(frozen=True)
 class Watch:
@@ -96,7 +98,7 @@ GLOSSARY: dict[str, Metric] = {
     "ptx_gamma": Metric("weight of the pretraining gradient beside PPO's", "updates", "steady"),
     "value_loss": Metric("clipped squared error of the values, halved", "tokens", "falls"),
     "explained_variance": Metric(
-        "1 - Var(return - value) / Var(return), before the update", "tokens", "rises",
+        "1 - Var(rewards to come - value) / Var(rewards to come), before the update", "tokens", "rises",
         Watch("value", low=0.0, below="The value function is worse than a constant, so advantages are noise: raise "
               "train.value_learning_rate."),
     ),
@@ -115,6 +117,7 @@ GLOSSARY: dict[str, Metric] = {
         "1 where a reply ended by itself, else 0", "replies", "steady or rising",
         Watch("change", low=-0.1, below="Replies no longer come to an end: raise train.missing_eos_penalty."),
     ),
+    "end_penalty": Metric("what a reply that was cut off loses; steered to stable's finish_rate", "run", "settles"),
     "repetition": Metric(
         "share of 4-grams that recur within a reply", "replies", "steady",
         Watch("change", high=0.05, above=_MORE_VOTES),
@@ -162,7 +165,7 @@ class MetricsLog:
         """Keep the lines of the first `iterations` only: a resumed run writes the others again."""
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").split("\n")[:iterations]
-            self.path.write_text("".join(f"{line}\n" for line in lines if line), encoding="utf-8")
+            write_durably(self.path, "".join(f"{line}\n" for line in lines if line).encode())
 
     def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Append one line, with the iteration's number."""

@@ -117,6 +117,7 @@ class Round:
             context = replace(context, value=model.value_init())
         reward = ShapedReward(self.settings.reward, model, self.plugins, context)
         stable = self._stable_replies(context, held_out)
+        context = replace(context, finish_rate=finish_rate(stable))
         _seed(train.seed, 0)
         algorithm = self.plugins.get("policy_algorithms", self.algorithm)(context, reward)
         last, stopped = self._improve(algorithm)
@@ -185,7 +186,8 @@ class Round:
         own = [
             p for p in snapshot.prompts if len(prompt_ids(backbone.tokenizer, p.messages)) <= train.max_prompt_tokens
         ]
-        split = split_prompts(own, seed_prompts(), gates.held_out, gates.prompts, train.seed)
+        taught = frozenset(d.group for d in snapshot.demonstrations if snapshot.sft(train))
+        split = split_prompts(own, seed_prompts(), gates.held_out, gates.prompts, train.seed, taught)
         context = RunContext(
             backbone=backbone,
             train=train,
@@ -281,7 +283,8 @@ class Round:
         """The policies to fall back on from one at `kl` nats a reply, furthest first."""
         checkpoints = Checkpoints(self.folder / "checkpoints")
         for number in earlier(MetricsLog(self.folder).rows(), self.settings.train.kl_budget, kl):
-            yield checkpoints.load(number)
+            if number in checkpoints.numbers():
+                yield checkpoints.load(number)
 
     def _evidence(
         self, context: RunContext, reward: ShapedReward, fit: FitReport, held_out: tuple[Prompt, ...],

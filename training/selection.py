@@ -41,7 +41,8 @@ def earlier(rows: Sequence[Mapping[str, float]], budget: float, kl: float = math
     is none of them, nor is one of a share that a policy at `kl` nats keeps within itself.
     """
     limits = [share * budget for share in SHARES if share * budget < kl]
-    newest = (max((n for n, row in enumerate(rows) if n > 0 and row["kl"] <= limit), default=0) for limit in limits)
+    begun = [(int(row["iteration"]), row["kl"]) for row in rows]  # a log that was cut off may lack some
+    newest = (max((n for n, nats in begun if nats <= limit), default=0) for limit in limits)
     return list(dict.fromkeys(number for number in newest if number))
 
 

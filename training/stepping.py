@@ -26,6 +26,8 @@ from thumbwise.training.replies import eos_penalties, finish_rate, mean_length, 
 
 Parts = Mapping[str, tuple[Mapping[str, Tensor], Any]]
 """What an algorithm trains, by name: the weights by name, and their optimizer."""
+FINISH_GAIN = 6.0
+"""By how much a missing end costs more where no reply comes to an end and all should."""
 
 
 # --- rollouts and what they are worth -------------------------------------------------------------------
@@ -59,14 +61,27 @@ def draw_prompts(context: RunContext, wanted: int, rng: random.Random) -> list[P
     return drawn
 
 
-def shaped_scores(reward: Reward, samples: Sequence[Sample], train: TrainSettings) -> tuple[Tensor, Tensor]:
+def end_penalty(context: RunContext, samples: Sequence[Sample]) -> float:
+    """What a reply of this batch that was cut off loses, in deviations of the score.
+
+    `missing_eos_penalty` (0 leaves it out) where as many come to an end as stable's do, FINISH_GAIN more or less for
+    what they lack or have beyond that, never below 0. How much votes like the replies that are cut off differs: what
+    is too little for one reward model makes the next one's replies short, which nobody asked for.
+    """
+    fixed = context.train.missing_eos_penalty
+    if not fixed or context.finish_rate is None:
+        return fixed
+    return max(0.0, fixed + FINISH_GAIN * (context.finish_rate - finish_rate(samples)))
+
+
+def shaped_scores(reward: Reward, samples: Sequence[Sample], context: RunContext) -> tuple[Tensor, Tensor]:
     """Scores [N] float32, clipped, less the penalty of replies cut off; and [N] bool, whether there is one.
 
     A score that is not there (NaN) or not finite is 0 less that penalty: look at the second tensor first.
     """
-    value = torch.tensor(reward(samples).value)
-    score = value.nan_to_num(0.0).clamp(-train.reward_clip, train.reward_clip)
-    return score - torch.tensor(eos_penalties(samples, train.missing_eos_penalty)), torch.isfinite(value)
+    limit, value = context.train.reward_clip, torch.tensor(reward(samples).value)
+    score = value.nan_to_num(0.0).clamp(-limit, limit)
+    return score - torch.tensor(eos_penalties(samples, end_penalty(context, samples))), torch.isfinite(value)
 
 
 @dataclass
@@ -92,7 +107,9 @@ def measure(backbone: Backbone, samples: Sequence[Sample], parts: Sequence[slice
     return Measured(*(pad_rows(found, width) for found in rows))
 
 
-def rollout_metrics(samples: Sequence[Sample], found: Measured, score: Tensor, known: Tensor) -> dict[str, float]:
+def rollout_metrics(
+    context: RunContext, samples: Sequence[Sample], found: Measured, score: Tensor, known: Tensor
+) -> dict[str, float]:
     """What every algorithm logs of its rollouts (`thumbwise.training.metrics.GLOSSARY`); all of it finite.
 
     `score` and `known` are [N], as `shaped_scores` returns them; `kl` is in nats a reply, over all N.
@@ -104,6 +121,7 @@ def rollout_metrics(samples: Sequence[Sample], found: Measured, score: Tensor, k
         "entropy": float(masked_mean(found.entropy, found.mask)),
         "length": mean_length(samples),
         "finish_rate": finish_rate(samples),
+        "end_penalty": end_penalty(context, samples),
         "repetition": repetition(samples),
         "rollout_gap": rollout_gap(samples, found.logp),
         "abstained": float((~known).sum()),
@@ -184,9 +202,9 @@ def score_replies(context: RunContext, reward: Reward, iteration: int, replies: 
     """About `episodes` rollouts, `replies` to each prompt, scored and measured."""
     train = context.train
     samples, rng = sample_rollouts(context, iteration, max(1, train.episodes // replies), replies)
-    score, known = shaped_scores(reward, samples, train)
+    score, known = shaped_scores(reward, samples, context)
     found = measure(context.backbone, samples, list(chunks(len(samples), train.micro_batch)), context.temperature)
-    return Scored(samples, score, known, rollout_metrics(samples, found, score, known), rng)
+    return Scored(samples, score, known, rollout_metrics(context, samples, found, score, known), rng)
 
 
 def imitate(backbone: Backbone, samples: Sequence[Sample], parts: Sequence[slice], temperature: float) -> float:

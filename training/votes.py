@@ -20,6 +20,8 @@ from thumbwise.contracts import Labels, Sample
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 TIE = 0.5
+FEW = 50
+"""Comparisons with a winner below which thumbs are heard as if there were that many, and counted for accuracy too."""
 OUTCOME = {"left": 1.0, "right": 0.0, "tie": TIE, "both_bad": TIE}
 
 
@@ -28,7 +30,8 @@ class Votes:
     """Votes on N replies, by row number: comparisons, then thumbs (`right` is -1 for a thumb).
 
     `good` is 1 where the left reply won or the thumb is up, 0 where not, TIE for a tie; `weight` counts a vote;
-    `group` names its prompt; `rater` [n] is who gave it, a number below `raters`.
+    `group` names its prompt; `rater` [n] is who gave it, a number below `raters`; `thumbs_tell` is whether accuracy is
+    counted on thumbs too, because comparisons are FEW.
     """
 
     left: Ints
@@ -38,6 +41,7 @@ class Votes:
     group: tuple[str, ...]
     rater: Ints
     raters: int
+    thumbs_tell: bool
 
     def pick(self, which: NDArray[np.bool_]) -> Votes:
         """The votes where `which` is true."""
@@ -68,12 +72,15 @@ class Votes:
 
     @property
     def telling(self) -> NDArray[np.bool_]:
-        """The votes that accuracy is counted on: comparisons with a winner, or thumbs where there are no others."""
-        return self.is_pair if self.is_pair.any() else self.is_thumb
+        """The votes that accuracy is counted on: comparisons with a winner, and thumbs where those are few."""
+        return np.asarray(self.is_pair | (self.is_thumb & self.thumbs_tell))
 
 
 def gather(labels: Labels, thumb_weight: float) -> tuple[list[Sample], Votes]:
-    """Unique replies, and the votes on them by row. Thumbs together weigh at most what comparisons do."""
+    """Unique replies, and the votes on them by row.
+
+    Thumbs together weigh at most what comparisons with a winner do, or FEW of those where there are fewer.
+    """
     rows: dict[Any, int] = {}
     samples: list[Sample] = []
     users: dict[str, int] = {}
@@ -99,15 +106,14 @@ def gather(labels: Labels, thumb_weight: float) -> tuple[list[Sample], Votes]:
             good = TIE if tiers[a] == tiers[b] else float(tiers[a] < tiers[b])
             counts = (len(numbers) - 1) / len(pairs)
             found.append((numbers[a], numbers[b], good, counts, ranking.group, rater(ranking.user)))
-    share = thumb_weight
-    if labels.thumbs and found:
-        share = min(thumb_weight, sum(vote[3] for vote in found) / len(labels.thumbs))
+    untied = sum(vote[3] for vote in found if vote[2] != TIE)
+    share = min(thumb_weight, max(untied, FEW) / max(1, len(labels.thumbs)))
     if share > 0:
         found += [(row(t.sample), -1, float(t.up), share, t.group, rater(t.user)) for t in labels.thumbs]
     left, right, outcome, weight, group, who = zip(*found, strict=True) if found else ((),) * 6
     return samples, Votes(
         np.array(left, np.int64), np.array(right, np.int64), np.array(outcome), np.array(weight), tuple(group),
-        np.array(who, np.int64), len(users),
+        np.array(who, np.int64), len(users), untied < FEW,
     )  # fmt: skip
 
 
