@@ -32,11 +32,12 @@ run: setup
 	$(BIN)/thumbwise serve
 
 # vLLM wants all cores, so what needs it runs alone.
-test: test-fast test-deps
+test: setup test-deps
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not engine and not browser"
 	$(BIN)/python -m pytest -m "engine or browser"
 
 test-fast: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not engine and not browser"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not engine and not browser and not slow"
 
 test-deps:
 	@test -x $(CHROMIUM) || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \

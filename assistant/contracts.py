@@ -158,8 +158,8 @@ class RunContext:
     """What a run gives to the factories of reward models, rollout backends and policy algorithms.
 
     Rollouts may start from people's `prompts` and from ours, `seed_prompts` (held-out ones are in neither).
-    `rollouts`, `value` (where the reward model offers one) and `finish_rate` (the share of stable's replies that end
-    by themselves within `max_tokens`) are filled in as the run comes to have them.
+    `rollouts`, `value` (where the reward model offers one) and `finish_rate` (the share of the reference's replies that
+    end by themselves within `max_tokens`) are filled in as the run comes to have them.
     """
 
     backbone: Backbone

@@ -25,6 +25,9 @@ def rm_accuracy(evidence: Evidence) -> GateReport:
         f"The reward model agrees with {share:.1%} of {votes} votes it had not seen, at "
         f"least {low:.1%} with {limits.standard_errors} standard errors taken off; over {limits.min_accuracy:.0%} is "
         "needed."
+        if votes
+        else "No vote could be held against a reward model that had not seen its conversation: collect votes in at "
+        "least two conversations."
     )
     return GateReport("rm_accuracy", low > limits.min_accuracy, low, limits.min_accuracy, detail)
 

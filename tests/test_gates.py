@@ -57,6 +57,12 @@ def test_accuracy_is_as_sure_as_the_reward_model_says(error: float, passes: bool
     assert report.value == pytest.approx(0.56 - 1.28 * error)
 
 
+def test_where_all_votes_are_of_one_conversation_the_sentence_says_what_to_do() -> None:
+    report = gates.rm_accuracy(evidence(rm_accuracy=0.5, rm_votes=0))
+    assert not report.passed
+    assert "least two conversations" in report.detail
+
+
 def test_ties_and_missing_opinions_count_half() -> None:
     scores = np.array([1, 1, 0, np.nan], np.float32)
     report = gates.win_rate(evidence(candidate=replies(4), candidate_scores=scores, stable_scores=scores * 0))

@@ -53,6 +53,7 @@ def folder(tmp_path: Path) -> Path:
 # --- the packaged default ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_default_model_is_converted_once_and_answers(home: Home) -> None:
     told: list[str] = []
     first = prepare(home, "default", told.append)
@@ -82,6 +83,7 @@ def test_without_its_package_the_default_model_names_the_pip_command(
         prepare(home, "default")
 
 
+@pytest.mark.slow
 def test_a_conversion_that_fails_leaves_no_model(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF but not really")

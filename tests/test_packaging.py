@@ -71,6 +71,7 @@ def test_the_wheels_entry_points_exist() -> None:
     assert python(code, *points) == "all\n"
 
 
+@pytest.mark.slow
 def test_the_folders_bare_names_are_never_imported() -> None:
     """From the repository root, where `training.x` and `thumbwise.training.x` could both be imported."""
     code = "import importlib, json, sys\nfor m in sys.argv[1:]:\n    importlib.import_module(m)\n"

@@ -306,7 +306,7 @@ def test_a_missing_end_costs_its_penalty_at_the_last_token(context: RunContext) 
     assert rewards[0] - rewards[1] == pytest.approx(0.75, abs=1e-5)
 
 
-def test_a_missing_end_costs_more_where_fewer_replies_end_than_stables_and_less_where_more_do(
+def test_a_missing_end_costs_more_where_fewer_replies_end_than_the_references_and_less_where_more_do(
     context: RunContext,
 ) -> None:
     samples = [replace(s, finish_reason="stop" if n == 0 else "length") for n, s in enumerate(sampled(context, 4))]

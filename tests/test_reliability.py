@@ -58,6 +58,7 @@ def test_a_few_people_are_not_held_against_each_other() -> None:
     assert rater_weights(np.ones(8), np.arange(8) % few, few, never, 0.1).tolist() == [1.0] * few
 
 
+@pytest.mark.slow
 def test_votes_against_the_crowd_are_found_and_cost_less(tmp_path_factory: pytest.TempPathFactory) -> None:
     backbone = Backbone(make_tiny_model(tmp_path_factory.mktemp("model")), TRAIN)
     context = RunContext(backbone, TRAIN, 0.7, 8, (), (), tmp_path_factory.mktemp("run"))

@@ -18,7 +18,7 @@ from thumbwise.errors import Conflict, ThumbwiseError
 from thumbwise.training.checkpoints import Checkpoints, _pack
 from thumbwise.training.runs import read_record, working
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 PLACES = (
     "registered", "snapshot", "reward_model", "checkpoint_half#2", "iteration#1", "iteration#2", "gates", "candidate",
     "published", "handed_over", "finished",

@@ -259,6 +259,7 @@ def test_a_saved_model_scores_the_same(fitted: BradleyTerry, context: RunContext
     assert isinstance(again, OffersValue)
 
 
+@pytest.mark.slow
 def test_swapping_all_sides_negates_the_position_bias(context: RunContext) -> None:
     labels = make_labels(60, left="always")
     turned = tuple(
@@ -326,6 +327,7 @@ def test_one_comparison_among_many_thumbs_silences_none_of_them(context: RunCont
     assert reports[1].accuracy > reports[0].accuracy - 0.05 > 0.7
 
 
+@pytest.mark.slow
 def test_thumbs_move_the_score(context: RunContext) -> None:
     pairs, thumbs = make_labels(8, ties=0).comparisons, thumbs_on(60)
     alone, both = BradleyTerry(context), BradleyTerry(context)
@@ -339,6 +341,7 @@ def test_thumbs_move_the_score(context: RunContext) -> None:
     assert won(both) >= won(alone)
 
 
+@pytest.mark.slow
 def test_heads_disagree_more_where_votes_are_few(context: RunContext) -> None:
     few, many = BradleyTerry(context), BradleyTerry(context)
     few.fit(make_labels(12), seed=0)

@@ -151,6 +151,7 @@ def test_the_frozen_reference_is_the_policy_as_it_was_and_stays(make: Callable[.
     assert all(torch.equal(frozen[name], weight) for name, weight in backbone.state(FROZEN).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["ppo", "best_of_n", "dpo", "rloo"])
 def test_a_round_with_corrections_begins_at_their_reference_and_ends_with_an_adapter_of_both(
     tmp_path: Path, model: Path, algorithm: str

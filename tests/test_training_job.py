@@ -61,6 +61,7 @@ def test_a_round_makes_a_candidate_that_serving_accepts_and_promotes_it(tmp_path
     assert json.loads((run / "result.json").read_text())["outcome"] == "promoted"
 
 
+@pytest.mark.slow
 def test_the_same_snapshot_and_seed_give_the_same_bytes_and_another_seed_others(tmp_path: Path, model: Path) -> None:
     versions = [
         train(tmp_path / str(n), model, FakeAssistant(make_snapshot(40)), seed=seed).version
@@ -69,6 +70,7 @@ def test_the_same_snapshot_and_seed_give_the_same_bytes_and_another_seed_others(
     assert versions[0] == versions[1] != versions[2]
 
 
+@pytest.mark.slow
 def test_a_later_round_is_judged_against_the_stable_adapter_that_it_fetches(tmp_path: Path, model: Path) -> None:
     assistant = FakeAssistant(make_snapshot(40))
     first = train(tmp_path, model, assistant)
@@ -115,6 +117,7 @@ def test_a_failed_gate_rejects_the_candidate_with_its_sentence(tmp_path: Path, m
     assert assistant.finished[0]["outcome"] == "rejected"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [409, 422])
 def test_a_refused_promotion_is_a_rejection_with_that_reason(tmp_path: Path, model: Path, status: int) -> None:
     assistant = FakeAssistant(make_snapshot(40), promotion=status)

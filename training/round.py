@@ -111,13 +111,13 @@ class Round:
         context, held_out = self._open(snapshot)
         weights = context.backbone.base_sha256()
         self._demonstrate(context, snapshot)
-        model, fit = self._fit_reward(context, snapshot)
+        model, fit, usual = self._fit_reward(context, snapshot)
+        context = replace(context, finish_rate=usual)
         fault_point("reward_model")
         if isinstance(model, OffersValue):
             context = replace(context, value=model.value_init())
         reward = ShapedReward(self.settings.reward, model, self.plugins, context)
         stable = self._stable_replies(context, held_out)
-        context = replace(context, finish_rate=finish_rate(stable))
         _seed(train.seed, 0)
         algorithm = self.plugins.get("policy_algorithms", self.algorithm)(context, reward)
         last, stopped = self._improve(algorithm)
@@ -219,23 +219,28 @@ class Round:
             backbone.freeze_reference()
         fault_point("sft")
 
-    def _fit_reward(self, context: RunContext, snapshot: Snapshot) -> tuple[RewardModel, FitReport]:
-        """Fit on all votes, then set mean and deviation on replies of the reference; fit.json says it is done."""
+    def _fit_reward(self, context: RunContext, snapshot: Snapshot) -> tuple[RewardModel, FitReport, float]:
+        """Fit on all votes, then set mean and deviation on replies of the reference; fit.json says it is done.
+
+        The third is the share of those replies that came to an end.
+        """
         self.progress.stage("reward model")
         model: RewardModel = self.plugins.get("reward_models", self.settings.reward)(context)
         if (note := read_json(self.folder / FIT)) is not None:
             model.load(self.folder)
-            return model, FitReport(**note)
+            return model, FitReport(**note["fit"]), note["finish_rate"]
         _seed(self.settings.train.seed, 0)
         fit = model.fit(snapshot.labels, self.settings.train.seed)
         prompts = [*context.prompts, *context.seed_prompts]
         random.Random(self.settings.train.seed).shuffle(prompts)
-        model.normalise(self._sample(context, prompts[:CALIBRATION], context.backbone.reference, 1))
+        usual = self._sample(context, prompts[:CALIBRATION], context.backbone.reference, 1)
+        model.normalise(usual)
         model.save(self.folder)
-        write_json(self.folder / FIT, asdict(fit))
+        ends = finish_rate(usual)
+        write_json(self.folder / FIT, {"fit": asdict(fit), "finish_rate": ends})
         self.progress.say(f"Reward model: {fit.accuracy:.1%} of {fit.n} votes in cross-validation")
         self.lease.check()
-        return model, fit
+        return model, fit, ends
 
     def _stable_replies(self, context: RunContext, held_out: tuple[Prompt, ...]) -> tuple[Sample, ...]:
         """What the stable version says to the held-out prompts; its adapter is fetched where it has one."""
