@@ -41,7 +41,7 @@ class Drained(uvicorn.Server):
             self.loop.call_soon_threadsafe(self._begin, sig)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, which returns as soon as nothing is connected any more."""
+        """As uvicorn's, but who is still connected after SHORT seconds is hung up on."""
         hang_up = self.loop.call_later(SHORT, self._hang_up)
         await super().shutdown(sockets)
         hang_up.cancel()

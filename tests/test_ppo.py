@@ -22,9 +22,10 @@ from thumbwise.plugins.ppo import PPO, Rollout, in_process
 from thumbwise.training.batches import make_batch
 from thumbwise.training.candidate import adapter_files
 from thumbwise.training.config import TrainSettings
+from thumbwise.training.losses import explained_variance
 from thumbwise.training.metrics import GLOSSARY, glossary_table
 from thumbwise.training.models import Backbone
-from thumbwise.training.stepping import FINISH_GAIN, draw_prompts, end_penalty, minibatches
+from thumbwise.training.stepping import FINISH_GAIN, draw_prompts, end_penalty, minibatches, shaped_scores
 from thumbwise.training.value import ValueFunction
 
 SMALL = TrainSettings(
@@ -324,10 +325,16 @@ def test_a_missing_end_costs_more_where_fewer_replies_end_than_the_references_an
 
 def test_explained_variance_is_of_what_is_to_come_not_of_the_values_themselves(context: RunContext) -> None:
     """A value function that says anything smooth would explain returns that are mostly its own values."""
-    algorithm = PPO(context, low_ids)
+    algorithm, samples = PPO(context, low_ids), sampled(context, 16)
+    algorithm.gae_lambda = 0.8  # as where the reward model offers values
     with torch.no_grad():
         algorithm.value.weight += torch.randn(algorithm.value.weight.shape, generator=torch.Generator().manual_seed(0))
-    assert algorithm._evaluate(sampled(context, 16))[1]["explained_variance"] < 0
+    rollout, metrics = algorithm._evaluate(samples)
+    values, mask = rollout.old_values, rollout.mask
+    score, _ = shaped_scores(low_ids, samples, context)  # all that is to come, for a policy that is the reference
+    expected = explained_variance(values, score[:, None].expand_as(values), mask)
+    assert metrics["explained_variance"] == pytest.approx(expected, abs=1e-3)
+    assert abs(explained_variance(values, rollout.returns, mask) - expected) > 0.05
 
 
 def test_rollouts_mix_peoples_prompts_and_ours_without_repeats(context: RunContext) -> None:

@@ -41,11 +41,11 @@ class Head:
         return margins
 
     def correct(self, features: Array, votes: Votes) -> Array:
-        """How far the score agrees with each of the `votes.telling`, [n]; NaN for all others.
+        """How far the score agrees with each vote, [n]; NaN for those that accuracy is not counted on.
 
-        With a comparison 1, or 0, or 0.5 for equal scores. With a thumb of the rarer direction the share of the others
-        that it is ordered rightly against: their mean is the area under the ROC curve, which is 0.5 for a head that
-        knows nothing, however rare one direction is (Hanley and McNeil, Radiology 143, 1982).
+        With a comparison 1, or 0, or 0.5 for equal scores. Where thumbs tell too, with a thumb of the rarer direction
+        the share of the others that it is ordered rightly against: their mean is the area under the ROC curve, which is
+        0.5 for a head that knows nothing, however rare one direction is (Hanley and McNeil, Radiology 143, 1982).
         """
         scores, found = features @ self.direction, np.full(len(votes.left), np.nan)
         pair = votes.is_pair

@@ -43,11 +43,11 @@ def win_rate(ours: Scored, theirs: Scored) -> WinRate:
     its interval.
     """
     shares: list[float] = []
-    prompts: list[str] = []
+    prompts: list[int] = []
     for number, (mine, yours) in enumerate(zip(ours, theirs, strict=True)):
         if yours:
             shares += [statistics.mean(won(a, b) for b in yours) for a in mine]
-            prompts += [str(number)] * len(mine)
+            prompts += [number] * len(mine)
     rate, error = clustered_mean(shares, prompts)
     return WinRate(rate, rate - 1.96 * error, rate + 1.96 * error, len(shares))
 

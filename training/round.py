@@ -287,8 +287,9 @@ class Round:
     def _milder(self, kl: float) -> Iterator[dict[str, Any]]:
         """The policies to fall back on from one at `kl` nats a reply, furthest first."""
         checkpoints = Checkpoints(self.folder / "checkpoints")
+        kept = checkpoints.numbers()
         for number in earlier(MetricsLog(self.folder).rows(), self.settings.train.kl_budget, kl):
-            if number in checkpoints.numbers():
+            if number in kept:
                 yield checkpoints.load(number)
 
     def _evidence(

@@ -65,8 +65,8 @@ def end_penalty(context: RunContext, samples: Sequence[Sample]) -> float:
     """What a reply of this batch that was cut off loses, in deviations of the score.
 
     `missing_eos_penalty` (0 leaves it out) where as many come to an end as the reference's do, FINISH_GAIN more or less
-    for what they lack or have beyond that, never below 0. How much votes like replies that are cut off differs: what is
-    too little for one reward model makes the next one's replies short, which nobody asked for.
+    for what they lack or have beyond that, never below 0. How much votes like replies that are cut off differs: a fixed
+    penalty that is too little for one reward model makes the next one's replies short, which nobody asked for.
     """
     fixed = context.train.missing_eos_penalty
     if not fixed or context.finish_rate is None:

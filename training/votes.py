@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 TIE = 0.5
 FEW = 50
-"""Comparisons with a winner below which thumbs are heard as if there were that many, and counted for accuracy too."""
+"""Comparisons with a winner, by weight, below which thumbs are heard as if there were that many, and counted too."""
 OUTCOME = {"left": 1.0, "right": 0.0, "tie": TIE, "both_bad": TIE}
 
 
