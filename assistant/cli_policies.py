@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -17,6 +19,8 @@ from rich.table import Table
 from thumbwise import artifacts
 from thumbwise.client import call, database, running
 from thumbwise.errors import NotFound
+from thumbwise.feedback.reception import reception
+from thumbwise.feedback.store import Store
 from thumbwise.home import Home, running_url
 from thumbwise.settings import Settings
 from thumbwise.versions import BASE, Versions
@@ -27,13 +31,18 @@ def policies() -> None:
     """List, promote and roll back policy versions."""
 
 
-def _listing(home: Home) -> list[dict[str, Any]]:
+def _rows(home: Home, path: str, read: Callable[[Store], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What the running assistant answers at `path`, or what `read` finds where none runs."""
     url = running_url(home)
     if url is not None:
-        answer: list[dict[str, Any]] = call(home, url, "GET", "/ops/api/policies")
+        answer: list[dict[str, Any]] = call(home, url, "GET", path)
         return answer
     with database(home) as store:
-        return [version.as_json() for version in Versions(store).all()]
+        return read(store)
+
+
+def _listing(home: Home) -> list[dict[str, Any]]:
+    return _rows(home, "/ops/api/policies", lambda store: [version.as_json() for version in Versions(store).all()])
 
 
 def _stable(home: Home) -> str:
@@ -71,6 +80,35 @@ def show(version: str) -> None:
         manifest = artifacts.verify(home.policies / version)
         record |= {key: value for key, value in manifest.items() if key not in ("probes", *record)}
     click.echo(json.dumps(record, indent=2))
+
+
+@policies.command()
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
+def people(as_json: bool) -> None:
+    """Show how people took each version: replies, their length, thumbs, blind comparisons."""
+    rows = _rows(Home.find(), "/ops/api/reception", lambda store: [asdict(row) for row in reception(store)])
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))  # fits 80 columns
+    for column in ("version", "replies", "stopped", "tokens", "ended", "up", "down", "preferred to"):
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        table.add_row(
+            *(str(row[cell]) for cell in ("version", "done", "stopped")),
+            "" if row["tokens"] is None else f"{row['tokens']:.0f}",
+            "" if row["ended"] is None else f"{row['ended']:.0%}",
+            *(str(row[cell]) for cell in ("up", "down")),
+            "\n".join(_preferences(row)),
+        )
+    Console().print(table if rows else "Nobody was answered yet.")
+
+
+def _preferences(row: dict[str, Any]) -> Iterator[str]:
+    """How often the version was preferred to each earlier one, by its number."""
+    for other, pair in sorted(row["preferred"].items()):
+        if other < row["version"]:
+            yield f"{other.split('-')[1]}: {pair['won'] / pair['pairs']:.0%} of {pair['pairs']}"
 
 
 @policies.command()

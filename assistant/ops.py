@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, File, Header, Request, UploadFile
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from thumbwise import artifacts
 from thumbwise.auth import check_token
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
+from thumbwise.feedback.reception import reception
 from thumbwise.feedback.snapshot import read_snapshot, take_snapshot
 from thumbwise.versions import Outcome
 
@@ -180,6 +182,10 @@ def _add_policies(api: APIRouter, assistant: Assistant) -> None:
     @api.get("/policies")
     async def listing() -> list[dict[str, Any]]:
         return [version.as_json() for version in versions.all()]
+
+    @api.get("/reception")
+    async def people() -> list[dict[str, Any]]:
+        return [asdict(row) for row in await asyncio.to_thread(reception, assistant.store)]
 
     @api.post("/rollback")
     async def rollback(body: RollbackBody) -> dict[str, str]:

@@ -151,6 +151,13 @@ def test_a_comparison_may_now_show_two_versions(live: Live) -> None:
     assert {pair["n"] for pair in pairs} == {1, 2}
 
 
+def test_how_people_took_each_version_is_counted(live: Live) -> None:
+    stable = ask(live)["thumbwise"]["policy_version"]
+    rows = {row["version"]: row for row in json.loads(thumbwise(live, "policies", "people", "--json").stdout)}
+    assert rows.keys() == {"policy-0000", stable}
+    assert all(row["done"] >= 1 and row["tokens"] >= 1 for row in rows.values())
+
+
 def test_a_named_version_answers_beside_the_stable_one(live: Live) -> None:
     assert ask(live, model="policy-0000", max_tokens=4)["thumbwise"]["policy_version"] == "policy-0000"
 

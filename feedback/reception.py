@@ -1,0 +1,110 @@
+"""How people took each version: how often it answered, at what length, and what they thought of it.
+
+Training and its gates see replies cut off at `max_tokens`; only chat shows how long they get where they may run on. So
+lengths are of whole replies outside comparisons, those that a reader stopped or that failed left out. Comparisons draw
+from stable and the canary, or else the version before, blind: what people prefer there is the one measure of progress
+that neither reward model nor judge has a part in. Left out: likert ratings and flags, until a page asks for them; who
+the people are, so somebody who votes often counts as often.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import permutations
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from thumbwise.feedback.store import Store
+
+_REPLIES = """
+    SELECT sum(state = 'done') AS done, sum(state = 'stopped') AS stopped, sum(state = 'failed') AS failed,
+        avg(CASE WHEN state = 'done' THEN json_array_length(response_ids) END) AS tokens,
+        avg(CASE WHEN state = 'done' THEN finish_reason = 'stop' END) AS ended
+    FROM replies WHERE policy_version = ? AND comparison_id IS NULL AND state <> 'streaming'
+"""
+_THUMBS = """
+    SELECT json_extract(f.value, '$.thumb') AS thumb, count(*) AS n
+    FROM current_feedback f JOIN replies r ON r.id = f.message_id
+    WHERE f.kind = 'thumb' AND r.policy_version = ? GROUP BY thumb
+"""
+_VOTES = """
+    SELECT f.value, c.shown FROM current_feedback f JOIN comparisons c ON c.id = f.comparison_id
+    WHERE f.kind = 'rank' AND NOT json_extract(f.value, '$.none_usable')
+    OR f.kind = 'pair' AND json_extract(f.value, '$.choice') <> 'skip'
+"""
+_DRAFTS = "SELECT id, policy_version FROM replies WHERE comparison_id IS NOT NULL"
+
+
+@dataclass
+class Preference:
+    """Pairs of drafts, and how many of them the version won; a tie is half."""
+
+    won: float = 0.0
+    pairs: int = 0
+
+
+@dataclass(frozen=True)
+class Reception:
+    """What people met of one version; means and shares are None where there is nothing to take them of."""
+
+    version: str
+    done: int
+    """Whole replies outside comparisons."""
+    stopped: int
+    """Replies that their reader cut short."""
+    failed: int
+    tokens: float | None
+    """Mean length of whole replies."""
+    ended: float | None
+    """Share of whole replies that ended by themselves, not at `max_tokens`."""
+    up: int
+    down: int
+    preferred: dict[str, Preference]
+    """By the other version: pairs of drafts of one comparison, one of each version, that somebody judged."""
+
+
+def reception(store: Store) -> list[Reception]:
+    """How people took each version that answered somebody, by name; blocking."""
+    preferred = _preferences(store)
+    versions = [row["policy_version"] for row in store.rows("SELECT DISTINCT policy_version FROM replies ORDER BY 1")]
+    return [_of(store, version, dict(preferred[version])) for version in versions]
+
+
+def _of(store: Store, version: str, preferred: dict[str, Preference]) -> Reception:
+    (said,) = store.rows(_REPLIES, [version])
+    thumbs = {row["thumb"]: int(row["n"]) for row in store.rows(_THUMBS, [version])}
+    return Reception(
+        version=version,
+        done=said["done"] or 0,
+        stopped=said["stopped"] or 0,
+        failed=said["failed"] or 0,
+        tokens=said["tokens"],
+        ended=said["ended"],
+        up=thumbs.get("up", 0),
+        down=thumbs.get("down", 0),
+        preferred=preferred,
+    )
+
+
+def _preferences(store: Store) -> defaultdict[str, defaultdict[str, Preference]]:
+    """By version and other version, over all votes on comparisons."""
+    version_of = {row["id"]: row["policy_version"] for row in store.rows(_DRAFTS)}
+    preferred: defaultdict[str, defaultdict[str, Preference]] = defaultdict(lambda: defaultdict(Preference))
+    for row in store.rows(_VOTES):
+        tier = _tiers(json.loads(row["value"]), json.loads(row["shown"]))
+        for one, other in permutations(tier, 2):
+            if version_of[one] != version_of[other]:
+                pair = preferred[version_of[one]][version_of[other]]
+                pair.won += 0.5 if tier[one] == tier[other] else tier[one] < tier[other]
+                pair.pairs += 1
+    return preferred
+
+
+def _tiers(vote: dict[str, Any], shown: list[str]) -> dict[str, int]:
+    """The tier of each draft, the best first."""
+    if "tiers" in vote:
+        return {draft: number for number, tier in enumerate(vote["tiers"]) for draft in tier}
+    left, right = shown
+    return {left: int(vote["choice"] == "right"), right: int(vote["choice"] == "left")}
