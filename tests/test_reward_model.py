@@ -203,7 +203,7 @@ def test_the_score_does_not_depend_on_padding_or_on_the_batch(fitted: BradleyTer
             np.testing.assert_allclose(total.detach().numpy(), expected, atol=1e-4)
 
 
-def test_hidden_states_after_a_shared_beginning_are_those_of_the_whole(backbone: Backbone) -> None:
+def test_states_and_gradients_after_a_shared_beginning_are_those_of_the_whole(backbone: Backbone) -> None:
     first, second = reply(1, 0.5, length=4), reply(2, 0.5, length=9)
     samples = [
         replace(first, prompt_ids=(5, 6, 7, 8, 9)), replace(second, prompt_ids=(5, 6, 7, 3)),
@@ -214,6 +214,12 @@ def test_hidden_states_after_a_shared_beginning_are_those_of_the_whole(backbone:
         whole = backbone.hidden(replace(batch, shared=shared), (0, 1))
         for ours, theirs in zip(backbone.hidden(batch, (0, 1)), whole, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    fresh = [weight for name, weight in backbone.parameters("policy").items() if "lora_B" in name]  # A has none yet
+    ours, theirs = (
+        torch.autograd.grad((backbone.logprobs(part, "policy", 0.7) * torch.arange(1.0, 10)).sum(), fresh)
+        for part in (batch, replace(batch, shared=0))
+    )
+    assert all(float((a - b).norm()) < 1e-4 * float(b.norm()) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_a_pad_id_that_is_the_stop_id_stays_real_where_it_was_sampled(backbone: Backbone) -> None:

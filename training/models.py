@@ -171,41 +171,44 @@ class Backbone:
 
     def _last(self, batch: Batch) -> tuple[Tensor, Tensor, Any]:
         """Of the real response tokens: hidden states [N, D] that predict them, their ids [N]; and the head."""
-        hidden, real = self.body(input_ids=batch.ids, use_cache=False).last_hidden_state, batch.mask.bool()
-        return at_positions(hidden, batch.before)[real], batch.tokens[real], self.base.get_output_embeddings()
+        top, real = len(self.layers), batch.mask.bool()
+        hidden = at_positions(self._run(batch, (top,))[top], batch.before - batch.shared)
+        return hidden[real], batch.tokens[real], self.base.get_output_embeddings()
 
     def _padded(self, batch: Batch, values: Tensor) -> Tensor:
         return torch.zeros_like(batch.mask).masked_scatter(batch.mask.bool(), values)
 
     def hidden(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
-        """The base's hidden states [B, T, D] of the response tokens that enter each decoder layer of `layers`, float32.
-
-        Layers above the deepest one are not run, and what all prompts begin with is run once.
-        """
-        found: dict[int, Tensor] = {}
+        """The base's hidden states [B, T, D] of response tokens that enter each decoder layer of `layers`, float32."""
         with self.using(BASE):
-            cache = self._shared(batch, max(layers))
-            self._run(batch.ids[:, batch.shared :], layers, found, cache)
+            found = self._run(batch, layers)
         return [at_positions(found[number], batch.at - batch.shared).float() for number in layers]
 
-    def _shared(self, batch: Batch, deepest: int) -> DynamicCache:
-        """Keys and values of the tokens that all of `batch` begins with, below layer `deepest`, for each row."""
+    def _run(self, batch: Batch, layers: Sequence[int]) -> dict[int, Tensor]:
+        """What enters each of `layers` at the tokens after the shared ones, [B, L - shared, D].
+
+        Number len(self.layers) is the head. Layers above the deepest one are not run; what all prompts begin with is
+        run once, and gets the sum of the rows' gradients.
+        """
         cache = DynamicCache(config=self.base.config)
         if batch.shared:
-            self._run(batch.ids[:1, : batch.shared], (deepest,), {}, cache)
+            self._enter(batch.ids[:1, : batch.shared], (max(layers),), cache)
             cache.batch_select_indices(torch.zeros(len(batch.ids), dtype=torch.long))
-        return cache
+        return self._enter(batch.ids[:, batch.shared :], layers, cache)
 
-    def _run(self, ids: Tensor, layers: Sequence[int], found: dict[int, Tensor], cache: DynamicCache) -> None:
-        """Run `ids` after what `cache` holds, up to the deepest of `layers`; what enters each of them into `found`."""
-        hooks = [self._catch(number, found, last=number == max(layers)) for number in layers]
+    def _enter(self, ids: Tensor, layers: Sequence[int], cache: DynamicCache) -> dict[int, Tensor]:
+        """Run `ids` after what `cache` holds, up to the deepest of `layers`; what enters each of them."""
+        found: dict[int, Tensor] = {}
+        caught = [number for number in layers if number < len(self.layers)]
+        hooks = [self._catch(number, found, last=number == max(layers)) for number in caught]
         try:
-            self.body(input_ids=ids, past_key_values=cache, use_cache=True)
+            found[len(self.layers)] = self.body(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
         except _Enough:
             pass
         finally:
             for hook in hooks:
                 hook.remove()
+        return found
 
     def _catch(self, number: int, found: dict[int, Tensor], *, last: bool) -> Any:
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
