@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.metadata
-import math
 import random
 import statistics
 import sys
@@ -36,9 +35,11 @@ from thumbwise.contracts import Comparison, Labels, Message, RunContext, Sample
 from thumbwise.home import Home
 from thumbwise.models import prepare
 from thumbwise.plugins.bradley_terry import BradleyTerry
+from thumbwise.processor import train_format
 from thumbwise.settings import Settings
 from thumbwise.training import trl_parts
 from thumbwise.training.data import folds, prompt_ids
+from thumbwise.training.intervals import clustered_mean
 from thumbwise.training.models import Backbone
 
 FOLDS, TRAINING, EACH = 5, 300, 10
@@ -141,14 +142,9 @@ def theirs(model: Path, dtype: str, folder: Path, train: Sequence[Pair], test: S
 
 
 def difference(pairs: Sequence[Pair], one: Sequence[bool], other: Sequence[bool]) -> tuple[float, float, float]:
-    """Mean of one less other over pairs, and its 95% interval with questions as clusters (ratio estimate)."""
-    clusters: dict[str, list[float]] = {}
-    for pair, a, b in zip(pairs, one, other, strict=True):
-        clusters.setdefault(pair.question, []).append(float(a) - float(b))
-    n, m = len(pairs), len(clusters)
-    mean = sum(map(sum, clusters.values())) / n
-    squares = sum((sum(values) - mean * len(values)) ** 2 for values in clusters.values())
-    error = math.sqrt(squares * m / (m - 1)) / n
+    """Mean of one less other over pairs, and its 95% interval with questions as clusters."""
+    gains = [float(a) - float(b) for a, b in zip(one, other, strict=True)]
+    mean, error = clustered_mean(gains, [pair.question for pair in pairs])
     return mean, mean - 1.96 * error, mean + 1.96 * error
 
 
@@ -171,7 +167,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         home = Home.find(folder / "home") if args.quick else Home.find()
         settings = Settings.load(home)
         path = make_tiny_model(folder / "tiny") if args.quick else prepare(home, settings.model).folder
-        train = settings.train.model_copy(update={"dtype": "float32"} if args.quick else {})
+        dtype = "float32" if args.quick else train_format(settings.train.dtype)
+        train = settings.train.model_copy(update={"dtype": dtype})
         context = RunContext(Backbone(path, train), train, settings.temperature, 48, (), (), folder)
         pairs = pairs_in(made_up() if args.quick else list(csv.DictReader(args.data.open())), 0)
         fold = folds([pair.question for pair in pairs], FOLDS, 0)
@@ -181,12 +178,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             rest = [pair for pair, f in zip(pairs, fold, strict=True) if f != number]
             learned = random.Random(number).sample(rest, min(len(rest), TRAINING))
             if not tried:
-                runs = {lr: theirs(path, train.dtype, folder, learned, test, lr) for lr in RATES}
+                runs = {lr: theirs(path, dtype, folder, learned, test, lr) for lr in RATES}
                 tried = {lr: statistics.mean(run) for lr, run in runs.items()}
                 rate = max(tried, key=lambda lr: tried[lr])
                 trl += runs[rate]
             else:
-                trl += theirs(path, train.dtype, folder, learned, test, rate)
+                trl += theirs(path, dtype, folder, learned, test, rate)
             mine += ours(context, learned, test)
             tested += test
             print(f"fold {number}: {statistics.mean(mine):.3f} {statistics.mean(trl):.3f}", file=sys.stderr)
