@@ -1,11 +1,15 @@
-"""Write the docs that are made from code: settings.md and commands.md (`make docs`).
+"""Write the docs that are made from code and measurements: settings.md, commands.md and measured.md (`make docs`).
 
-A test fails where the files are not what this writes, so that no setting or option is documented twice.
+A test fails where the files are not what this writes, so that no setting or option is documented twice, and no bar is
+said to hold that was not measured.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,6 +17,7 @@ from thumbwise.cli import main
 from thumbwise.settings import PREFIX, describe
 
 HERE = Path(__file__).parent
+RESULTS = HERE.parent / "tests" / "bench" / "results"
 
 
 def settings_page() -> str:
@@ -51,6 +56,32 @@ def commands_page() -> str:
     return "\n".join(parts)
 
 
+def measured_page() -> str:
+    """Return docs/measured.md: every result that is kept in tests/bench/results, by its bars."""
+    head = [
+        "# Measured",
+        "",
+        "Made by `make docs` from `tests/bench/results/`; do not edit. A title is the script and its arguments. A",
+        "file's name ends with a digest of the code that was measured, which may be older than what is here.",
+        "",
+    ]
+    return "\n".join(head + [line for path in sorted(RESULTS.glob("*.json")) for line in _measured(path)])
+
+
+def _measured(path: Path) -> Iterator[str]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    said = "".join(f" --{name} {value}" for name, value in found["arguments"].items() if name != "quick")
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    yield from (f"## tests/bench/{found['bench']}.py{said}", "")
+    yield f"{found['model']} in {found['number format']}; {versions}. All figures:"
+    yield from (f"[{path.name}](../tests/bench/results/{path.name}).", "")
+    yield from ("| | measured | wanted | |", "|---|---|---|---|")
+    for bar in found["bars"]:
+        holds = "yes" if bar["holds"] else "**no**"
+        yield f"| {bar['name']} | {bar['value']:.4g} | {bar['op']} {bar['limit']:.4g} | {holds} |"
+    yield ""
+
+
 def _helps(command: click.Command, name: str, parent: click.Context | None) -> list[tuple[str, str]]:
     context = click.Context(command, info_name=name, parent=parent, terminal_width=100, max_content_width=100)
     found = [(context.command_path, command.get_help(context))]
@@ -68,7 +99,7 @@ def _toml(value: object) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
-PAGES = {"settings.md": settings_page, "commands.md": commands_page}
+PAGES = {"settings.md": settings_page, "commands.md": commands_page, "measured.md": measured_page}
 
 if __name__ == "__main__":
     for file_name, page in PAGES.items():

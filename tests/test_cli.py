@@ -91,9 +91,11 @@ def test_an_unknown_command_is_refused() -> None:
     assert "No such command 'sevre'" in result.output
 
 
-def test_the_commands_page_is_what_make_docs_writes() -> None:
+@pytest.mark.parametrize("name", ["settings.md", "commands.md", "measured.md"])
+def test_a_page_of_the_docs_is_what_make_docs_writes(name: str) -> None:
     pages = runpy.run_path(str(ROOT / "docs" / "generate.py"))["PAGES"]
-    assert (ROOT / "docs" / "commands.md").read_text() == pages["commands.md"](), "run `make docs`"
+    assert pages.keys() == {"settings.md", "commands.md", "measured.md"}
+    assert (ROOT / "docs" / name).read_text() == pages[name](), "run `make docs`"
 
 
 # --- plugins -------------------------------------------------------------------------------------------

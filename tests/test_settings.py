@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import runpy
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,6 @@ import pytest
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.settings import Settings, describe
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -94,8 +91,3 @@ def test_every_setting_can_be_set_in_the_environment(home: Home, monkeypatch: py
         monkeypatch.setenv("THUMBWISE_" + name.replace(".", "__").upper(), text)
     home.config.write_text("port = 1\n")  # the environment wins, so that every value must come from there
     assert Settings.load(home).model_dump() == Settings.model_construct().model_dump()
-
-
-def test_the_settings_page_is_what_make_docs_writes() -> None:
-    pages = runpy.run_path(str(ROOT / "docs" / "generate.py"))["PAGES"]
-    assert (ROOT / "docs" / "settings.md").read_text() == pages["settings.md"](), "run `make docs`"

@@ -53,9 +53,12 @@ def bar(name: str, value: float, op: str, limit: float) -> dict[str, Any]:
 
 def path_of(bench: str, args: argparse.Namespace, packages: Sequence[ModuleType]) -> Path:
     """Where the result of `bench` with `args` is kept; paths among the arguments do not count."""
-    said = {name: value for name, value in sorted(vars(args).items()) if not isinstance(value, Path)}
-    key = hashlib.sha256(json.dumps(said).encode()).hexdigest()[:6]
+    key = hashlib.sha256(json.dumps(_said(args)).encode()).hexdigest()[:6]
     return RESULTS / f"{bench}-{key}-{digest(packages)}.json"
+
+
+def _said(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in sorted(vars(args).items()) if not isinstance(value, Path)}
 
 
 def report(
@@ -71,7 +74,8 @@ def report(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else servers that it started stay
     path = path_of(bench, args, packages)
     if args.quick or not path.exists():
-        result = {"bench": bench, "number format": number_format(), **measure()}
+        about = {"bench": bench, "arguments": _said(args), "number format": number_format()}
+        result = about | measure()
         if not args.quick:
             RESULTS.mkdir(exist_ok=True)
             path.write_text(json.dumps(result, indent=1) + "\n")
