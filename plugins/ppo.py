@@ -71,7 +71,7 @@ class PPO:
 
         start = time.monotonic()
         samples, rng = stepping.sample_rollouts(self.context, iteration, self.train.episodes)
-        rollout, metrics = self._evaluate(samples, first=iteration == 0)
+        rollout, metrics = self._evaluate(samples)
         ahead = [stepping.schedule(self.train, later) for later in range(iteration, self.iterations)]
         self.pace.update(metrics["kl"], ahead, steer=iteration >= self.train.warmup)
         wanted = self.train.learning_rate * self.pace.value
@@ -86,11 +86,8 @@ class PPO:
         self.kl.update(metrics["kl"], len(samples))
         return metrics | {"learning_rate": rate, "seconds": time.monotonic() - start}
 
-    def _evaluate(self, samples: list[Sample], *, first: bool = False) -> tuple[Rollout, dict[str, float]]:
-        """Score the rollouts, and recompute their log-probabilities with the trainer's own weights.
-
-        The first ones also set the level of the values.
-        """
+    def _evaluate(self, samples: list[Sample]) -> tuple[Rollout, dict[str, float]]:
+        """Score the rollouts, and recompute their log-probabilities with the trainer's own weights."""
         from thumbwise.training import losses, stepping
 
         train = self.train
@@ -103,13 +100,12 @@ class PPO:
         if train.whiten_rewards:
             rewards = losses.whiten(rewards, mask, keep_mean=True)
         features = self.value.features(samples, mask.shape[1])
-        if first:
-            self.value.level(features, mask, score)
+        to_come = losses.gae(rewards, mask.new_zeros(mask.shape), mask, train.gamma, 1.0)[0]
+        self.value.level(features, mask, to_come)
         values = self.value.values(features, mask).detach()
         advantages, returns = losses.gae(rewards, values, mask, train.gamma, self.gae_lambda)
         deviation = losses.masked_mean((advantages - losses.masked_mean(advantages, mask)) ** 2, mask).sqrt()
         rollout = Rollout(samples, features, mask, found.logp, values, losses.whiten(advantages, mask), returns)
-        to_come = losses.gae(rewards, values, mask, train.gamma, 1.0)[1]  # `returns` hold the values themselves
         return rollout, stepping.rollout_metrics(self.context, samples, found, score, known) | {
             "kl_coefficient": self.kl.value,
             "explained_variance": losses.explained_variance(values, to_come, mask),

@@ -76,7 +76,7 @@ POINTS: dict[int, str | Without] = {
     ),
     37: "losses a_huge_log_ratio_stays_finite",
     38: "losses value_clip",
-    39: "ppo the_value_starts_as_the_reward_models_score_of_the_tokens_so_far",
+    39: "value the_value_starts_as_the_reward_models_score_of_the_tokens_so_far",
     40: "ppo the_gradient_does_not_depend_on_the_micro_batches",
     41: "losses adamw_takes_small_first_steps_on_small_gradients",
     42: "losses warm_up_from_a_tenth",

@@ -16,8 +16,7 @@ from tiny_model import make_tiny_model
 from toy_policy import PROMPTS, TEMPERATURE, disturb, low_ids
 
 from thumbwise import artifacts
-from thumbwise.contracts import Message, Prompt, RunContext, Sample, Scores, ValueInit
-from thumbwise.plugins.bradley_terry import BradleyTerry
+from thumbwise.contracts import Message, Prompt, RunContext, Sample, Scores
 from thumbwise.plugins.ppo import PPO, Rollout, in_process
 from thumbwise.training.batches import make_batch
 from thumbwise.training.candidate import adapter_files
@@ -108,7 +107,7 @@ def test_bfloat16_weights_compute_in_bfloat16_and_losses_in_float32(model: Path)
     assert {given.dtype for given in logits} == {torch.bfloat16}
     assert backbone.hidden(batch, (0, 1))[1].dtype == torch.float32
     value = ValueFunction(backbone, None, 1e-3)
-    assert predict(value, samples).dtype == torch.float32
+    assert value.features(samples, 4).dtype == torch.float32
 
 
 def test_there_is_no_dropout_anywhere(context: RunContext) -> None:
@@ -127,88 +126,6 @@ def test_padding_changes_no_metric(context: RunContext) -> None:
         both = context.backbone.compared(batch, "policy", TEMPERATURE)
         found.append([float(x.sum()) for x in (both.logp, both.entropy, both.reference, both.kl, batch.mask)])
     np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-5)
-
-
-# --- the value function ---------------------------------------------------------------------------------
-
-
-def make_init(backbone: Backbone, seed: int = 0) -> ValueInit:
-    draws = np.random.default_rng(seed)
-    size = (2, backbone.hidden_size)
-    weight, mean = (draws.normal(size=size).astype(np.float32) * 0.1 for _ in range(2))
-    return ValueInit((0, 1), weight, mean, np.ones(size, np.float32), 0.3, 16.0)
-
-
-def predict(value: ValueFunction, samples: Sequence[Sample]) -> torch.Tensor:
-    mask = value.backbone.batch(samples).mask
-    return value.values(value.features(samples, mask.shape[1]), mask)
-
-
-def test_the_value_starts_as_the_reward_models_score_of_the_tokens_so_far(context: RunContext) -> None:
-    samples = [s for s in sampled(context, 8) if s.response_ids]
-    model = BradleyTerry(context)
-    init = make_init(context.backbone)
-    model.weights[0], model.mean, model.offsets[0] = init.weight, init.mean, init.bias
-    value = ValueFunction(context.backbone, model.value_init(), 1e-3)
-    longer = [replace(s, response_ids=(*s.response_ids, 7)) for s in samples]
-    values = predict(value, longer)
-    after = [values[row, len(s.response_ids)].item() for row, s in enumerate(samples)]
-    np.testing.assert_allclose(after, model.score(samples).value, atol=1e-5)
-    np.testing.assert_allclose(values.detach()[:, 0], init.bias, atol=1e-6)
-
-
-def test_the_value_before_a_token_does_not_depend_on_that_token(context: RunContext) -> None:
-    value = ValueFunction(context.backbone, make_init(context.backbone), 1e-3)
-    (sample,) = [replace(s, response_ids=(9, 8, 7, 6)) for s in sampled(context, 1)]
-    other = replace(sample, response_ids=(9, 8, 55, 6))
-    one, two = predict(value, [sample, other])
-    torch.testing.assert_close(one[:3], two[:3])
-    assert (one[3] - two[3]).abs() > 1e-3
-
-
-def test_a_critic_that_knows_the_reward_leaves_a_tokens_own_merit_in_its_advantage(context: RunContext) -> None:
-    """One-token replies, whose value before the token is the mean: the advantages are the rewards less that mean."""
-    samples = [replace(s, response_ids=s.response_ids[:1], rollout_logprobs=None) for s in sampled(context, 12)]
-    model = BradleyTerry(context)
-    init = make_init(context.backbone)
-    model.weights[0], model.mean, model.offsets[0] = init.weight, init.mean, init.bias
-    algorithm = PPO(replace(context, value=model.value_init()), model.score)
-    rollout, _ = algorithm._evaluate(samples)
-    scores = model.score(samples).value
-    assert scores.std() > 0.01
-    expected = (scores - scores.mean()) / scores.std()
-    np.testing.assert_allclose(rollout.advantages[:, 0], expected, atol=1e-3)
-
-
-def test_a_constant_added_to_every_score_changes_no_weight_of_the_policy(context: RunContext) -> None:
-    model = BradleyTerry(context)
-    init = make_init(context.backbone)
-    model.weights[0], model.mean, model.offsets[0] = init.weight, init.mean, init.bias
-    context = replace(context, value=model.value_init())
-    ends = []
-    for constant in (0.0, 1.0):
-        algorithm = PPO(context, lambda samples, c=constant: Scores(model.score(samples).value + c))
-        before = algorithm.state_dict()
-        algorithm.step(0)
-        ends.append(context.backbone.state("policy"))
-        algorithm.load_state_dict(before)
-    for name, weight in ends[0].items():
-        torch.testing.assert_close(weight, ends[1][name], atol=5e-5, rtol=0)
-
-
-def test_a_value_loss_reaches_no_policy_weight_and_a_policy_loss_no_value_weight(context: RunContext) -> None:
-    value = ValueFunction(context.backbone, make_init(context.backbone), 1e-3)
-    samples = sampled(context)
-    batch = context.backbone.batch(samples)
-    predict(value, samples).sum().backward()
-    assert all(p.grad is None for p in context.backbone.parameters("policy").values())
-    assert all(p.grad is not None for p in value.parameters().values())
-    for weight in value.parameters().values():
-        weight.grad = None
-    context.backbone.logprobs(batch, "policy", TEMPERATURE).sum().backward()
-    assert all(p.grad is not None for p in context.backbone.parameters("policy").values())
-    assert all(p.grad is None for p in value.parameters().values())
-    assert all(p.grad is None for name, p in context.backbone.base.named_parameters() if ".lora_" not in name)
 
 
 # --- the loop -------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 V_t is the value of the state *before* response token t. Were it to see that token, it would take the token's own
 merit out of its advantage: with a perfect critic, all of it. It starts as the reward model, so that after n
 tokens V is the score of a reply of those n tokens before any training (InstructGPT, C.4), but for what the score says
-of how a reply ends: that is credited where it ends. It learns by its own optimizer. It reads the frozen
+of how a reply ends: that is credited where it ends. It learns by its own optimizer, but for its level and how that
+falls with the tokens that are left: both follow the rewards of each batch at once (`level`). It reads the frozen
 backbone's hidden states, as the reward model does: they are computed once for a batch of rollouts, and its
 updates cost next to nothing. Left out: a value function with weights of its own below the head (an adapter on
 the lower half of the model cost a fifth of an iteration, and explained no more of the returns).
@@ -19,7 +20,6 @@ import torch
 from torch import Tensor
 
 from thumbwise.contracts import Sample, ValueInit
-from thumbwise.training.losses import masked_mean
 from thumbwise.training.models import Backbone
 
 
@@ -46,13 +46,13 @@ class ValueFunction:
             init = ValueInit((layer,), zeros, zeros, ones, 0.0, 16.0)
         self.backbone, self.init = backbone, init
         self.weight = torch.tensor(init.weight).requires_grad_(True)
-        self.bias = torch.tensor(init.bias, dtype=torch.float32).requires_grad_(True)
+        self.bias = torch.tensor([init.bias, 0.0])  # and a slope, in the share of tokens that are left
         self.mean, self.scale = torch.tensor(init.mean), torch.tensor(init.scale)
-        self.optimizer = adamw([self.weight, self.bias], lr)
+        self.optimizer = adamw([self.weight], lr)
 
     def parameters(self) -> dict[str, Tensor]:
-        """The head's weights, by name."""
-        return {"head.weight": self.weight, "head.bias": self.bias}
+        """What the optimizer learns, by name."""
+        return {"head.weight": self.weight}
 
     def features(self, samples: Sequence[Sample], width: int) -> Tensor:
         """What V is linear in, before each of `width` response tokens: [N, width, layers, D] float32."""
@@ -63,18 +63,24 @@ class ValueFunction:
                 found[rows, : means.shape[1], layer] = means
         return found
 
-    def level(self, features: Tensor, mask: Tensor, score: Tensor) -> None:
-        """Shift V so that its mean over tokens is the mean of `score` [N]; rows without tokens do not count.
+    def level(self, features: Tensor, mask: Tensor, to_come: Tensor) -> None:
+        """Set bias and slope so that V is right on average about the rewards `to_come` [N, T], early and late alike.
 
-        What is taken from scores (for the heads' deviation, for a missing end) shifts them all, and the last
-        tokens alone would pay for it until the bias had learned that.
+        A value that lags behind a policy that gets better finds every last token better than it expected, whichever it
+        is: with a lambda below 1, whose advantages end a few tokens on, that teaches to end, and nothing else does. Two
+        numbers by least squares over a batch's tokens are a baseline that knows next to nothing of any one of them.
         """
-        rows = mask.sum(1) > 0
-        if bool(rows.any()):
+        real = mask.bool()
+        if bool(real.any()):
             with torch.no_grad():
-                self.bias += score[rows].mean() - masked_mean(self.values(features, mask), mask)
+                missed = to_come - torch.einsum("ntld,ld->nt", features, self.weight)
+                line = self._line(mask.shape[1]).expand(*mask.shape, 2)
+                self.bias = torch.linalg.lstsq(line[real], missed[real][:, None], driver="gelsd").solution[:, 0]
+
+    def _line(self, width: int) -> Tensor:
+        return torch.stack([torch.ones(width), 1 - torch.arange(width) / width], 1)
 
     def values(self, features: Tensor, mask: Tensor) -> Tensor:
         """V before each response token, [N, T] float32, 0 under pads; with gradients to the head."""
-        total: Tensor = torch.einsum("ntld,ld->nt", features, self.weight) + self.bias
+        total: Tensor = torch.einsum("ntld,ld->nt", features, self.weight) + self._line(mask.shape[1]) @ self.bias
         return total * mask
