@@ -13,7 +13,9 @@ import json
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import permutations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from thumbwise.feedback.records import TELLING, tier_of
 
 if TYPE_CHECKING:
     from thumbwise.feedback.store import Store
@@ -29,10 +31,8 @@ _THUMBS = """
     FROM current_feedback f JOIN replies r ON r.id = f.message_id
     WHERE f.kind = 'thumb' AND r.policy_version = ? GROUP BY thumb
 """
-_VOTES = """
-    SELECT f.value, c.shown FROM current_feedback f JOIN comparisons c ON c.id = f.comparison_id
-    WHERE f.kind = 'rank' AND NOT json_extract(f.value, '$.none_usable')
-    OR f.kind = 'pair' AND json_extract(f.value, '$.choice') <> 'skip'
+_VOTES = f"""
+    SELECT f.value, c.shown FROM current_feedback f JOIN comparisons c ON c.id = f.comparison_id WHERE {TELLING}
 """
 _DRAFTS = "SELECT id, policy_version FROM replies WHERE comparison_id IS NOT NULL"
 
@@ -93,18 +93,10 @@ def _preferences(store: Store) -> defaultdict[str, defaultdict[str, Preference]]
     version_of = {row["id"]: row["policy_version"] for row in store.rows(_DRAFTS)}
     preferred: defaultdict[str, defaultdict[str, Preference]] = defaultdict(lambda: defaultdict(Preference))
     for row in store.rows(_VOTES):
-        tier = _tiers(json.loads(row["value"]), json.loads(row["shown"]))
+        tier = tier_of(json.loads(row["value"]), json.loads(row["shown"]))
         for one, other in permutations(tier, 2):
             if version_of[one] != version_of[other]:
                 pair = preferred[version_of[one]][version_of[other]]
                 pair.won += 0.5 if tier[one] == tier[other] else tier[one] < tier[other]
                 pair.pairs += 1
     return preferred
-
-
-def _tiers(vote: dict[str, Any], shown: list[str]) -> dict[str, int]:
-    """The tier of each draft, the best first."""
-    if "tiers" in vote:
-        return {draft: number for number, tier in enumerate(vote["tiers"]) for draft in tier}
-    left, right = shown
-    return {left: int(vote["choice"] == "right"), right: int(vote["choice"] == "left")}

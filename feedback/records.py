@@ -139,6 +139,10 @@ VALUES: dict[str, type[_Strict]] = {
     "flag": FlagValue,
 }
 ON_COMPARISONS = {"pair", "rank"}
+TELLING = """(
+    f.kind = 'pair' AND json_extract(f.value, '$.choice') <> 'skip'
+    OR f.kind = 'rank' AND NOT json_extract(f.value, '$.none_usable'))"""
+"""Which rows `f` of feedback on comparisons say how drafts compare, in SQL."""
 Kind = Literal["thumb", "pair", "rank", "edit", "comment", "likert", "flag"]
 
 
@@ -168,3 +172,11 @@ class FeedbackRequest(_Strict):
                 f"The value of {self.kind} is wrong{f' at {where}' if where else ''}: {first['msg'].lower()}."
             ) from None
         return checked.model_dump()
+
+
+def tier_of(vote: dict[str, Any], shown: Sequence[str]) -> dict[str, int]:
+    """The tier of each of the drafts `shown`, the best first, by a vote that is TELLING."""
+    if "tiers" in vote:
+        return {draft: number for number, tier in enumerate(vote["tiers"]) for draft in tier}
+    left, right = shown
+    return {left: int(vote["choice"] == "right"), right: int(vote["choice"] == "left")}

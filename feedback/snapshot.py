@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from thumbwise.errors import NotFound
-from thumbwise.feedback.records import canonical, prompt_sha256, sha256
+from thumbwise.feedback.records import TELLING, canonical, prompt_sha256, sha256, tier_of
 from thumbwise.feedback.store import Store
 from thumbwise.home import write_durably
 
-_ON_COMPARISONS = """
+_ON_COMPARISONS = f"""
     SELECT f.id, f.user_id, f.kind, c.prompt_sha256, p.messages, c.shown, f.value
     FROM current_feedback f JOIN comparisons c ON c.id = f.comparison_id
-    JOIN prompts p ON p.sha256 = c.prompt_sha256
-    WHERE f.kind = 'pair' AND json_extract(f.value, '$.choice') <> 'skip'
-    OR f.kind = 'rank' AND NOT json_extract(f.value, '$.none_usable') ORDER BY f.seq
+    JOIN prompts p ON p.sha256 = c.prompt_sha256 WHERE {TELLING} ORDER BY f.seq
 """
 _ON_REPLIES = """
     SELECT f.id, f.user_id, f.kind, f.value, r.prompt_sha256, p.messages, r.id AS reply_id
@@ -80,7 +78,7 @@ def _on_comparison(row: dict[str, Any], replies: dict[str, dict[str, Any]]) -> d
     vote = json.loads(row["value"])
     line = {"id": row["id"], "user": row["user_id"], **_prompt(row)}
     if row["kind"] == "rank":
-        tier = {draft: number for number, tier in enumerate(vote["tiers"]) for draft in tier}
+        tier = tier_of(vote, shown)
         return line | {"type": "ranking", "drafts": drafts, "tiers": [tier[draft] for draft in shown]}
     left, right = drafts
     return line | {

@@ -25,6 +25,7 @@ from tiny_model import make_tiny_adapter, make_tiny_model
 from thumbwise.app import Assistant, create_api
 from thumbwise.engine import Engine
 from thumbwise.engine_client import EngineClient
+from thumbwise.feedback.store import Store
 from thumbwise.home import Home
 from thumbwise.settings import EngineSettings, Settings
 
@@ -123,6 +124,13 @@ def running(model: Path, folder: Path, loop: asyncio.AbstractEventLoop) -> Itera
         yield tiny
     finally:
         tiny.run(tiny.engine.stop())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path / "feedback.db")
+    yield store
+    store.close()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,6 @@ from thumbwise.feedback.records import FeedbackRequest, ReplyState
 from thumbwise.feedback.store import Store
 
 ASK: list[Message] = [{"role": "user", "content": "Why is the sky blue?"}]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "feedback.db")
-    yield store
-    store.close()
 
 
 def reply(store: Store, version: str, tokens: int, state: ReplyState = "done", end: str = "stop") -> str:

@@ -8,7 +8,6 @@ import os
 import signal
 import sqlite3
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,13 +23,6 @@ from thumbwise.training.data import parse
 
 ASK: list[Message] = [{"role": "user", "content": "Why is the sky blue?"}]
 SAMPLING = {"temperature": 0.7, "max_tokens": 48}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "feedback.db")
-    yield store
-    store.close()
 
 
 def reply(store: Store, user: str = "local", text: str = "Because.", state: str = "done") -> str:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from test_ppo import make_context, sampled
-from tiny_model import make_tiny_model
 from toy_policy import TEMPERATURE
 
 from thumbwise.contracts import RunContext, Sample, Scores, ValueInit
@@ -23,14 +22,9 @@ from thumbwise.training.value import ValueFunction
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("value") / "model")
-
-
 @pytest.fixture
-def context(model: Path, tmp_path: Path) -> RunContext:
-    return make_context(model, tmp_path)
+def context(tiny_model: Path, tmp_path: Path) -> RunContext:
+    return make_context(tiny_model, tmp_path)
 
 
 def make_init(backbone: Backbone, seed: int = 0) -> ValueInit:

@@ -46,7 +46,7 @@ class ValueFunction:
             init = ValueInit((layer,), zeros, zeros, ones, 0.0, 16.0)
         self.backbone, self.init = backbone, init
         self.weight = torch.tensor(init.weight).requires_grad_(True)
-        self.bias = torch.tensor([init.bias, 0.0])  # and a slope, in the share of tokens that are left
+        self.line = torch.tensor([init.bias, 0.0])  # V's level after the last token, and how it falls up to there
         self.mean, self.scale = torch.tensor(init.mean), torch.tensor(init.scale)
         self.optimizer = adamw([self.weight], lr)
 
@@ -64,23 +64,27 @@ class ValueFunction:
         return found
 
     def level(self, features: Tensor, mask: Tensor, to_come: Tensor) -> None:
-        """Set bias and slope so that V is right on average about the rewards `to_come` [N, T], early and late alike.
+        """Set V's line so that it is right on average about the rewards `to_come` [N, T], early and late alike.
 
         A value that lags behind a policy that gets better finds every last token better than it expected, whichever it
-        is: with a lambda below 1, whose advantages end a few tokens on, that teaches to end, and nothing else does. Two
-        numbers by least squares over a batch's tokens are a baseline that knows next to nothing of any one of them.
+        is; with a lambda below 1 only the few tokens before share in that, so it teaches to end. Two numbers by least
+        squares over a batch's tokens are a baseline that knows next to nothing of any one of them.
         """
         real = mask.bool()
         if bool(real.any()):
             with torch.no_grad():
-                missed = to_come - torch.einsum("ntld,ld->nt", features, self.weight)
-                line = self._line(mask.shape[1]).expand(*mask.shape, 2)
-                self.bias = torch.linalg.lstsq(line[real], missed[real][:, None], driver="gelsd").solution[:, 0]
-
-    def _line(self, width: int) -> Tensor:
-        return torch.stack([torch.ones(width), 1 - torch.arange(width) / width], 1)
+                missed = to_come - self._head(features)
+                left = self._left(mask.shape[1]).expand(*mask.shape, 2)
+                self.line = torch.linalg.lstsq(left[real], missed[real][:, None], driver="gelsd").solution[:, 0]
 
     def values(self, features: Tensor, mask: Tensor) -> Tensor:
         """V before each response token, [N, T] float32, 0 under pads; with gradients to the head."""
-        total: Tensor = torch.einsum("ntld,ld->nt", features, self.weight) + self._line(mask.shape[1]) @ self.bias
-        return total * mask
+        return (self._head(features) + self._left(mask.shape[1]) @ self.line) * mask
+
+    def _head(self, features: Tensor) -> Tensor:
+        found: Tensor = torch.einsum("ntld,ld->nt", features, self.weight)
+        return found
+
+    def _left(self, width: int) -> Tensor:
+        """1, and the share of `width` tokens that are left, before each of them: [width, 2]."""
+        return torch.stack([torch.ones(width), 1 - torch.arange(width) / width], 1)
