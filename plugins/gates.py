@@ -84,6 +84,20 @@ def finish(evidence: Evidence) -> GateReport:
     return GateReport("finish_rate", rate >= limit, rate, limit, detail)
 
 
+def chat_finish(evidence: Evidence) -> GateReport:
+    """Chat replies still come to an end: training sees a draft's length, and what a policy does after it is unheard of.
+
+    Where no reply was asked for at that length, nothing speaks against the candidate.
+    """
+    rate = finish_rate(evidence.chat) if evidence.chat else 1.0
+    limit = max(finish_rate(evidence.stable_chat) - evidence.limits.max_chat_finish_loss, 0.0)
+    detail = (
+        f"{rate:.0%} of {len(evidence.chat)} chat replies end by themselves; at least {limit:.0%} is needed (stable's "
+        "rate less a margin)."
+    )
+    return GateReport("chat_finish_rate", rate >= limit, rate, limit, detail)
+
+
 def recurrence(evidence: Evidence) -> GateReport:
     """Replies do not go round in circles."""
     rate = repetition(evidence.candidate)
@@ -94,10 +108,11 @@ def recurrence(evidence: Evidence) -> GateReport:
 
 @hookimpl
 def register_gates(register: Register) -> None:
-    """All six."""
+    """All seven."""
     register("rm_accuracy", rm_accuracy)
     register("win_rate_proxy", win_rate)
     register("kl", kl)
     register("length", length)
     register("finish_rate", finish)
+    register("chat_finish_rate", chat_finish)
     register("repetition", recurrence)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from thumbwise.contracts import Evidence, GateReport, Message, Sample
+from thumbwise.contracts import Evidence, GateReport, Message, Prompt, RunContext, Sample
 from thumbwise.plugins import gates
-from thumbwise.training.config import GateSettings
+from thumbwise.training.config import GateSettings, TrainSettings
+from thumbwise.training.evaluate import CHAT_TOKENS, interview
 from thumbwise.training.replies import eos_penalties, finish_rate, mean_length, repetition
 
 
@@ -39,7 +42,9 @@ def evidence(**changes: object) -> Evidence:
 def test_a_good_candidate_passes_every_gate() -> None:
     found: dict[str, object] = {}
     gates.register_gates(lambda name, gate: found.update({name: gate(evidence())}))
-    assert set(found) == {"rm_accuracy", "win_rate_proxy", "kl", "length", "finish_rate", "repetition"}
+    assert set(found) == {
+        "rm_accuracy", "win_rate_proxy", "kl", "length", "finish_rate", "chat_finish_rate", "repetition",
+    }  # fmt: skip
     assert all(isinstance(report, GateReport) and report.passed for report in found.values())
 
 
@@ -113,6 +118,41 @@ def test_finish_rate_may_fall_by_its_margin_only(stops: int, passes: bool) -> No
     stable = tuple(sample((1, 2), "stop" if n < 80 else "length") for n in range(100))
     candidate = tuple(sample((1, 2), "stop" if n < stops else "length") for n in range(100))
     assert gates.finish(evidence(stable=stable, candidate=candidate)).passed is passes
+
+
+@pytest.mark.parametrize(("stops", "passes"), [(40, True), (39, False)])
+def test_chat_replies_that_run_on_are_caught_though_drafts_are_as_before(stops: int, passes: bool) -> None:
+    stable = tuple(sample((1, 2), "stop" if n < 45 else "length") for n in range(50))
+    candidate = tuple(sample((1, 2), "stop" if n < stops else "length") for n in range(50))
+    given = evidence(stable_chat=stable, chat=candidate)
+    assert gates.chat_finish(given).passed is passes
+    assert gates.finish(given).passed
+    assert "50 chat replies" in gates.chat_finish(given).detail
+
+
+@pytest.mark.parametrize(
+    ("draft", "chat", "asked", "tokens"), [(48, 512, 2, 512), (48, 4096, 2, CHAT_TOKENS), (48, 48, 0, 48), (8, 9, 2, 9)]
+)
+def test_some_prompts_are_answered_at_chat_length_where_that_is_more_than_a_drafts(
+    draft: int, chat: int, asked: int, tokens: int
+) -> None:
+    class Backend:
+        def __init__(self, context: RunContext) -> None:
+            self.longest = context.max_tokens
+
+        def sample(self, prompts: Sequence[Prompt], adapter: str | None, seed: int) -> list[Sample]:
+            return [sample(tuple(range(self.longest)), "length", int(p.messages[0]["content"])) for p in prompts]
+
+    held_out = tuple(Prompt((Message(role="user", content=str(n)),), "") for n in range(3))
+    context = RunContext(None, TrainSettings(), 0.7, draft, (), (), Path())  # type: ignore[arg-type]
+    replies = interview(context, Backend, held_out, GateSettings(samples=2, chat_prompts=2), chat).ask("policy")
+    assert [reply.prompt[0]["content"] for reply in replies.drafts] == ["0", "1", "2", "0", "1", "2"]
+    assert {len(reply.response_ids) for reply in replies.drafts} == {draft}
+    assert [len(reply.response_ids) for reply in replies.chat] == [tokens] * asked
+
+
+def test_where_no_reply_is_as_long_as_in_chat_nothing_speaks_against_the_candidate() -> None:
+    assert gates.chat_finish(evidence()).passed
 
 
 def test_going_round_in_circles_is_caught() -> None:

@@ -58,7 +58,7 @@ POINTS: dict[int, str | Without] = {
         "difference is the metric rollout_gap with a limit: a truncated weight would have nothing to correct."
     ),
     22: Without("Rollouts are drawn anew for each iteration and never kept: none can be stale."),
-    23: "rollouts truncation_keeps_the_first_stop_id_and_drops_the_rest",
+    23: "rollouts a_reply_ends_with_its_first_stop_id_and_leaves_the_batch",
     24: "gates only_replies_cut_off_by_their_limit_pay_the_penalty",
     25: "losses an_empty_response_contributes_nothing_and_stays_finite",
     26: "losses the_score_lands_on_the_last_response_token_only",

@@ -14,7 +14,7 @@ from thumbwise.training.batches import shared_prefix
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.data import prompt_ids
 from thumbwise.training.models import Backbone
-from thumbwise.training.rollouts import draw, generate, left_pad, prefill, truncate
+from thumbwise.training.rollouts import draw, generate, left_pad, prefill
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,12 +22,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     return Backbone(make_tiny_model(tmp_path_factory.mktemp("model")), TrainSettings(dtype="float32"))
-
-
-def test_truncation_keeps_the_first_stop_id_and_drops_the_rest() -> None:
-    assert truncate([5, 6, 2, 7, 2], frozenset({2})) == ((5, 6, 2), "stop")
-    assert truncate([5, 6, 77, 7], frozenset({2, 77})) == ((5, 6, 77), "stop")
-    assert truncate([5, 6, 7], frozenset({2})) == ((5, 6, 7), "length")
 
 
 def test_a_left_padded_row_has_the_logits_of_the_unpadded_one(backbone: Backbone) -> None:
@@ -58,6 +52,30 @@ def test_generation_in_a_batch_is_greedily_the_same_as_alone(backbone: Backbone)
     together = generate(backbone.generator, prompts, **settings)
     for prompt, reply in zip(prompts, together, strict=True):
         assert generate(backbone.generator, [prompt], **settings)[0].ids == reply.ids
+
+
+def test_a_reply_ends_with_its_first_stop_id_and_leaves_the_batch(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [prompt_ids(backbone.tokenizer, p.messages) for p in PROMPTS]
+    settings: dict[str, Any] = {"max_tokens": 8, "temperature": 0.0, "pad_id": backbone.pad_id, "seed": 0}
+    whole = [reply.ids for reply in generate(backbone.generator, prompts, stop_ids=frozenset(), **settings)]
+    stop = next(ids[3] for ids in whole if ids[3] not in ids[:3])
+    expected = [ids[: ids.index(stop) + 1] if stop in ids else ids for ids in whole]
+    assert len({len(ids) for ids in expected}) > 1  # some end early, some do not
+    rows: list[int] = []
+    body = backbone.generator.forward
+
+    def spied(*args: Any, **kwargs: Any) -> Any:
+        rows.append(len(kwargs["input_ids"]))
+        return body(*args, **kwargs)
+
+    monkeypatch.setattr(backbone.generator, "forward", spied)
+    replies = generate(backbone.generator, prompts, stop_ids=frozenset({stop, -1}), **settings)
+    assert [reply.ids for reply in replies] == expected
+    assert [reply.finish_reason for reply in replies] == ["stop" if ids[-1] == stop else "length" for ids in expected]
+    assert all(len(reply.logprobs) == len(reply.ids) for reply in replies)
+    assert rows[-7:] == [sum(len(ids) > n for ids in expected) for n in range(1, 8)]
 
 
 def test_what_prompts_share_is_read_once(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

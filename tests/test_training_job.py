@@ -11,7 +11,7 @@ import httpx
 import pytest
 from click.testing import CliRunner
 from tiny_model import make_tiny_model
-from training_world import FakeAssistant, make_snapshot, train
+from training_world import CHAT, FakeAssistant, make_snapshot, train
 
 from thumbwise import artifacts
 from thumbwise.contracts import GateReport
@@ -46,8 +46,9 @@ def test_a_round_makes_a_candidate_that_serving_accepts_and_promotes_it(tmp_path
     assert len(manifest["probes"]) == 8
     assert all(len(p["top_ids"]) == len(p["base_top_logprobs"]) == 20 for p in manifest["probes"])
     assert {g["name"] for g in manifest["gates"]} == {
-        "rm_accuracy", "win_rate_proxy", "kl", "length", "finish_rate", "repetition",
+        "rm_accuracy", "win_rate_proxy", "kl", "length", "finish_rate", "chat_finish_rate", "repetition",
     }  # fmt: skip
+    assert result.metrics["length"] <= assistant.max_tokens < result.metrics["chat_length"] <= CHAT
     assert result.metrics["rm_accuracy"] > 0.65
     run = tmp_path / "home" / "runs" / "run-1"
     assert (run / "snapshot.jsonl").read_bytes() == assistant.snapshot

@@ -41,6 +41,8 @@ learning_rate = 5e-3
 kl_budget = 1000.0
 [gates]
 prompts = 24
+chat_prompts = 2
+max_chat_finish_loss = 1.0
 min_accuracy = 0.0
 min_win_rate = 0.0
 standard_errors = 0.0

@@ -26,9 +26,11 @@ SMALL = {
     "dtype": "float32", "min_votes": 20, "iterations": 2, "episodes": 8, "minibatches": 2, "micro_batch": 8,
     "lora_rank": 8, "rm_heads": 2, "rm_folds": 2, "learning_rate": 1e-3,
 }  # fmt: skip
+CHAT = 12
+"""Tokens of a chat reply; a draft has 8."""
 LENIENT = {
-    "prompts": 8, "min_accuracy": 0.0, "min_win_rate": 0.0, "standard_errors": 0.0, "max_finish_loss": 1.0,
-    "max_repetition_gain": 1.0,
+    "prompts": 8, "chat_prompts": 4, "min_accuracy": 0.0, "min_win_rate": 0.0, "standard_errors": 0.0,
+    "max_finish_loss": 1.0, "max_chat_finish_loss": 1.0, "max_repetition_gain": 1.0,
 }  # fmt: skip
 
 
@@ -190,7 +192,8 @@ def train(
     Without `curves` no picture is drawn, which takes as long as a round on a two-layer model does.
     """
     home = Home.find(tmp_path / "home")
-    settings = Settings(train=TrainSettings(**{**SMALL, **changes}), gates=GateSettings(**{**LENIENT, **(gates or {})}))
+    limits = GateSettings(**{**LENIENT, **(gates or {})})
+    settings = Settings(train=TrainSettings(**{**SMALL, **changes}), gates=limits, chat_max_tokens=CHAT)
     with nullcontext() if curves else patch("thumbwise.training.round.draw", lambda rows, path: None):
         return run_training(
             home,

@@ -125,6 +125,9 @@ class GateSettings(BaseModel):
     prompts: int = Field(48, ge=2, description="held-out prompts that candidate and stable version answer")
     samples: int = Field(3, ge=1, description="replies to each of them: rates over few replies are mostly luck")
     held_out: float = Field(0.3, gt=0, lt=1, description="share of prompt groups kept out of rollouts for them")
+    chat_prompts: int = Field(
+        48, ge=0, description="of those prompts, how many are answered at chat length too (0: none, and nothing asks)"
+    )
     standard_errors: float = Field(1.28, ge=0, description="taken from accuracy and win rate before they are judged")
     min_accuracy: float = Field(0.5, ge=0, lt=1, description="cross-validated reward-model accuracy must be above it")
     min_win_rate: float = Field(
@@ -134,6 +137,9 @@ class GateSettings(BaseModel):
     min_length: float = Field(0.3, ge=0, description="smallest mean length, as a share of stable's")
     max_length: float = Field(2.0, gt=0, description="largest mean length, as a share of stable's")
     max_finish_loss: float = Field(0.05, ge=0, le=1, description="how far the finish rate may fall below stable's")
+    max_chat_finish_loss: float = Field(
+        0.1, ge=0, le=1, description="how far the share of chat replies that end by themselves may fall below stable's"
+    )
     max_repetition_gain: float = Field(
         0.05, ge=0, le=1, description="how far the share of recurring 4-grams may rise above stable's"
     )

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 from thumbwise.contracts import (
     Evidence,
@@ -18,6 +22,11 @@ from thumbwise.contracts import (
 from thumbwise.errors import ThumbwiseError
 from thumbwise.training.batches import chunks
 from thumbwise.training.config import GateSettings
+from thumbwise.training.models import POLICY
+from thumbwise.training.replies import finish_rate, mean_length, repetition
+
+CHAT_TOKENS = 512
+"""The most tokens of a chat reply that the gates look at."""
 
 
 def kl_to_reference(context: RunContext, samples: Sequence[Sample], adapter: str) -> float:
@@ -28,29 +37,93 @@ def kl_to_reference(context: RunContext, samples: Sequence[Sample], adapter: str
     return total / max(1, len(samples))
 
 
+@dataclass(frozen=True)
+class Replies:
+    """What one version said: drafts, and replies as long as in chat."""
+
+    drafts: tuple[Sample, ...]
+    chat: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class Interview:
+    """Held-out prompts, put to versions alike; `longer` is the backend that samples at chat length."""
+
+    rollouts: RolloutBackend
+    longer: RolloutBackend
+    drafts: tuple[Prompt, ...]
+    chat: tuple[Prompt, ...]
+    seed: int
+
+    def ask(self, adapter: str | None) -> Replies:
+        """What `adapter` (None: the base) says, each time the same."""
+        drafts = self.rollouts.sample(self.drafts, adapter, self.seed * 10 + 2)
+        chat = self.longer.sample(self.chat, adapter, self.seed * 10 + 4) if self.chat else []
+        return Replies(tuple(drafts), tuple(chat))
+
+
+def interview(
+    context: RunContext, backend: Callable[[RunContext], RolloutBackend], held_out: tuple[Prompt, ...],
+    limits: GateSettings, chat_tokens: int,
+) -> Interview:  # fmt: skip
+    """Every one of `held_out` several times, and some once more where chat allows more tokens than a draft has.
+
+    At most CHAT_TOKENS of them: a gate need not read a novel.
+    """
+    tokens = min(chat_tokens, CHAT_TOKENS)
+    chat = held_out[: limits.chat_prompts] if tokens > context.max_tokens else ()
+    longer = backend(replace(context, max_tokens=tokens))
+    return Interview(backend(context), longer, held_out * limits.samples, chat, context.train.seed)
+
+
 def gather_evidence(
     context: RunContext,
-    rollouts: RolloutBackend,
+    questions: Interview,
     score: Callable[[Sequence[Sample]], Scores],
     fit: FitReport,
-    prompts: Sequence[Prompt],
-    stable: tuple[Sample, ...],
+    stable: Replies,
     limits: GateSettings,
-    seed: int,
 ) -> Evidence:
-    """Sample the candidate (adapter "policy") on `prompts`, which `stable` answered with the same seed."""
-    candidate = tuple(rollouts.sample(prompts, "policy", seed))
+    """Put `questions` to the candidate (adapter "policy"), as `stable` was asked them."""
+    found = questions.ask(POLICY)
+    candidate = found.drafts
     return Evidence(
         rm_accuracy=fit.accuracy,
         rm_votes=fit.n,
         candidate=candidate,
-        stable=stable,
+        stable=stable.drafts,
         candidate_scores=score(candidate).value,
-        stable_scores=score(stable).value,
-        kl=kl_to_reference(context, candidate, "policy"),
+        stable_scores=score(stable.drafts).value,
+        kl=kl_to_reference(context, candidate, POLICY),
         limits=limits,
         rm_error=fit.error,
+        chat=found.chat,
+        stable_chat=stable.chat,
     )
+
+
+def figures(evidence: Evidence) -> dict[str, Any]:
+    """What a candidate's manifest keeps of its evidence; rates at chat length only where they were asked for."""
+    found = {
+        "rm_accuracy": evidence.rm_accuracy,
+        "rm_votes": evidence.rm_votes,
+        "reward": float(np.nanmean(evidence.candidate_scores)),
+        "stable_reward": float(np.nanmean(evidence.stable_scores)),
+        "kl": evidence.kl,
+        "length": mean_length(evidence.candidate),
+        "finish_rate": finish_rate(evidence.candidate),
+        "stable_finish_rate": finish_rate(evidence.stable),
+        "repetition": repetition(evidence.candidate),
+        "stable_repetition": repetition(evidence.stable),
+    }
+    if not evidence.chat:
+        return found
+    return found | {
+        "chat_length": mean_length(evidence.chat),
+        "stable_chat_length": mean_length(evidence.stable_chat),
+        "chat_finish_rate": finish_rate(evidence.chat),
+        "stable_chat_finish_rate": finish_rate(evidence.stable_chat),
+    }
 
 
 def run_gates(gates: dict[str, Gate], evidence: Evidence) -> list[GateReport]:

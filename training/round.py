@@ -20,14 +20,13 @@ import torch
 from safetensors.torch import load_file, save
 
 from thumbwise.contracts import (
+    Evidence,
     FitReport,
     GateReport,
     OffersValue,
     PolicyAlgorithm,
-    Prompt,
     RewardModel,
     RunContext,
-    Sample,
 )
 from thumbwise.errors import ThumbwiseError
 from thumbwise.faults import fault_point
@@ -49,13 +48,13 @@ from thumbwise.training.candidate import (
 from thumbwise.training.checkpoints import Checkpoints
 from thumbwise.training.client import Lease, OpsClient, Run
 from thumbwise.training.data import Snapshot, parse, prompt_ids, seed_prompts, split_prompts
-from thumbwise.training.evaluate import gather_evidence
+from thumbwise.training.evaluate import Interview, Replies, figures, gather_evidence, interview
 from thumbwise.training.health import draw, examine
 from thumbwise.training.metrics import MetricsLog
 from thumbwise.training.models import POLICY, Backbone
 from thumbwise.training.progress import RunProgress
 from thumbwise.training.ptx import keep_file
-from thumbwise.training.replies import finish_rate, mean_length, repetition
+from thumbwise.training.replies import finish_rate
 from thumbwise.training.reward import ShapedReward
 from thumbwise.training.runs import TrainResult, read_json, write_json
 from thumbwise.training.selection import earlier, select
@@ -108,7 +107,7 @@ class Round:
     def _make_candidate(self, snapshot: Snapshot) -> tuple[Candidate, dict[str, Any], list[GateReport]]:
         """Reward model, policy, gates: a candidate with its metrics and reports, kept in the run's folder."""
         train = self.settings.train
-        context, held_out = self._open(snapshot)
+        context, questions = self._open(snapshot)
         weights = context.backbone.base_sha256()
         self._demonstrate(context, snapshot)
         model, fit, usual = self._fit_reward(context, snapshot)
@@ -117,31 +116,21 @@ class Round:
         if isinstance(model, OffersValue):
             context = replace(context, value=model.value_init())
         reward = ShapedReward(self.settings.reward, model, self.plugins, context)
-        stable = self._stable_replies(context, held_out)
+        stable = questions.ask(self._stable(context.backbone))
         _seed(train.seed, 0)
         algorithm = self.plugins.get("policy_algorithms", self.algorithm)(context, reward)
         last, stopped = self._improve(algorithm)
         self.progress.stage("gates")
         fault_point("gates")
         selected = select(
-            algorithm, lambda: self._evidence(context, reward, fit, held_out, stable), self.plugins.gates,
+            algorithm, lambda: self._evidence(context, reward, fit, questions, stable), self.plugins.gates,
             budget=train.kl_budget, last=last, milder=self._milder, stopped=stopped, say=self.progress.say,
         )  # fmt: skip
         evidence, reports = selected.evidence, selected.reports
         if context.backbone.base_sha256() != weights:
             raise ThumbwiseError("Training changed the frozen base weights: the plugin that did so must be mended.")
-        metrics = {
-            "rm_accuracy": evidence.rm_accuracy,
-            "rm_votes": evidence.rm_votes,
+        metrics = figures(evidence) | {
             "win_rate_proxy": next((r.value for r in reports if r.name == "win_rate_proxy"), None),
-            "reward": float(np.nanmean(evidence.candidate_scores)),
-            "stable_reward": float(np.nanmean(evidence.stable_scores)),
-            "kl": evidence.kl,
-            "length": mean_length(evidence.candidate),
-            "finish_rate": finish_rate(evidence.candidate),
-            "stable_finish_rate": finish_rate(evidence.stable),
-            "repetition": repetition(evidence.candidate),
-            "stable_repetition": repetition(evidence.stable),
             "stopped": f"stopped:{selected.stopped}" if selected.stopped else "",
         }
         self._show_health(metrics)
@@ -170,8 +159,8 @@ class Round:
         files = {name: (folder / name).read_bytes() for name in (WEIGHTS, CONFIG, MANIFEST)}
         return Candidate(note["version"], files), note["metrics"], [GateReport(**row) for row in note["gates"]]
 
-    def _open(self, snapshot: Snapshot) -> tuple[RunContext, tuple[Prompt, ...]]:
-        """The model, the prompts of rollouts and the held-out ones."""
+    def _open(self, snapshot: Snapshot) -> tuple[RunContext, Interview]:
+        """The model, the prompts of rollouts and what the held-out ones are asked for."""
         train, gates = self.settings.train, self.settings.gates
         keep_file(train, self.folder)
         self.progress.stage("base model")
@@ -197,8 +186,9 @@ class Round:
             seed_prompts=split.seeds,
             folder=self.folder,
         )
-        rollouts = self.plugins.get("rollout_backends", train.rollouts)(context)
-        return replace(context, rollouts=rollouts), split.held_out * gates.samples
+        backend = self.plugins.get("rollout_backends", train.rollouts)
+        questions = interview(context, backend, split.held_out, gates, self.settings.chat_max_tokens)
+        return replace(context, rollouts=questions.rollouts), questions
 
     def _demonstrate(self, context: RunContext, snapshot: Snapshot) -> None:
         """SFT, where corrected replies are enough; it leaves the reference, of which the policy starts as a copy."""
@@ -233,7 +223,9 @@ class Round:
         fit = model.fit(snapshot.labels, self.settings.train.seed)
         prompts = [*context.prompts, *context.seed_prompts]
         random.Random(self.settings.train.seed).shuffle(prompts)
-        usual = self._sample(context, prompts[:CALIBRATION], context.backbone.reference, 1)
+        assert context.rollouts is not None
+        seed = self.settings.train.seed * 10 + 1
+        usual = context.rollouts.sample(prompts[:CALIBRATION], context.backbone.reference, seed)
         model.normalise(usual)
         model.save(self.folder)
         ends = finish_rate(usual)
@@ -242,17 +234,16 @@ class Round:
         self.lease.check()
         return model, fit, ends
 
-    def _stable_replies(self, context: RunContext, held_out: tuple[Prompt, ...]) -> tuple[Sample, ...]:
-        """What the stable version says to the held-out prompts; its adapter is fetched where it has one."""
-        adapter = None
-        if self.given.stable != BASE:
-            folder = self.folder / STABLE
-            folder.mkdir(exist_ok=True)
-            for name in (WEIGHTS, CONFIG):
-                write_durably(folder / name, self.client.policy_file(self.given.stable, name))
-            context.backbone.load_adapter(STABLE, folder)
-            adapter = STABLE
-        return tuple(self._sample(context, held_out, adapter, 2))
+    def _stable(self, backbone: Backbone) -> str | None:
+        """The adapter that the stable version is here (None: the base); it is fetched."""
+        if self.given.stable == BASE:
+            return None
+        folder = self.folder / STABLE
+        folder.mkdir(exist_ok=True)
+        for name in (WEIGHTS, CONFIG):
+            write_durably(folder / name, self.client.policy_file(self.given.stable, name))
+        backbone.load_adapter(STABLE, folder)
+        return STABLE
 
     def _improve(self, algorithm: PolicyAlgorithm) -> tuple[dict[str, Any], str]:
         """The iterations, within the KL budget: (the last state known to be within it, why it stopped early).
@@ -293,18 +284,10 @@ class Round:
                 yield checkpoints.load(number)
 
     def _evidence(
-        self, context: RunContext, reward: ShapedReward, fit: FitReport, held_out: tuple[Prompt, ...],
-        stable: tuple[Sample, ...],
-    ) -> Any:  # fmt: skip
+        self, context: RunContext, reward: ShapedReward, fit: FitReport, questions: Interview, stable: Replies
+    ) -> Evidence:
         self.lease.check()
-        assert context.rollouts is not None
-        seed = self.settings.train.seed * 10 + 2
-        limits = self.settings.gates
-        return gather_evidence(context, context.rollouts, reward.plain, fit, held_out, stable, limits, seed)
-
-    def _sample(self, context: RunContext, prompts: Any, adapter: str | None, purpose: int) -> list[Sample]:
-        assert context.rollouts is not None
-        return context.rollouts.sample(prompts, adapter, self.settings.train.seed * 10 + purpose)
+        return gather_evidence(context, questions, reward.plain, fit, stable, self.settings.gates)
 
     def _candidate(
         self, context: RunContext, snapshot: Snapshot, metrics: dict[str, Any], reports: list[GateReport]
