@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -47,3 +48,26 @@ def test_seed_prompts_are_150_different_short_ones_in_topics() -> None:
 def test_a_line_that_is_no_record_is_named() -> None:
     with pytest.raises(ThumbwiseError, match="Line 2 of the snapshot cannot be read"):
         parse(b'{"type":"other","prompt":[]}\n{"type":"comparison"}\n')
+
+
+def test_drafts_are_the_judged_replies_of_one_version_sampled_one_way_each_once() -> None:
+    def reply(name: str, version: str = "policy-0000", **sampling: object) -> dict[str, object]:
+        asked = {"temperature": 0.7, "max_tokens": 8, "seed": None, "top_p": 1.0, "stop": []} | sampling
+        return {
+            "id": name, "text": "x", "prompt_ids": [1], "response_ids": [2], "finish_reason": "stop",
+            "policy_version": version, "sampling": asked,
+        }  # fmt: skip
+
+    def pair(left: dict[str, object], right: dict[str, object]) -> dict[str, object]:
+        return {"type": "comparison", "choice": "left", "strength": 1, "left": left, "right": right}
+
+    rows = [
+        pair(reply("a"), reply("b", max_tokens=9)), pair(reply("a"), reply("c", "policy-0001")),
+        pair(reply("d", temperature=1.0), reply("e", stop=["."])), pair(reply("f", top_p=0.5), reply("g", seed=3)),
+        {"type": "thumb", "up": True, "reply": reply("h")},
+        {"type": "ranking", "tiers": [0, 1], "drafts": [reply("i"), reply("b", max_tokens=9)]},
+    ]  # fmt: skip
+    shared = {"id": "1", "user": "u", "group": "g", "prompt": []}
+    snapshot = parse("".join(json.dumps(row | shared) + "\n" for row in rows).encode())
+    assert {draft.meta["id"] for draft in snapshot.drafts("policy-0000", 8, 0.7)} == {"a", "g", "h", "i"}
+    assert len(snapshot.drafts("policy-0000", 8, 0.7)) == 4

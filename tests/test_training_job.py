@@ -20,6 +20,7 @@ from thumbwise.home import Home
 from thumbwise.settings import Settings
 from thumbwise.training.job import run_training
 from thumbwise.training.progress import RunProgress
+from thumbwise.training.round import CALIBRATION
 from thumbwise.training.runs import TrainResult
 from thumbwise.weights import base_modules
 
@@ -49,6 +50,10 @@ def test_a_round_makes_a_candidate_that_serving_accepts_and_promotes_it(tmp_path
         "rm_accuracy", "win_rate_proxy", "kl", "length", "finish_rate", "chat_finish_rate", "repetition",
     }  # fmt: skip
     assert result.metrics["length"] <= assistant.max_tokens < result.metrics["chat_length"] <= CHAT
+    ends = json.loads((tmp_path / "home" / "runs" / "run-1" / "fit.json").read_text())["finish_rate"]
+    ended = ends * (CALIBRATION + 2 * 63 + 16)  # of those sampled anew, and of all drafts that were judged
+    assert ended > 0.5
+    assert ended == pytest.approx(round(ended))
     assert result.metrics["rm_accuracy"] > 0.65
     run = tmp_path / "home" / "runs" / "run-1"
     assert (run / "snapshot.jsonl").read_bytes() == assistant.snapshot

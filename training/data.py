@@ -48,6 +48,20 @@ class Snapshot:
         untied = sum(c.choice in ("left", "right") for c in labels.comparisons)
         return untied + sum(len(set(r.tiers)) > 1 for r in labels.rankings) + len(labels.thumbs)
 
+    def drafts(self, version: str, max_tokens: int, temperature: float) -> list[Sample]:
+        """The replies of `version` that people judged, sampled so and in no way else cut or shaped; each once."""
+        labels = self.labels
+        judged = [draft for pair in labels.comparisons for draft in (pair.left, pair.right)]
+        judged += [draft for ranking in labels.rankings for draft in ranking.drafts]
+        judged += [thumb.sample for thumb in labels.thumbs]
+        alike = {"max_tokens": max_tokens, "temperature": temperature, "top_p": 1.0, "stop": []}
+
+        def fits(draft: Sample) -> bool:
+            sampling = draft.meta["sampling"]
+            return draft.policy_version == version and all(sampling.get(key, alike[key]) == alike[key] for key in alike)
+
+        return list({draft.meta["id"]: draft for draft in judged if fits(draft)}.values())
+
     def sft(self, train: TrainSettings) -> bool:
         """Whether there are corrected replies enough for a round to begin with SFT."""
         return len(self.demonstrations) >= train.sft_demonstrations

@@ -212,7 +212,8 @@ class Round:
     def _fit_reward(self, context: RunContext, snapshot: Snapshot) -> tuple[RewardModel, FitReport, float]:
         """Fit on all votes, then set mean and deviation on replies of the reference; fit.json says it is done.
 
-        The third is the share of those replies that came to an end.
+        The third is the share of the reference's replies that come to an end: of those, and of its drafts that people
+        judged. Of the few alone it is mostly luck, and PPO is steered to it.
         """
         self.progress.stage("reward model")
         model: RewardModel = self.plugins.get("reward_models", self.settings.reward)(context)
@@ -228,7 +229,8 @@ class Round:
         usual = context.rollouts.sample(prompts[:CALIBRATION], context.backbone.reference, seed)
         model.normalise(usual)
         model.save(self.folder)
-        ends = finish_rate(usual)
+        judged = [] if context.backbone.reference else snapshot.drafts(BASE, context.max_tokens, context.temperature)
+        ends = finish_rate([*usual, *judged])
         write_json(self.folder / FIT, {"fit": asdict(fit), "finish_rate": ends})
         self.progress.say(f"Reward model: {fit.accuracy:.1%} of {fit.n} votes in cross-validation")
         self.lease.check()
