@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from tiny_model import make_tiny_model
 from toy_policy import PROMPTS
 
+from thumbwise.training.attention import GROUPED, grouped_attention
 from thumbwise.training.batches import shared_prefix
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.data import prompt_ids
@@ -52,6 +54,25 @@ def test_generation_in_a_batch_is_greedily_the_same_as_alone(backbone: Backbone)
     together = generate(backbone.generator, prompts, **settings)
     for prompt, reply in zip(prompts, together, strict=True):
         assert generate(backbone.generator, [prompt], **settings)[0].ids == reply.ids
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_grouped_attention_is_what_every_query_head_finds_by_itself(steps: int, masked: bool) -> None:
+    torch.manual_seed(0)
+    query, (key, value) = torch.randn(2, 6, steps, 8), torch.randn(2, 2, 2, 5, 8)
+    mask = torch.rand(2, 1, steps, 5) > 0.3
+    mask[..., 0] = True
+    module = SimpleNamespace(num_key_value_groups=3, is_causal=False)
+    found, _ = grouped_attention(module, query, key, value, mask if masked else None, scaling=0.5)
+    scores = query @ key.repeat_interleave(3, 1).transpose(2, 3) * 0.5
+    chances = (scores.masked_fill(~mask, -math.inf) if masked else scores).softmax(-1)
+    torch.testing.assert_close(found, (chances @ value.repeat_interleave(3, 1)).transpose(1, 2))
+
+
+def test_generation_has_attention_of_its_own_and_what_is_learned_from_has_not(backbone: Backbone) -> None:
+    assert backbone.generator.config._attn_implementation == GROUPED
+    assert backbone.base.config._attn_implementation == "sdpa"
 
 
 def test_a_reply_ends_with_its_first_stop_id_and_leaves_the_batch(

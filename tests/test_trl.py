@@ -70,14 +70,14 @@ def sums(algorithm: Either, samples: Sequence[Sample]) -> tuple[list[float], lis
 
 @pytest.mark.parametrize("algorithm", [DPO, RLOO])
 def test_a_toy_reward_rises_and_the_base_is_left_alone(make: Callable[..., Any], algorithm: type[Either]) -> None:
-    made = make(algorithm, low_ids)
+    made = make(algorithm, low_ids, iterations=16)
     before = made.backbone.base_sha256()
-    rows = [made.step(i) for i in range(10)]
+    rows = [made.step(i) for i in range(16)]
     assert set(rows[0]) < set(GLOSSARY)
     assert all(math.isfinite(value) for row in rows for value in row.values())
     assert rows[0]["kl"] == 0.0
     start, end = np.mean([r["reward"] for r in rows[:2]]), np.mean([r["reward"] for r in rows[-2:]])
-    assert end > start + 0.7
+    assert end > start + 1.5  # 2.2 to 5.4 with five seeds
     assert made.backbone.base_sha256() == before
     assert set(made.backbone.peft.peft_config) == {"policy"}
 

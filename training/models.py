@@ -30,6 +30,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from thumbwise.contracts import Floats, Sample
 from thumbwise.processor import train_format
+from thumbwise.training.attention import GROUPED
 from thumbwise.training.batches import Batch, at_positions, chunks, make_batch
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.logprobs import Compared, compare, token_logprobs
@@ -257,7 +258,9 @@ def _twin(base: Any) -> Any:
     head = base.get_output_embeddings()
     own = {id(m.weight) for m in base.modules() if isinstance(m, torch.nn.Linear) and m is not head}
     shared = {id(p): p for p in base.parameters() if id(p) not in own}
-    return copy.deepcopy(base, shared)
+    twin = copy.deepcopy(base, shared)
+    twin.set_attn_implementation(GROUPED)
+    return twin
 
 
 def _stop_ids(base: Any, tokenizer: Any) -> frozenset[int]:
