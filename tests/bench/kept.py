@@ -28,7 +28,7 @@ HOLDS = {">=": float.__ge__, "<=": float.__le__, ">": float.__gt__}
 TRAINING = (plugins, training)
 GOES_BY = {"model", "temperature", "max_tokens"}
 """Settings that may change a figure; those of serving alone do not."""
-TRAINING_GOES_BY = GOES_BY | {"reward", "train", "gates"}
+TRAINING_GOES_BY = GOES_BY | {"reward", "train", "gates", "chat_max_tokens"}
 
 
 def number_format() -> str:
