@@ -3,7 +3,7 @@
     python tests/bench/generation.py [--pairs 3] [--quick]
 
 The same prompts, seeds and weights in one process, by turns; nothing stops early, so that both sides have as many
-tokens. About ten minutes on two cores. Log-probabilities of both sides' first tokens are held together too.
+tokens. About twelve minutes on two cores. Log-probabilities of both sides' first tokens are held together too.
 """
 
 from __future__ import annotations
