@@ -8,11 +8,12 @@ the win rate here is a proxy by the same reward model that the policy was traine
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from thumbwise import hookimpl
-from thumbwise.contracts import Evidence, GateReport, Register
+from thumbwise.contracts import Evidence, GateReport, Register, Sample
 from thumbwise.training.replies import finish_rate, mean_length, repetition
 
 
@@ -75,27 +76,26 @@ def length(evidence: Evidence) -> GateReport:
 
 def finish(evidence: Evidence) -> GateReport:
     """Replies still end by themselves."""
-    rate = finish_rate(evidence.candidate)
-    limit = finish_rate(evidence.stable) - evidence.limits.max_finish_loss
-    detail = (
-        f"{rate:.0%} of the replies end by themselves; at least {max(limit, 0):.0%} is needed (stable's rate less a "
-        "margin)."
-    )
-    return GateReport("finish_rate", rate >= limit, rate, limit, detail)
+    return _ends("finish_rate", "replies", evidence.candidate, evidence.stable, evidence.limits.max_finish_loss)
 
 
 def chat_finish(evidence: Evidence) -> GateReport:
-    """Chat replies still come to an end: training sees a draft's length, and what a policy does after it is unheard of.
+    """Chat replies do too: training sees a draft's length, and nothing holds a policy to what it said after that.
 
-    Where no reply was asked for at that length, nothing speaks against the candidate.
+    Passes where none was asked for at that length.
     """
-    rate = finish_rate(evidence.chat) if evidence.chat else 1.0
-    limit = max(finish_rate(evidence.stable_chat) - evidence.limits.max_chat_finish_loss, 0.0)
+    return _ends(
+        "chat_finish_rate", "chat replies", evidence.chat, evidence.stable_chat, evidence.limits.max_chat_finish_loss
+    )
+
+
+def _ends(name: str, what: str, candidate: Sequence[Sample], stable: Sequence[Sample], margin: float) -> GateReport:
+    rate, limit = finish_rate(candidate), finish_rate(stable) - margin
     detail = (
-        f"{rate:.0%} of {len(evidence.chat)} chat replies end by themselves; at least {limit:.0%} is needed (stable's "
+        f"{rate:.0%} of {len(candidate)} {what} end by themselves; at least {max(limit, 0):.0%} is needed (stable's "
         "rate less a margin)."
     )
-    return GateReport("chat_finish_rate", rate >= limit, rate, limit, detail)
+    return GateReport(name, rate >= limit, rate, limit, detail)
 
 
 def recurrence(evidence: Evidence) -> GateReport:

@@ -126,7 +126,7 @@ class GateSettings(BaseModel):
     samples: int = Field(3, ge=1, description="replies to each of them: rates over few replies are mostly luck")
     held_out: float = Field(0.3, gt=0, lt=1, description="share of prompt groups kept out of rollouts for them")
     chat_prompts: int = Field(
-        48, ge=0, description="of those prompts, how many are answered at chat length too (0: none, and nothing asks)"
+        48, ge=0, description="how many of those prompts are answered at chat length too; 0 leaves that gate out"
     )
     standard_errors: float = Field(1.28, ge=0, description="taken from accuracy and win rate before they are judged")
     min_accuracy: float = Field(0.5, ge=0, lt=1, description="cross-validated reward-model accuracy must be above it")

@@ -20,6 +20,7 @@ from typing import Any
 from thumbwise.contracts import Comparison, Labels, Message, Prompt, Ranking, Sample, Thumb
 from thumbwise.errors import ThumbwiseError
 from thumbwise.training.config import TrainSettings
+from thumbwise.training.votes import gather
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,13 @@ class Snapshot:
 
     def drafts(self, version: str, max_tokens: int, temperature: float) -> list[Sample]:
         """The replies of `version` that people judged, sampled so and in no way else cut or shaped; each once."""
-        labels = self.labels
-        judged = [draft for pair in labels.comparisons for draft in (pair.left, pair.right)]
-        judged += [draft for ranking in labels.rankings for draft in ranking.drafts]
-        judged += [thumb.sample for thumb in labels.thumbs]
         alike = {"max_tokens": max_tokens, "temperature": temperature, "top_p": 1.0, "stop": []}
-
-        def fits(draft: Sample) -> bool:
-            sampling = draft.meta["sampling"]
-            return draft.policy_version == version and all(sampling.get(key, alike[key]) == alike[key] for key in alike)
-
-        return list({draft.meta["id"]: draft for draft in judged if fits(draft)}.values())
+        judged, _ = gather(self.labels, thumb_weight=1.0)
+        return [
+            draft
+            for draft in judged
+            if draft.policy_version == version and alike.items() <= (alike | draft.meta["sampling"]).items()
+        ]
 
     def sft(self, train: TrainSettings) -> bool:
         """Whether there are corrected replies enough for a round to begin with SFT."""

@@ -1,4 +1,7 @@
-"""What the gates get to see: candidate and stable on the same held-out prompts, sampled alike."""
+"""What the gates get to see: candidate and stable on the same held-out prompts, sampled alike.
+
+Left out: scores of replies at chat length, of which votes on drafts say little.
+"""
 
 from __future__ import annotations
 

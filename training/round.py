@@ -2,8 +2,8 @@
 
 Each stage leaves what it made in the run's folder, whole or not at all, and a stage whose file is there is not
 done again; everything random hangs on the seed and the iteration. So a run that was killed at any moment ends
-with the same adapter as one that was not. Left out: stages that cost seconds and follow from their inputs
-(replies of stable, evidence), which are done again.
+with the same adapter as one that was not. Left out: keeping what follows from its inputs in a few minutes
+(replies of stable, evidence), which is done again.
 """
 
 from __future__ import annotations
@@ -238,6 +238,7 @@ class Round:
 
     def _stable(self, backbone: Backbone) -> str | None:
         """The adapter that the stable version is here (None: the base); it is fetched."""
+        self.lease.check()
         if self.given.stable == BASE:
             return None
         folder = self.folder / STABLE
