@@ -37,7 +37,7 @@ class BestOfN(PolicyState):
         from thumbwise.training import stepping
 
         start, train = time.monotonic(), self.train
-        rolled = stepping.score_replies(self.context, self.reward, iteration, train.best_of)
+        rolled = stepping.score_replies(self.context, self.reward, iteration, train.best_of, self.ends)
         samples, score, metrics = rolled.samples, rolled.score, rolled.metrics
         # A reply without tokens (some backend's) never wins: it has no likelihood that could be raised.
         eligible = [bool(k) and len(s.response_ids) > 0 for k, s in zip(rolled.known.tolist(), samples, strict=True)]

@@ -61,7 +61,7 @@ class DPO(PolicyState):
         from thumbwise.training import stepping, trl_parts
 
         start, train = time.monotonic(), self.train
-        rolled = stepping.score_replies(self.context, self.reward, iteration, train.replies)
+        rolled = stepping.score_replies(self.context, self.reward, iteration, train.replies, self.ends)
         metrics = rolled.metrics
         pairs = pair_up(rolled.samples, rolled.score.tolist(), rolled.known.tolist(), train.replies)
         rate = stepping.set_learning_rate(self.optimizer, train.learning_rate, train, iteration)

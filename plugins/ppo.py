@@ -2,9 +2,10 @@
 
 Rollouts come from the policy at the run's temperature; the reward is the score at the last response token
 less beta times the KL to the reference at every token; advantages by GAE from a value function that starts
-as the reward model. Beta and the learning rate follow the KL (`AdaptiveKL`, `Pace`). The formulas are in
-`thumbwise.training.losses`, and what other algorithms do too in `thumbwise.training.stepping`; the pretraining term
-(PPO-ptx) is `thumbwise.training.ptx`, and `train.ptx` 0 leaves it out. Left out: rollouts older than one iteration.
+as the reward model. Beta and the learning rate follow the KL (`AdaptiveKL`, `Pace`), the penalty of replies that
+were cut off follows their number (`MissingEnd`). The formulas are in `thumbwise.training.losses`, and what other
+algorithms do too in `thumbwise.training.stepping`; the pretraining term (PPO-ptx) is `thumbwise.training.ptx`, and
+`train.ptx` 0 leaves it out. Left out: rollouts older than one iteration.
 Torch is imported where a method needs it, so that listing plugins stays cheap.
 """
 
@@ -48,6 +49,7 @@ class PPO:
         from thumbwise.training.losses import AdaptiveKL, Pace
         from thumbwise.training.models import POLICY
         from thumbwise.training.ptx import Pretraining
+        from thumbwise.training.stepping import missing_end
         from thumbwise.training.value import ValueFunction, adamw
 
         train = context.train
@@ -63,6 +65,7 @@ class PPO:
         self.optimizer = adamw(list(self.policy.values()), train.learning_rate)
         self.kl = AdaptiveKL(train.kl_coefficient, train.kl_target, train.kl_horizon)
         self.pace = Pace(train.kl_target, train.pace)
+        self.ends = missing_end(context)
         self.pretraining = Pretraining(context) if train.ptx > 0 else None
 
     def step(self, iteration: int) -> dict[str, float]:
@@ -84,6 +87,7 @@ class PPO:
             lambda minibatch: self._policy_step(rollout, minibatch, rng) | self._value_step(rollout, minibatch),
         )
         self.kl.update(metrics["kl"], len(samples))
+        self.ends.update(metrics["finish_rate"])
         return metrics | {"learning_rate": rate, "seconds": time.monotonic() - start}
 
     def _evaluate(self, samples: list[Sample]) -> tuple[Rollout, dict[str, float]]:
@@ -91,7 +95,7 @@ class PPO:
         from thumbwise.training import losses, stepping
 
         train = self.train
-        score, known = stepping.shaped_scores(self.reward, samples, self.context)
+        score, known = stepping.shaped_scores(self.reward, samples, train.reward_clip, self.ends)
         parts = [part for minibatch in stepping.minibatches(len(samples), train) for part in minibatch]
         found = stepping.measure(self.backbone, samples, parts, self.context.temperature)
         mask = found.mask * known[:, None]
@@ -106,7 +110,7 @@ class PPO:
         advantages, returns = losses.gae(rewards, values, mask, train.gamma, self.gae_lambda)
         deviation = losses.masked_mean((advantages - losses.masked_mean(advantages, mask)) ** 2, mask).sqrt()
         rollout = Rollout(samples, features, mask, found.logp, values, losses.whiten(advantages, mask), returns)
-        return rollout, stepping.rollout_metrics(self.context, samples, found, score, known) | {
+        return rollout, stepping.rollout_metrics(samples, found, score, known, self.ends) | {
             "kl_coefficient": self.kl.value,
             "explained_variance": losses.explained_variance(values, to_come, mask),
             "advantage_std": float(deviation),
@@ -164,11 +168,12 @@ class PPO:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Policy, value function, both optimizers, KL coefficient, pace and the norms of PPO-ptx, copied."""
+        """Policy, value function, their optimizers, KL coefficient, pace, missing end, norms of PPO-ptx; copied."""
         from thumbwise.training.stepping import saved
 
         ptx = self.pretraining.state_dict() if self.pretraining else {}
-        return saved(self._parts()) | {"kl_coefficient": self.kl.value, "pace": asdict(self.pace)} | ptx
+        steered = {"kl_coefficient": self.kl.value, "pace": asdict(self.pace), "missing_end": self.ends.value}
+        return saved(self._parts()) | steered | ptx
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back, or on, to what `state_dict` returned."""
@@ -177,6 +182,7 @@ class PPO:
 
         restore(self._parts(), state)
         self.kl.value, self.pace = state["kl_coefficient"], Pace(**state["pace"])
+        self.ends.value = state["missing_end"]
         if self.pretraining:
             self.pretraining.load_state_dict(state)
 

@@ -64,7 +64,7 @@ class RLOO(PolicyState):
         from thumbwise.training.models import POLICY
 
         start, train = time.monotonic(), self.train
-        rolled = stepping.score_replies(self.context, self.reward, iteration, train.replies)
+        rolled = stepping.score_replies(self.context, self.reward, iteration, train.replies, self.ends)
         samples, metrics = rolled.samples, rolled.metrics
         self.samples, self.scores = samples, torch.where(rolled.known, rolled.score, torch.nan).tolist()
         with self.backbone.using(POLICY), torch.no_grad():

@@ -329,6 +329,16 @@ def test_a_run_goes_on_from_its_state_as_if_it_had_not_stopped(make: Callable[..
         assert equal(weights(second), weights(whole))
 
 
+def test_a_checkpoint_keeps_what_a_missing_end_costs_by_now(make: Callable[..., BestOfN]) -> None:
+    algorithm, resumed = (make(low_ids, missing_eos_penalty=0.75) for _ in range(2))
+    algorithm.ends.usual = 1.0
+    rate = algorithm.step(0)["finish_rate"]
+    assert algorithm.ends.value == pytest.approx(0.75 + 3.0 * (1 - rate))
+    assert rate < 1
+    resumed.load_state_dict(algorithm.state_dict())
+    assert resumed.ends.value == algorithm.ends.value
+
+
 def test_it_is_registered_among_the_built_in_algorithms(tmp_path: Path) -> None:
     plugins = PluginManager(Home.find(tmp_path))
     plugins.load_builtins()

@@ -238,6 +238,33 @@ def test_the_pace_is_raised_by_its_gain_at_most_and_at_most_halved() -> None:
     assert fixed.value == 1.0
 
 
+def test_the_penalty_of_a_missing_end_answers_at_once_and_sums_up_what_was_lacking() -> None:
+    ends = losses.MissingEnd(0.75, 0.2)
+    assert [ends.of(rate) for rate in (0.2, 0.1, 0.3, 1.0)] == pytest.approx([0.75, 1.35, 0.15, 0.0])
+    ends.update(0.1)
+    assert ends.of(0.2) == pytest.approx(1.05)
+    for rate, value in {1.0: 0.0, -99.0: 4.0}.items():
+        ends.update(rate)
+        assert ends.value == value
+    steady = losses.MissingEnd(0.75, None)
+    steady.update(0.0)
+    assert steady.of(0.0) == steady.of(1.0) == 0.75
+
+
+def test_ends_settle_at_their_usual_rate_whatever_replies_that_are_cut_off_are_worth() -> None:
+    """A policy whose log-odds of an end move with what it gains by one: in proportion alone 0.075, 0.025 and 0."""
+    for worth in (1.5, 1.8, 3.0):
+        ends, odds = losses.MissingEnd(0.75, 0.2), math.log(0.2 / 0.8)
+        rates = []
+        for _ in range(200):
+            rates.append(1 / (1 + math.exp(-odds)))
+            odds += 0.3 * (ends.of(rates[-1]) - worth)
+            ends.update(rates[-1])
+        assert rates[-1] == pytest.approx(0.2, abs=0.005)
+        assert min(rates) > 0.03
+        assert max(rates) < 0.4
+
+
 def test_adaptive_kl_coefficient() -> None:
     controller = losses.AdaptiveKL(0.2, 6.0, 1e4)
     controller.update(9.0, 512)

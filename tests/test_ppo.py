@@ -24,7 +24,7 @@ from thumbwise.training.config import TrainSettings
 from thumbwise.training.losses import explained_variance
 from thumbwise.training.metrics import GLOSSARY, glossary_table
 from thumbwise.training.models import Backbone
-from thumbwise.training.stepping import FINISH_GAIN, draw_prompts, end_penalty, minibatches, shaped_scores
+from thumbwise.training.stepping import draw_prompts, minibatches, missing_end, shaped_scores
 from thumbwise.training.value import ValueFunction
 
 SMALL = TrainSettings(
@@ -229,15 +229,24 @@ def test_a_missing_end_costs_more_where_fewer_replies_end_than_the_references_an
 ) -> None:
     samples = [replace(s, finish_reason="stop" if n == 0 else "length") for n, s in enumerate(sampled(context, 4))]
     train = context.train.model_copy(update={"missing_eos_penalty": 0.75})
-    asked = {0.25: 0.75, 0.35: 0.75 + 0.1 * FINISH_GAIN, 0.2: 0.75 - 0.05 * FINISH_GAIN, 0.0: 0.0}
-    for usual, penalty in asked.items():
-        known = replace(context, train=train, finish_rate=usual)
-        assert end_penalty(known, samples) == pytest.approx(penalty)
-        _, metrics = PPO(known, low_ids)._evaluate(samples)
-        assert metrics["end_penalty"] == pytest.approx(penalty)
-    assert end_penalty(replace(context, train=train), samples) == 0.75
+    for usual, penalty in {0.25: 0.75, 0.35: 1.35, 0.2: 0.45, 0.0: 0.0, None: 0.75}.items():
+        algorithm = PPO(replace(context, train=train, finish_rate=usual), low_ids)
+        assert algorithm._evaluate(samples)[1]["end_penalty"] == pytest.approx(penalty)
     left_out = context.train.model_copy(update={"missing_eos_penalty": 0.0})
-    assert end_penalty(replace(context, train=left_out, finish_rate=1.0), samples) == 0.0
+    assert missing_end(replace(context, train=left_out, finish_rate=1.0)).of(0.0) == 0.0
+
+
+def test_a_missing_end_costs_more_with_every_batch_that_lacks_ends_and_a_checkpoint_keeps_it(
+    context: RunContext,
+) -> None:
+    train = context.train.model_copy(update={"missing_eos_penalty": 0.75})
+    algorithm = PPO(replace(context, train=train, finish_rate=0.5), low_ids)
+    rates = [algorithm.step(iteration)["finish_rate"] for iteration in range(2)]
+    assert min(rates) < 0.5
+    assert algorithm.ends.value == pytest.approx(0.75 + sum(3.0 * (0.5 - rate) for rate in rates))
+    resumed = PPO(replace(context, train=train, finish_rate=0.5), low_ids)
+    resumed.load_state_dict(algorithm.state_dict())
+    assert resumed.ends.value == algorithm.ends.value
 
 
 def test_explained_variance_is_of_what_is_to_come_not_of_the_values_themselves(context: RunContext) -> None:
@@ -248,7 +257,8 @@ def test_explained_variance_is_of_what_is_to_come_not_of_the_values_themselves(c
         algorithm.value.weight += torch.randn(algorithm.value.weight.shape, generator=torch.Generator().manual_seed(0))
     rollout, metrics = algorithm._evaluate(samples)
     values, mask = rollout.old_values, rollout.mask
-    score, _ = shaped_scores(low_ids, samples, context)  # all that is to come, for a policy that is the reference
+    # All that is to come, for a policy that is the reference:
+    score, _ = shaped_scores(low_ids, samples, context.train.reward_clip, algorithm.ends)
     expected = explained_variance(values, score[:, None].expand_as(values), mask)
     assert metrics["explained_variance"] == pytest.approx(expected, abs=1e-3)
     assert abs(explained_variance(values, rollout.returns, mask) - expected) > 0.05

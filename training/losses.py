@@ -177,6 +177,37 @@ class AdaptiveKL:
 
 
 @dataclass
+class MissingEnd:
+    """What a reply that was cut off loses, in deviations of the score: steered to the rate of ends `usual`.
+
+    How much votes like replies that are cut off differs: a fixed penalty that is too little for one reward model
+    makes the next one's replies short, which nobody asked for. `of` answers to a batch at once, in proportion to what
+    it lacks; that alone settles below `usual` where votes like longer replies, so `value` sums up what batches lacked.
+    Without `usual` it stays `value`.
+    """
+
+    value: float
+    usual: float | None
+
+    AT_ONCE = 6.0
+    EACH_TIME = 3.0
+    """By how much it is raised where no reply comes to an end and all should; for that batch, and from then on."""
+    MOST = 4.0
+    """No more is summed up, so that it comes down soon where ends were out of reach for a while."""
+
+    def of(self, rate: float) -> float:
+        """The penalty in a batch of which the share `rate` came to an end, never below 0."""
+        return max(0.0, self.value + self.AT_ONCE * self._lacking(rate))
+
+    def update(self, rate: float) -> None:
+        """Move the penalty after a batch of which the share `rate` came to an end."""
+        self.value = min(max(0.0, self.value + self.EACH_TIME * self._lacking(rate)), self.MOST)
+
+    def _lacking(self, rate: float) -> float:
+        return 0.0 if self.usual is None else self.usual - rate
+
+
+@dataclass
 class Pace:
     """A factor on the policy's learning rate that brings its KL to `target` nats a reply at the end of the schedule.
 

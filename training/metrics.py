@@ -117,7 +117,7 @@ GLOSSARY: dict[str, Metric] = {
         "1 where a reply ended by itself, else 0", "replies", "steady or rising",
         Watch("change", low=-0.1, below="Replies no longer come to an end: raise train.missing_eos_penalty."),
     ),
-    "end_penalty": Metric("what a reply that was cut off loses, by the reference's finish_rate", "run", "settles"),
+    "end_penalty": Metric("what a reply that was cut off loses; steers ends to the reference's rate", "run", "settles"),
     "repetition": Metric(
         "share of 4-grams that recur within a reply", "replies", "steady",
         Watch("change", high=0.05, above=_MORE_VOTES),

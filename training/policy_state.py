@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 
 
 class PolicyState:
-    """The policy's weights and their optimizer, made from a run's context, saved and restored."""
+    """The policy's weights, their optimizer and the missing end's penalty; from a context, saved and restored."""
 
     policy: dict[str, Tensor]
 
     def __init__(self, context: RunContext, reward: Reward) -> None:
         from thumbwise.training.models import POLICY
+        from thumbwise.training.stepping import missing_end
         from thumbwise.training.value import adamw
 
         if context.rollouts is None:
@@ -28,16 +29,18 @@ class PolicyState:
         self.context, self.train, self.backbone, self.reward = context, context.train, context.backbone, reward
         self.iterations = self.train.iterations
         self.policy = self.backbone.parameters(POLICY)
+        self.ends = missing_end(context)
         self.optimizer: Any = adamw(list(self.policy.values()), self.train.learning_rate)
 
     def state_dict(self) -> dict[str, Any]:
-        """The policy and its optimizer, copied."""
+        """The policy, its optimizer and the missing end's penalty, copied."""
         from thumbwise.training.stepping import saved
 
-        return saved({"policy": (self.policy, self.optimizer)})
+        return saved({"policy": (self.policy, self.optimizer)}) | {"missing_end": self.ends.value}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back, or on, to what `state_dict` returned."""
         from thumbwise.training.stepping import restore
 
         restore({"policy": (self.policy, self.optimizer)}, state)
+        self.ends.value = state["missing_end"]

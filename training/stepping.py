@@ -20,14 +20,12 @@ from thumbwise.contracts import Prompt, Reward, RunContext, Sample
 from thumbwise.errors import ThumbwiseError
 from thumbwise.training.batches import chunks, pad_rows
 from thumbwise.training.config import TrainSettings
-from thumbwise.training.losses import annealing, masked_mean, warmup
+from thumbwise.training.losses import MissingEnd, annealing, masked_mean, warmup
 from thumbwise.training.models import POLICY, Backbone
 from thumbwise.training.replies import eos_penalties, finish_rate, mean_length, repetition
 
 Parts = Mapping[str, tuple[Mapping[str, Tensor], Any]]
 """What an algorithm trains, by name: the weights by name, and their optimizer."""
-FINISH_GAIN = 6.0
-"""By how much a missing end costs more where no reply comes to an end and all should."""
 
 
 # --- rollouts and what they are worth -------------------------------------------------------------------
@@ -61,27 +59,20 @@ def draw_prompts(context: RunContext, wanted: int, rng: random.Random) -> list[P
     return drawn
 
 
-def end_penalty(context: RunContext, samples: Sequence[Sample]) -> float:
-    """What a reply of this batch that was cut off loses, in deviations of the score.
-
-    `missing_eos_penalty` (0 leaves it out) where as many come to an end as the reference's do, FINISH_GAIN more or less
-    for what they lack or have beyond that, never below 0. How much votes like replies that are cut off differs: a fixed
-    penalty that is too little for one reward model makes the next one's replies short, which nobody asked for.
-    """
-    fixed = context.train.missing_eos_penalty
-    if not fixed or context.finish_rate is None:
-        return fixed
-    return max(0.0, fixed + FINISH_GAIN * (context.finish_rate - finish_rate(samples)))
+def missing_end(context: RunContext) -> MissingEnd:
+    """The penalty of a run's replies that are cut off: `missing_eos_penalty` at first; 0 leaves it out, for good."""
+    penalty = context.train.missing_eos_penalty
+    return MissingEnd(penalty, context.finish_rate if penalty else None)
 
 
-def shaped_scores(reward: Reward, samples: Sequence[Sample], context: RunContext) -> tuple[Tensor, Tensor]:
-    """Scores [N] float32, clipped, less the penalty of replies cut off; and [N] bool, whether there is one.
+def shaped_scores(reward: Reward, samples: Sequence[Sample], limit: float, ends: MissingEnd) -> tuple[Tensor, Tensor]:
+    """Scores [N] float32, clipped at `limit`, less what `ends` takes from those cut off; [N] bool, if there is one.
 
     A score that is not there (NaN) or not finite is 0 less that penalty: look at the second tensor first.
     """
-    limit, value = context.train.reward_clip, torch.tensor(reward(samples).value)
+    value = torch.tensor(reward(samples).value)
     score = value.nan_to_num(0.0).clamp(-limit, limit)
-    return score - torch.tensor(eos_penalties(samples, end_penalty(context, samples))), torch.isfinite(value)
+    return score - torch.tensor(eos_penalties(samples, ends.of(finish_rate(samples)))), torch.isfinite(value)
 
 
 @dataclass
@@ -108,7 +99,7 @@ def measure(backbone: Backbone, samples: Sequence[Sample], parts: Sequence[slice
 
 
 def rollout_metrics(
-    context: RunContext, samples: Sequence[Sample], found: Measured, score: Tensor, known: Tensor
+    samples: Sequence[Sample], found: Measured, score: Tensor, known: Tensor, ends: MissingEnd
 ) -> dict[str, float]:
     """What every algorithm logs of its rollouts (`thumbwise.training.metrics.GLOSSARY`); all of it finite.
 
@@ -121,7 +112,7 @@ def rollout_metrics(
         "entropy": float(masked_mean(found.entropy, found.mask)),
         "length": mean_length(samples),
         "finish_rate": finish_rate(samples),
-        "end_penalty": end_penalty(context, samples),
+        "end_penalty": ends.of(finish_rate(samples)),
         "repetition": repetition(samples),
         "rollout_gap": rollout_gap(samples, found.logp),
         "abstained": float((~known).sum()),
@@ -198,13 +189,15 @@ class Scored:
     rng: random.Random
 
 
-def score_replies(context: RunContext, reward: Reward, iteration: int, replies: int) -> Scored:
-    """About `episodes` rollouts, `replies` to each prompt, scored and measured."""
+def score_replies(context: RunContext, reward: Reward, iteration: int, replies: int, ends: MissingEnd) -> Scored:
+    """About `episodes` rollouts, `replies` to each prompt, scored and measured; `ends` is moved on by them."""
     train = context.train
     samples, rng = sample_rollouts(context, iteration, max(1, train.episodes // replies), replies)
-    score, known = shaped_scores(reward, samples, context)
+    score, known = shaped_scores(reward, samples, train.reward_clip, ends)
     found = measure(context.backbone, samples, list(chunks(len(samples), train.micro_batch)), context.temperature)
-    return Scored(samples, score, known, rollout_metrics(context, samples, found, score, known), rng)
+    metrics = rollout_metrics(samples, found, score, known, ends)
+    ends.update(metrics["finish_rate"])
+    return Scored(samples, score, known, metrics, rng)
 
 
 def imitate(backbone: Backbone, samples: Sequence[Sample], parts: Sequence[slice], temperature: float) -> float:
