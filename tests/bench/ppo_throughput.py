@@ -5,7 +5,7 @@
 The same model, prompts, reply length, dtype, adapter, batch and number of optimizer steps a batch; the reward is the
 reply's length for both. TRL's trainer runs as it comes, with the generation of transformers. Each runs in a process
 of its own, by turns; the first batch of each is not counted. Memory is the peak above what the process had before
-it loaded the model, less the model's own weights. About fifteen minutes on two cores.
+it loaded the model, less the model's own weights. About fifteen minutes on two cores, 25 in float32.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python tests/bench/rehearsal.py [--judge sentiment] [--votes 600] [--kind pair] [--rounds 1] [--seed 0] [--quick]
 
-The full form takes the default model and 30 to 45 minutes on two cores; the quick one a two-layer model, for the
-mechanics only. What the figures mean is in docs/commands.md (`rehearse`) and training/README.md.
+The full form takes the default model and 30 to 45 minutes on two cores, up to an hour where the processor does not
+multiply in bfloat16; the quick one a two-layer model, for the mechanics only. What the figures mean is in
+docs/commands.md (`rehearse`) and training/README.md.
 """
 
 from __future__ import annotations
