@@ -247,6 +247,8 @@ def _chunk(event: dict[str, Any], model: str, with_logprobs: bool) -> Chunk | No
     logprobs = tokens = None
     if with_logprobs:
         rows = (choice.get("logprobs") or {}).get("content") or ()
+        if any(row["logprob"] is None for row in rows):  # so NaN is written in JSON
+            raise _not_numbers(model)
         logprobs, tokens = tuple(float(row["logprob"]) for row in rows), tuple(str(row["token"]) for row in rows)
         if len(logprobs) != len(ids):
             raise EngineFailed(f"vLLM sent {len(logprobs)} log-probabilities for {len(ids)} tokens.")

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 SLOW = 30.0
 """Seconds for which a reader may leave what was sent to them untouched, and up to a tenth more."""
+BETWEEN = 0.1
+"""Seconds that a turn may take from its row, committed, to its stream: between them it is not counted as open."""
 
 
 class Load:
@@ -90,7 +92,11 @@ class Load:
         """Take nothing more on, and wait until what is open has ended; says whether it did within `seconds`."""
         self.stopping = True
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._none.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await asyncio.sleep(BETWEEN)
+                while self.open:
+                    await self._none.wait()
+                    await asyncio.sleep(BETWEEN)
         return not self.open
 
 

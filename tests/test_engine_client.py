@@ -156,6 +156,14 @@ async def test_a_log_probability_that_is_no_number_is_an_engine_failure(tmp_path
             await client.next_token_logprobs(BASE, [1])
 
 
+async def test_so_is_one_in_a_stream(tmp_path):
+    choice = {"delta": {"content": "a"}, "token_ids": [5], "logprobs": {"content": [{"token": "a", "logprob": None}]}}
+    body = b"data: " + json.dumps({"model": BASE, "choices": [choice]}).encode() + b"\n\n"
+    async with stub(tmp_path, body + DONE) as (client, _):
+        with pytest.raises(EngineFailed, match="not numbers"):
+            await read(client, sampling=Sampling(0.7, 9, logprobs=True))
+
+
 # --- against vLLM -----------------------------------------------------------------------------------
 
 

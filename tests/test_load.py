@@ -92,6 +92,20 @@ async def test_what_is_open_ends_while_nothing_new_begins(http, assistant) -> No
     assert await assistant.load.drain(0)
 
 
+async def test_a_stop_between_a_turns_row_and_its_stream_waits_for_the_stream(assistant) -> None:
+    conversations = assistant.conversations
+    turn = await conversations.begin("ann", ASK["messages"], conversations.sampling())
+    draining = asyncio.create_task(assistant.load.drain(60))
+    await asyncio.sleep(0)
+    assert (assistant.load.stopping, assistant.load.open) == (True, 0)
+    written = asyncio.create_task(conversations.write(turn, "ann"))
+    await asyncio.sleep(0.3)
+    assert not draining.done()
+    assistant.engine.client.gate.set()
+    assert (await written)[1].finish_reason == "stop"
+    assert await draining
+
+
 async def test_a_reply_that_does_not_end_is_not_waited_for_longer_than_asked(http, assistant) -> None:
     tasks = await opened(http, assistant, 1)
     assert not await assistant.load.drain(0.1)
