@@ -106,14 +106,15 @@ def judge(store: Store, pointer: Pointer) -> Judgement:
     """Read what people met since the rollout began; blocking. Turns that named their version do not count."""
     assert pointer.canary is not None
     asked = [pointer.canary, pointer.stable, pointer.since]
+    read = "SELECT r.policy_version AS version, r.user_id AS user, r.conversation_id AS place,"
     said = "r.policy_version IN (?, ?) AND r.created_at >= ? AND r.comparison_id IS NULL"
     replies = store.rows(
-        "SELECT r.policy_version AS version, r.user_id AS user, r.state = 'failed' AS bad FROM replies r"
-        f" WHERE {said} AND r.state IN ('done', 'failed') ORDER BY r.finished_at, r.id",
+        f"{read} r.state = 'failed' AS bad FROM replies r WHERE {said} AND r.state IN ('done', 'failed')"
+        " ORDER BY r.finished_at, r.id",
         asked,
     )
     thumbs = store.rows(
-        "SELECT r.policy_version AS version, r.user_id AS user, f.value, min(f.seq) AS seq FROM replies r"
+        f"{read} f.value, min(f.seq) AS seq FROM replies r"
         f" JOIN feedback f ON f.message_id = r.id AND f.kind = 'thumb' WHERE {said} GROUP BY r.id ORDER BY seq",
         asked,
     )
@@ -122,7 +123,7 @@ def judge(store: Store, pointer: Pointer) -> Judgement:
 
     def assigned(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[bool, bool]]:
         for row in rows:
-            if row["version"] == pointer.version_for(row["user"]):
+            if row["version"] == pointer.version_for(row["user"], row["place"]):
                 yield row["version"] == pointer.canary, bool(row["bad"])
 
     return Judgement(tally(assigned(replies)), tally(assigned(votes)))

@@ -117,13 +117,13 @@ class Conversations:
         """The one sampling setting; only the length differs between chat and drafts."""
         return Sampling(temperature=self.settings.temperature, max_tokens=max_tokens or self.settings.chat_max_tokens)
 
-    def resolve(self, model: str | None, user_id: str) -> str:
-        """Return the version that `model` means: the pointer's for this user, or one named. Raises NotFound.
+    def resolve(self, model: str | None, user_id: str, conversation_id: str | None = None) -> str:
+        """Return the version that `model` means: the pointer's for this user there, or one named. Raises NotFound.
 
         Only versions that every engine has loaded can be named: the base, stable, canary and the one before.
         """
         if model in (None, "", PUBLIC_NAME):
-            return self.versions.pointer().version_for(user_id)
+            return self.versions.pointer().version_for(user_id, conversation_id)
         record, pointer = self.versions.get(str(model)), self.versions.pointer()
         if record.version not in (BASE, pointer.stable, pointer.canary, self.versions.before(pointer.stable)):
             raise ThumbwiseError(f"{model} is {record.state} and does not answer: /v1/models names those that do.")
@@ -143,7 +143,7 @@ class Conversations:
         check_messages(messages)
         engine, asked = self.require_engine(), time.monotonic()
         self.load.check(user_id)
-        version = self.resolve(model, user_id)
+        version = self.resolve(model, user_id, conversation_id)
         ahead = Ahead(engine.chat(version, messages, sampling))
         try:
             with self.load.one(user_id):

@@ -22,7 +22,7 @@ from sqlite_utils import Database, Migrations
 
 from thumbwise.errors import Conflict, NotFound
 from thumbwise.faults import fault_point
-from thumbwise.feedback.records import new_id, now_ns
+from thumbwise.feedback.records import LOCAL_USER, new_id, now_ns
 from thumbwise.feedback.store import Store
 
 BASE = "policy-0000"
@@ -109,7 +109,10 @@ def m002_canary(db: Database) -> None:
 
 @dataclass(frozen=True)
 class Pointer:
-    """Who answers whom. `canary` answers the `share` of people that `rollout` draws, since `since` (UTC ns)."""
+    """Who answers whom. `canary` answers the `share` of people that `rollout` draws, since `since` (UTC ns).
+
+    The browser's people are all LOCAL_USER: of them conversations are drawn, or one person would get it or nobody.
+    """
 
     stable: str
     canary: str | None
@@ -117,11 +120,12 @@ class Pointer:
     rollout: str
     since: int
 
-    def version_for(self, user: str) -> str:
-        """The version that answers `user`: the same one for as long as the rollout lasts."""
+    def version_for(self, user: str, conversation_id: str | None = None) -> str:
+        """The version that answers `user` there: the same one for as long as the rollout lasts."""
         if self.canary is None:
             return self.stable
-        drawn = int.from_bytes(hashlib.sha256(f"{self.rollout}\0{user}".encode()).digest()[:8]) / 2**64
+        who = conversation_id if conversation_id and user == LOCAL_USER else user
+        drawn = int.from_bytes(hashlib.sha256(f"{self.rollout}\0{who}".encode()).digest()[:8]) / 2**64
         return self.canary if drawn < self.share else self.stable
 
 

@@ -16,7 +16,7 @@ from thumbwise.contracts import Message
 from thumbwise.conversation import Conversations
 from thumbwise.engine_client import Sampling
 from thumbwise.errors import Conflict, ThumbwiseError
-from thumbwise.feedback.records import FeedbackRequest, ReplyState
+from thumbwise.feedback.records import LOCAL_USER, FeedbackRequest, ReplyState
 from thumbwise.load import Load
 from thumbwise.versions import BASE, Pointer
 
@@ -53,6 +53,14 @@ async def canary(world: World, number: int = 1, share: float = 0.5) -> str:
     return version
 
 
+def talks(world: World) -> Conversations:
+    settings, metrics = world.policies.settings, world.policies.metrics
+    return Conversations(
+        world.versions.store, world.versions, settings, metrics, Load(settings, metrics),
+        lambda: world.engine,  # type: ignore[arg-type,return-value]
+    )  # fmt: skip
+
+
 # --- who gets it ------------------------------------------------------------------------------------------
 
 
@@ -68,6 +76,30 @@ def test_a_person_keeps_their_version_and_the_share_is_met_anew_in_every_rollout
     assert {Pointer("s", None, 0.25, "a", 0).version_for(person) for person in people} == {"s"}
 
 
+def test_in_the_browser_where_all_have_one_name_conversations_are_drawn() -> None:
+    pointer = Pointer("s", "c", 0.25, "a", 0)
+    drawn = [pointer.version_for(LOCAL_USER, f"conv-{n}") == "c" for n in range(4000)]
+    assert np.mean(drawn) == pytest.approx(0.25, abs=4 * math.sqrt(0.25 * 0.75 / 4000))
+    assert len({pointer.version_for("ann", f"conv-{n}") for n in range(100)}) == 1
+
+
+async def test_one_person_alone_brings_a_canary_to_its_end(world: World) -> None:
+    version, store = await canary(world, share=0.1), world.versions.store
+    conversations = talks(world)
+    for n in range(2000):
+        if world.versions.stable() == version:
+            break
+        place = store.start_conversation(LOCAL_USER, "Hello")
+        first = await conversations.begin(LOCAL_USER, PROMPT, Sampling(0.7, 8), conversation_id=place)
+        second = await conversations.begin(LOCAL_USER, PROMPT, Sampling(0.7, 8), conversation_id=place)
+        assert first.version == second.version
+        for begun in (first, second):
+            store.finish_reply(begun.message_id, "done", text="Hi.", finish_reason="stop")
+        if n % 20 == 0:
+            await world.policies.review()
+    assert world.versions.stable() == version
+
+
 async def test_a_share_makes_a_version_canary_and_comparisons_draw_from_it_and_stable(world: World) -> None:
     version = await canary(world, share=0.25)
     assert world.versions.get(version).state == "canary"
@@ -77,11 +109,7 @@ async def test_a_share_makes_a_version_canary_and_comparisons_draw_from_it_and_s
     assert world.versions.stable_since() is None
     assert await world.policies.promote(version, BASE, "again", 0.25) is None  # a job that asks once more
     pointer = world.versions.pointer()
-    settings, metrics = world.policies.settings, world.policies.metrics
-    conversations = Conversations(
-        world.versions.store, world.versions, settings, metrics, Load(settings, metrics),
-        lambda: world.engine,  # type: ignore[arg-type,return-value]
-    )  # fmt: skip
+    conversations = talks(world)
     answered = {person: (await conversations.begin(person, PROMPT, Sampling(0.7, 8))).version for person in PEOPLE}
     assert answered == {person: pointer.version_for(person) for person in PEOPLE}
     assert 0.1 < list(answered.values()).count(version) / len(PEOPLE) < 0.4

@@ -137,7 +137,7 @@ class ChatPage:
         path = await self._path(view)
         titles = await asyncio.to_thread(self.store.conversations, LOCAL_USER)
         live = self.live.get(view.conversation_id or "")
-        now = view.top = shown(self.assistant)
+        now = view.top = shown(self.assistant, view.conversation_id)
         view.thumbs = thumbs_of(path)
         view.state, said = status_of(path)
         return {
@@ -327,7 +327,7 @@ class ChatPage:
         return {self.panel: gr.update(visible=False)}
 
     async def _tick(self, view: View) -> Updates:
-        now = shown(self.assistant)
+        now = shown(self.assistant, view.conversation_id)
         if now == view.top:
             return {self.send: gr.skip()}
         view.top = now

@@ -63,12 +63,13 @@ def _banner(role: str, state: str, title: str, detail: str) -> str:
     return f'<div class="tw-banner" role="{role}" data-state="{state}"><i></i><div>{words}</div></div>'
 
 
-def shown(assistant: Assistant) -> Shown:
-    """Read what the top of a page should say now."""
+def shown(assistant: Assistant, conversation_id: str | None = None) -> Shown:
+    """Read what the top of a page should say now; a conversation that is not begun yet has the stable version's."""
     status = assistant.status()
     state = assistant.engine.state if assistant.engine is not None else "starting"
     title = "Goodbye" if assistant.load.stopping else _TITLES.get(state, "The engine is starting")
-    version = assistant.versions.pointer().version_for(LOCAL_USER)
+    pointer = assistant.versions.pointer()
+    version = pointer.version_for(LOCAL_USER, conversation_id) if conversation_id else pointer.stable
     return Shown(version, status.ready, title, status.detail, status.warning)
 
 
