@@ -16,7 +16,7 @@ from thumbwise.auth import check_token
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.reception import reception
 from thumbwise.feedback.snapshot import read_snapshot, take_snapshot
-from thumbwise.versions import Outcome
+from thumbwise.runs import Outcome
 
 if TYPE_CHECKING:
     from thumbwise.app import Assistant
@@ -96,7 +96,7 @@ def _add_runs(api: APIRouter, assistant: Assistant) -> None:
         if assistant.model is None:
             raise ThumbwiseError("The base model is not ready yet: train again in a minute.", status=503)
         snapshot_id = await asyncio.to_thread(take_snapshot, assistant.store, assistant.home.snapshots)
-        run = versions.begin_run(snapshot_id, LEASE_SECONDS)
+        run = versions.runs.begin(snapshot_id, LEASE_SECONDS)
         return {
             "run_id": run.id,
             "number": run.number,
@@ -112,16 +112,16 @@ def _add_runs(api: APIRouter, assistant: Assistant) -> None:
 
     @api.post("/runs/{run_id}/resume")
     async def resume(run_id: str) -> dict[str, Any]:
-        return versions.resume_run(run_id, LEASE_SECONDS)
+        return versions.runs.resume(run_id, LEASE_SECONDS)
 
     @api.post("/runs/{run_id}/heartbeat")
     async def heartbeat(run_id: str, body: LeaseBody) -> dict[str, float]:
-        versions.renew(run_id, body.lease, LEASE_SECONDS)
+        versions.runs.renew(run_id, body.lease, LEASE_SECONDS)
         return {"expires_in": LEASE_SECONDS}
 
     @api.post("/runs/{run_id}/finish")
     async def finish(run_id: str, body: FinishBody) -> dict[str, str]:
-        versions.end_run(run_id, body.lease, body.outcome, body.reason)
+        versions.runs.end(run_id, body.lease, body.outcome, body.reason)
         return {"outcome": body.outcome}
 
     @api.post("/snapshots", status_code=201)
@@ -157,7 +157,7 @@ def _add_candidates(api: APIRouter, assistant: Assistant) -> None:
     @api.post("/policies/{version}/promote")
     async def promote(version: str, body: PromoteBody) -> dict[str, Any]:
         if body.lease is not None:
-            versions.check_lease(body.lease)
+            versions.runs.check_lease(body.lease)
             if versions.get(version).state == "retired":  # a job that resumes late does not undo a rollback
                 raise Conflict(
                     f"{version} was stable before and was replaced: promote it by hand, if you want it back."
@@ -171,7 +171,7 @@ def _add_candidates(api: APIRouter, assistant: Assistant) -> None:
 
     @api.post("/policies/{version}/reject")
     async def reject(version: str, body: RejectBody) -> dict[str, str]:
-        versions.check_lease(body.lease)
+        versions.runs.check_lease(body.lease)
         policies.reject(version, body.reason)
         return {"version": version, "state": "rejected"}
 

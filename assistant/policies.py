@@ -91,7 +91,7 @@ class Policies:
 
     def receive(self, version: str, files: dict[str, bytes], lease: str) -> None:
         """Validate and write a candidate's files (state `staged`); blocking, call it in a thread."""
-        run_id = self.versions.check_lease(lease)
+        run_id = self.versions.runs.check_lease(lease)
         if self.model is None:
             raise ThumbwiseError("The base model is not ready yet: publish again in a minute.", status=503)
         try:
@@ -105,7 +105,7 @@ class Policies:
         except ThumbwiseError:
             self.metrics.rejections.inc()
             raise
-        self.versions.check_name(run_id, version, manifest["number"])
+        self.versions.runs.check_name(run_id, version, manifest["number"])
         artifacts.write(self.home.policies, version, files)
         self.versions.stage(manifest, run_id)
 

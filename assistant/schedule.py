@@ -40,9 +40,9 @@ class Schedule:
         """The arguments of the run that is due at `now` (UTC seconds), or None. The first is due after an interval."""
         if not self.ready():
             return None
-        if self.versions.interrupted():
+        if self.versions.runs.interrupted():
             return ["train", "--resume"]
-        last = self.versions.last_begun()
+        last = self.versions.runs.last_begun()
         since = self.begun if last is None else last
         return ["train", "--algorithm", "auto"] if now - since >= self.interval else None
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,10 +22,10 @@ from thumbwise.errors import Conflict, NotFound
 from thumbwise.faults import fault_point
 from thumbwise.feedback.records import LOCAL_USER, new_id, now_ns
 from thumbwise.feedback.store import Store
+from thumbwise.runs import Runs
 
 BASE = "policy-0000"
 State = Literal["staged", "loaded", "probed", "canary", "stable", "retired", "rejected"]
-Outcome = Literal["promoted", "rejected", "too_little_data", "failed"]
 MOVES = ("promote", "rollback")  # of the stable version; what is logged besides is about canaries
 
 migrations = Migrations("policies")
@@ -149,16 +147,6 @@ class Version:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Run:
-    """A registered training run and the lease that lets it publish."""
-
-    id: str
-    number: int
-    lease: str
-    snapshot_id: str
-
-
 class Versions:
     """The record of versions, pointer and runs, in the feedback database."""
 
@@ -166,6 +154,7 @@ class Versions:
         self.store = store
         self._pointer: Pointer | None = None  # what the database says; None: to be read
         store.migrate(migrations)
+        self.runs = Runs(store)
 
     def pointer(self) -> Pointer:
         """Who answers whom; each turn reads it once, and does not wait for a vote that is being committed."""
@@ -205,16 +194,6 @@ class Versions:
         if not rows:
             raise NotFound(f"There is no policy version {version[:80]!r}. `thumbwise policies list` names them all.")
         return _version(rows[0])
-
-    def check_name(self, run_id: str, version: str, number: int) -> None:
-        """Raise Conflict where `number` is not the run's, or the run has handed over another version already."""
-        run = self.store.rows(
-            "SELECT runs.number, policies.version FROM runs LEFT JOIN policies ON policies.run_id = runs.id"
-            " WHERE runs.id = ?",
-            [run_id],
-        )[0]
-        if number != run["number"] or run["version"] not in (None, version):
-            raise Conflict(f"{version} is not the one version of this run, number {run['number']}: start a new run.")
 
     def stage(self, manifest: dict[str, Any], run_id: str) -> None:
         """Record a version whose folder is complete; once more with the same name changes nothing."""
@@ -293,85 +272,6 @@ class Versions:
     def log(self, limit: int = 50) -> list[dict[str, Any]]:
         """The pointer's last moves, newest first."""
         return self.store.rows("SELECT * FROM pointer_log ORDER BY seq DESC LIMIT ?", [limit])
-
-    # -- runs and their lease ------------------------------------------------------------------------
-
-    def begin_run(self, snapshot_id: str, seconds: float) -> Run:
-        """Register a run and give it the lease; raises Conflict while another run's lease is live."""
-        run = {"id": new_id("run"), "snapshot_id": snapshot_id, "lease": secrets.token_urlsafe(18)}
-        with self.store.write() as db:
-            self._refuse_second(db)
-            number = next(iter(db.query("SELECT coalesce(max(number), 0) + 1 AS n FROM runs")))["n"]
-            db.table("runs").insert(
-                run | {"number": number, "lease_until": time.time() + seconds, "started_at": now_ns()}
-            )
-        return Run(number=int(number), **run)
-
-    @staticmethod
-    def _refuse_second(db: Database, own: str = "") -> None:
-        live = list(
-            db.query("SELECT id FROM runs WHERE outcome IS NULL AND lease_until > ? AND id <> ?", [time.time(), own])
-        )
-        if live:
-            raise Conflict(f"Training run {live[0]['id']} is under way: wait for it to end, or stop it.")
-        db.execute(
-            "UPDATE runs SET outcome='failed', reason='its lease ran out' WHERE outcome IS NULL AND id <> ?", [own]
-        )
-
-    def resume_run(self, run_id: str, seconds: float) -> dict[str, Any]:
-        """Give an unfinished or failed run a fresh lease, which voids the old one, while no other run is live.
-
-        Returns {"lease", "outcome", "reason", "version"}; a run that came to its end keeps its outcome.
-        """
-        with self.store.write() as db:
-            found = list(db.query("SELECT outcome, reason FROM runs WHERE id=?", [run_id]))
-            if not found:
-                raise NotFound(f"There is no training run {run_id[:64]!r} here: start one with `thumbwise train`.")
-            made = list(db.query("SELECT version FROM policies WHERE run_id=?", [run_id]))
-            answer = {"lease": None, "version": made[0]["version"] if made else None, **found[0]}
-            if answer["outcome"] not in (None, "failed"):
-                return answer
-            self._refuse_second(db, run_id)
-            lease = secrets.token_urlsafe(18)
-            db.execute(
-                "UPDATE runs SET lease=?, lease_until=?, outcome=NULL, reason='', ended_at=NULL WHERE id=?",
-                [lease, time.time() + seconds, run_id],
-            )
-        return answer | {"lease": lease, "outcome": None, "reason": ""}
-
-    def last_begun(self) -> float | None:
-        """When the newest run was registered, in UTC seconds; None where there was none."""
-        row = self.store.rows("SELECT max(started_at) AS at FROM runs")[0]
-        return None if row["at"] is None else row["at"] / 1e9
-
-    def interrupted(self) -> bool:
-        """Whether the newest run has no outcome and nobody works on it any more."""
-        rows = self.store.rows("SELECT outcome, lease_until FROM runs ORDER BY number DESC LIMIT 1")
-        return bool(rows) and rows[0]["outcome"] is None and rows[0]["lease_until"] < time.time()
-
-    def renew(self, run_id: str, lease: str, seconds: float) -> None:
-        """Extend a run's lease; raises Conflict where the lease is not this run's any more."""
-        self.check_lease(lease, run_id)
-        with self.store.write() as db:
-            db.execute("UPDATE runs SET lease_until=? WHERE id=?", [time.time() + seconds, run_id])
-
-    def check_lease(self, lease: str, run_id: str | None = None) -> str:
-        """Return the id of the live run that holds `lease`; raises Conflict for a stale or foreign one."""
-        rows = self.store.rows(
-            "SELECT id FROM runs WHERE lease=? AND outcome IS NULL AND lease_until > ?", [lease, time.time()]
-        )
-        if not rows or (run_id is not None and rows[0]["id"] != run_id):
-            raise Conflict("This run's lease is not valid any more: its result is refused. Start a new run.")
-        return str(rows[0]["id"])
-
-    def end_run(self, run_id: str, lease: str, outcome: Outcome, reason: str) -> None:
-        """Record how a run ended and release its lease."""
-        self.check_lease(lease, run_id)
-        with self.store.write() as db:
-            db.execute(
-                "UPDATE runs SET outcome=?, reason=?, ended_at=? WHERE id=?",
-                [outcome, reason, now_ns(), run_id],
-            )
 
 
 def _check_moved(db: Database, moved: int, expect: str) -> None:

@@ -65,11 +65,11 @@ class World:
     engine: FakeEngineClient
 
     def receive(self, number: int) -> str:
-        run = self.versions.begin_run("s", 60)
+        run = self.versions.runs.begin("s", 60)
         version, files = candidate(run.number)
         assert run.number == number
         self.policies.receive(version, files, run.lease)
-        self.versions.end_run(run.id, run.lease, "promoted", "")
+        self.versions.runs.end(run.id, run.lease, "promoted", "")
         self.engine.logprobs[version] = TRAINER
         return version
 

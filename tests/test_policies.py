@@ -207,26 +207,26 @@ async def test_a_stable_version_that_cannot_be_restored_gives_way_visibly(world:
 
 
 def test_two_jobs_never_run_and_a_stale_lease_publishes_nothing(world: World) -> None:
-    run = world.versions.begin_run("s", 60)
+    run = world.versions.runs.begin("s", 60)
     with pytest.raises(Conflict, match="under way"):
-        world.versions.begin_run("s", 60)
-    world.versions.renew(run.id, run.lease, -1)  # as if its heartbeats had stopped
-    later = world.versions.begin_run("s", 60)
+        world.versions.runs.begin("s", 60)
+    world.versions.runs.renew(run.id, run.lease, -1)  # as if its heartbeats had stopped
+    later = world.versions.runs.begin("s", 60)
     assert later.number == run.number + 1
     version, files = candidate(run.number)
     with pytest.raises(Conflict, match="lease"):
         world.policies.receive(version, files, run.lease)
     with pytest.raises(Conflict, match="lease"):
-        world.versions.renew(run.id, later.lease, 60)
-    world.versions.end_run(later.id, later.lease, "too_little_data", "3 votes")
-    assert world.versions.begin_run("s", 60).number == later.number + 1
+        world.versions.runs.renew(run.id, later.lease, 60)
+    world.versions.runs.end(later.id, later.lease, "too_little_data", "3 votes")
+    assert world.versions.runs.begin("s", 60).number == later.number + 1
 
 
 def test_the_lease_is_renewed_by_heartbeats(world: World) -> None:
-    run = world.versions.begin_run("s", 0.3)
-    world.versions.renew(run.id, run.lease, 60)
+    run = world.versions.runs.begin("s", 0.3)
+    world.versions.runs.renew(run.id, run.lease, 60)
     time.sleep(0.35)
-    assert world.versions.check_lease(run.lease) == run.id
+    assert world.versions.runs.check_lease(run.lease) == run.id
 
 
 def test_the_record_of_a_version_has_the_fields_that_others_read(world: World) -> None:

@@ -125,8 +125,8 @@ def test_a_run_is_due_an_interval_after_the_last_one_began(tmp_path: Path, versi
     now = time.time()
     assert schedule.due(now + 3590) is None
     assert schedule.due(now + 3610) == ["train", "--algorithm", "auto"]
-    run = versions.begin_run("s", 60)
-    versions.end_run(run.id, run.lease, "rejected", "")
+    run = versions.runs.begin("s", 60)
+    versions.runs.end(run.id, run.lease, "rejected", "")
     later = Schedule(Home.find(tmp_path), 3600, versions, lambda: ready)  # the assistant was restarted
     later.begun += 1800
     assert later.due(now + 3590) is None
@@ -137,7 +137,7 @@ def test_a_run_is_due_an_interval_after_the_last_one_began(tmp_path: Path, versi
 
 def test_a_run_that_was_cut_off_is_gone_on_with_and_a_live_one_left_alone(tmp_path: Path, versions: Versions) -> None:
     schedule = Schedule(Home.find(tmp_path), 3600, versions, lambda: True)
-    versions.begin_run("s", 60)
+    versions.runs.begin("s", 60)
     assert schedule.due(time.time()) is None
     with versions.store.write() as db:
         db.execute("UPDATE runs SET lease_until = ?", [time.time() - 1])
@@ -148,28 +148,28 @@ def test_a_run_that_was_cut_off_is_gone_on_with_and_a_live_one_left_alone(tmp_pa
 
 
 def test_a_resumed_run_gets_a_fresh_lease_and_the_old_one_is_void(versions: Versions) -> None:
-    run = versions.begin_run("s", -1)  # killed, and its lease ran out
-    answer = versions.resume_run(run.id, 60)
+    run = versions.runs.begin("s", -1)  # killed, and its lease ran out
+    answer = versions.runs.resume(run.id, 60)
     assert (answer["outcome"], answer["version"]) == (None, None)
-    assert versions.check_lease(answer["lease"]) == run.id
+    assert versions.runs.check_lease(answer["lease"]) == run.id
     with pytest.raises(ThumbwiseError, match="not valid any more"):
-        versions.check_lease(run.lease)
-    versions.end_run(run.id, answer["lease"], "failed", "The disk is full.")
-    assert versions.resume_run(run.id, 60)["lease"] not in (None, answer["lease"])
+        versions.runs.check_lease(run.lease)
+    versions.runs.end(run.id, answer["lease"], "failed", "The disk is full.")
+    assert versions.runs.resume(run.id, 60)["lease"] not in (None, answer["lease"])
 
 
 def test_a_run_that_came_to_its_end_keeps_it_and_an_unknown_one_is_not_found(versions: Versions) -> None:
-    run = versions.begin_run("s", 60)
-    versions.end_run(run.id, run.lease, "rejected", "Too long.")
-    assert versions.resume_run(run.id, 60) == {
+    run = versions.runs.begin("s", 60)
+    versions.runs.end(run.id, run.lease, "rejected", "Too long.")
+    assert versions.runs.resume(run.id, 60) == {
         "lease": None, "version": None, "outcome": "rejected", "reason": "Too long.",
     }  # fmt: skip
     with pytest.raises(NotFound, match="no training run 'run_x'"):
-        versions.resume_run("run_x", 60)
+        versions.runs.resume("run_x", 60)
 
 
 def test_a_run_is_not_resumed_while_another_is_live(versions: Versions) -> None:
-    old = versions.begin_run("s", -1)
-    new = versions.begin_run("s", 60)
+    old = versions.runs.begin("s", -1)
+    new = versions.runs.begin("s", 60)
     with pytest.raises(ThumbwiseError, match=f"{new.id} is under way"):
-        versions.resume_run(old.id, 60)
+        versions.runs.resume(old.id, 60)

@@ -1,0 +1,124 @@
+"""The record of training runs: a number that is never reused, and a lease that lets one of them publish at a time.
+
+A job renews its lease while it works. One that was killed or lost its lease can be gone on with, under a fresh lease,
+which voids the old one. The table is made with those of the versions (`thumbwise.versions`).
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlite_utils import Database
+
+from thumbwise.errors import Conflict, NotFound
+from thumbwise.feedback.records import new_id, now_ns
+from thumbwise.feedback.store import Store
+
+Outcome = Literal["promoted", "rejected", "too_little_data", "failed"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A registered training run and the lease that lets it publish."""
+
+    id: str
+    number: int
+    lease: str
+    snapshot_id: str
+
+
+class Runs:
+    """The record of training runs, in the feedback database."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def begin(self, snapshot_id: str, seconds: float) -> Run:
+        """Register a run and give it the lease; raises Conflict while another run's lease is live."""
+        run = {"id": new_id("run"), "snapshot_id": snapshot_id, "lease": secrets.token_urlsafe(18)}
+        with self.store.write() as db:
+            self._refuse_second(db)
+            number = next(iter(db.query("SELECT coalesce(max(number), 0) + 1 AS n FROM runs")))["n"]
+            db.table("runs").insert(
+                run | {"number": number, "lease_until": time.time() + seconds, "started_at": now_ns()}
+            )
+        return Run(number=int(number), **run)
+
+    @staticmethod
+    def _refuse_second(db: Database, own: str = "") -> None:
+        live = list(
+            db.query("SELECT id FROM runs WHERE outcome IS NULL AND lease_until > ? AND id <> ?", [time.time(), own])
+        )
+        if live:
+            raise Conflict(f"Training run {live[0]['id']} is under way: wait for it to end, or stop it.")
+        db.execute(
+            "UPDATE runs SET outcome='failed', reason='its lease ran out' WHERE outcome IS NULL AND id <> ?", [own]
+        )
+
+    def resume(self, run_id: str, seconds: float) -> dict[str, Any]:
+        """Give an unfinished or failed run a fresh lease, which voids the old one, while no other run is live.
+
+        Returns {"lease", "outcome", "reason", "version"}; a run that came to its end keeps its outcome.
+        """
+        with self.store.write() as db:
+            found = list(db.query("SELECT outcome, reason FROM runs WHERE id=?", [run_id]))
+            if not found:
+                raise NotFound(f"There is no training run {run_id[:64]!r} here: start one with `thumbwise train`.")
+            made = list(db.query("SELECT version FROM policies WHERE run_id=?", [run_id]))
+            answer = {"lease": None, "version": made[0]["version"] if made else None, **found[0]}
+            if answer["outcome"] not in (None, "failed"):
+                return answer
+            self._refuse_second(db, run_id)
+            lease = secrets.token_urlsafe(18)
+            db.execute(
+                "UPDATE runs SET lease=?, lease_until=?, outcome=NULL, reason='', ended_at=NULL WHERE id=?",
+                [lease, time.time() + seconds, run_id],
+            )
+        return answer | {"lease": lease, "outcome": None, "reason": ""}
+
+    def last_begun(self) -> float | None:
+        """When the newest run was registered, in UTC seconds; None where there was none."""
+        row = self.store.rows("SELECT max(started_at) AS at FROM runs")[0]
+        return None if row["at"] is None else row["at"] / 1e9
+
+    def interrupted(self) -> bool:
+        """Whether the newest run has no outcome and nobody works on it any more."""
+        rows = self.store.rows("SELECT outcome, lease_until FROM runs ORDER BY number DESC LIMIT 1")
+        return bool(rows) and rows[0]["outcome"] is None and rows[0]["lease_until"] < time.time()
+
+    def renew(self, run_id: str, lease: str, seconds: float) -> None:
+        """Extend a run's lease; raises Conflict where the lease is not this run's any more."""
+        self.check_lease(lease, run_id)
+        with self.store.write() as db:
+            db.execute("UPDATE runs SET lease_until=? WHERE id=?", [time.time() + seconds, run_id])
+
+    def check_lease(self, lease: str, run_id: str | None = None) -> str:
+        """Return the id of the live run that holds `lease`; raises Conflict for a stale or foreign one."""
+        rows = self.store.rows(
+            "SELECT id FROM runs WHERE lease=? AND outcome IS NULL AND lease_until > ?", [lease, time.time()]
+        )
+        if not rows or (run_id is not None and rows[0]["id"] != run_id):
+            raise Conflict("This run's lease is not valid any more: its result is refused. Start a new run.")
+        return str(rows[0]["id"])
+
+    def end(self, run_id: str, lease: str, outcome: Outcome, reason: str) -> None:
+        """Record how a run ended and release its lease."""
+        self.check_lease(lease, run_id)
+        with self.store.write() as db:
+            db.execute(
+                "UPDATE runs SET outcome=?, reason=?, ended_at=? WHERE id=?",
+                [outcome, reason, now_ns(), run_id],
+            )
+
+    def check_name(self, run_id: str, version: str, number: int) -> None:
+        """Raise Conflict where `number` is not the run's, or the run has handed over another version already."""
+        run = self.store.rows(
+            "SELECT runs.number, policies.version FROM runs LEFT JOIN policies ON policies.run_id = runs.id"
+            " WHERE runs.id = ?",
+            [run_id],
+        )[0]
+        if number != run["number"] or run["version"] not in (None, version):
+            raise Conflict(f"{version} is not the one version of this run, number {run['number']}: start a new run.")
