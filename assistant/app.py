@@ -80,7 +80,9 @@ class Assistant:
         )
         self.comparisons = Comparisons(self.conversations, self.policies, self.plugins)
         every = settings.train_every
-        self.schedule = Schedule(home, seconds_of(every), self.versions, lambda: self.status().ready) if every else None
+        self.schedule = (
+            Schedule(home, seconds_of(every), self.versions.runs, lambda: self.status().ready) if every else None
+        )
         self.model: PreparedModel | None = None
         self.engine: Engine | ExternalEngine | Replicas | None = None
         self._progress = "The model is being prepared."

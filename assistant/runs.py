@@ -89,6 +89,14 @@ class Runs:
         rows = self.store.rows("SELECT outcome, lease_until FROM runs ORDER BY number DESC LIMIT 1")
         return bool(rows) and rows[0]["outcome"] is None and rows[0]["lease_until"] < time.time()
 
+    def abandon(self, reason: str) -> None:
+        """End what `interrupted` found as failed."""
+        with self.store.write() as db:
+            db.execute(
+                "UPDATE runs SET outcome='failed', reason=?, ended_at=? WHERE outcome IS NULL AND lease_until < ?",
+                [reason, now_ns(), time.time()],
+            )
+
     def renew(self, run_id: str, lease: str, seconds: float) -> None:
         """Extend a run's lease; raises Conflict where the lease is not this run's any more."""
         self.check_lease(lease, run_id)

@@ -2,7 +2,8 @@
 
 What a timer or cron does, for those who have neither at hand. The interval counts from when the last run was
 registered, which the database knows, so a restart neither skips a run nor starts one early. A run that was
-cut off is gone on with first. Left out: several schedules, and times of the day (a timer has them).
+cut off is gone on with first; one that cannot be (its folder is gone, or a plugin) is given up. Left out: several
+schedules, and times of the day (a timer has them).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from thumbwise.home import Home
-from thumbwise.versions import Versions
+from thumbwise.runs import Runs
 
 log = logging.getLogger(__name__)
 LOOK = 5.0
@@ -31,8 +32,8 @@ class Schedule:
 
     pause = 600.0  # seconds before anything is tried again after a failure
 
-    def __init__(self, home: Home, interval: float, versions: Versions, ready: Callable[[], bool]) -> None:
-        self.home, self.interval, self.versions, self.ready = home, interval, versions, ready
+    def __init__(self, home: Home, interval: float, runs: Runs, ready: Callable[[], bool]) -> None:
+        self.home, self.interval, self.runs, self.ready = home, interval, runs, ready
         self.begun = time.time()
         self.log = home.runs / "schedule.log"
 
@@ -40,9 +41,9 @@ class Schedule:
         """The arguments of the run that is due at `now` (UTC seconds), or None. The first is due after an interval."""
         if not self.ready():
             return None
-        if self.versions.runs.interrupted():
+        if self.runs.interrupted():
             return ["train", "--resume"]
-        last = self.versions.runs.last_begun()
+        last = self.runs.last_begun()
         since = self.begun if last is None else last
         return ["train", "--algorithm", "auto"] if now - since >= self.interval else None
 
@@ -72,8 +73,11 @@ class Schedule:
             await _end(process)
             raise
         log.info("scheduled training ended with status %d: %s", status, _last_line(self.log))
-        if status:  # whatever it was, it is not tried again at once
-            await asyncio.sleep(self.pause)
+        if not status:
+            return
+        if "--resume" in arguments and self.runs.interrupted():  # it failed before it took the lease, and always would
+            await asyncio.to_thread(self.runs.abandon, f"it could not be gone on with: {_last_line(self.log)[:300]}")
+        await asyncio.sleep(self.pause)  # whatever it was, it is not tried again at once
 
     def _environment(self) -> dict[str, str]:
         return os.environ | {"THUMBWISE_HOME": str(self.home.root)}

@@ -121,13 +121,13 @@ def versions(tmp_path: Path) -> Versions:
 
 def test_a_run_is_due_an_interval_after_the_last_one_began(tmp_path: Path, versions: Versions) -> None:
     ready = True
-    schedule = Schedule(Home.find(tmp_path), 3600, versions, lambda: ready)
+    schedule = Schedule(Home.find(tmp_path), 3600, versions.runs, lambda: ready)
     now = time.time()
     assert schedule.due(now + 3590) is None
     assert schedule.due(now + 3610) == ["train", "--algorithm", "auto"]
     run = versions.runs.begin("s", 60)
     versions.runs.end(run.id, run.lease, "rejected", "")
-    later = Schedule(Home.find(tmp_path), 3600, versions, lambda: ready)  # the assistant was restarted
+    later = Schedule(Home.find(tmp_path), 3600, versions.runs, lambda: ready)  # the assistant was restarted
     later.begun += 1800
     assert later.due(now + 3590) is None
     assert later.due(now + 3610) == ["train", "--algorithm", "auto"]
@@ -136,12 +136,26 @@ def test_a_run_is_due_an_interval_after_the_last_one_began(tmp_path: Path, versi
 
 
 def test_a_run_that_was_cut_off_is_gone_on_with_and_a_live_one_left_alone(tmp_path: Path, versions: Versions) -> None:
-    schedule = Schedule(Home.find(tmp_path), 3600, versions, lambda: True)
+    schedule = Schedule(Home.find(tmp_path), 3600, versions.runs, lambda: True)
     versions.runs.begin("s", 60)
     assert schedule.due(time.time()) is None
     with versions.store.write() as db:
         db.execute("UPDATE runs SET lease_until = ?", [time.time() - 1])
     assert schedule.due(time.time()) == ["train", "--resume"]
+
+
+@pytest.mark.slow
+async def test_a_run_that_cannot_be_gone_on_with_is_given_up_and_the_schedule_goes_on(tmp_path: Path, versions) -> None:
+    schedule = Schedule(Home.find(tmp_path), 3600, versions.runs, lambda: True)
+    schedule.pause = 0
+    versions.runs.begin("s", -1)  # killed before it had a folder
+    assert schedule.due(time.time()) == ["train", "--resume"]
+    await schedule._train(["train", "--resume"])
+    assert schedule.due(time.time()) is None
+    assert schedule.due(time.time() + 3610) == ["train", "--algorithm", "auto"]
+    (run,) = versions.store.rows("SELECT outcome, reason FROM runs")
+    assert run["outcome"] == "failed"
+    assert run["reason"].startswith("it could not be gone on with: Error: No assistant runs on")
 
 
 # --- what the record says of a run that is resumed --------------------------------------------------------
