@@ -98,7 +98,9 @@ class Assistant:
 
     async def _bring_up(self) -> None:
         try:
-            self.model = await asyncio.to_thread(prepare, self.home, self.settings.model, self._say)
+            model = await asyncio.to_thread(prepare, self.home, self.settings.model, self._say)
+            await asyncio.to_thread(self.versions.bind, model.digest, model.name)
+            self.model = model
             self.engine = self._make_engine(self.model)
             self.policies.attach(self.model, self.engine.client)
             slots, folder = self.settings.engine.max_loras, self.model.folder

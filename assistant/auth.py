@@ -86,7 +86,7 @@ def bearer(authorization: str | None) -> str:
 def check_token(request: Request, token: str) -> None:
     """Raise 401 unless the request carries the job's bearer token."""
     given = bearer(request.headers.get("authorization"))
-    if not hmac.compare_digest(given.encode(), token.encode()):
+    if not token or not hmac.compare_digest(given.encode(), token.encode()):
         raise ThumbwiseError("The job's token is missing or wrong: it is in job.token in the home.", status=401)
 
 

@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -89,13 +90,11 @@ class Home:
 
     def job_token(self) -> str:
         """Return the job's bearer token, made (0600) at the first call."""
-        try:
-            fd = os.open(self.token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return self.token.read_text().strip()
-        with os.fdopen(fd, "w") as file:
-            token = secrets.token_urlsafe(32)
-            file.write(token)
+        with suppress(FileNotFoundError):
+            if token := self.token.read_text().strip():
+                return token
+        token = secrets.token_urlsafe(32)
+        write_durably(self.token, token.encode(), mode=0o600)
         return token
 
 
@@ -162,11 +161,11 @@ def fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Write `data` to `path` so that it is there whole, or not at all, after a crash."""
+def write_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write `data` to `path` so that it is there whole, or not at all, after a crash; `mode` is less the umask."""
     side = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with side.open("wb") as file:
+        with open(side, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -105,6 +105,18 @@ def m002_canary(db: Database) -> None:
     """)
 
 
+@migrations()
+def m003_base(db: Database) -> None:
+    """Which base model BASE is."""
+    db.executescript("""
+        CREATE TABLE base (
+            id INTEGER PRIMARY KEY CHECK (id = 1),
+            digest TEXT NOT NULL,             -- SHA-256 over its files
+            name TEXT NOT NULL
+        ) STRICT;
+    """)
+
+
 @dataclass(frozen=True)
 class Pointer:
     """Who answers whom. `canary` answers the `share` of people that `rollout` draws, since `since` (UTC ns).
@@ -155,6 +167,22 @@ class Versions:
         self._pointer: Pointer | None = None  # what the database says; None: to be read
         store.migrate(migrations)
         self.runs = Runs(store)
+
+    def bind(self, digest: str, name: str) -> None:
+        """Say which base model BASE is; raises Conflict once there are replies or versions, and they are another's.
+
+        Replies are stored as token ids, and adapters fit the model that they were trained on.
+        """
+        with self.store.write() as db:
+            known = next(iter(db.query("SELECT digest, name FROM base")), None)
+            used = next(iter(db.query("SELECT 1 FROM replies UNION ALL SELECT 1 FROM policies WHERE number > 0")), None)
+            if known is not None and known["digest"] != digest and used is not None:
+                other = "now has other files" if known["name"] == name else f"is not {name}"
+                raise Conflict(
+                    f"This home's replies and versions are those of the base model {known['name']}, "
+                    f"which {other}: start with the one it was (`--model`), or set THUMBWISE_HOME to another folder."
+                )
+            db.table("base").insert({"id": 1, "digest": digest, "name": name}, replace=True)
 
     def pointer(self) -> Pointer:
         """Who answers whom; each turn reads it once, and does not wait for a vote that is being committed."""

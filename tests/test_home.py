@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from fastapi import Request
 
-from thumbwise.errors import Conflict
+from thumbwise.auth import check_token
+from thumbwise.errors import Conflict, ThumbwiseError
 from thumbwise.home import Home, HomeLock, running_url, write_durably
 
 HOLD = """
@@ -58,6 +60,14 @@ def test_the_jobs_token_is_made_once_and_private(home: Home) -> None:
     assert len(token) >= 32
     assert home.job_token() == token
     assert stat.S_IMODE(home.token.stat().st_mode) == 0o600
+
+
+def test_a_token_that_a_crash_left_empty_is_made_again_and_an_empty_one_opens_nothing(home: Home) -> None:
+    home.token.touch()
+    assert len(home.job_token()) >= 32
+    assert home.job_token() == home.token.read_text()
+    with pytest.raises(ThumbwiseError, match="missing or wrong"):
+        check_token(Request({"type": "http", "headers": []}), "")
 
 
 def test_a_second_holder_is_refused_and_told_where_the_first_listens(home: Home) -> None:

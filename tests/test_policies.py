@@ -11,9 +11,14 @@ import numpy as np
 import pytest
 from policy_world import OF_BASE, SHAPES, TRAINER, Change, World, candidate, make_world
 
-from thumbwise import artifacts, versions
+from thumbwise import app, artifacts, versions
+from thumbwise.app import Assistant
+from thumbwise.contracts import Message
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
+from thumbwise.home import Home
+from thumbwise.models import PreparedModel
 from thumbwise.policies import distance
+from thumbwise.settings import Settings
 from thumbwise.versions import BASE
 from thumbwise.weights import base_modules
 
@@ -242,3 +247,37 @@ def test_the_record_of_a_version_has_the_fields_that_others_read(world: World) -
 def test_the_base_is_there_from_the_start(world: World) -> None:
     assert world.versions.stable() == versions.BASE
     assert world.versions.all()[0].algorithm == "base"
+
+
+# --- which base model it is -------------------------------------------------------------------------------
+
+
+def test_a_home_keeps_its_base_model_once_there_are_replies(world: World) -> None:
+    bind, store = world.versions.bind, world.versions.store
+    bind("a", "first")
+    bind("b", "second")  # nothing is lost by it
+    store.start_reply("ann", [Message(role="user", content="Hello?")], versions.BASE, {})
+    bind("b", "second")
+    with pytest.raises(Conflict, match=r"base model second, which is not third: start with the one it was"):
+        bind("c", "third")
+    with pytest.raises(Conflict, match="second, which now has other files"):
+        bind("c", "second")
+
+
+def test_or_versions(world: World) -> None:
+    world.versions.bind("a", "first")
+    world.receive(1)
+    with pytest.raises(Conflict, match="THUMBWISE_HOME"):
+        world.versions.bind("b", "second")
+
+
+async def test_an_assistant_with_another_base_model_starts_no_engine_and_says_why(tmp_path: Path, monkeypatch) -> None:
+    home = Home.find(tmp_path)
+    assistant = Assistant(home, Settings.load(home))
+    assistant.versions.bind("a", "first")
+    assistant.store.start_reply("ann", [Message(role="user", content="Hello?")], versions.BASE, {})
+    monkeypatch.setattr(app, "prepare", lambda *args: PreparedModel(tmp_path, "b", "second"))
+    await assistant._bring_up()
+    assert "first, which is not second" in assistant.status().detail
+    assert (assistant.engine, assistant.model) == (None, None)
+    await assistant.stop()
