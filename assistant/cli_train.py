@@ -59,7 +59,7 @@ def train(algorithm: str, reward: str | None, ptx: str | None, resume: bool, dry
         home, settings, url, home.job_token(), algorithm, resume=resume, plugins=plugins, progress=RunProgress()
     )
     if as_json:
-        click.echo(json.dumps(result.as_json(), default=str))
+        click.echo(json.dumps(result.as_json()))
     else:
         for report in result.gates:
             click.echo(f"{'passed' if report.passed else 'FAILED'}  {report.name}: {report.detail}", err=True)

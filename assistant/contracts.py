@@ -161,8 +161,9 @@ class RunContext:
     """What a run gives to the factories of reward models, rollout backends and policy algorithms.
 
     Rollouts may start from people's `prompts` and from ours, `seed_prompts` (held-out ones are in neither).
-    `rollouts`, `value` (where the reward model offers one) and `finish_rate` (the share of the reference's replies that
-    end by themselves within `max_tokens`) are filled in as the run comes to have them.
+    `rollouts`, `value` (where the reward model offers one) and `finish_rate` (the share of replies that should end by
+    themselves within `max_tokens`: the reference's, or stable's where that is higher) are filled in as the run comes to
+    have them.
     """
 
     backbone: Backbone

@@ -79,7 +79,7 @@ class BradleyTerry:
         heads = [head]
         rng = np.random.default_rng(seed)
         for _ in range(self.train.rm_heads):
-            heads.append(fit_head(reduced, votes.reweighted(bootstrap(votes.group, rng)), l2, smoothing))
+            heads.append(fit_head(reduced, bootstrap(votes, rng), l2, smoothing))
         directions = np.stack([h.direction for h in heads]) @ span
         directions = (directions * self._units()).astype(np.float32)
         self.ends = directions[:, self.scale.size :]

@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 class Rollout:
     """One batch of N episodes; tensors [N, T] float32. `mask` is 0 for replies without a score too.
 
-    `features` [N, T, layers, D] are what the value function is linear in.
+    `features` [N, T, layers, D] are what the value function is linear in, above the `line`.
     """
 
     samples: list[Sample]
     features: Tensor
+    line: Tensor
     mask: Tensor
     old_logp: Tensor
     old_values: Tensor
@@ -105,11 +106,11 @@ class PPO:
             rewards = losses.whiten(rewards, mask, keep_mean=True)
         features = self.value.features(samples, mask.shape[1])
         to_come = losses.gae(rewards, mask.new_zeros(mask.shape), mask, train.gamma, 1.0)[0]
-        self.value.level(features, mask, to_come)
-        values = self.value.values(features, mask).detach()
+        line = self.value.level(features, mask, to_come)
+        values = self.value.values(features, line, mask).detach()
         advantages, returns = losses.gae(rewards, values, mask, train.gamma, self.gae_lambda)
         deviation = losses.masked_mean((advantages - losses.masked_mean(advantages, mask)) ** 2, mask).sqrt()
-        rollout = Rollout(samples, features, mask, found.logp, values, losses.whiten(advantages, mask), returns)
+        rollout = Rollout(samples, features, line, mask, found.logp, values, losses.whiten(advantages, mask), returns)
         return rollout, stepping.rollout_metrics(samples, found, score, known, self.ends) | {
             "kl_coefficient": self.kl.value,
             "explained_variance": losses.explained_variance(values, to_come, mask),
@@ -154,7 +155,7 @@ class PPO:
         self.value.optimizer.zero_grad(set_to_none=True)
         for part in minibatch:
             old, returns, mask = (x[part] for x in (rollout.old_values, rollout.returns, rollout.mask))
-            values = self.value.values(rollout.features[part], mask)
+            values = self.value.values(rollout.features[part], rollout.line[part], mask)
             loss = (losses.value_loss(values, old, returns, self.train.value_clip) * mask).sum() / count
             loss.backward()
             loss_sum += float(loss.detach())

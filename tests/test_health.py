@@ -11,7 +11,7 @@ import pytest
 
 from thumbwise.settings import Settings
 from thumbwise.training.health import draw, examine
-from thumbwise.training.metrics import AT_THE_END, GLOSSARY, Watch
+from thumbwise.training.metrics import AT_THE_END, GLOSSARY, MetricsLog, Watch
 
 WATCHED = {name: metric.watch for name, metric in (GLOSSARY | AT_THE_END).items() if metric.watch}
 GOOD = {
@@ -77,6 +77,24 @@ def test_the_end_is_the_last_quarter_and_metrics_that_an_algorithm_lacks_are_lef
     (finding,) = examine(noisy, {})
     assert finding.value == 6.5
     assert math.isnan(examine([{"iteration": 0, "entropy": 0.0}], {})[0].value)  # a share of nothing
+
+
+def test_a_metric_that_only_some_iterations_have_is_examined_and_drawn_over_those(tmp_path: Path) -> None:
+    rows = [{"iteration": n, "kl": 1.0} | ({"clip_fraction": 0.9} if n % 2 else {}) for n in range(8)]
+    first = examine(rows, {})[0]
+    assert (first.metric, first.value) == ("clip_fraction", 0.9)
+    draw(rows, tmp_path / "curves.png")
+
+
+def test_a_log_that_a_power_cut_tore_is_read_and_cut_by_iteration(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    assert log.rows() == []
+    for iteration in (0, 2, 3):  # the line of 1 was lost
+        log.write(iteration, {"kl": float(iteration)})
+    with log.path.open("a") as file:
+        file.write('{"iteration": 4, "k')
+    log.cut(3)
+    assert [row["iteration"] for row in log.rows()] == [0, 2]
 
 
 def test_limits_are_said_in_words() -> None:

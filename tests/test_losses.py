@@ -277,3 +277,18 @@ def test_adaptive_kl_coefficient() -> None:
     fixed = losses.AdaptiveKL(0.05, 6.0, 0)
     fixed.update(100.0, 512)
     assert fixed.value == 0.05
+
+
+def test_a_horizon_shorter_than_a_batch_never_pays_for_kl() -> None:
+    controller = losses.AdaptiveKL(0.2, 6.0, 5)
+    for _ in range(9):
+        controller.update(0.0, 32)
+    assert 0 < controller.value < 0.2
+
+
+def test_a_penalty_that_was_set_above_what_is_summed_up_stays_where_it_was_set() -> None:
+    ends = losses.MissingEnd(6.0, 0.2)
+    ends.update(0.0)
+    assert ends.value == 6.0
+    ends.update(1.0)
+    assert ends.value < 4.0

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_reward_model import make_labels
+from test_reward_model import make_labels, votes_on
 from tiny_model import make_tiny_model
 
 from thumbwise.contracts import Labels, RunContext
@@ -14,6 +14,7 @@ from thumbwise.plugins.bradley_terry import BradleyTerry
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.models import Backbone
 from thumbwise.training.reliability import LEAST_RATERS, capped, rater_weights, trust
+from thumbwise.training.votes import bootstrap
 
 TRAIN = TrainSettings(dtype="float32", rm_heads=2, rm_folds=3, micro_batch=16)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,6 +39,18 @@ def test_a_rater_of_whom_nothing_is_known_is_trusted() -> None:
     margins, rater = margins_of([1.0], votes=200)
     weights = trust(np.append(margins, 0.0), np.append(rater, 1), 2)
     assert weights.tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_where_everybody_contradicts_everybody_all_count_alike_instead_of_nobody() -> None:
+    rater = np.repeat(np.arange(LEAST_RATERS), 40)
+    found = rater_weights(np.ones(len(rater)), rater, LEAST_RATERS, lambda factors: np.full(len(rater), -2.0), 0.5)
+    assert found.tolist() == [1.0] * LEAST_RATERS
+
+
+def test_prompts_are_drawn_again_until_a_vote_has_weight() -> None:
+    votes = votes_on([0, 0, 0], [1, 1, 1], [1, 0, 1], ("a", "b", "c")).reweighted(np.array([0.0, 0.0, 1.0]))
+    rng = np.random.default_rng(0)
+    assert all(bootstrap(votes, rng).weight.any() for _ in range(50))
 
 
 def test_nobody_has_more_than_the_share() -> None:

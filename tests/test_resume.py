@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,9 +16,10 @@ from tiny_model import make_tiny_model
 from training_world import FakeAssistant, make_snapshot, train
 
 from thumbwise import faults
+from thumbwise.contracts import FitReport
 from thumbwise.errors import Conflict, ThumbwiseError
 from thumbwise.training.checkpoints import Checkpoints, _pack
-from thumbwise.training.runs import read_record, working
+from thumbwise.training.runs import read_json, read_record, working, write_json
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 PLACES = (
@@ -194,6 +197,24 @@ def test_there_must_be_something_to_go_on_with(tmp_path: Path, model: Path) -> N
     assert train(tmp_path, model, assistant).outcome == "promoted"
     with pytest.raises(ThumbwiseError, match=r"run-1, came to its end \(promoted\)"):
         train(tmp_path, model, assistant, resume=True)
+
+
+def test_an_older_runs_record_that_cannot_be_read_stands_in_nobodys_way(
+    tmp_path: Path, model: Path, fault: Any
+) -> None:
+    old = tmp_path / "home" / "runs" / "run-0"
+    old.mkdir(parents=True)
+    (old / "run.json").write_text(json.dumps({"given": {"number": 0}, "train": {"gone": 1}}))
+    fault("gates")
+    with pytest.raises(SystemExit):
+        train(tmp_path, model, assistant := FakeAssistant(make_snapshot(40)))
+    fault(None)
+    assert train(tmp_path, model, assistant, resume=True).outcome == "promoted"
+
+
+def test_what_numpy_counted_is_kept_as_a_number(tmp_path: Path) -> None:
+    write_json(tmp_path / "fit.json", asdict(FitReport(np.float32(0.5), np.int64(7), {"ties": np.bool_(False)})))
+    assert read_json(tmp_path / "fit.json") == {"accuracy": 0.5, "n": 7, "details": {"ties": False}, "error": None}
 
 
 def test_a_record_of_another_version_is_one_sentence(tmp_path: Path, model: Path, fault: Any) -> None:

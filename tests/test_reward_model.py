@@ -174,8 +174,9 @@ def test_agreement_with_thumbs_is_the_area_under_the_roc_curve() -> None:
     head = Head(np.array([1.0]), 0.0, 0.0)
     features = np.array([[2.0], [3.0], [2.0], [1.0], [0.0]])
     agreed = head.correct(features, thumbs)
-    assert agreed[0] == (0 + 0.5 + 1 + 1) / 4
-    assert np.isnan(agreed[1:]).all()  # of the commoner direction
+    area = (0 + 0.5 + 1 + 1) / 4
+    assert agreed.tolist() == [area, *(area + 5 / 4 * (share - area) for share in (0, 0.5, 1, 1))]
+    assert agreed.mean() == pytest.approx(area)
     assert np.isnan(head.correct(features[:1], thumbs.pick(up == 1))).all()
 
 

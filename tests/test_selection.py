@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,6 +61,7 @@ def selected(
     [
         (6.0, 15.0, 6.0, "", True, 1),  # the last one, as it is
         (9.0, 15.0, 7.0, "kl", True, 1),  # over the budget: the one before
+        (math.nan, 15.0, 7.0, "kl", True, 1),  # spoilt by its last update: too
         (6.0, 5.8, 5.5, "gates", True, 2),  # refused: the milder one
         (9.0, 5.8, 5.5, "gates", True, 2),
         (6.0, 5.0, 3.0, "gates", True, 3),  # refused as well: the mildest
@@ -83,6 +85,29 @@ def test_where_no_earlier_policy_has_learned_the_refusal_stands() -> None:
     assert times == 1
 
 
+class Live(Policy):
+    """Its state is the very thing that is trained, as torch's `state_dict` is."""
+
+    def __init__(self, kl: float) -> None:
+        self.state = {"kl": kl}
+
+    @property
+    def kl(self) -> float:  # type: ignore[override]
+        return self.state["kl"]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.state.update(state)
+
+
+def test_a_plugins_live_state_is_copied_before_earlier_ones_are_tried() -> None:
+    policy = Live(6.0)
+    result, times = selected(policy, 2.0)
+    assert (result.passed, times, policy.kl) == (False, 3, 6.0)
+
+
 def test_a_run_that_its_budget_ended_keeps_that_reason() -> None:
     assert selected(Policy(7.0), 15.0, stopped="kl")[0].stopped == "kl"
 
@@ -91,6 +116,7 @@ def test_earlier_policies_are_the_newest_in_each_share_of_the_budget_and_never_t
     rows = [{"iteration": n, "kl": kl} for n, kl in enumerate((0.0, 1.0, 3.9, 4.1, 3.0, 5.9, 7.0))]
     assert earlier(rows, BUDGET) == [5, 4]
     assert earlier(rows, BUDGET, kl=6.0) == [4]
+    assert earlier(rows, BUDGET, kl=math.nan) == [5, 4]
     assert earlier(rows, BUDGET, kl=4.0) == []
     assert earlier(rows[:5], BUDGET) == [4]  # one policy is the newest in both
     assert earlier(rows[:1], BUDGET) == []

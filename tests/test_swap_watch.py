@@ -25,7 +25,7 @@ from thumbwise.plugin_manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.training.client import OpsClient
 from thumbwise.training.measure import Measure
-from thumbwise.training.swap_watch import Reply, SwapWatch, mixed, strangest_span
+from thumbwise.training.swap_watch import Reply, Seen, SwapWatch, mixed, strangest_span
 
 READERS = 10
 LENGTH = 200  # tokens: some seconds
@@ -65,6 +65,14 @@ def test_a_reply_without_a_finish_or_with_an_error_was_dropped(event: dict[str, 
     one = Reply()
     one.take(event)
     assert one.dropped is dropped
+
+
+def test_what_was_seen_is_kept_and_where_it_is_lost_nothing_was(tmp_path: Path) -> None:
+    seen = Seen([Reply(1.0, 2.0, 3.0, "policy-0000", [], [5], [-0.5])], 2.5, "policy-1")
+    seen.save(tmp_path / "streams.json")
+    assert Seen.load(tmp_path / "streams.json") == seen
+    assert seen.across() == seen.replies
+    assert Seen.load(tmp_path / "none.json").across() == []
 
 
 def test_only_replies_that_were_open_at_the_flip_are_across_it() -> None:

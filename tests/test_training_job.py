@@ -14,11 +14,14 @@ from tiny_model import make_tiny_model
 from training_world import CHAT, FakeAssistant, make_snapshot, train
 
 from thumbwise import artifacts
-from thumbwise.contracts import GateReport
+from thumbwise.contracts import GateReport, RunContext
 from thumbwise.errors import Conflict, ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.settings import Settings
+from thumbwise.training import round as job_round
+from thumbwise.training import stepping
 from thumbwise.training.job import run_training
+from thumbwise.training.losses import MissingEnd
 from thumbwise.training.progress import RunProgress
 from thumbwise.training.round import CALIBRATION
 from thumbwise.training.runs import TrainResult
@@ -88,6 +91,24 @@ def test_a_later_round_is_judged_against_the_stable_adapter_that_it_fetches(tmp_
     assert manifest["parent"] == first.version
     fetched = tmp_path / "home" / "runs" / "run-2" / "stable" / "adapter_model.safetensors"
     assert fetched.read_bytes() == assistant.policies[str(first.version)]["adapter_model.safetensors"]
+
+
+def test_replies_are_to_end_as_often_as_the_references_or_stables_where_those_end_more_often(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steered = []
+
+    def noted(context: RunContext) -> MissingEnd:
+        steered.append(context.finish_rate)
+        return MissingEnd(0.0, None)
+
+    monkeypatch.setattr(job_round, "finish_rate", lambda replies: 0.9 if isinstance(replies, tuple) else 0.1)
+    monkeypatch.setattr(stepping, "missing_end", noted)
+    assistant = FakeAssistant(make_snapshot(40))
+    first = train(tmp_path, model, assistant)
+    assistant.stable, assistant.number = str(first.version), 2
+    train(tmp_path, model, assistant)
+    assert steered == [0.1, 0.9]
 
 
 def test_too_little_data_ends_the_run_with_one_sentence(tmp_path: Path, model: Path) -> None:

@@ -36,7 +36,7 @@ def make_init(backbone: Backbone, seed: int = 0) -> ValueInit:
 
 def predict(value: ValueFunction, samples: Sequence[Sample]) -> torch.Tensor:
     mask = value.backbone.batch(samples).mask
-    return value.values(value.features(samples, mask.shape[1]), mask)
+    return value.values(value.features(samples, mask.shape[1]), torch.tensor(value.init.bias), mask)
 
 
 def test_the_value_starts_as_the_reward_models_score_of_the_tokens_so_far(context: RunContext) -> None:
@@ -86,17 +86,36 @@ def of_lengths(context: RunContext, lengths: Sequence[int]) -> list[Sample]:
     ]
 
 
-def test_the_level_makes_the_value_right_on_average_early_and_late(context: RunContext) -> None:
+def test_a_replys_level_makes_the_value_right_on_average_about_the_others_early_and_late(context: RunContext) -> None:
     value = ValueFunction(context.backbone, make_init(context.backbone), 1e-3)
     samples = of_lengths(context, [3, 10, 6, 10])
     mask = context.backbone.batch(samples).mask
     features, share = value.features(samples, 10), torch.arange(10) / 10
     to_come = 5 - 2 * share + torch.randn(4, 10, generator=torch.Generator().manual_seed(0))
-    value.level(features, mask, to_come)
-    missed = to_come - value.values(features, mask).detach()
-    assert float(masked_mean(missed.abs(), mask)) > 0.1  # two numbers do not fit it
-    for weight in (torch.ones(10), share):
-        np.testing.assert_allclose(masked_mean(missed * weight, mask), 0, atol=1e-5)
+    lines = value.level(features, mask, to_come)
+    for row, line in enumerate(lines):
+        others = mask.clone()
+        others[row] = 0
+        missed = to_come - value.values(features, line, mask).detach()
+        assert float(masked_mean(missed.abs(), others)) > 0.1  # two numbers do not fit it
+        for weight in (torch.ones(10), share):
+            np.testing.assert_allclose(masked_mean(missed * weight, others), 0, atol=1e-5)
+    better = to_come.clone()
+    better[1] += 3  # its own merit does not move its level
+    torch.testing.assert_close(value.level(features, mask, better)[1], lines[1])
+    assert not torch.allclose(value.level(features, mask, better)[0], lines[0])
+
+
+def test_the_level_is_the_reward_models_without_others_and_flat_where_these_say_nothing_of_a_slope(
+    context: RunContext,
+) -> None:
+    value = ValueFunction(context.backbone, make_init(context.backbone), 1e-3)
+    for lengths, expected in (([4], value.init.bias), ([1, 1, 1], 2.0)):
+        samples = of_lengths(context, lengths)
+        mask = context.backbone.batch(samples).mask
+        features = value.features(samples, mask.shape[1])
+        line = value.level(features, mask, value.values(features, torch.tensor(2.0), mask).detach())
+        np.testing.assert_allclose(line[:, 0], expected, atol=1e-5)
 
 
 def test_ending_is_not_taught_by_a_policy_that_gets_better(context: RunContext) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -22,6 +21,7 @@ from thumbwise.contracts import GateReport, Prompt
 from thumbwise.training.data import prompt_ids
 from thumbwise.training.models import BASE, POLICY, Backbone
 from thumbwise.training.rollouts import generate
+from thumbwise.training.runs import plain
 
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
 TOP = 20
@@ -90,16 +90,3 @@ def make_candidate(
     }
     text = json.dumps(plain(manifest), indent=1, sort_keys=True, allow_nan=False) + "\n"
     return Candidate(version, {**adapter, MANIFEST: text.encode()})
-
-
-def plain(value: Any) -> Any:
-    """`value` for JSON, which has no NaN or infinity, and knows neither NumPy's numbers nor its booleans."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

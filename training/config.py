@@ -92,7 +92,7 @@ class TrainSettings(BaseModel):
         0.75,
         ge=0,
         description="taken from the score of a reply that did not end by itself; more while fewer do than of the "
-        "reference, less while more do; 0 leaves it out",
+        "reference's and stable's, less while more do; 0 leaves it out",
     )
     pace: float = Field(
         1.2,

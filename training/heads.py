@@ -43,9 +43,11 @@ class Head:
     def correct(self, features: Array, votes: Votes) -> Array:
         """How far the score agrees with each vote, [n]; NaN for those that accuracy is not counted on.
 
-        With a comparison 1, or 0, or 0.5 for equal scores. Where thumbs tell too, with a thumb of the rarer direction
-        the share of the others that it is ordered rightly against: their mean is the area under the ROC curve, which is
-        0.5 for a head that knows nothing, however rare one direction is (Hanley and McNeil, Radiology 143, 1982).
+        With a comparison 1, or 0, or 0.5 for equal scores. Where thumbs tell too, theirs have as mean the area under
+        the ROC curve, the share of pairs of an up and a down that are ordered rightly: 0.5 for a head that knows
+        nothing, however rare one direction is. A thumb's own share, V10 or V01, lies n / m times as far from that mean,
+        m of the n thumbs being of its direction (so beyond 0 and 1): that makes the variance of their mean S10 / m_up +
+        S01 / m_down, as it is (DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988, equation 5).
         """
         scores, found = features @ self.direction, np.full(len(votes.left), np.nan)
         pair = votes.is_pair
@@ -55,7 +57,9 @@ class Head:
         up, down = np.flatnonzero(thumb & (votes.good == 1)), np.flatnonzero(thumb & (votes.good == 0))
         if len(up) and len(down):
             right = (np.sign(scores[votes.left[up]][:, None] - scores[votes.left[down]]) + 1) / 2
-            found[up if len(up) <= len(down) else down] = right.mean(1 if len(up) <= len(down) else 0)
+            area, n = right.mean(), len(up) + len(down)
+            found[up] = area + n / len(up) * (right.mean(1) - area)
+            found[down] = area + n / len(down) * (right.mean(0) - area)
         return found
 
 

@@ -33,11 +33,11 @@ class Finding:
 
 def examine(rows: Sequence[Mapping[str, float]], at_the_end: Mapping[str, float]) -> list[Finding]:
     """Every watched metric that the iterations' `rows`, or `at_the_end`, have; those to look at come first."""
-    quarter = max(1, len(rows) // 4)
     findings = []
     for name, metric in GLOSSARY.items():
-        if metric.watch and rows and name in rows[0]:
-            series = [row[name] for row in rows]
+        series = [row[name] for row in rows if name in row]  # a plugin may have no figure for some iterations
+        if metric.watch and series:
+            quarter = max(1, len(series) // 4)
             start, end = (sum(part) / len(part) for part in (series[:quarter], series[-quarter:]))
             findings.append(_finding(name, metric, metric.watch, _limited(metric.watch, start, end)))
     for name, metric in AT_THE_END.items():
@@ -61,12 +61,13 @@ def draw(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     """curves.png: every metric by iteration; a band shows the limits of those that are limited by value."""
     from matplotlib.figure import Figure
 
-    names = [name for name in GLOSSARY if rows and name in rows[0]]
+    names = [name for name in GLOSSARY if any(name in row for row in rows)]
     height = -(-len(names) // COLUMNS)
     figure = Figure(figsize=(3.6 * COLUMNS, 2.1 * max(1, height)), layout="constrained")
     for number, name in enumerate(names):
         axes, watch = figure.add_subplot(height, COLUMNS, number + 1), GLOSSARY[name].watch
-        axes.plot([row["iteration"] for row in rows], [row[name] for row in rows])
+        having = [row for row in rows if name in row]
+        axes.plot([row["iteration"] for row in having], [row[name] for row in having])
         axes.set_title(name, fontsize=9)
         if watch and watch.of == "value":
             low, high = axes.get_ylim()

@@ -173,7 +173,9 @@ class AdaptiveKL:
         """Move the coefficient after `episodes` replies with mean KL `kl`; the error is clipped at 0.2."""
         if self.horizon > 0:
             error = min(max(kl / self.target - 1, -0.2), 0.2)
-            self.value *= 1 + error * episodes / self.horizon
+            self.value *= max(
+                1 + error * episodes / self.horizon, 0.5
+            )  # a horizon of a batch or less must not pay for KL
 
 
 @dataclass
@@ -201,7 +203,7 @@ class MissingEnd:
 
     def update(self, rate: float) -> None:
         """Move the penalty after a batch of which the share `rate` came to an end."""
-        self.value = min(max(0.0, self.value + self.EACH_TIME * self._lacking(rate)), self.MOST)
+        self.value = min(max(0.0, self.value + self.EACH_TIME * self._lacking(rate)), max(self.MOST, self.value))
 
     def _lacking(self, rate: float) -> float:
         return 0.0 if self.usual is None else self.usual - rate

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -115,9 +116,13 @@ GLOSSARY: dict[str, Metric] = {
     ),
     "finish_rate": Metric(
         "1 where a reply ended by itself, else 0", "replies", "steady or rising",
-        Watch("change", low=-0.1, below="Replies no longer come to an end: raise train.missing_eos_penalty."),
+        Watch("change", low=-0.1, below="Replies no longer come to an end, although that costs them more and more "
+              "(end_penalty): do people want that? Raise max_tokens, so that votes see whole replies."),
     ),
-    "end_penalty": Metric("what a reply that was cut off loses; steers ends to the reference's rate", "run", "settles"),
+    "end_penalty": Metric(
+        "what a reply that was cut off loses; steers ends to the reference's rate, or stable's if that is higher",
+        "run", "settles",
+    ),
     "repetition": Metric(
         "share of 4-grams that recur within a reply", "replies", "steady",
         Watch("change", high=0.05, above=_MORE_VOTES),
@@ -162,10 +167,10 @@ class MetricsLog:
         self.path = folder / "metrics.jsonl"
 
     def cut(self, iterations: int) -> None:
-        """Keep the lines of the first `iterations` only: a resumed run writes the others again."""
+        """Keep the lines of the iterations below `iterations` only: a resumed run writes the others again."""
         if self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").split("\n")[:iterations]
-            write_durably(self.path, "".join(f"{line}\n" for line in lines if line).encode())
+            kept = [row for row in self.rows() if row["iteration"] < iterations]
+            write_durably(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Append one line, with the iteration's number."""
@@ -174,8 +179,12 @@ class MetricsLog:
             file.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every line so far; none where there is no file."""
-        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+        """Every whole line so far, for a power cut may tear the last one; none where there is no file."""
+        found: list[dict[str, Any]] = []
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
+            with suppress(ValueError):
+                found.append(json.loads(line))
+        return found
 
 
 def glossary_table() -> str:

@@ -14,6 +14,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,9 @@ from thumbwise.training.measure import Measure, keep, kept
 from thumbwise.training.progress import RunProgress
 from thumbwise.training.raters import Bar, Crowd, Voting, bar, judged
 from thumbwise.training.replies import finish_rate, repetition
-from thumbwise.training.runs import read_json, write_json
+from thumbwise.training.runs import read_json, unfinished, write_json
 from thumbwise.training.served import Api, finish
-from thumbwise.training.swap_watch import SwapWatch, mixed
+from thumbwise.training.swap_watch import Seen, SwapWatch, mixed
 from thumbwise.versions import BASE
 
 LEAST_STREAMS = 8
@@ -141,6 +142,8 @@ class Rehearsal:
         self.step = 2 + 3 * (number - 1)
         votes = self._vote(number, url, folder, start)
         trained = read_json(folder / "train.json") or self._train(number, url, folder)
+        if not (folder / "swap.json").exists():
+            write_json(folder / "swap.json", self._swap(Seen.load(folder / "streams.json"), trained))
         self._stage(f"round {number}: judging {trained['version']}")
         figures = {"round": number, "votes": votes, **self._figures(trained, start, folder)}
         write_json(folder / "figures.json", figures)
@@ -164,9 +167,10 @@ class Rehearsal:
     def _train(self, number: int, url: str, folder: Path) -> dict[str, Any]:
         """Run the job as an operator would, with readers on at its swap; a run that was cut off is resumed."""
         self._stage(f"round {number}: training")
-        begun = {path.parent for path in self.home.runs.glob("*/run.json")}
-        unfinished = [run for run in begun if not (run / "result.json").exists()]
-        arguments = ["train", "--resume"] if unfinished else ["train", "--algorithm", self.plan.algorithm]
+        arguments = ["train", "--algorithm", self.plan.algorithm]
+        with suppress(ThumbwiseError):  # there is none, or it came to its end
+            unfinished(self.home)
+            arguments = ["train", "--resume"]
         watch = SwapWatch(url, self.settings.chat_max_tokens)
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         clock = Clock(folder / "train-clock.json")
@@ -176,16 +180,15 @@ class Rehearsal:
             self._follow(job, watch, folder / "train.log", clock)
             last = (job.stdout.read().strip().splitlines() or ["{}"])[-1]
             job.wait()
-            seconds = clock.tick()
+            result: dict[str, Any] = json.loads(last) | {"seconds": clock.tick()}
+            if result.get("outcome") not in ("promoted", "rejected"):
+                reason = result.get("reason") or f"it said nothing more; its log is {folder / 'train.log'}."
+                raise ThumbwiseError(f"Round {number} has no candidate: {reason}")
+            write_json(folder / "train.json", result)  # at once: a job that has ended must not be run again
         finally:
             rehearsal_home.stop(job)
             watch.stop()
-        result: dict[str, Any] = json.loads(last) | {"seconds": seconds}
-        if result.get("outcome") not in ("promoted", "rejected"):
-            reason = result.get("reason") or f"it said nothing more; its log is {folder / 'train.log'}."
-            raise ThumbwiseError(f"Round {number} has no candidate: {reason}")
-        write_json(folder / "swap.json", self._swap(watch, result))
-        write_json(folder / "train.json", result)
+        watch.save(folder / "streams.json")
         return result
 
     def _follow(self, job: subprocess.Popen[str], watch: SwapWatch, log: Path, clock: Clock) -> None:
@@ -213,7 +216,7 @@ class Rehearsal:
                 else:
                     self.progress.say(said[1])
 
-    def _swap(self, watch: SwapWatch, result: dict[str, Any]) -> dict[str, Any]:
+    def _swap(self, watch: Seen, result: dict[str, Any]) -> dict[str, Any]:
         """What readers saw of a swap; the versions that were live are the base and all that were promoted."""
         self.progress.say("reading the streamed replies")
         versions = [BASE, *(path.parent.name for path in sorted(self.home.policies.glob("*/manifest.json")))]

@@ -66,7 +66,7 @@ def rater_weights(
     """A factor a rater, [raters]: trust times what the cap leaves; all 1 where there are fewer than LEAST_RATERS.
 
     `weight` [n] counts each vote; `margins` gives held-out log-odds [n] of the votes when a head is fitted with the
-    factors [n] that it is given.
+    factors [n] that it is given. All 1 too where nobody's votes bear anybody else's out: no weight would be left.
     """
     if raters < LEAST_RATERS:
         return np.ones(raters)
@@ -79,4 +79,6 @@ def rater_weights(
     factors = cap(np.ones(raters))
     for _ in range(ROUNDS):
         factors = cap(trust(margins(factors[rater]), rater, raters))
+        if not (weight * factors[rater]).any():
+            return np.ones(raters)
     return factors

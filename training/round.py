@@ -8,7 +8,7 @@ with the same adapter as one that was not. Left out: keeping what follows from i
 
 from __future__ import annotations
 
-import json
+import copy
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -43,7 +43,6 @@ from thumbwise.training.candidate import (
     adapter_files,
     make_candidate,
     make_probes,
-    plain,
 )
 from thumbwise.training.checkpoints import Checkpoints
 from thumbwise.training.client import Lease, OpsClient, Run
@@ -111,12 +110,17 @@ class Round:
         weights = context.backbone.base_sha256()
         self._demonstrate(context, snapshot)
         model, fit, usual = self._fit_reward(context, snapshot)
-        context = replace(context, finish_rate=usual)
         fault_point("reward_model")
         if isinstance(model, OffersValue):
             context = replace(context, value=model.value_init())
         reward = ShapedReward(self.settings.reward, model, self.plugins, context)
+        self.progress.stage("replies of stable")
         stable = questions.ask(self._stable(context.backbone))
+        if (
+            self.given.stable != BASE
+        ):  # it may end more often than the reference, and the gates hold the candidate to it
+            usual = max(usual, finish_rate(stable.drafts))
+        context = replace(context, finish_rate=usual)
         _seed(train.seed, 0)
         algorithm = self.plugins.get("policy_algorithms", self.algorithm)(context, reward)
         last, stopped = self._improve(algorithm)
@@ -265,7 +269,7 @@ class Round:
         self.progress.stage(self.algorithm, total, begin)
         for iteration in range(begin, total):
             self.lease.check()
-            before = algorithm.state_dict()
+            before = copy.deepcopy(algorithm.state_dict())  # torch's own are the live tensors
             _seed(self.settings.train.seed, iteration)
             metrics = algorithm.step(iteration)
             log.write(iteration, metrics)
@@ -322,7 +326,7 @@ class Round:
         for name, data in candidate.files.items():
             write_durably(folder / name, data)
         note = {"version": candidate.version, "metrics": metrics, "gates": [asdict(r) for r in reports]}
-        write_durably(self.folder / CANDIDATE, json.dumps(plain(note), indent=1, sort_keys=True).encode())
+        write_json(self.folder / CANDIDATE, note)
         return candidate
 
     def _hand_over(self, candidate: Candidate, metrics: dict[str, Any], reports: list[GateReport]) -> TrainResult:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,7 +42,8 @@ class TrainResult:
 
     def as_json(self) -> dict[str, Any]:
         """The result as plain JSON."""
-        return asdict(self)
+        found: dict[str, Any] = plain(asdict(self))
+        return found
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def unfinished(home: Home) -> Path:
     folders = [path.parent for path in home.runs.glob(f"*/{RECORD}")]
     if not folders:
         raise ThumbwiseError("There is no run to go on with: start one with `thumbwise train`.")
-    newest = max(folders, key=lambda folder: read_record(folder).given.number)
+    newest = max(folders, key=lambda folder: int(json.loads((folder / RECORD).read_text())["given"]["number"]))
     result = newest / RESULT
     if result.exists() and (outcome := json.loads(result.read_text())["outcome"]) != "failed":
         raise ThumbwiseError(
@@ -111,9 +113,22 @@ def working(folder: Path) -> Iterator[None]:
         yield
 
 
+def plain(value: Any) -> Any:
+    """`value` for JSON, which has no NaN or infinity, and knows neither NumPy's numbers nor its booleans."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all."""
-    write_durably(path, (json.dumps(value, indent=1, sort_keys=True, default=str) + "\n").encode())
+    """Write JSON, whole or not at all; what a plugin's NumPy numbers are, and not what they look like."""
+    write_durably(path, (json.dumps(plain(value), indent=1, sort_keys=True) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:

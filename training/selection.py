@@ -8,6 +8,7 @@ a search: each look at the held-out prompts makes passing by luck likelier. Left
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ def earlier(rows: Sequence[Mapping[str, float]], budget: float, kl: float = math
     `rows` are the iterations' metrics; `kl` there is of the policy that the iteration began with. The untrained policy
     is none of them, nor is one of a share that a policy at `kl` nats keeps within itself.
     """
-    limits = [share * budget for share in SHARES if share * budget < kl]
+    limits = [share * budget for share in SHARES if not share * budget >= kl]
     begun = [(int(row["iteration"]), row["kl"]) for row in rows]  # a log that was cut off may lack some
     newest = (max((n for n, nats in begun if nats <= limit), default=0) for limit in limits)
     return list(dict.fromkeys(number for number in newest if number))
@@ -63,14 +64,14 @@ def select(
     fall back on from a policy so many nats away; `stopped` says why training ended early, if it did.
     """
     evidence = gather()
-    if evidence.kl > budget and not stopped:
+    if not evidence.kl <= budget and not stopped:  # also where it is not a number
         stopped = "kl"  # the last update went over it
         algorithm.load_state_dict(last)
         evidence = gather()
     first = found = Selected(evidence, run_gates(gates, evidence), stopped)
     if first.passed:
         return first
-    kept = algorithm.state_dict()
+    kept = copy.deepcopy(algorithm.state_dict())
     for state in milder(evidence.kl):
         refused = " ".join(report.detail for report in found.reports if not report.passed)
         say(f"This policy is refused; the gates are asked about an earlier one. {refused}")

@@ -14,12 +14,14 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from thumbwise.engine_client import SILENCE
+from thumbwise.training.runs import read_json, write_json
 
 READERS = 12
 SPAN = 8
@@ -73,16 +75,53 @@ class Reply:
             self.logprobs += [row["logprob"] for row in logprobs.get("content") or ()]
 
 
-class SwapWatch:
-    """Keeps `readers` replies open at `url` from `start` to `stop`, then asks when the pointer moved."""
+@dataclass
+class Seen:
+    """What readers saw of a swap."""
+
+    replies: list[Reply] = field(default_factory=list)
+    flip: float | None = None
+    """When the pointer moved, in UTC seconds, by the assistant's own log."""
+    stable: str = ""
+    """The version that it points to since then."""
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        write_json(
+            path, {"replies": [asdict(reply) for reply in self.replies], "flip": self.flip, "stable": self.stable}
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Seen:
+        """Read what `save` wrote; nothing was seen where there is no such file."""
+        found = read_json(path)
+        return (
+            cls() if found is None else cls([Reply(**row) for row in found["replies"]], found["flip"], found["stable"])
+        )
+
+    def across(self) -> list[Reply]:
+        """Replies that were open while the pointer moved: it had decided on the old version, their end not come."""
+        if self.flip is None:
+            return []
+        span = [reply for reply in self.replies if reply.asked <= self.flip <= reply.ended]
+        return [reply for reply in span if reply.version not in ("", self.stable)]
+
+    def nearest(self, count: int) -> list[Reply]:
+        """The `count` whole replies that were streamed nearest to the flip (to the end, where there was none)."""
+        whole = [reply for reply in self.replies if not reply.dropped and reply.token_ids]
+        at = self.flip if self.flip is not None else max((reply.ended for reply in whole), default=0.0)
+        return sorted(whole, key=lambda r: max(r.begun - at, at - r.ended, 0.0))[:count]
+
+
+class SwapWatch(Seen):
+    """Keeps `readers` replies open at `url` from `start` to `stop`, then asks when the pointer moved.
+
+    What it has seen is complete once `stop` has returned.
+    """
 
     def __init__(self, url: str, max_tokens: int, readers: int = READERS) -> None:
+        super().__init__()
         self.url, self.max_tokens, self.readers = url, min(max_tokens, LONGEST), readers
-        self.replies: list[Reply] = []
-        self.flip: float | None = None
-        """When the pointer moved, in UTC seconds, by the assistant's own log; known once `stop` has returned."""
-        self.stable = ""
-        """The version that it points to since then."""
         self._open = 0
         self._enough = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._all()), name="swap watch", daemon=True)
@@ -114,19 +153,6 @@ class SwapWatch:
         first = min((reply.asked for reply in self.replies), default=0.0)
         if ready["stable_since"] is not None and ready["stable_since"] > first:
             self.flip, self.stable = ready["stable_since"], ready["stable"]
-
-    def across(self) -> list[Reply]:
-        """Replies that were open while the pointer moved: it had decided on the old version, their end not come."""
-        if self.flip is None:
-            return []
-        span = [reply for reply in self.replies if reply.asked <= self.flip <= reply.ended]
-        return [reply for reply in span if reply.version not in ("", self.stable)]
-
-    def nearest(self, count: int) -> list[Reply]:
-        """The `count` whole replies that were streamed nearest to the flip (to the end, where there was none)."""
-        whole = [reply for reply in self.replies if not reply.dropped and reply.token_ids]
-        at = self.flip if self.flip is not None else max((reply.ended for reply in whole), default=0.0)
-        return sorted(whole, key=lambda r: max(r.begun - at, at - r.ended, 0.0))[:count]
 
     async def _all(self) -> None:
         # A connection a reply: one that the server closed while we still read would look like a dropped reply.

@@ -7,7 +7,6 @@ comparisons, however many pairs they make. Left out: comments, and demonstration
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -117,9 +116,15 @@ def gather(labels: Labels, thumb_weight: float) -> tuple[list[Sample], Votes]:
     )  # fmt: skip
 
 
-def bootstrap(groups: Sequence[str], rng: np.random.Generator) -> Array:
-    """How often each vote counts when its prompts are drawn again with replacement."""
-    names = sorted(set(groups))
-    drawn = rng.multinomial(len(names), [1 / len(names)] * len(names))
-    times = dict(zip(names, drawn.tolist(), strict=True))
-    return np.array([float(times[group]) for group in groups])
+def bootstrap(votes: Votes, rng: np.random.Generator) -> Votes:
+    """The votes, weighted by how often their prompts come when they are drawn again with replacement.
+
+    A draw in which no vote has weight, since those left are not trusted, is drawn again.
+    """
+    names = sorted(set(votes.group))
+    while True:
+        drawn = rng.multinomial(len(names), [1 / len(names)] * len(names))
+        times = dict(zip(names, drawn.tolist(), strict=True))
+        found = votes.reweighted(np.array([float(times[group]) for group in votes.group]))
+        if found.weight.any() or not votes.weight.any():
+            return found
