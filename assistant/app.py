@@ -174,7 +174,8 @@ class Assistant:
         """Return the engine, or raise EngineUnavailable saying what it is doing."""
         status = self.status()
         if self.engine is None or not status.ready:
-            raise EngineUnavailable(f"{status.detail} Try again in a minute.")
+            why = status.detail.partition("\n")[0]  # vLLM's log is for the operator's page
+            raise EngineUnavailable(f"{why} Try again in a minute.")
         return self.engine.client
 
     def vote(self, user_id: str, key: str, request: FeedbackRequest) -> str:
@@ -199,7 +200,7 @@ def create_api(assistant: Assistant) -> FastAPI:
         await assistant.stop()
 
     app = FastAPI(title="Thumbwise", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(Guard)
+    app.add_middleware(Guard, token=assistant.token)
     responses.install(app)
     app.include_router(gateway.router(assistant))
     app.include_router(ops.router(assistant))

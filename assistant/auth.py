@@ -15,15 +15,19 @@ from urllib.parse import urlsplit
 
 from fastapi import Request
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from thumbwise.artifacts import MAX_BYTES, MAX_JSON
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import LOCAL_USER
 from thumbwise.responses import error_response
 
 SAFE = {"GET", "HEAD", "OPTIONS"}
 MAX_BODY = 4 * 1024**2
-OPS = "/ops/api/"  # adapters are larger than MAX_BODY; these calls carry the job's token
+OPS = "/ops/api/"
+MAX_OPS_BODY = MAX_BYTES + 4 * MAX_JSON
+"""Adapters are larger than MAX_BODY, and only the job's token may send them."""
 
 
 def is_loopback(host: str) -> bool:
@@ -36,8 +40,8 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def refusal(method: str, scheme: str, path: str, headers: Headers) -> ThumbwiseError | None:
-    """Why a request may not pass, or None."""
+def refusal(method: str, scheme: str, path: str, headers: Headers, token: str) -> ThumbwiseError | None:
+    """Why a request may not pass, or None; `token` is the job's."""
     host = headers.get("host", "")
     try:
         name = urlsplit(f"//{host}").hostname or ""
@@ -53,16 +57,42 @@ def refusal(method: str, scheme: str, path: str, headers: Headers) -> ThumbwiseE
     if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         return ThumbwiseError("This request comes from another site and is refused.", status=403)
     length = headers.get("content-length", "0")
-    if not path.startswith(OPS) and (not length.isdigit() or int(length) > MAX_BODY):
-        return ThumbwiseError(f"The request is larger than {MAX_BODY} bytes: send less.", status=413)
+    if not length.isdigit() or int(length) > limit(path):
+        return _too_large(path)
+    if path.startswith(OPS) and not is_token(headers.get("authorization"), token):  # before a byte of it is kept
+        return _no_token()
     return None
+
+
+def limit(path: str) -> int:
+    """The most bytes that the body of a request to `path` may have."""
+    return MAX_OPS_BODY if path.startswith(OPS) else MAX_BODY
+
+
+def _too_large(path: str) -> ThumbwiseError:
+    return ThumbwiseError(f"The request is larger than {limit(path)} bytes: send less.", status=413)
+
+
+def _counted(receive: Receive, path: str) -> Receive:
+    """`receive`, raising once more bytes came than may: a body that is sent in chunks does not say its length."""
+    got = 0
+
+    async def counting() -> Message:
+        nonlocal got
+        message = await receive()
+        got += len(message.get("body", b""))
+        if got > limit(path):
+            raise HTTPException(413, str(_too_large(path)))  # FastAPI lets this one pass while it reads a body
+        return message
+
+    return counting
 
 
 class Guard:
     """ASGI middleware that refuses foreign hosts and origins before anything else sees the request."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self.app, self.token = app, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer with the refusal."""
@@ -70,10 +100,11 @@ class Guard:
             await send({"type": "websocket.close"})
             return
         if scope["type"] == "http":
-            why = refusal(scope["method"], scope["scheme"], scope["path"], Headers(scope=scope))
+            why = refusal(scope["method"], scope["scheme"], scope["path"], Headers(scope=scope), self.token)
             if why is not None:
                 await error_response(why)(scope, receive, send)
                 return
+            receive = _counted(receive, scope["path"])
         await self.app(scope, receive, send)
 
 
@@ -83,11 +114,19 @@ def bearer(authorization: str | None) -> str:
     return token.strip() if kind.lower() == "bearer" else ""
 
 
+def is_token(authorization: str | None, token: str) -> bool:
+    """Whether an Authorization header has the job's bearer token."""
+    return bool(token) and hmac.compare_digest(bearer(authorization).encode(), token.encode())
+
+
 def check_token(request: Request, token: str) -> None:
     """Raise 401 unless the request carries the job's bearer token."""
-    given = bearer(request.headers.get("authorization"))
-    if not token or not hmac.compare_digest(given.encode(), token.encode()):
-        raise ThumbwiseError("The job's token is missing or wrong: it is in job.token in the home.", status=401)
+    if not is_token(request.headers.get("authorization"), token):
+        raise _no_token()
+
+
+def _no_token() -> ThumbwiseError:
+    return ThumbwiseError("The job's token is missing or wrong: it is in job.token in the home.", status=401)
 
 
 def user_of(named: str | None) -> str:

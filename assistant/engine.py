@@ -137,12 +137,13 @@ class Supervised(ABC):
 class Engine(Supervised):
     """One vLLM child. `run_dir` gets the socket (mode 0700), `log` its output, one older log beside it.
 
-    Starts that fail are repeated with growing pauses; after `tries` in a row the state is "failed" and
-    `detail` ends with vLLM's last log lines.
+    Starts that fail are repeated with growing pauses; after `tries` in a row the state is "failed", until one that is
+    made every `retry` seconds succeeds (what was missing may be memory), and `detail` ends with vLLM's last log lines.
     """
 
     tries = 3
     pause = 1.0  # seconds before the second start, doubled each time, at most 60
+    retry = 300.0  # seconds between starts once they have failed
     settled = 60.0  # seconds of being ready after which the pauses start from the beginning
     probe_every = 15.0  # seconds of silence before a token is asked for, to see whether vLLM hangs
     probe_timeout = 30.0
@@ -224,8 +225,11 @@ class Engine(Supervised):
                 failed += 1
                 sentence = f"vLLM could not be started: {error}"
                 if failed >= self.tries:
-                    self._set("failed", f"{sentence}\n{self._last_lines()}".rstrip())
-                    return
+                    again = f"It is tried again every {self.retry / 60:g} minutes."
+                    self._set("failed", f"{sentence} {again}\n{self._last_lines()}".rstrip())
+                    _logger.error(self.detail)
+                    await asyncio.sleep(self.retry)
+                    continue
             else:
                 failed, since = 0, time.monotonic()
                 self._set("ready", "vLLM is ready.")

@@ -162,7 +162,9 @@ class EngineClient:
             raise
         except ThumbwiseError as error:
             if "already been loaded" not in str(error):
-                raise EngineFailed(f"The policy {name} could not be loaded: {error}") from None
+                # vLLM says 500 to whatever it will not load; where it is well, that is the version's fault.
+                status = 422 if error.status == 400 or await self.alive() else EngineFailed.status
+                raise EngineFailed(f"The policy {name} could not be loaded: {error}", status=status) from None
 
     async def unload_adapter(self, name: str) -> None:
         """Stop serving `name`; replies in flight finish. A name that is not loaded is an EngineFailed."""

@@ -4,7 +4,8 @@ A key is 256 random bits, so its plain SHA-256 is what is kept (a slow hash guar
 are none). It names the client in every row that it causes (`name`, or `name/user` where the request's `user` field
 says who is behind it), may do what its scopes say, and can be revoked, which takes effect with the next request. From
 the first key on no request is answered without one, also when all are revoked. A revoked name is never given out
-again, since its rows are another's. Left out: when a key was last used, which would cost a commit for every request.
+again, nor one that has rows from before there were keys, since its rows are another's. Left out: when a key was last
+used, which would cost a commit for every request.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from sqlite_utils import Database, Migrations
 
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
+from thumbwise.feedback.records import LOCAL_USER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,6 +91,9 @@ class Keys:
         with self.store.write() as db:
             if list(db.query("SELECT 1 FROM api_keys WHERE name = ?", [name])):
                 raise Conflict(f"There is, or was, a key {name}: choose another name.")
+            taken = "SELECT 1 FROM replies WHERE user_id = ? UNION ALL SELECT 1 FROM feedback WHERE user_id = ? LIMIT 1"
+            if name == LOCAL_USER or list(db.query(taken, [name, name])):
+                raise Conflict(f"{name} has said something here already: choose another name.")
             db.table("api_keys").insert(
                 {"name": name, "sha256": _hash(text), "scopes": json.dumps(sorted(set(scopes))), "created_at": _now()}
             )

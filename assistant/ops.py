@@ -95,6 +95,7 @@ def _add_runs(api: APIRouter, assistant: Assistant) -> None:
     async def begin() -> dict[str, Any]:
         if assistant.model is None:
             raise ThumbwiseError("The base model is not ready yet: train again in a minute.", status=503)
+        versions.runs.refuse_second()  # before it costs a snapshot
         snapshot_id = await asyncio.to_thread(take_snapshot, assistant.store, assistant.home.snapshots)
         run = versions.runs.begin(snapshot_id, LEASE_SECONDS)
         return {

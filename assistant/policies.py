@@ -14,15 +14,16 @@ import asyncio
 import logging
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from thumbwise import artifacts
 from thumbwise.canary import judge
-from thumbwise.errors import Conflict, EngineFailed, ThumbwiseError
+from thumbwise.errors import Conflict, EngineFailed, EngineUnavailable, ThumbwiseError
 from thumbwise.faults import fault_point
 from thumbwise.logs import event
-from thumbwise.versions import BASE, Versions
+from thumbwise.versions import BASE, Pointer, Versions
 from thumbwise.weights import base_modules
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Policies:
         self.model: PreparedModel | None = None
         self.engine: EngineClient | Pool | None = None
         self.warning = ""  # shown on the pages while something is not as it should be
+        self._missing: str | None = None  # the version before the stable one, where it could not be loaded
         self._one_at_a_time = asyncio.Lock()
 
     def folder(self, version: str) -> Path:
@@ -148,14 +150,18 @@ class Policies:
             )
         return result
 
-    async def promote(self, version: str, expect_stable: str, reason: str, share: float = 0.0) -> Probe | None:
+    async def promote(
+        self, version: str, expect_stable: str, reason: str, share: float = 0.0, *, seen: Pointer | None = None
+    ) -> Probe | None:
         """Load, probe, then make `version` stable if `expect_stable` still is. Returns the probe.
 
         With a `share` of people above 0 it becomes their canary instead; the base cannot be one. Raises Conflict
-        where the pointer moved, ThumbwiseError (422) where the probe fails; the version is then marked rejected
-        and the stable one goes on answering.
+        where the pointer moved (at all, where it was `seen`), ThumbwiseError (422) where the probe fails; the version
+        is then marked rejected and the stable one goes on answering.
         """
         async with self._one_at_a_time:
+            if seen is not None and self.versions.pointer() != seen:
+                raise Conflict(f"{version} was canary until the pointer moved: look at `thumbwise policies list`.")
             record = self.versions.get(version)
             if record.state == "stable" or (record.state == "canary" and share > 0):
                 return None
@@ -219,7 +225,7 @@ class Policies:
                     await self._withdraw(pointer.canary, pointer.stable, against)
         elif found.replies.turns >= self.settings.canary.turns:
             reason = f"no worse than stable in {found.replies.turns} turns as canary"
-            await self.promote(pointer.canary, pointer.stable, reason)
+            await self.promote(pointer.canary, pointer.stable, reason, seen=pointer)
 
     async def _withdraw(self, canary: str, stable: str, reason: str) -> None:
         await asyncio.to_thread(self.versions.withdraw_canary, canary, reason)
@@ -242,19 +248,38 @@ class Policies:
             new = self.versions.before(old)
             if new is None:
                 raise Conflict(f"{old} is the first version: there is nothing to roll back to.")
-            if self.engine is not None:  # kept loaded, so this is no work unless vLLM was restarted
-                await self.engine.on_each(lambda each: self.load(new, each))
+            # Kept loaded, so this is no work unless vLLM was restarted. Where it is gone, `restore` will prove it.
+            await self._load_if_there(new)
             await asyncio.to_thread(self.versions.move_pointer, "rollback", new, old, reason)
+            await self._load_other(self.versions.before(new))
         self.metrics.rollbacks.inc()
         event(log, "rollback", f"rolled back from {old} to {new} ({reason})", version=new, old=old, reason=reason)
         self.plugins.notify("on_rollback", old=old, new=new, reason=reason)
         return old, new
 
+    async def _load_if_there(self, version: str) -> None:
+        """Load a version wherever people are answered; nothing where there is no engine to load it into."""
+        if self.engine is not None:
+            with suppress(EngineUnavailable):
+                await self.engine.on_each(lambda each: self.load(version, each))
+
+    async def _load_other(self, version: str | None, engine: EngineClient | None = None) -> None:
+        """Load the version before the stable one, for comparisons; they do without it where that fails."""
+        self._missing = None
+        try:
+            if version is not None and engine is not None:
+                await self.load(version, engine)
+            elif version is not None:
+                await self._load_if_there(version)
+        except ThumbwiseError as error:
+            self._missing = version
+            log.warning("%s could not be loaded, so comparisons do without it: %s", version, error)
+
     def live(self) -> list[str]:
         """Versions that may be shown to people: the stable one, and the canary or else the one before it."""
         pointer = self.versions.pointer()
         other = pointer.canary or self.versions.before(pointer.stable)
-        return [pointer.stable] if other is None else [pointer.stable, other]
+        return [pointer.stable] if other in (None, self._missing) else [pointer.stable, str(other)]
 
     async def restore(self, engine: EngineClient) -> None:
         """Bring a fresh engine to the recorded state: load and probe stable and canary, load the one before.
@@ -276,12 +301,7 @@ class Policies:
             canary = self.versions.pointer().canary
             if canary is not None and (error := await self._wrong_on(engine, canary)) is not None:
                 await self._withdraw(canary, stable, f"could not be restored: {error}")
-            before = self.versions.before(stable)
-            if before not in (None, BASE):
-                try:
-                    await self.load(str(before), engine)
-                except ThumbwiseError as error:
-                    log.warning("%s could not be loaded again: %s", before, error)
+            await self._load_other(self.versions.before(stable), engine)
 
     async def _wrong_on(self, engine: EngineClient, version: str) -> ThumbwiseError | None:
         """Load and probe a version on a fresh engine; returns what is wrong with the version, if anything is."""

@@ -40,20 +40,23 @@ class Runs:
         """Register a run and give it the lease; raises Conflict while another run's lease is live."""
         run = {"id": new_id("run"), "snapshot_id": snapshot_id, "lease": secrets.token_urlsafe(18)}
         with self.store.write() as db:
-            self._refuse_second(db)
+            self._end_others(db)
             number = next(iter(db.query("SELECT coalesce(max(number), 0) + 1 AS n FROM runs")))["n"]
             db.table("runs").insert(
                 run | {"number": number, "lease_until": time.time() + seconds, "started_at": now_ns()}
             )
         return Run(number=int(number), **run)
 
-    @staticmethod
-    def _refuse_second(db: Database, own: str = "") -> None:
-        live = list(
-            db.query("SELECT id FROM runs WHERE outcome IS NULL AND lease_until > ? AND id <> ?", [time.time(), own])
+    def refuse_second(self, own: str = "") -> None:
+        """Raise Conflict while the lease of a run other than `own` is live."""
+        live = self.store.rows(
+            "SELECT id FROM runs WHERE outcome IS NULL AND lease_until > ? AND id <> ?", [time.time(), own]
         )
         if live:
             raise Conflict(f"Training run {live[0]['id']} is under way: wait for it to end, or stop it.")
+
+    def _end_others(self, db: Database, own: str = "") -> None:
+        self.refuse_second(own)
         db.execute(
             "UPDATE runs SET outcome='failed', reason='its lease ran out' WHERE outcome IS NULL AND id <> ?", [own]
         )
@@ -71,7 +74,7 @@ class Runs:
             answer = {"lease": None, "version": made[0]["version"] if made else None, **found[0]}
             if answer["outcome"] not in (None, "failed"):
                 return answer
-            self._refuse_second(db, run_id)
+            self._end_others(db, run_id)
             lease = secrets.token_urlsafe(18)
             db.execute(
                 "UPDATE runs SET lease=?, lease_until=?, outcome=NULL, reason='', ended_at=NULL WHERE id=?",

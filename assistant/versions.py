@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -165,6 +165,8 @@ class Versions:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._pointer: Pointer | None = None  # what the database says; None: to be read
+        self._since: tuple[float | None] | None = None
+        self._before: dict[str, str | None] = {}
         store.migrate(migrations)
         self.runs = Runs(store)
 
@@ -201,7 +203,8 @@ class Versions:
                 with self.store.write() as db:
                     yield db
             finally:
-                self._pointer = None
+                self._pointer = self._since = None
+                self._before.clear()
 
     def stable(self) -> str:
         """The version that answers, but for a canary's people."""
@@ -209,8 +212,12 @@ class Versions:
 
     def stable_since(self) -> float | None:
         """When the stable version last changed, in UTC seconds; None where it never has."""
-        row = self.store.rows("SELECT max(at) AS at FROM pointer_log WHERE action IN (?, ?)", MOVES)[0]
-        return None if row["at"] is None else row["at"] / 1e9
+        found = self._since
+        if found is None:
+            with self.store.lock:
+                row = self.store.rows("SELECT max(at) AS at FROM pointer_log WHERE action IN (?, ?)", MOVES)[0]
+                found = self._since = (None if row["at"] is None else row["at"] / 1e9,)
+        return found[0]
 
     def all(self) -> list[Version]:
         """Every version, oldest first."""
@@ -290,12 +297,15 @@ class Versions:
                 _log(db, "withdraw", version, next(iter(db.query("SELECT stable FROM pointer")))["stable"], reason)
 
     def before(self, version: str) -> str | None:
-        """The version that was stable before `version` was last promoted, or None (the base)."""
-        rows = self.store.rows(
-            "SELECT old FROM pointer_log WHERE action='promote' AND new=? ORDER BY seq DESC LIMIT 1",
-            [version],
-        )
-        return str(rows[0]["old"]) if rows else None
+        """The version that was stable before `version` was last promoted, or None (the base); kept like the pointer."""
+        with suppress(KeyError):
+            return self._before[version]
+        with self.store.lock:
+            rows = self.store.rows(
+                "SELECT old FROM pointer_log WHERE action='promote' AND new=? ORDER BY seq DESC LIMIT 1", [version]
+            )
+            found = self._before[version] = str(rows[0]["old"]) if rows else None
+        return found
 
     def log(self, limit: int = 50) -> list[dict[str, Any]]:
         """The pointer's last moves, newest first."""

@@ -17,6 +17,11 @@ from thumbwise.feedback.records import TELLING, canonical, prompt_sha256, sha256
 from thumbwise.feedback.store import Store
 from thumbwise.home import write_durably
 
+_TOLD = """
+    SELECT * FROM replies WHERE state = 'done' AND id IN (
+        SELECT message_id FROM feedback WHERE message_id IS NOT NULL
+        UNION SELECT r.id FROM replies r JOIN feedback f ON f.comparison_id = r.comparison_id)
+"""
 _ON_COMPARISONS = f"""
     SELECT f.id, f.user_id, f.kind, c.prompt_sha256, p.messages, c.shown, f.value
     FROM current_feedback f JOIN comparisons c ON c.id = f.comparison_id
@@ -36,18 +41,13 @@ _PROMPTS = """
 
 def take_snapshot(store: Store, folder: Path) -> str:
     """Write a snapshot of `store` into `folder` as `<sha256>.jsonl`; returns the id (the SHA-256)."""
-    with store.lock:  # one consistent view: nothing is written between these reads
-        replies = {
-            row["id"]: row
-            for row in store.rows(
-                "SELECT * FROM replies WHERE state = 'done' AND id IN ("
-                "SELECT message_id FROM feedback WHERE message_id IS NOT NULL UNION SELECT r.id FROM replies r"
-                " JOIN feedback f ON f.comparison_id = r.comparison_id)"
-            )
-        }
-        lines = [_on_comparison(row, replies) for row in store.rows(_ON_COMPARISONS)]
-        lines += [_on_reply(row, replies) for row in store.rows(_ON_REPLIES)]
-        lines += [{"type": "prompt", "user": row["user_id"], **_prompt(row)} for row in store.rows(_PROMPTS)]
+    with store.lock:  # one consistent view: nothing is written between these reads; no longer, for votes wait for it
+        told, on_comparisons = store.rows(_TOLD), store.rows(_ON_COMPARISONS)
+        on_replies, prompts = store.rows(_ON_REPLIES), store.rows(_PROMPTS)
+    replies = {row["id"]: row for row in told}
+    lines = [_on_comparison(row, replies) for row in on_comparisons]
+    lines += [_on_reply(row, replies) for row in on_replies]
+    lines += [{"type": "prompt", "user": row["user_id"], **_prompt(row)} for row in prompts]
     data = "".join(canonical(line) + "\n" for line in lines if line is not None).encode()
     snapshot_id = sha256(data)
     path = folder / f"{snapshot_id}.jsonl"

@@ -231,6 +231,15 @@ async def test_a_canary_that_is_no_worse_becomes_stable_after_its_turns(world: W
     assert await world.policies.rollback("worse after all") == (version, BASE)
 
 
+async def test_a_canary_that_another_one_replaced_meanwhile_is_not_made_stable(world: World) -> None:
+    first = await canary(world)
+    judged = world.versions.pointer()
+    second = await canary(world, 2)
+    with pytest.raises(Conflict, match="was canary until the pointer moved"):
+        await world.policies.promote(first, judged.stable, "no worse", seen=judged)
+    assert world.versions.pointer().canary == second
+
+
 async def test_rollback_takes_the_canary_back_first_and_then_the_stable_version(world: World) -> None:
     first = world.receive(1)
     await world.policies.promote(first, BASE, "")

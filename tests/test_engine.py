@@ -176,6 +176,18 @@ async def test_three_failed_starts_in_a_row_give_up_with_the_last_log_lines(stub
     assert str(caught.value).splitlines()[1:] == ["xxxxxxxxx", "ValueError: no such model"]
 
 
+async def test_after_that_it_is_tried_again_now_and_then_and_heals(stubbed, monkeypatch):
+    stubbed.retry = 0.1
+    fails, works = [sys.executable, "-c", "raise SystemExit(3)"], stubbed.command()
+    monkeypatch.setattr(stubbed, "command", lambda: fails)
+    await stubbed.start()
+    with pytest.raises(EngineFailed, match="It is tried again every"):
+        await stubbed.wait_ready(30)
+    (stubbed.uds.parent / "go").touch()
+    monkeypatch.setattr(stubbed, "command", lambda: works)
+    await until(lambda: stubbed.state == "ready")
+
+
 async def test_a_start_that_takes_too_long_is_a_failed_one(tmp_path):
     settings = TINY.model_copy(update={"start_timeout": 0.5})
     engine = StubEngine(tmp_path, settings, run_dir=tmp_path / "run", log=tmp_path / "log")

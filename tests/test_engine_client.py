@@ -164,6 +164,15 @@ async def test_so_is_one_in_a_stream(tmp_path):
             await read(client, sampling=Sampling(0.7, 9, logprobs=True))
 
 
+@pytest.mark.parametrize(("answer", "status"), [("400 Bad Request", 422), ("500 Internal Server Error", 502)])
+async def test_a_load_that_fails_is_the_versions_fault_only_where_vllm_is_well(tmp_path, answer, status):
+    body = json.dumps({"error": {"message": "rank 64 is too high", "code": 500}}).encode()
+    async with stub(tmp_path, body, answer, "application/json") as (client, _):  # its health check fails alike
+        with pytest.raises(EngineFailed, match=r"could not be loaded: .*rank 64") as refused:
+            await client.load_adapter("policy-0001-abc", tmp_path)
+    assert refused.value.status == status
+
+
 # --- against vLLM -----------------------------------------------------------------------------------
 
 
@@ -364,8 +373,9 @@ async def test_adapters_are_listed_with_their_folders_loaded_twice_and_unloaded(
     assert (await client.adapters())[name] == str(tiny_adapters[0])
     await client.unload_adapter(name)
     assert name not in await client.adapters()
-    with pytest.raises(EngineFailed, match="could not be loaded"):
+    with pytest.raises(EngineFailed, match="could not be loaded") as refused:
         await client.load_adapter("policy-8-missing", tmp_path / "missing")
+    assert refused.value.status == 422  # vLLM is well
     with pytest.raises(EngineFailed, match="could not be unloaded"):
         await client.unload_adapter("policy-8-missing")
     assert await client.next_token_logprobs(BASE, [1], top=3)

@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import json
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import pytest
 from fakes import FakeEngine, FakeEngineClient
 from live_server import serving, wait_ready
 
+from thumbwise import auth
 from thumbwise.app import Assistant
+from thumbwise.auth import MAX_BODY
 from thumbwise.errors import EngineFailed, ThumbwiseError
 from thumbwise.home import Home
 
@@ -327,3 +330,32 @@ def test_vllms_own_benchmark_client_is_content_with_us(tmp_path: Path, tiny_mode
     assert (said.success, said.error) == (True, "")
     assert (said.generated_text, said.output_tokens) == ("Hello there friend", 3)
     assert len(said.itl) == 3  # after the first event, which names the role
+
+
+# --- how much a request may send --------------------------------------------------------------------------
+
+
+async def in_chunks(count: int, size: int = 1024**2) -> AsyncIterator[bytes]:
+    for _ in range(count):
+        yield b" " * size
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/feedback", "/ops/api/rollback"])
+async def test_a_body_that_is_too_large_is_refused_also_where_it_does_not_say_its_length(
+    http, assistant, monkeypatch, path: str
+) -> None:
+    monkeypatch.setattr(auth, "MAX_OPS_BODY", MAX_BODY)
+    headers = {"Authorization": f"Bearer {assistant.token}"}
+    for body in (b" " * (MAX_BODY + 1), in_chunks(5)):
+        answer = await http.post(path, content=body, headers=headers)
+        assert answer.status_code == 413
+        assert answer.json()["error"]["message"] == f"The request is larger than {MAX_BODY} bytes: send less."
+
+
+async def test_an_adapter_without_the_jobs_token_is_refused_before_a_byte_of_it_is_read(http) -> None:
+    async def unread() -> AsyncIterator[bytes]:
+        raise AssertionError("it was read")
+        yield b""
+
+    answer = await http.put("/ops/api/policies/policy-0001-x", content=unread())
+    assert answer.status_code == 401

@@ -35,6 +35,14 @@ async def test_a_key_names_its_client_in_what_is_stored(http, assistant) -> None
     assert users == ["app", "app/ann"]
 
 
+async def test_no_key_takes_the_name_of_whoever_has_rows_here_already(http, assistant) -> None:
+    assert (await http.post(CHAT, json=ASK | {"user": "ann"})).status_code == 200
+    for name in ("ann", "local"):
+        with pytest.raises(Conflict, match=f"{name} has said something here already"):
+            assistant.keys.create(name)
+    assert assistant.keys.create("bob").startswith("tw-")
+
+
 async def test_the_openai_client_takes_one_and_hears_of_a_wrong_one_in_its_own_words(http, assistant) -> None:
     key = assistant.keys.create("app")
     client = openai.AsyncOpenAI(base_url="http://127.0.0.1:7860/v1", api_key=key, http_client=http, max_retries=0)

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import FakeEngineClient
 from policy_world import OF_BASE, SHAPES, TRAINER, Change, World, candidate, make_world
 
 from thumbwise import app, artifacts, versions
 from thumbwise.app import Assistant
 from thumbwise.contracts import Message
-from thumbwise.errors import Conflict, NotFound, ThumbwiseError
+from thumbwise.errors import Conflict, EngineFailed, EngineUnavailable, NotFound, ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.models import PreparedModel
 from thumbwise.policies import distance
@@ -178,6 +179,55 @@ async def test_rollback_walks_back_to_the_base_and_no_further(world: World) -> N
     with pytest.raises(Conflict, match="nothing to roll back"):
         await world.policies.rollback("worse")
     assert [row["action"] for row in world.versions.log()] == ["rollback", "rollback", "promote", "promote"]
+
+
+async def test_after_a_restart_a_rollback_loads_the_version_that_comparisons_then_draw_from(world: World) -> None:
+    first, second, third = (world.receive(n) for n in (1, 2, 3))
+    for old, new in ((BASE, first), (first, second), (second, third)):
+        await world.policies.promote(new, old, "")
+    world.engine.loaded.clear()
+    await world.policies.restore(world.engine)
+    assert set(world.engine.loaded) == {second, third}
+    await world.policies.rollback("worse")
+    assert world.policies.live() == [second, first]
+    assert first in world.engine.loaded
+
+
+class Refusing(FakeEngineClient):
+    """Loads nothing; `error` says why."""
+
+    error: ThumbwiseError = EngineFailed("It could not be loaded: no.", status=422)
+
+    async def load_adapter(self, name: str, path: Path) -> None:
+        raise self.error
+
+
+async def test_comparisons_do_without_a_version_that_cannot_be_loaded_again(world: World) -> None:
+    first, second = world.receive(1), world.receive(2)
+    await world.policies.promote(first, BASE, "")
+    await world.policies.promote(second, first, "")
+    (world.policies.folder(first) / artifacts.WEIGHTS).unlink()
+    await world.policies.restore(world.engine)
+    assert world.policies.live() == [second]
+
+
+async def test_a_stable_version_that_vllm_will_not_load_gives_way_to_the_one_before(world: World) -> None:
+    version = world.receive(1)
+    await world.policies.promote(version, BASE, "")
+    await world.policies.restore(Refusing())  # type: ignore[arg-type]
+    assert world.versions.stable() == BASE
+    assert world.versions.get(version).state == "rejected"
+    assert "could not be loaded" in world.policies.warning
+
+
+async def test_while_vllm_is_gone_the_pointer_can_be_moved_back(world: World) -> None:
+    first, second = world.receive(1), world.receive(2)
+    await world.policies.promote(first, BASE, "")
+    await world.policies.promote(second, first, "")
+    gone = Refusing()
+    gone.error = EngineUnavailable("vLLM is not answering.")
+    world.policies.engine = gone  # type: ignore[assignment]
+    assert await world.policies.rollback("worse") == (second, first)
 
 
 async def test_a_rolled_back_version_can_be_promoted_again(world: World) -> None:
