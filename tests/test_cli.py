@@ -14,10 +14,12 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from thumbwise import doctor
+from thumbwise import doctor, engine
 from thumbwise.cli import COMMANDS, main
+from thumbwise.engine import Engine
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
+from thumbwise.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 BRIEF = """
@@ -226,6 +228,29 @@ def test_a_missing_compiler_is_a_warning(home: Home, monkeypatch: pytest.MonkeyP
     assert "apt-get install g++" in doctor.check_compiler(home).detail
     (tmp_path / "clang++").touch(mode=0o755)
     assert doctor.check_compiler(home) == doctor.Check("compiler", "ok", str(tmp_path / "clang++"))
+
+
+def test_missing_headers_of_python_are_a_warning_and_nothing_is_compiled(
+    home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "g++").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for module in (doctor, engine):
+        monkeypatch.setattr(module, "HEADER", tmp_path / "Python.h")
+    assert "apt-get install python3-dev" in doctor.check_compiler(home).detail
+    vllm = Engine(tmp_path, Settings().engine, run_dir=tmp_path / "run", log=tmp_path / "log")
+    assert vllm.environment()["TORCH_COMPILE_DISABLE"] == "1"
+
+
+def test_a_missing_libnuma_keeps_vllm_on_cpu_from_working(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(doctor.ctypes, "CDLL", missing)
+    monkeypatch.setattr(doctor, "installed_version", lambda name: "0.32.0")
+    assert doctor.check_numa(home).status == "error"
+    monkeypatch.setattr(doctor, "installed_version", lambda name: None)
+    assert doctor.check_numa(home).status == "ok"
 
 
 @pytest.mark.parametrize(

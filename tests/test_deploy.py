@@ -32,6 +32,7 @@ COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 ASSISTANT, TRAIN = COMPOSE["services"]["assistant"], COMPOSE["services"]["train"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 INSTALLED = "/opt/thumbwise/.venv/bin/"
+GUIDE = (DEPLOY / "README.md").read_text().replace("\\\n", "")
 UNITS = ("thumbwise.service", "thumbwise-train.service")
 
 
@@ -368,7 +369,7 @@ def test_the_assistant_has_the_pages_that_these_files_and_the_readme_name(
 
 def readme_commands() -> list[list[str]]:
     """Return the words of every line and every span of code in the README."""
-    code = re.findall(r"^ {4}(\S.*)$|`([^`\n]+)`", (DEPLOY / "README.md").read_text(), re.MULTILINE)
+    code = re.findall(r"^ {4}(\S.*)$|`([^`\n]+)`", GUIDE, re.MULTILINE)
     return [shlex.split(line or span) for line, span in code]
 
 
@@ -392,8 +393,7 @@ def test_the_readme_names_only_files_services_and_profiles_that_exist() -> None:
             assert words[-1] in COMPOSE["services"]
         if "exec" in words:
             assert words[words.index("exec") + 1] in COMPOSE["services"]
-    text = (DEPLOY / "README.md").read_text()
     for path in DEPLOY.iterdir():
-        assert path.name == "README.md" or f"`{path.name}`" in text, path.name
-    copied = re.findall(r"/opt/thumbwise/(deploy/thumbwise\S+)", text)
+        assert path.name == "README.md" or f"`{path.name}`" in GUIDE, path.name
+    copied = re.findall(r"/opt/thumbwise/(deploy/thumbwise\S+)", GUIDE)
     assert {path.name for pattern in copied for path in ROOT.glob(pattern)} == {*UNITS, "thumbwise-train.timer"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ from fakes import FakeEngineClient
 from policy_world import OF_BASE, TRAINER, World, make_world
 
 from thumbwise import external
+from thumbwise.engine import Engine
 from thumbwise.engine_client import Sampling
 from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
 from thumbwise.external import Replicas
 from thumbwise.models import PreparedModel
+from thumbwise.settings import Settings
 from thumbwise.versions import BASE
 
 SAMPLING = Sampling(temperature=1.0, max_tokens=8)
@@ -243,3 +247,21 @@ async def test_a_rollback_reaches_every_server(world: tuple[World, Servers]) -> 
     servers.clients[0].loaded.clear()
     assert await record.policies.rollback("worse") == (second, first)
     assert first in servers.clients[0].loaded
+
+
+def test_the_guide_starts_a_server_with_what_ours_is_started_with(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[1] / "deploy" / "README.md").read_text()
+    (text,) = re.findall(r"^    (VLLM_.* vllm serve (?:.*\\\n)*.*)$", guide, re.MULTILINE)
+    words = shlex.split(text)
+    at = words.index("vllm")
+    ours = Engine(tmp_path, Settings().engine, run_dir=tmp_path / "run", log=tmp_path / "log")
+    line, environment = ours.command(), ours.environment()
+    assert [f"{name}={environment[name]}" for name in (word.partition("=")[0] for word in words[:at])] == words[:at]
+    given = words[at + 3 :]  # vllm serve /path/to/model
+    for flag, after in zip(given, [*given[1:], "--"], strict=True):
+        if flag.startswith("--"):
+            assert after.startswith("--") or line[line.index(flag) + 1] == after, flag
+    assert {flag for flag in line if flag.startswith("--")} - set(given) <= {
+        "--uds", "--model", "--dtype", "--max-num-seqs", "--shutdown-timeout", "--uvicorn-log-level",
+        "--disable-fastapi-docs", "--disable-uvicorn-access-log", "--lora-target-modules",
+    }  # fmt: skip
