@@ -8,13 +8,16 @@ import os
 import signal
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlite_utils import Database
 
 from thumbwise.contracts import Message
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
+from thumbwise.feedback import snapshot
 from thumbwise.feedback.migrations import migrations
 from thumbwise.feedback.records import FeedbackRequest, canonical, sha256
 from thumbwise.feedback.snapshot import read_snapshot, take_snapshot
@@ -209,6 +212,22 @@ def test_a_snapshot_holds_votes_and_token_ids_and_is_named_by_its_content(store:
     assert lines[3]["text"] == "Because of Rayleigh."
     assert parse(data).demonstrations[0].prompt == tuple(ASK)
     assert {line["group"] for line in lines} == {sha256(canonical(ASK))}
+
+
+def test_votes_do_not_wait_while_a_snapshot_is_put_together(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up = reply(store)
+    store.add_feedback("local", "k", thumb(up))
+
+    def vote_meanwhile(line: Any) -> str:
+        with ThreadPoolExecutor(1) as others:
+            others.submit(store.add_feedback, "local", "meanwhile", thumb(up, "clear")).result(timeout=10)
+        return canonical(line)
+
+    monkeypatch.setattr(snapshot, "canonical", vote_meanwhile)
+    data = read_snapshot(tmp_path, take_snapshot(store, tmp_path))
+    assert json.loads(data.splitlines()[0])["up"] is True  # of one moment
 
 
 def test_all_turns_of_a_conversation_are_one_group_and_other_conversations_are_others(
