@@ -220,12 +220,13 @@ def test_votes_do_not_wait_while_a_snapshot_is_put_together(
     up = reply(store)
     store.add_feedback("local", "k", thumb(up))
 
-    def vote_meanwhile(line: Any) -> str:
+    def vote_meanwhile(row: Any, replies: Any) -> Any:
         with ThreadPoolExecutor(1) as others:
             others.submit(store.add_feedback, "local", "meanwhile", thumb(up, "clear")).result(timeout=10)
-        return canonical(line)
+        return line_of(row, replies)
 
-    monkeypatch.setattr(snapshot, "canonical", vote_meanwhile)
+    line_of = snapshot._on_reply
+    monkeypatch.setattr(snapshot, "_on_reply", vote_meanwhile)
     data = read_snapshot(tmp_path, take_snapshot(store, tmp_path))
     assert json.loads(data.splitlines()[0])["up"] is True  # of one moment
 
