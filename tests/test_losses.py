@@ -292,3 +292,7 @@ def test_a_penalty_that_was_set_above_what_is_summed_up_stays_where_it_was_set()
     assert ends.value == 6.0
     ends.update(1.0)
     assert ends.value < 4.0
+
+
+def test_drafts_should_end_at_odds_half_as_high_again_as_the_references() -> None:
+    assert [round(losses.ends_wanted(usual), 6) for usual in (0.0, 0.1, 0.4, 1.0)] == [0.0, 0.142857, 0.5, 1.0]

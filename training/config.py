@@ -91,8 +91,8 @@ class TrainSettings(BaseModel):
     missing_eos_penalty: float = Field(
         0.75,
         ge=0,
-        description="taken from the score of a reply that did not end by itself; more while fewer do than of the "
-        "reference's and stable's, less while more do; 0 leaves it out",
+        description="taken from the score of a reply that did not end by itself; more while fewer do than "
+        "should, so that as many do in chat as before, less while more do; 0 leaves it out",
     )
     pace: float = Field(
         1.2,

@@ -120,7 +120,7 @@ GLOSSARY: dict[str, Metric] = {
               "(end_penalty): do people want that? Raise max_tokens, so that votes see whole replies."),
     ),
     "end_penalty": Metric(
-        "what a reply that was cut off loses; steers ends to the reference's rate, or stable's if that is higher",
+        "what a reply that was cut off loses; steers ends to somewhat more than the reference's",
         "run", "settles",
     ),
     "repetition": Metric(

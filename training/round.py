@@ -49,6 +49,7 @@ from thumbwise.training.client import Lease, OpsClient, Run
 from thumbwise.training.data import Snapshot, parse, prompt_ids, seed_prompts, split_prompts
 from thumbwise.training.evaluate import Interview, Replies, figures, gather_evidence, interview
 from thumbwise.training.health import draw, examine
+from thumbwise.training.losses import ends_wanted
 from thumbwise.training.metrics import MetricsLog
 from thumbwise.training.models import POLICY, Backbone
 from thumbwise.training.progress import RunProgress
@@ -116,11 +117,10 @@ class Round:
         reward = ShapedReward(self.settings.reward, model, self.plugins, context)
         self.progress.stage("replies of stable")
         stable = questions.ask(self._stable(context.backbone))
-        if (
-            self.given.stable != BASE
-        ):  # it may end more often than the reference, and the gates hold the candidate to it
-            usual = max(usual, finish_rate(stable.drafts))
-        context = replace(context, finish_rate=usual)
+        wanted = ends_wanted(usual)
+        if self.given.stable != BASE:  # it may end more often than that, and the gates hold the candidate to it
+            wanted = max(wanted, finish_rate(stable.drafts))
+        context = replace(context, finish_rate=wanted)
         _seed(train.seed, 0)
         algorithm = self.plugins.get("policy_algorithms", self.algorithm)(context, reward)
         last, stopped = self._improve(algorithm)
