@@ -7,6 +7,7 @@ said to hold that was not measured.
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,39 @@ def measured_page() -> str:
         "file's name ends with a digest of the code that was measured, which may be older than what is here.",
         "",
     ]
-    return "\n".join(head + [line for path in sorted(RESULTS.glob("*.json")) for line in _measured(path)])
+    found = {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    lines = [line for path, result in found.items() for line in _measured(path, result)]
+    return "\n".join([*head, *lines, *_over_seeds(list(found.values()))])
 
 
-def _measured(path: Path) -> Iterator[str]:
-    found: dict[str, Any] = json.loads(path.read_text())
-    said = "".join(f" --{name} {value}" for name, value in found["arguments"].items() if name != "quick")
+def _over_seeds(results: list[dict[str, Any]]) -> Iterator[str]:
+    """Mean and deviation of each bar over results that differ in their seed alone."""
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for found in results:
+        if "seed" in found["arguments"]:
+            name = found["bench"] + ".py" + _said({k: v for k, v in found["arguments"].items() if k != "seed"})
+            alike.setdefault(name, []).append(found)
+    for name, group in alike.items():
+        if len(group) > 1:
+            seeds = sorted(found["arguments"]["seed"] for found in group)
+            yield from (f"## Over seeds {', '.join(map(str, seeds))}: tests/bench/{name}", "")
+            yield from ("| | mean | deviation | each, by seed | wanted |", "|---|---|---|---|---|")
+            group.sort(key=lambda found: found["arguments"]["seed"])
+            for bars in zip(*(found["bars"] for found in group), strict=True):
+                values = [float(bar["value"]) for bar in bars]
+                each = ", ".join(f"{value:.4g}" for value in values)
+                spread = f"{statistics.mean(values):.4g} | {statistics.stdev(values):.2g}"
+                yield f"| {bars[0]['name']} | {spread} | {each} | {bars[0]['op']} {bars[0]['limit']:.4g} |"
+            yield ""
+
+
+def _said(arguments: dict[str, Any]) -> str:
+    return "".join(f" --{name} {value}" for name, value in arguments.items() if name != "quick")
+
+
+def _measured(path: Path, found: dict[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    yield from (f"## tests/bench/{found['bench']}.py{said}", "")
+    yield from (f"## tests/bench/{found['bench']}.py{_said(found['arguments'])}", "")
     yield f"{found['model']} in {found['number format']}; {versions}. All figures:"
     yield from (f"[{path.name}](../tests/bench/results/{path.name}).", "")
     yield from ("| | measured | wanted | |", "|---|---|---|---|")
