@@ -251,13 +251,15 @@ async def test_a_rollback_reaches_every_server(world: tuple[World, Servers]) -> 
 
 def test_the_guide_starts_a_server_with_what_ours_is_started_with(tmp_path: Path) -> None:
     guide = (Path(__file__).parents[1] / "deploy" / "README.md").read_text()
-    (text,) = re.findall(r"^    (VLLM_.* vllm serve (?:.*\\\n)*.*)$", guide, re.MULTILINE)
-    words = shlex.split(text)
-    at = words.index("vllm")
+    (text,) = re.findall(r"^    (VLLM_(?:.*\\\n)+.*)$", guide, re.MULTILINE)
+    words = shlex.split(text.replace("\\\n", " "))
+    at = words.index("python")
     ours = Engine(tmp_path, Settings().engine, run_dir=tmp_path / "run", log=tmp_path / "log")
     line, environment = ours.command(), ours.environment()
     assert [f"{name}={environment[name]}" for name in (word.partition("=")[0] for word in words[:at])] == words[:at]
-    given = words[at + 3 :]  # vllm serve /path/to/model
+    assert line[1:3] == words[at + 1 : at + 3]  # -m module
+    assert words[at + 3 : at + 5] == ["--model", "/path/to/model"]
+    given = words[at + 5 :]
     for flag, after in zip(given, [*given[1:], "--"], strict=True):
         if flag.startswith("--"):
             assert after.startswith("--") or line[line.index(flag) + 1] == after, flag
