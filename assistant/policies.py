@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -251,7 +251,7 @@ class Policies:
             # Kept loaded, so this is no work unless vLLM was restarted. Where it is gone, `restore` will prove it.
             await self._load_if_there(new)
             await asyncio.to_thread(self.versions.move_pointer, "rollback", new, old, reason)
-            await self._load_other(self.versions.before(new))
+            await self._load_other(self.versions.before(new), self._load_if_there)
         self.metrics.rollbacks.inc()
         event(log, "rollback", f"rolled back from {old} to {new} ({reason})", version=new, old=old, reason=reason)
         self.plugins.notify("on_rollback", old=old, new=new, reason=reason)
@@ -263,14 +263,12 @@ class Policies:
             with suppress(EngineUnavailable):
                 await self.engine.on_each(lambda each: self.load(version, each))
 
-    async def _load_other(self, version: str | None, engine: EngineClient | None = None) -> None:
+    async def _load_other(self, version: str | None, load: Callable[[str], Awaitable[None]]) -> None:
         """Load the version before the stable one, for comparisons; they do without it where that fails."""
         self._missing = None
         try:
-            if version is not None and engine is not None:
-                await self.load(version, engine)
-            elif version is not None:
-                await self._load_if_there(version)
+            if version is not None:
+                await load(version)
         except ThumbwiseError as error:
             self._missing = version
             log.warning("%s could not be loaded, so comparisons do without it: %s", version, error)
@@ -301,7 +299,7 @@ class Policies:
             canary = self.versions.pointer().canary
             if canary is not None and (error := await self._wrong_on(engine, canary)) is not None:
                 await self._withdraw(canary, stable, f"could not be restored: {error}")
-            await self._load_other(self.versions.before(stable), engine)
+            await self._load_other(self.versions.before(stable), lambda version: self.load(version, engine))
 
     async def _wrong_on(self, engine: EngineClient, version: str) -> ThumbwiseError | None:
         """Load and probe a version on a fresh engine; returns what is wrong with the version, if anything is."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from sqlite_utils import Database, Migrations
 
@@ -25,6 +25,7 @@ from thumbwise.feedback.store import Store
 from thumbwise.runs import Runs
 
 BASE = "policy-0000"
+T = TypeVar("T")
 State = Literal["staged", "loaded", "probed", "canary", "stable", "retired", "rejected"]
 MOVES = ("promote", "rollback")  # of the stable version; what is logged besides is about canaries
 
@@ -164,9 +165,7 @@ class Versions:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._pointer: Pointer | None = None  # what the database says; None: to be read
-        self._since: tuple[float | None] | None = None
-        self._before: dict[str, str | None] = {}
+        self._kept: dict[str, Any] = {}  # what the database says of the pointer, until it moves
         store.migrate(migrations)
         self.runs = Runs(store)
 
@@ -186,14 +185,18 @@ class Versions:
                 )
             db.table("base").insert({"id": 1, "digest": digest, "name": name}, replace=True)
 
-    def pointer(self) -> Pointer:
-        """Who answers whom; each turn reads it once, and does not wait for a vote that is being committed."""
-        found = self._pointer
-        if found is None:
-            with self.store.lock:  # or a move between reading and keeping would be missed
-                row = self.store.rows("SELECT stable, canary, share, rollout, since FROM pointer")[0]
-                found = self._pointer = Pointer(**row)
+    def _keep(self, what: str, read: Callable[[], T]) -> T:
+        """What `read` finds in the database, which waits for no vote that is being committed once it is known."""
+        with suppress(KeyError):
+            return cast("T", self._kept[what])
+        with self.store.lock:  # or a move between reading and keeping would be missed
+            found = self._kept[what] = read()
         return found
+
+    def pointer(self) -> Pointer:
+        """Who answers whom; each turn reads it once."""
+        read = "SELECT stable, canary, share, rollout, since FROM pointer"
+        return self._keep("pointer", lambda: Pointer(**self.store.rows(read)[0]))
 
     @contextmanager
     def _moving(self) -> Iterator[Database]:
@@ -203,8 +206,7 @@ class Versions:
                 with self.store.write() as db:
                     yield db
             finally:
-                self._pointer = self._since = None
-                self._before.clear()
+                self._kept.clear()
 
     def stable(self) -> str:
         """The version that answers, but for a canary's people."""
@@ -212,12 +214,12 @@ class Versions:
 
     def stable_since(self) -> float | None:
         """When the stable version last changed, in UTC seconds; None where it never has."""
-        found = self._since
-        if found is None:
-            with self.store.lock:
-                row = self.store.rows("SELECT max(at) AS at FROM pointer_log WHERE action IN (?, ?)", MOVES)[0]
-                found = self._since = (None if row["at"] is None else row["at"] / 1e9,)
-        return found[0]
+
+        def read() -> float | None:
+            row = self.store.rows("SELECT max(at) AS at FROM pointer_log WHERE action IN (?, ?)", MOVES)[0]
+            return None if row["at"] is None else row["at"] / 1e9
+
+        return self._keep("stable since", read)
 
     def all(self) -> list[Version]:
         """Every version, oldest first."""
@@ -297,15 +299,9 @@ class Versions:
                 _log(db, "withdraw", version, next(iter(db.query("SELECT stable FROM pointer")))["stable"], reason)
 
     def before(self, version: str) -> str | None:
-        """The version that was stable before `version` was last promoted, or None (the base); kept like the pointer."""
-        with suppress(KeyError):
-            return self._before[version]
-        with self.store.lock:
-            rows = self.store.rows(
-                "SELECT old FROM pointer_log WHERE action='promote' AND new=? ORDER BY seq DESC LIMIT 1", [version]
-            )
-            found = self._before[version] = str(rows[0]["old"]) if rows else None
-        return found
+        """The version that was stable before `version` was last promoted, or None (the base)."""
+        last = "SELECT old FROM pointer_log WHERE action='promote' AND new=? ORDER BY seq DESC LIMIT 1"
+        return self._keep(version, lambda: next((str(row["old"]) for row in self.store.rows(last, [version])), None))
 
     def log(self, limit: int = 50) -> list[dict[str, Any]]:
         """The pointer's last moves, newest first."""

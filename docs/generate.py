@@ -80,10 +80,10 @@ def _over_seeds(results: list[dict[str, Any]]) -> Iterator[str]:
             alike.setdefault(name, []).append(found)
     for name, group in alike.items():
         if len(group) > 1:
-            seeds = sorted(found["arguments"]["seed"] for found in group)
-            yield from (f"## Over seeds {', '.join(map(str, seeds))}: tests/bench/{name}", "")
-            yield from ("| | mean | deviation | each, by seed | wanted |", "|---|---|---|---|---|")
             group.sort(key=lambda found: found["arguments"]["seed"])
+            seeds = ", ".join(str(found["arguments"]["seed"]) for found in group)
+            yield from (f"## Over seeds {seeds}: tests/bench/{name}", "")
+            yield from ("| | mean | deviation | each, by seed | wanted |", "|---|---|---|---|---|")
             for bars in zip(*(found["bars"] for found in group), strict=True):
                 values = [float(bar["value"]) for bar in bars]
                 each = ", ".join(f"{value:.4g}" for value in values)

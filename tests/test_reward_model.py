@@ -329,7 +329,7 @@ def test_one_comparison_among_many_thumbs_silences_none_of_them(context: RunCont
     (wrong,) = make_labels(1, ties=0).comparisons
     wrong = replace(wrong, choice="right" if wrong.choice == "left" else "left")
     reports = [BradleyTerry(context).fit(Labels(votes, thumbs_on(100)), seed=0) for votes in ((), (wrong,))]
-    assert reports[0].n > 40  # a fold's thumbs of the rarer direction, each against the others
+    assert reports[0].n > 40  # the thumbs of every fold that has both directions
     assert reports[1].n == reports[0].n + 1
     assert reports[1].accuracy > reports[0].accuracy - 0.05 > 0.7
 
