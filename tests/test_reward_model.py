@@ -84,13 +84,15 @@ def test_it_learns_a_preference_and_reports_accuracy_on_votes_it_had_not_seen(fi
     assert fitted.details["comparisons"] == 80
 
 
-@pytest.mark.parametrize("liked", ["short", "ended"])
+@pytest.mark.parametrize("liked", ["short", "ended", "neither short nor long"])
 def test_it_learns_how_people_like_replies_to_end(context: RunContext, backbone: Backbone, liked: str) -> None:
     """Random ids, so that nothing but length and end can tell."""
     rng, stop = random.Random(2), min(backbone.stop_ids)
 
     def made(seed: int, good: bool) -> Sample:
         sample = reply(seed, 0.5, rng.randint(8, 15))
+        if liked == "neither short nor long":
+            return reply(seed, 0.5, rng.randint(9, 11) if good else rng.choice([2, 3, 40, 42]))
         if liked == "short":
             return replace(sample, response_ids=sample.response_ids[: 7 if good else None])
         return replace(sample, response_ids=(*sample.response_ids, stop) if good else sample.response_ids)
