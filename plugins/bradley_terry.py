@@ -35,19 +35,21 @@ from thumbwise.training.votes import Array, Votes, bootstrap, gather
 L2_STRENGTHS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 END_SHARES = (1 / 16, 1 / 2)
 ENDS = 3
-"""Features of how a reply ended; the last ones."""
+"""How many features say how a reply ended; they are the last."""
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What is believed of a head before the votes: its L2, and the share of a score's variance that `ends` have."""
+    """What is believed of a head before the votes: its L2, and the share of a score's variance that is its end's."""
 
     l2: float
-    ends: float
+    end_share: float
 
-    def units(self, size: int) -> Array:
-        """What each of `size` features is multiplied by: [size]."""
-        return np.repeat([(1 - self.ends) ** 0.5, (self.ends / ENDS) ** 0.5], [size - ENDS, ENDS])
+    def of(self, features: Array) -> Array:
+        """`features` [N, D] scaled so that one L2 does for all; a direction found among those goes back likewise."""
+        sizes = [features.shape[1] - ENDS, ENDS]
+        scaled: Array = features * np.repeat([(1 - self.end_share) ** 0.5, (self.end_share / ENDS) ** 0.5], sizes)
+        return scaled
 
 
 PRIORS = tuple(Prior(l2, share) for share, l2 in product(END_SHARES, L2_STRENGTHS))
@@ -94,19 +96,20 @@ class BradleyTerry:
         trust = self._trust(reduced, votes, seed)
         votes = votes.reweighted(trust[votes.rater])
         prior = self._choose_prior(reduced, votes, seed + 1)
-        units = prior.units(reduced.shape[1])
-        head = fit_head(reduced * units, votes, prior.l2, smoothing)
+        scaled = prior.of(reduced)
+        head = fit_head(scaled, votes, prior.l2, smoothing)
         heads = [head]
         rng = np.random.default_rng(seed)
         for _ in range(self.train.rm_heads):
-            heads.append(fit_head(reduced * units, bootstrap(votes, rng), prior.l2, smoothing))
-        directions = np.stack([h.direction for h in heads]) * units
+            heads.append(fit_head(scaled, bootstrap(votes, rng), prior.l2, smoothing))
+        directions = prior.of(np.stack([h.direction for h in heads]))
         self.ends = directions[:, -ENDS:].astype(np.float32)
         weights = directions[:, :-ENDS] @ span / self.scale.size**0.5
         self.weights = weights.astype(np.float32).reshape(-1, *self.scale.shape)
         self.offsets = np.zeros(len(heads), np.float32)
         self.details = {
-            "l2": prior.l2, "end_share": prior.ends, "position_bias": head.position, "thumb_threshold": head.threshold,
+            "l2": prior.l2, "end_share": prior.end_share,
+            "position_bias": head.position, "thumb_threshold": head.threshold,
             "layers": list(self.layers), "comparisons": int(votes.is_pair.sum()), "ties": int(votes.is_tie.sum()),
             "thumbs": int(votes.is_thumb.sum()), "raters": votes.raters,
             "distrusted_raters": int((trust < 0.25).sum()),
@@ -212,7 +215,7 @@ class BradleyTerry:
             if train.telling.any() and len(test.left):
                 train = train.reweighted(self._trust(features, train, seed)[train.rater])
                 prior = self._choose_prior(features, train, seed + 1)
-                scaled = features * prior.units(features.shape[1])
+                scaled = prior.of(features)
                 head = fit_head(scaled, train, prior.l2, self.train.rm_label_smoothing)
                 right[fold == number] = head.correct(scaled, test)
         told = ~np.isnan(right)
@@ -228,7 +231,7 @@ class BradleyTerry:
             return np.ones(votes.raters)
         fold, smoothing = folds(votes.group, self.train.rm_folds, seed + 2), self.train.rm_label_smoothing
         prior = self._choose_prior(features, votes, seed + 1)
-        scaled = features * prior.units(features.shape[1])
+        scaled = prior.of(features)
         return rater_weights(
             votes.weight, votes.rater, votes.raters,
             lambda factors: held_out_margins(scaled, votes.reweighted(factors), fold, prior.l2, smoothing),
@@ -242,7 +245,7 @@ class BradleyTerry:
         fold, smoothing = folds(votes.group, self.train.rm_folds, seed), self.train.rm_label_smoothing
 
         def loss(prior: Prior) -> float:
-            return held_out_loss(features * prior.units(features.shape[1]), votes, fold, prior.l2, smoothing)
+            return held_out_loss(prior.of(features), votes, fold, prior.l2, smoothing)
 
         return min(PRIORS, key=loss)
 

@@ -16,7 +16,7 @@ from tiny_model import make_tiny_model
 
 from thumbwise.contracts import Comparison, Labels, OffersValue, Ranking, RunContext, Sample, Thumb
 from thumbwise.errors import ThumbwiseError
-from thumbwise.plugins.bradley_terry import BradleyTerry
+from thumbwise.plugins.bradley_terry import END_SHARES, BradleyTerry
 from thumbwise.training.batches import make_batch
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.data import parse
@@ -82,6 +82,7 @@ def test_it_learns_a_preference_and_reports_accuracy_on_votes_it_had_not_seen(fi
     bad = fitted.score([reply(n, 0.2) for n in range(2000, 2050)]).value
     assert (good > bad).mean() > 0.8
     assert fitted.details["comparisons"] == 80
+    assert fitted.details["end_share"] == min(END_SHARES)  # all replies end alike
 
 
 @pytest.mark.parametrize("liked", ["short", "ended", "neither short nor long"])
@@ -90,9 +91,9 @@ def test_it_learns_how_people_like_replies_to_end(context: RunContext, backbone:
     rng, stop = random.Random(2), min(backbone.stop_ids)
 
     def made(seed: int, good: bool) -> Sample:
-        sample = reply(seed, 0.5, rng.randint(8, 15))
         if liked == "neither short nor long":
             return reply(seed, 0.5, rng.randint(9, 11) if good else rng.choice([2, 3, 40, 42]))
+        sample = reply(seed, 0.5, rng.randint(8, 15))
         if liked == "short":
             return replace(sample, response_ids=sample.response_ids[: 7 if good else None])
         return replace(sample, response_ids=(*sample.response_ids, stop) if good else sample.response_ids)
@@ -102,6 +103,7 @@ def test_it_learns_how_people_like_replies_to_end(context: RunContext, backbone:
     votes = [Comparison(f"c{k}", f"u{k % 6}", f"g{k // 4}", *side) for k, side in enumerate(sides)]  # type: ignore[misc]
     model = BradleyTerry(context)
     model.fit(Labels(tuple(votes)), seed=0)
+    assert model.details["end_share"] == max(END_SHARES)
     good, bad = (model.score([made(seed, side) for seed in range(1000, 1050)]).value for side in (True, False))
     assert (good[:, None] > bad).mean() > 0.9
 
