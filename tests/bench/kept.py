@@ -1,8 +1,8 @@
 """Results of the long benchmarks, kept in `results/` under a digest of what was measured, so that nothing runs twice.
 
 The digest is over the code measured (for most, `training/` and `plugins/`), the settings that it goes by (defaults and
-environment), the processor's number format and the arguments; a result whose digest is another one is history. Quick
-forms are not kept.
+environment), the processor's number format and the arguments; older code's result stays until a new one of the same
+arguments and format takes its place. Quick forms are not kept.
 """
 
 from __future__ import annotations
@@ -77,10 +77,19 @@ def report(
         about = {"bench": bench, "arguments": _said(args), "number format": number_format()}
         result = about | measure()
         if not args.quick:
-            RESULTS.mkdir(exist_ok=True)
-            path.write_text(json.dumps(result, indent=1) + "\n")
+            _keep(path, result)
     else:
         result = json.loads(path.read_text())
         print(f"measured before: {path.name}", file=sys.stderr)
     print(json.dumps(result))
     sys.exit(0 if all(found["holds"] for found in result["bars"]) else 1)
+
+
+def _keep(path: Path, result: dict[str, Any]) -> None:
+    """Write `result`, and delete older code's: else a mean over seeds would have this one twice."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    bench_and_arguments = path.name.rpartition("-")[0]
+    for other in path.parent.glob(f"{bench_and_arguments}-*.json"):
+        if other != path and json.loads(other.read_text())["number format"] == result["number format"]:
+            other.unlink()
