@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import importlib.metadata
 import json
 import math
@@ -212,7 +213,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         contest = Contest(args, home, Path(folder))
         cases = {}
         for case in args.cases:
-            cases[case] = contest.run(case)
+            cases[case], _ = kept.part("algorithms", args, case, functools.partial(contest.run, case))
             print(case, cases[case], file=sys.stderr)
     rise = cases.get("ppo+ptx", {}).get("perplexity_rise")
     bars = [] if args.quick or rise is None else [kept.bar("rise of prose's perplexity with ptx", rise, "<=", 0.02)]

@@ -2,7 +2,8 @@
 
 The digest is over the code measured (for most, `training/` and `plugins/`), the settings that it goes by (defaults and
 environment), the processor's number format and the arguments; older code's result stays until a new one of the same
-arguments and format takes its place. Quick forms are not kept.
+arguments and format takes its place. What takes hours is kept in parts, from which a stopped measurement goes on. Quick
+forms are not kept.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -57,6 +60,22 @@ def path_of(bench: str, args: argparse.Namespace, packages: Sequence[ModuleType]
     return RESULTS / f"{bench}-{key}-{digest(packages)}.json"
 
 
+def part(bench: str, args: argparse.Namespace, name: str, make: Callable[[], Any]) -> tuple[Any, float]:
+    """What `make` returns (as JSON can say it), and the seconds that it took, now or before the measurement stopped."""
+    path = path_of(bench, args, TRAINING).with_suffix("") / f"{name}.json"
+    if args.quick or not path.exists():
+        started = time.monotonic()
+        found = {"found": make(), "seconds": time.monotonic() - started}
+        if args.quick:
+            return found["found"], found["seconds"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        side = path.with_suffix(".incoming")
+        side.write_text(json.dumps(found))
+        side.rename(path)
+    found = json.loads(path.read_text())
+    return found["found"], found["seconds"]
+
+
 def _said(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in sorted(vars(args).items()) if not isinstance(value, Path)}
 
@@ -86,9 +105,10 @@ def report(
 
 
 def _keep(path: Path, result: dict[str, Any]) -> None:
-    """Write `result`, and delete older code's: else a mean over seeds would have this one twice."""
+    """Write `result`, and delete its parts and older code's: else a mean over seeds would have this one twice."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
+    shutil.rmtree(path.with_suffix(""), ignore_errors=True)
     bench_and_arguments = path.name.rpartition("-")[0]
     for other in path.parent.glob(f"{bench_and_arguments}-*.json"):
         if other != path and json.loads(other.read_text())["number format"] == result["number format"]:

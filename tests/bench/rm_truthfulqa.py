@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import importlib.metadata
 import random
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,7 +162,6 @@ def main() -> None:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Both sides on every fold."""
-    started = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         home = Home.find(folder / "home") if args.quick else Home.find()
@@ -174,25 +173,30 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         pairs = pairs_in(made_up() if args.quick else list(csv.DictReader(args.data.open())), 0)
         fold = folds([pair.question for pair in pairs], FOLDS, 0)
         mine, trl, tested, rate, tried = list[bool](), list[bool](), list[Pair](), RATES[0], dict[float, float]()
+        runs, seconds = dict[float, list[bool]](), 0.0
         for number in range(2 if args.quick else FOLDS):
             test = [pair for pair, f in zip(pairs, fold, strict=True) if f == number]
             rest = [pair for pair, f in zip(pairs, fold, strict=True) if f != number]
             learned = random.Random(number).sample(rest, min(len(rest), TRAINING))
+            for lr in [rate] if tried else RATES:
+                make = functools.partial(theirs, path, dtype, folder, learned, test, lr)
+                runs[lr], took = kept.part("rm_truthfulqa", args, f"{number}-trl-{lr:g}", make)
+                seconds += took
             if not tried:
-                runs = {lr: theirs(path, dtype, folder, learned, test, lr) for lr in RATES}
                 tried = {lr: statistics.mean(run) for lr, run in runs.items()}
                 rate = max(tried, key=lambda lr: tried[lr])
-                trl += runs[rate]
-            else:
-                trl += theirs(path, dtype, folder, learned, test, rate)
-            mine += ours(context, learned, test)
+            trl += runs[rate]
+            make = functools.partial(ours, context, learned, test)
+            right, took = kept.part("rm_truthfulqa", args, f"{number}-ours", make)
+            mine += right
+            seconds += took
             tested += test
             print(f"fold {number}: {statistics.mean(mine):.3f} {statistics.mean(trl):.3f}", file=sys.stderr)
     gain, low, high = difference(tested, mine, trl)
     figures = {
         "ours": statistics.mean(mine), "trl": statistics.mean(trl), "difference": gain, "low": low, "high": high,
         "test_pairs": len(tested), "questions": len({pair.question for pair in tested}),
-        "minutes": (time.monotonic() - started) / 60,
+        "minutes": seconds / 60,
     }  # fmt: skip
     bars = [] if args.quick else [kept.bar("accuracy above TRL's", gain, ">=", 0.02)]
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "peft")}
