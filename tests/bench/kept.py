@@ -9,6 +9,7 @@ forms are not kept.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import shutil
@@ -21,6 +22,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from thumbwise import plugins, training
+from thumbwise.home import write_durably
 from thumbwise.processor import train_format
 from thumbwise.settings import Settings
 
@@ -39,11 +41,16 @@ def number_format() -> str:
     return train_format(Settings().train.dtype)
 
 
+@functools.cache
+def _code(folder: Path) -> str:
+    """Read once: what is measured is the code as it was at the start, whatever is written there since."""
+    files = [path for path in sorted(folder.glob("*")) if path.suffix in (".py", ".jsonl")]
+    return "".join(f"{path.parent.name}/{path.name}\n{path.read_text(encoding='utf-8')}" for path in files)
+
+
 def digest(packages: Sequence[ModuleType]) -> str:
     """Twelve hex digits over the code of `packages` and the settings that it goes by."""
-    folders = [Path(str(package.__file__)).parent for package in packages]
-    files = [path for folder in folders for path in sorted(folder.glob("*")) if path.suffix in (".py", ".jsonl")]
-    text = "".join(f"{path.parent.name}/{path.name}\n{path.read_text(encoding='utf-8')}" for path in files)
+    text = "".join(_code(Path(str(package.__file__)).parent) for package in packages)
     goes_by = TRAINING_GOES_BY if training in packages else GOES_BY
     text += number_format() + Settings().model_dump_json(include=goes_by)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -63,17 +70,16 @@ def path_of(bench: str, args: argparse.Namespace, packages: Sequence[ModuleType]
 def part(bench: str, args: argparse.Namespace, name: str, make: Callable[[], Any]) -> tuple[Any, float]:
     """What `make` returns (as JSON can say it), and the seconds that it took, now or before the measurement stopped."""
     path = path_of(bench, args, TRAINING).with_suffix("") / f"{name}.json"
-    if args.quick or not path.exists():
-        started = time.monotonic()
-        found = {"found": make(), "seconds": time.monotonic() - started}
-        if args.quick:
-            return found["found"], found["seconds"]
+    if not args.quick and path.exists():
+        kept = json.loads(path.read_text())
+        return kept["found"], kept["seconds"]
+    started = time.monotonic()
+    found = make()
+    seconds = time.monotonic() - started
+    if not args.quick:
         path.parent.mkdir(parents=True, exist_ok=True)
-        side = path.with_suffix(".incoming")
-        side.write_text(json.dumps(found))
-        side.rename(path)
-    found = json.loads(path.read_text())
-    return found["found"], found["seconds"]
+        write_durably(path, json.dumps({"found": found, "seconds": seconds}).encode())
+    return found, seconds
 
 
 def _said(args: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,7 @@ half an hour on two cores.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import random
 import statistics
@@ -150,19 +151,19 @@ def measure(context: RunContext, args: argparse.Namespace, judge: Scorer) -> dic
         "adversarial_off": (args.noise, 0.2, False), "adversarial_on": (args.noise, 0.2, True),
     }  # fmt: skip
     each: dict[str, list[float]] = {name: [] for name in cases}
+
+    def accuracy(votes: Labels, seed: int, defended: bool) -> float:
+        train = context.train.model_copy(update={"rm_rater_weights": defended})
+        model = BradleyTerry(replace(context, train=train))
+        model.fit(votes, seed)
+        rewards = by_prompt(counts, model.score(test).value.tolist())
+        return round(pair_accuracy(scores, rewards)[0], 4)
+
     for seed in range(args.seeds):
         drawn = random.Random(f"votes:{seed}").sample(pairs, args.votes)
-        for name, (noise, adversarial, on) in cases.items():
-            votes = labels(drawn, seed, noise, adversarial)
-
-            def accuracy(votes: Labels = votes, seed: int = seed, on: bool = on) -> float:
-                train = context.train.model_copy(update={"rm_rater_weights": on})
-                model = BradleyTerry(replace(context, train=train))
-                model.fit(votes, seed)
-                rewards = by_prompt(counts, model.score(test).value.tolist())
-                return round(pair_accuracy(scores, rewards)[0], 4)
-
-            each[name].append(kept.part("reward_model", args, f"{seed}-{name}", accuracy)[0])
+        for name, (noise, adversarial, defended) in cases.items():
+            make = functools.partial(accuracy, labels(drawn, seed, noise, adversarial), seed, defended)
+            each[name].append(kept.part("reward_model", args, f"{seed}-{name}", make)[0])
         print({name: values[-1] for name, values in each.items()}, file=sys.stderr)
     figures: dict[str, Any] = {name: round(statistics.mean(values), 4) for name, values in each.items()}
     return figures | {"each": each, "test_pairs": pair_accuracy(scores, by_prompt(counts, [0.0] * len(test)))[1]}
