@@ -106,6 +106,20 @@ def _measured(path: Path, found: dict[str, Any]) -> Iterator[str]:
         holds = "yes" if bar["holds"] else "**no**"
         yield f"| {bar['name']} | {bar['value']:.4g} | {bar['op']} {bar['limit']:.4g} | {holds} |"
     yield ""
+    if "cases" in found:
+        yield from (*cases_table(found["cases"]), "")
+
+
+def cases_table(cases: dict[str, dict[str, Any]]) -> list[str]:
+    """The algorithms side by side (tests/bench/algorithms.py); training/README.md has it too."""
+    head = "| | win rate over start | KL, nats a reply | prose's perplexity | replies that end | minutes | iterations |"
+    rows = [
+        f"| `{name}` | {case['win_rate']:.1%} ({case['win_rate_low']:.1%} to {case['win_rate_high']:.1%}) "
+        f"| {case['kl']:.1f} | {case['perplexity_rise']:+.1%} | {case['finish_rate']:.0%} "
+        f"| {case['minutes']:.0f} | {case['iterations']} |"
+        for name, case in cases.items()
+    ]
+    return [head, "|---|---|---|---|---|---|---|", *rows]
 
 
 def _helps(command: click.Command, name: str, parent: click.Context | None) -> list[tuple[str, str]]:

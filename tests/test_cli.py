@@ -100,6 +100,16 @@ def test_a_page_of_the_docs_is_what_make_docs_writes(name: str) -> None:
     assert (ROOT / "docs" / name).read_text() == pages[name](), "run `make docs`"
 
 
+def test_the_readme_compares_the_algorithms_as_they_were_measured() -> None:
+    docs = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    readme = (ROOT / "training" / "README.md").read_text()
+    kept = list(docs["RESULTS"].glob("algorithms-*.json"))
+    if not kept:
+        pytest.skip("tests/bench/algorithms.py has no kept result")
+    for path in kept:
+        assert "\n".join(docs["cases_table"](json.loads(path.read_text())["cases"])) in readme, path.name
+
+
 # --- plugins -------------------------------------------------------------------------------------------
 
 

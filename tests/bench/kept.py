@@ -21,6 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+import torch
+
 from thumbwise import plugins, training
 from thumbwise.home import write_durably
 from thumbwise.processor import train_format
@@ -100,6 +102,7 @@ def report(
     path = path_of(bench, args, packages)
     if args.quick or not path.exists():
         about = {"bench": bench, "arguments": _said(args), "number format": number_format()}
+        about["threads"] = torch.get_num_threads()
         result = about | measure()
         if not args.quick:
             _keep(path, result)
