@@ -140,10 +140,16 @@ class Contest:
         context = RunContext(self.backbone, train, settings.temperature, settings.max_tokens, (), (), folder)
         self.context = replace(context, rollouts=InProcess(context))
         self.prose = prose(self.backbone.tokenizer)
-        pairs = pairs_of(self.context, voted, args.votes, self._scorer)
-        self.snapshot = snapshot_of(labels(pairs, args.seed, args.noise, 0.0))
-        self.start = self._scores(self._sample(None))
-        self.base_perplexity = perplexity(self.backbone, self.prose, None)
+
+        def votes() -> str:
+            pairs = pairs_of(self.context, voted, args.votes, self._scorer)
+            return snapshot_of(labels(pairs, args.seed, args.noise, 0.0)).decode()
+
+        def start() -> tuple[list[list[float]], float]:
+            return self._scores(self._sample(None)), perplexity(self.backbone, self.prose, None)
+
+        self.snapshot = kept.part("algorithms", args, "votes", votes)[0].encode()
+        (self.start, self.base_perplexity), _ = kept.part("algorithms", args, "start", start)
 
     def run(self, case: str) -> dict[str, Any]:
         """One round with the algorithm of `case`, and its candidate's figures."""
