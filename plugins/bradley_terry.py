@@ -93,7 +93,7 @@ class BradleyTerry:
         reduced = np.concatenate([said @ span.T, ended], 1)
         smoothing = self.train.rm_label_smoothing
         right, prompts = self._cross_validate(reduced, votes, seed)
-        trust = self._trust(reduced, votes, seed)
+        trust = self._trust(reduced, votes)
         votes = votes.reweighted(trust[votes.rater])
         prior = self._choose_prior(reduced, votes, seed + 1)
         scaled = prior.of(reduced)
@@ -213,7 +213,7 @@ class BradleyTerry:
         for number in range(self.train.rm_folds):
             train, test = votes.pick(fold != number), votes.pick(fold == number)
             if train.telling.any() and len(test.left):
-                train = train.reweighted(self._trust(features, train, seed)[train.rater])
+                train = train.reweighted(self._trust(features, train)[train.rater])
                 prior = self._choose_prior(features, train, seed + 1)
                 scaled = prior.of(features)
                 head = fit_head(scaled, train, prior.l2, self.train.rm_label_smoothing)
@@ -221,22 +221,14 @@ class BradleyTerry:
         told = ~np.isnan(right)
         return right[told], [group for group, tells in zip(votes.group, told, strict=True) if tells]
 
-    def _trust(self, features: Array, votes: Votes, seed: int) -> Array:
+    def _trust(self, features: Array, votes: Votes) -> Array:
         """A factor for each rater's votes, [raters]; all 1 where `rm_rater_weights` is off or raters are few."""
-        from thumbwise.training.data import folds
-        from thumbwise.training.heads import held_out_margins
-        from thumbwise.training.reliability import LEAST_RATERS, rater_weights
+        from thumbwise.training.heads import observed
+        from thumbwise.training.reliability import rater_weights
 
-        if not self.train.rm_rater_weights or votes.raters < LEAST_RATERS:  # before the prior is chosen for nothing
+        if not self.train.rm_rater_weights:
             return np.ones(votes.raters)
-        fold, smoothing = folds(votes.group, self.train.rm_folds, seed + 2), self.train.rm_label_smoothing
-        prior = self._choose_prior(features, votes, seed + 1)
-        scaled = prior.of(features)
-        return rater_weights(
-            votes.weight, votes.rater, votes.raters,
-            lambda factors: held_out_margins(scaled, votes.reweighted(factors), fold, prior.l2, smoothing),
-            self.train.rm_rater_cap,
-        )  # fmt: skip
+        return rater_weights(observed(features, votes), votes, self.train.rm_rater_cap)
 
     def _choose_prior(self, features: Array, votes: Votes, seed: int) -> Prior:
         from thumbwise.training.data import folds

@@ -14,7 +14,7 @@ from thumbwise.plugins.bradley_terry import BradleyTerry
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.models import Backbone
 from thumbwise.training.reliability import LEAST_RATERS, capped, rater_weights, trust
-from thumbwise.training.votes import bootstrap
+from thumbwise.training.votes import Votes, bootstrap
 
 TRAIN = TrainSettings(dtype="float32", rm_heads=2, rm_folds=3, micro_batch=16)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,22 +29,75 @@ def margins_of(eta: list[float], votes: int = 40) -> tuple[np.ndarray, np.ndarra
 
 def test_honest_raters_count_coins_hardly_and_contrary_ones_not_at_all() -> None:
     margins, rater = margins_of([1.0, 0.9, 0.5, 0.0], votes=200)
-    weights = trust(margins, rater, 4)
-    assert weights[:2].min() > 0.6
-    assert weights[2] < 0.3
-    assert weights[3] == 0.0
+    beliefs = trust(margins, np.zeros(len(margins)), rater, 4)
+    assert beliefs[:2].min() > 0.6
+    assert beliefs[2] < 0.3
+    assert beliefs[3] < -1
 
 
 def test_a_rater_of_whom_nothing_is_known_is_trusted() -> None:
     margins, rater = margins_of([1.0], votes=200)
-    weights = trust(np.append(margins, 0.0), np.append(rater, 1), 2)
-    assert weights.tolist() == pytest.approx([1.0, 1.0])
+    beliefs = trust(np.append(margins, 0.0), np.zeros(len(margins) + 1), np.append(rater, 1), 2)
+    assert beliefs[1] == pytest.approx(1.0)
+    assert beliefs[0] > 1
 
 
-def test_where_everybody_contradicts_everybody_all_count_alike_instead_of_nobody() -> None:
-    rater = np.repeat(np.arange(LEAST_RATERS), 40)
-    found = rater_weights(np.ones(len(rater)), rater, LEAST_RATERS, lambda factors: np.full(len(rater), -2.0), 0.5)
-    assert found.tolist() == [1.0] * LEAST_RATERS
+def test_whose_thumbs_are_nearly_all_up_is_no_coin_for_it() -> None:
+    margins, rater = margins_of([1.0], votes=200)
+    easy = np.tile([1.0, -1.0], 20)  # as many on better replies than on worse ones
+    all_margins, who = np.concatenate([margins, easy]), np.append(rater, np.ones(len(easy), np.int64))
+    lean = np.where(who == 1, 4.0, 0.0)
+    assert trust(all_margins, lean, who, 2)[1] > 0.8
+    assert trust(all_margins, np.zeros(len(who)), who, 2)[1] < 0.6
+
+
+RATERS, EACH, SIZE = 20, 30, 300
+
+
+def crowd(seed: int, contrary: int, thumbs: bool = False) -> tuple[np.ndarray, Votes]:
+    """What votes see, and votes of which a sixth are wrong and those of the first `contrary` raters all."""
+    draws = np.random.default_rng(seed)
+    rater = np.repeat(np.arange(RATERS), EACH)
+    seen = draws.normal(size=(len(rater), SIZE)) * np.linspace(2, 0.1, SIZE)
+    liked = seen @ draws.normal(size=SIZE)
+    if thumbs:  # each of them has a threshold of their own
+        liked += liked.std() * np.linspace(-1.5, 1.5, RATERS)[draws.permutation(RATERS)][rater]
+    wrong = np.where(rater < contrary, thumbs == 0, draws.random(len(rater)) < 1 / 6)
+    good = (liked > 0) != wrong
+    if thumbs:
+        mine = rater < contrary
+        good[mine] = liked[mine] < 0
+    index = np.arange(len(rater))
+    right = np.full(len(rater), -1) if thumbs else index + len(rater)
+    return seen, votes_on(index, right, good, tuple(map(str, index)), rater, RATERS)
+
+
+@pytest.mark.parametrize("thumbs", [False, True])
+def test_contrary_raters_are_found_where_all_votes_together_say_nearly_nothing(thumbs: bool) -> None:
+    found = [rater_weights(*crowd(seed, 4, thumbs), share=0.25) for seed in range(10)]
+    assert np.mean([weights[:4].mean() for weights in found]) < 0.15
+    assert np.mean([weights[4:].mean() for weights in found]) > 0.85
+
+
+@pytest.mark.parametrize("thumbs", [False, True])
+def test_an_honest_crowd_keeps_its_weight(thumbs: bool) -> None:
+    assert np.mean([rater_weights(*crowd(seed, 0, thumbs), share=0.25).mean() for seed in range(10)]) > 0.85
+
+
+def test_of_two_camps_none_is_dropped() -> None:
+    assert rater_weights(*crowd(0, 9), share=0.25).tolist() == [1.0] * RATERS
+
+
+def test_replies_that_are_all_alike_say_nothing_of_anybody() -> None:
+    seen, votes = crowd(0, 4)
+    assert rater_weights(np.zeros_like(seen), votes, 0.25) == pytest.approx(np.ones(RATERS))
+
+
+def test_one_who_votes_more_than_all_others_is_not_the_crowd() -> None:
+    seen, votes = crowd(1, 1)
+    weights = rater_weights(seen, votes.reweighted(np.where(votes.rater == 0, 40.0, 1.0)), 0.25)
+    assert weights[0] == 0.0
+    assert weights[1:].mean() > 0.85
 
 
 def test_prompts_are_drawn_again_until_a_vote_has_weight() -> None:
@@ -64,11 +117,10 @@ def test_nobody_has_more_than_the_share() -> None:
 
 
 def test_a_few_people_are_not_held_against_each_other() -> None:
-    def never(factors: np.ndarray) -> np.ndarray:
-        raise AssertionError("no head needs to be fitted")
-
-    few = LEAST_RATERS - 1
-    assert rater_weights(np.ones(8), np.arange(8) % few, few, never, 0.1).tolist() == [1.0] * few
+    seen, votes = crowd(0, 1)
+    few = votes.pick(votes.rater < LEAST_RATERS - 1)
+    weights = rater_weights(seen[: len(few.left)], replace(few, raters=LEAST_RATERS - 1), 0.1)
+    assert weights.tolist() == [1.0] * (LEAST_RATERS - 1)
 
 
 @pytest.mark.slow

@@ -1,47 +1,55 @@
 """How far to trust each rater: weights from how their votes fit what all the others' votes say, and a cap.
 
 A rater's vote agrees with the better reply with probability eta: P(left) = eta s(d) + (1 - eta) s(-d) (Chen et al.
-2013, "Pairwise ranking aggregation in a crowdsourced setting", WSDM, equation 6), with d the log-odds of a head that
-never saw votes on that prompt. Over a few values of eta with a prior that most people are honest this gives a
-posterior, whose mean of 2 eta - 1 is the information in a vote: 1 for somebody always right, 0 for a coin, and
-below 0 for somebody who votes against, whose votes are then dropped. Left out: turning such votes round, because
-whoever knows of it could steer by it.
+2013, "Pairwise ranking aggregation in a crowdsourced setting", WSDM, equation 6), with d the log-odds by the votes of
+all others, each weighted with what is believed of them. Over a few values of eta with a prior that most people are
+honest this gives a posterior, whose mean of 2 eta - 1 is the information in a vote: 1 for somebody always right, 0 for
+a coin, and below 0 for somebody who votes against, whose votes are then dropped.
+
+Beliefs hang on each other. Begun with everybody trusted they stay there where contrary votes have made the opinion of
+all no better than chance. So they begin with how far each two raters bear each other out: the leading eigenvector of
+that shows the camps (Dalvi et al. 2013, "Aggregating crowdsourced binary ratings", WWW, for items that several have
+voted on; here votes on different replies meet in a ridge regression on the features). The larger camp is believed.
+
+Left out: turning contrary votes round in the reward model, because whoever knows of it could steer by it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from thumbwise.training.votes import Array, Votes
 
 ETA = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
 PRIOR = np.array([0.06, 0.02, 0.06, 0.2, 0.66])
-SCALES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""Of the log-odds, which a regularised head understates; the likeliest is taken (0: they say nothing)."""
+SCALES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+"""Of margins with a root mean square of 1, to log-odds; the likeliest is taken (0: they say nothing)."""
 LEAST_RATERS = 5
 """Below that there is no crowd to hold anybody against."""
-ROUNDS = 5
+MOST_DROPPED = 0.45
+"""Of the votes; where more would be, there are camps, and which of them is right is not in the votes."""
+ROUNDS = 10
 
 
-def trust(margins: Array, rater: NDArray[np.int64], raters: int) -> Array:
-    """A weight in [0, 1] a rater, [raters]: the posterior mean of 2 eta - 1 as a share of the prior's, at most 1.
+def trust(margins: Array, lean: Array, rater: NDArray[np.int64], raters: int) -> Array:
+    """The posterior mean of 2 eta - 1 of each rater as a share of the prior's, [raters].
 
-    So only evidence against somebody costs weight: with a few votes each, praise would be luck. `margins` [n] are
-    held-out log-odds of each vote as it was given, by `rater` [n]; 0 says nothing.
+    `margins` [n] are how far others' votes bear each vote out, in any unit; 0 says nothing. `lean` [n] are the log-odds
+    that its rater votes so, whatever is asked.
     """
+    unit = float(np.sqrt((margins**2).mean())) or 1.0
     best, posterior = -np.inf, np.tile(PRIOR, (raters, 1))
     for scale in SCALES:
-        chance = 1 / (1 + np.exp(-scale * margins))
+        with_others = 1 / (1 + np.exp(-scale / unit * margins - lean))[:, None]
+        against = 1 / (1 + np.exp(scale / unit * margins - lean))[:, None]
         total = np.tile(np.log(PRIOR), (raters, 1))
-        np.add.at(total, rater, np.log(ETA * chance[:, None] + (1 - ETA) * (1 - chance[:, None])))
+        np.add.at(total, rater, np.log(ETA * with_others + (1 - ETA) * against))
         evidence = np.logaddexp.reduce(total, axis=1)
         if evidence.sum() > best:
             best, posterior = evidence.sum(), np.exp(total - evidence[:, None])
-    weights: Array = (posterior @ (2 * ETA - 1) / (PRIOR @ (2 * ETA - 1))).clip(0, 1)
-    return weights
+    beliefs: Array = posterior @ (2 * ETA - 1) / (PRIOR @ (2 * ETA - 1))
+    return beliefs
 
 
 def capped(totals: Array, share: float) -> Array:
@@ -60,25 +68,66 @@ def capped(totals: Array, share: float) -> Array:
     return factors
 
 
-def rater_weights(
-    weight: Array, rater: NDArray[np.int64], raters: int, margins: Callable[[Array], Array], share: float
-) -> Array:
-    """A factor a rater, [raters]: trust times what the cap leaves; all 1 where there are fewer than LEAST_RATERS.
+class Crowd:
+    """What each rater's votes say, as a direction among the features, and how votes look from there."""
 
-    `weight` [n] counts each vote; `margins` gives held-out log-odds [n] of the votes when a head is fitted with the
-    factors [n] that it is given. All 1 too where nobody's votes bear anybody else's out: no weight would be left.
-    """
-    if raters < LEAST_RATERS:
-        return np.ones(raters)
+    def __init__(self, seen: Array, votes: Votes) -> None:
+        """`seen` [n, D] is what each vote sees of the features (`heads.observed`)."""
+        self.rater, thumb = votes.rater, votes.is_thumb
+        self.sign = np.where(votes.is_tie, 0.0, 2 * votes.good - 1)
+        self.totals = np.bincount(votes.rater, votes.weight, votes.raters)
+        # Where somebody's thumbs turn is their own: only what they like better than the rest of theirs tells.
+        thumbs = np.bincount(votes.rater, thumb, votes.raters)
+        ups = np.bincount(votes.rater, thumb * votes.good, votes.raters)
+        mean = np.zeros((votes.raters, seen.shape[1]))
+        np.add.at(mean, votes.rater[thumb], seen[thumb])
+        mean /= np.maximum(thumbs, 1)[:, None]
+        self.seen = np.where(thumb[:, None], seen - mean[votes.rater], seen)
+        self.lean = np.where(thumb, self.sign * np.log((ups + 1) / (thumbs - ups + 1))[votes.rater], 0.0)
+        said = np.zeros_like(mean)
+        np.add.at(said, votes.rater, (self.sign * votes.weight)[:, None] * self.seen)
+        # A ridge of one vote's size told contrary raters best, of 0.03 to 3 times that (docs/experiments.md).
+        ridge = max(float((self.seen**2).sum(1).mean()), 1e-12) * np.eye(seen.shape[1])
+        self.directions = np.linalg.solve(self.seen.T @ self.seen + ridge, said.T).T
+        self.agreement = self.directions @ said.T
+        self.own = (self.seen * self.directions[votes.rater]).sum(1)
 
-    def cap(factors: Array) -> Array:
-        totals: Array = np.bincount(rater, weight * factors[rater], raters).astype(np.float64)
-        found: Array = factors * capped(totals, share)
+    def margins(self, beliefs: Array) -> Array:
+        """How far the others' votes, each rater's times `beliefs` [raters], bear each vote out, [n]."""
+        found: Array = self.sign * (self.seen @ (beliefs @ self.directions) - beliefs[self.rater] * self.own)
         return found
 
-    factors = cap(np.ones(raters))
+    def camps(self, factors: Array) -> Array:
+        """Leading eigenvector of the raters' agreement, [raters], its largest part 1; above 0 is the larger camp.
+
+        `factors` [raters] weigh their votes.
+        """
+        among = self.agreement * factors[:, None] * factors
+        np.fill_diagonal(among, 0.0)
+        first = np.linalg.eigh(among)[1][:, -1]
+        larger = np.sign(np.sign(first) @ (factors * self.totals))
+        found: Array = larger * first / max(float(np.abs(first).max()), 1e-12)
+        return found
+
+
+def rater_weights(seen: Array, votes: Votes, share: float) -> Array:
+    """A factor in [0, 1] a rater, [raters]: trust times what the cap leaves; all 1 where there are few raters.
+
+    Nobody has more than `share` of all weight. Only evidence against somebody costs weight: with a few votes each,
+    praise would be luck.
+    """
+    if votes.raters < LEAST_RATERS:
+        return np.ones(votes.raters)
+    crowd = Crowd(seen, votes)
+
+    def cap(beliefs: Array) -> Array:
+        found: Array = beliefs * capped(crowd.totals * np.abs(beliefs), share)
+        return found
+
+    everybody = cap(np.ones(votes.raters))
+    beliefs = crowd.camps(everybody)
     for _ in range(ROUNDS):
-        factors = cap(trust(margins(factors[rater]), rater, raters))
-        if not (weight * factors[rater]).any():
-            return np.ones(raters)
-    return factors
+        beliefs = trust(crowd.margins(cap(beliefs)), crowd.lean, votes.rater, votes.raters)
+    trusted = beliefs.clip(0, 1)
+    dropped = 1 - (crowd.totals * everybody * trusted).sum() / max(float((crowd.totals * everybody).sum()), 1e-12)
+    return everybody if dropped > MOST_DROPPED else cap(trusted)
