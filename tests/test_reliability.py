@@ -62,11 +62,7 @@ def crowd(seed: int, contrary: int, thumbs: bool = False) -> tuple[np.ndarray, V
     liked = seen @ draws.normal(size=SIZE)
     if thumbs:  # each of them has a threshold of their own
         liked += liked.std() * np.linspace(-1.5, 1.5, RATERS)[draws.permutation(RATERS)][rater]
-    wrong = np.where(rater < contrary, thumbs == 0, draws.random(len(rater)) < 1 / 6)
-    good = (liked > 0) != wrong
-    if thumbs:
-        mine = rater < contrary
-        good[mine] = liked[mine] < 0
+    good = (liked > 0) != ((rater < contrary) | (draws.random(len(rater)) < 1 / 6))
     index = np.arange(len(rater))
     right = np.full(len(rater), -1) if thumbs else index + len(rater)
     return seen, votes_on(index, right, good, tuple(map(str, index)), rater, RATERS)
