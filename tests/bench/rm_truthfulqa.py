@@ -6,8 +6,8 @@ FILE is a CSV with the columns question, answer, true, info (OpenAI's published 
 A pair is two answers to one question whose true x info differ by more than 0.5; in half of them the better one is
 the longer. Five folds by question, 300 training pairs a fold. TRL trains LoRA and a head on the same backbone, two
 epochs, with the better of two learning rates on the first fold; our head has no learning rate. The interval is over
-questions. Under 25 minutes on two cores that multiply in bfloat16; in float32 one of TRL's six trainings takes over
-seven.
+questions. Under 25 minutes on two cores that multiply in bfloat16; in float32 one of TRL's six trainings takes a
+quarter of an hour.
 """
 
 from __future__ import annotations
