@@ -2,12 +2,14 @@
 
 Features are the response tokens' hidden states at a few layers spread over the lower half of the model,
 summed over the response (less their mean) and divided by its length plus `rm_shrink`, each dimension
-scaled to deviation 1; and how the reply ended: its length, that length's logarithm (so that there can be a best
-length), and whether it ended by itself, which a mean hardly shows. The head on hidden states gives a value
-after every token too, which PPO's value function starts from; how a reply ends is credited to its last token.
-Without the shrinkage the first tokens' values are several times too large. Averaging layers was as good as choosing
-the best one and needs no choice, so the accuracy reported is honest: the L2 strength, and how much the end may count
-beside what is said, are chosen inside each training fold (`Prior`). Comparisons, rankings, ties and thumbs go into
+scaled to deviation 1; where that predicts votes better, the last token's hidden states at two layers, the second one
+deeper, which say what the whole amounts to (whether an answer is true, say); and how the reply ended: its length, that
+length's logarithm (so that there can be a best length), and whether it ended by itself, which a mean hardly shows. The
+head on running means gives a value after every token too, which PPO's value function starts from; what the last token
+says and how a reply ends is credited to its last token. Without the shrinkage the first tokens' values are several
+times too large. Averaging layers was as good as choosing the best one and needs no choice, so the accuracy reported is
+honest: the L2 strength, and how much the last token and the end may count beside what is said on the way, are chosen
+inside each training fold (`Prior`). Comparisons, rankings, ties and thumbs go into
 one head (`thumbwise.training.heads`), each rater's votes with the weight that the others' bear out
 (`thumbwise.training.reliability`). Left out: a LoRA reward model (begun from this head, two epochs over 600 votes
 took its accuracy from 66.8% to 67.0% and 390 s on two cores), and the comments.
@@ -34,16 +36,21 @@ from thumbwise.training.votes import Array, Votes, bootstrap, gather
 
 L2_STRENGTHS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 END_SHARES = (1 / 16, 1 / 2)
+LAST_SHARES = (0.0, 1 / 4)
 ENDS = 3
 """How many features say how a reply ended; they are the last."""
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What is believed of a head before the votes: its L2, and the share of a score's variance that is its end's."""
+    """What is believed of a head before the votes.
+
+    Its L2; the share of a score's variance that is its end's; and the last token's share of what hidden states say.
+    """
 
     l2: float
     end_share: float
+    last_share: float
 
     def of(self, features: Array) -> Array:
         """`features` [N, D] scaled so that one L2 does for all; a direction found among those goes back likewise."""
@@ -52,7 +59,21 @@ class Prior:
         return scaled
 
 
-PRIORS = tuple(Prior(l2, share) for share, l2 in product(END_SHARES, L2_STRENGTHS))
+PRIORS = tuple(Prior(l2, *shares) for *shares, l2 in product(END_SHARES, LAST_SHARES, L2_STRENGTHS))
+
+
+@dataclass(frozen=True)
+class View:
+    """Features for one of LAST_SHARES: hidden states in the span of what the votes see, and ends, [N, n + ENDS].
+
+    An L2-regularised solution lies in that span. `back` [n, D] takes directions among them to hidden states' features.
+    """
+
+    features: Array
+    back: Array
+
+
+Views = dict[float, View]
 
 
 class BradleyTerry:
@@ -69,6 +90,12 @@ class BradleyTerry:
         self.mean: Floats = np.zeros(size, np.float32)
         self.scale: Floats = np.ones(size, np.float32)
         self.weights: Floats = np.zeros((1 + train.rm_heads, *size), np.float32)  # the head, its bootstraps
+        deeper = max(deepest, min(round(train.rm_last_depth * len(backbone.layers)), len(backbone.layers) - 1))
+        self.last_layers = tuple(sorted({deepest, deeper}))
+        size = (len(self.last_layers), backbone.hidden_size)
+        self.last_mean: Floats = np.zeros(size, np.float32)
+        self.last_scale: Floats = np.ones(size, np.float32)
+        self.last: Floats = np.zeros((1 + train.rm_heads, *size), np.float32)
         self.ends: Floats = np.zeros((1 + train.rm_heads, ENDS), np.float32)
         self.ends_mean: Floats = np.zeros(ENDS, np.float32)
         self.ends_scale: Floats = np.ones(ENDS, np.float32)
@@ -77,7 +104,7 @@ class BradleyTerry:
 
     def fit(self, labels: Labels, seed: int) -> FitReport:
         """Fit on every label; the accuracy is from nested cross-validation over `rm_folds` folds by prompt."""
-        from thumbwise.training.heads import fit_head, observed
+        from thumbwise.training.heads import fit_head
 
         samples, votes = gather(labels, self.train.thumb_weight)
         if not votes.is_pair.any() and len(set(votes.good[votes.is_thumb])) < 2:
@@ -85,18 +112,13 @@ class BradleyTerry:
                 "No vote says which reply is better than another: the reward model needs comparisons with a winner, "
                 "or thumbs both up and down."
             )
-        features = self._measure(samples)
-        # An L2-regularised solution lies in the span of what the votes see, so fit in that smaller space.
-        said, ended = np.split(features, [-ENDS], 1)
-        _, sizes, rotation = np.linalg.svd(observed(said, votes), full_matrices=False)
-        span = rotation[sizes > 1e-9 * max(sizes[0], 1e-9)]
-        reduced = np.concatenate([said @ span.T, ended], 1)
-        smoothing = self.train.rm_label_smoothing
-        right, prompts = self._cross_validate(reduced, votes, seed)
-        trust = self._trust(reduced, votes)
+        views = self._measure(samples, votes)
+        right, prompts = self._cross_validate(views, votes, seed)
+        trust = self._trust(views, votes)
         votes = votes.reweighted(trust[votes.rater])
-        prior = self._choose_prior(reduced, votes, seed + 1)
-        scaled = prior.of(reduced)
+        prior = self._choose_prior(views, votes, seed + 1)
+        view, smoothing = views[prior.last_share], self.train.rm_label_smoothing
+        scaled = prior.of(view.features)
         head = fit_head(scaled, votes, prior.l2, smoothing)
         heads = [head]
         rng = np.random.default_rng(seed)
@@ -104,11 +126,12 @@ class BradleyTerry:
             heads.append(fit_head(scaled, bootstrap(votes, rng), prior.l2, smoothing))
         directions = prior.of(np.stack([h.direction for h in heads]))
         self.ends = directions[:, -ENDS:].astype(np.float32)
-        weights = directions[:, :-ENDS] @ span / self.scale.size**0.5
-        self.weights = weights.astype(np.float32).reshape(-1, *self.scale.shape)
+        means, lasts = np.split(directions[:, :-ENDS] @ view.back, [self.scale.size], 1)
+        self.weights = means.astype(np.float32).reshape(-1, *self.scale.shape)
+        self.last = lasts.astype(np.float32).reshape(-1, *self.last_scale.shape)
         self.offsets = np.zeros(len(heads), np.float32)
         self.details = {
-            "l2": prior.l2, "end_share": prior.end_share,
+            "l2": prior.l2, "end_share": prior.end_share, "last_share": prior.last_share,
             "position_bias": head.position, "thumb_threshold": head.threshold,
             "layers": list(self.layers), "comparisons": int(votes.is_pair.sum()), "ties": int(votes.is_tie.sum()),
             "thumbs": int(votes.is_thumb.sum()), "raters": votes.raters,
@@ -134,56 +157,65 @@ class BradleyTerry:
         deviation = float(kept[0].std())
         gain = 1 / deviation if deviation > 1e-8 else 1.0  # constant scores stay finite
         self.weights = (self.weights * gain).astype(np.float32)
+        self.last = (self.last * gain).astype(np.float32)
         self.ends = (self.ends * gain).astype(np.float32)
         self.offsets = ((self.offsets - kept.mean(1)) * gain).astype(np.float32)
 
     def value_init(self) -> ValueInit:
-        """The head on hidden states, for the value function to start from."""
+        """The head on running means of hidden states, for the value function to start from."""
         bias = float(self.offsets[0])
         return ValueInit(self.layers, self.weights[0], self.mean, self.scale, bias, self.train.rm_shrink)
 
     def save(self, folder: Path) -> None:
         """Write reward_model.safetensors and reward_model.json into `folder`."""
         arrays = {"weights": self.weights, "offsets": self.offsets, "mean": self.mean, "scale": self.scale}
+        arrays |= {"last": self.last, "last_mean": self.last_mean, "last_scale": self.last_scale}
         arrays |= {"ends": self.ends, "ends_mean": self.ends_mean, "ends_scale": self.ends_scale}
         save_file(arrays, folder / "reward_model.safetensors")
-        note = {"layers": list(self.layers), "shrink": self.train.rm_shrink, **self.details}
-        (folder / "reward_model.json").write_text(json.dumps(note, indent=1, sort_keys=True) + "\n")
+        note = {"layers": list(self.layers), "last_layers": list(self.last_layers), "shrink": self.train.rm_shrink}
+        (folder / "reward_model.json").write_text(json.dumps(note | self.details, indent=1, sort_keys=True) + "\n")
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""
         arrays = load_file(folder / "reward_model.safetensors")
         self.weights, self.offsets = arrays["weights"], arrays["offsets"]
         self.mean, self.scale = arrays["mean"], arrays["scale"]
+        self.last, self.last_mean, self.last_scale = arrays["last"], arrays["last_mean"], arrays["last_scale"]
         self.ends, self.ends_mean, self.ends_scale = arrays["ends"], arrays["ends_mean"], arrays["ends_scale"]
         self.details = json.loads((folder / "reward_model.json").read_text())
-        self.layers = tuple(self.details["layers"])
-
-    def _pooled(self, samples: Sequence[Sample]) -> Floats:
-        """(sum of h - mean) / (length + shrink): f32[N, layers, D]."""
-        sums, counts = self.backbone.pooled(samples, self.layers)
-        return self._shrunk(sums, counts)
+        self.layers, self.last_layers = tuple(self.details["layers"]), tuple(self.details["last_layers"])
 
     def _shrunk(self, sums: Floats, counts: Floats) -> Floats:
+        """(sum of h - mean) / (length + shrink): f32[N, layers, D]."""
         lengths = counts[:, None, None]
         pooled: Floats = (sums - lengths * self.mean) / np.maximum(lengths + self.train.rm_shrink, 1e-6)
         return pooled
 
-    def _measure(self, samples: Sequence[Sample]) -> Array:
-        """Set mean and scale from labelled replies (not from their labels); features [N, layers * D + ENDS].
+    def _measure(self, samples: Sequence[Sample], votes: Votes) -> Views:
+        """Set means and scales from labelled replies (not from their labels); features for each of LAST_SHARES.
 
         Those of hidden states are divided by the root of their number, so that L2 means the same at every width.
         """
-        sums, counts = self.backbone.pooled(samples, self.layers)
+        from thumbwise.training.heads import observed
+
+        sums, lasts, counts = self.backbone.pooled(samples, self.layers, self.last_layers)
         self.mean = (sums.sum(0) / max(float(counts.sum()), 1.0)).astype(np.float32)
         pooled = self._shrunk(sums, counts)
         self.scale = _inverse(pooled.std(0))
+        self.last_mean, self.last_scale = lasts.mean(0), _inverse(lasts.std(0))
         ends = self._ends(samples)
         self.ends_mean = ends.mean(0)
         self.ends_scale = _inverse(ends.std(0))
-        said = (pooled * self.scale).reshape(len(samples), -1).astype(np.float64) / self.scale.size**0.5
-        features: Array = np.concatenate([said, self._ends_scaled(samples)], 1)
-        return features
+        blocks = [pooled * self.scale, (lasts - self.last_mean) * self.last_scale]
+        said = np.concatenate([block.reshape(len(samples), -1).astype(np.float64) for block in blocks], 1)
+        sizes, views = [self.scale.size, self.last_scale.size], {}
+        for share in LAST_SHARES:
+            scale = np.repeat([((1 - share) / sizes[0]) ** 0.5, (share / sizes[1]) ** 0.5], sizes)
+            _, found, rotation = np.linalg.svd(observed(said * scale, votes), full_matrices=False)
+            span = rotation[found > 1e-9 * max(found[0], 1e-9)]
+            reduced = np.concatenate([said * scale @ span.T, self._ends_scaled(samples)], 1)
+            views[share] = View(reduced, span * scale)
+        return views
 
     def _ends(self, samples: Sequence[Sample]) -> Floats:
         """Length in tokens, log(1 + length), and whether the reply ended by itself: f32[N, ENDS]."""
@@ -196,12 +228,17 @@ class BradleyTerry:
         return scaled
 
     def _raw(self, samples: Sequence[Sample]) -> tuple[Floats, NDArray[np.bool_]]:
-        scaled = self._pooled(samples) * self.scale
-        raw = np.einsum("nld,hld->hn", scaled, self.weights, dtype=np.float64) + self.offsets[:, None]
+        last_layers = self.last_layers if self.last.any() else ()  # unread ones need not be run
+        sums, lasts, counts = self.backbone.pooled(samples, self.layers, last_layers)
+        means = self._shrunk(sums, counts) * self.scale
+        raw = np.einsum("nld,hld->hn", means, self.weights, dtype=np.float64) + self.offsets[:, None]
+        if last_layers:
+            states = (lasts - self.last_mean) * self.last_scale
+            raw += np.einsum("nld,hld->hn", states, self.last, dtype=np.float64)
         raw += self.ends.astype(np.float64) @ self._ends_scaled(samples).T
         return raw.astype(np.float32), np.array([not s.response_ids for s in samples], bool)
 
-    def _cross_validate(self, features: Array, votes: Votes, seed: int) -> tuple[Array, list[str]]:
+    def _cross_validate(self, views: Views, votes: Votes, seed: int) -> tuple[Array, list[str]]:
         """How far a head that never saw a vote's prompt agrees with it, and the prompts, of the votes that tell.
 
         All else is chosen inside the other folds.
@@ -213,31 +250,31 @@ class BradleyTerry:
         for number in range(self.train.rm_folds):
             train, test = votes.pick(fold != number), votes.pick(fold == number)
             if train.telling.any() and len(test.left):
-                train = train.reweighted(self._trust(features, train)[train.rater])
-                prior = self._choose_prior(features, train, seed + 1)
-                scaled = prior.of(features)
+                train = train.reweighted(self._trust(views, train)[train.rater])
+                prior = self._choose_prior(views, train, seed + 1)
+                scaled = prior.of(views[prior.last_share].features)
                 head = fit_head(scaled, train, prior.l2, self.train.rm_label_smoothing)
                 right[fold == number] = head.correct(scaled, test)
         told = ~np.isnan(right)
         return right[told], [group for group, tells in zip(votes.group, told, strict=True) if tells]
 
-    def _trust(self, features: Array, votes: Votes) -> Array:
+    def _trust(self, views: Views, votes: Votes) -> Array:
         """A factor for each rater's votes, [raters]; all 1 where `rm_rater_weights` is off or raters are few."""
         from thumbwise.training.heads import observed
         from thumbwise.training.reliability import rater_weights
 
         if not self.train.rm_rater_weights:
             return np.ones(votes.raters)
-        return rater_weights(observed(features, votes), votes, self.train.rm_rater_cap)
+        return rater_weights(observed(views[0.0].features, votes), votes, self.train.rm_rater_cap)
 
-    def _choose_prior(self, features: Array, votes: Votes, seed: int) -> Prior:
+    def _choose_prior(self, views: Views, votes: Votes, seed: int) -> Prior:
         from thumbwise.training.data import folds
         from thumbwise.training.heads import held_out_loss
 
         fold, smoothing = folds(votes.group, self.train.rm_folds, seed), self.train.rm_label_smoothing
 
         def loss(prior: Prior) -> float:
-            return held_out_loss(prior.of(features), votes, fold, prior.l2, smoothing)
+            return held_out_loss(prior.of(views[prior.last_share].features), votes, fold, prior.l2, smoothing)
 
         return min(PRIORS, key=loss)
 

@@ -16,7 +16,7 @@ from tiny_model import make_tiny_model
 
 from thumbwise.contracts import Comparison, Labels, OffersValue, Ranking, RunContext, Sample, Thumb
 from thumbwise.errors import ThumbwiseError
-from thumbwise.plugins.bradley_terry import END_SHARES, BradleyTerry
+from thumbwise.plugins.bradley_terry import END_SHARES, LAST_SHARES, BradleyTerry
 from thumbwise.training.batches import make_batch
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.data import parse
@@ -106,6 +106,43 @@ def test_it_learns_how_people_like_replies_to_end(context: RunContext, backbone:
     assert model.details["end_share"] == max(END_SHARES)
     good, bad = (model.score([made(seed, side) for seed in range(1000, 1050)]).value for side in (True, False))
     assert (good[:, None] > bad).mean() > 0.9
+
+
+@pytest.fixture(scope="module")
+def of_the_last(context: RunContext) -> BradleyTerry:
+    """Fitted on random replies of which those are liked that end with 10, those not that end with 200."""
+    votes = []
+    for k in range(80):
+        pair = [ends_with(reply(2 * k, 0.5), 10), ends_with(reply(2 * k + 1, 0.5), 200)]
+        side: Any = "left" if k % 2 else "right"
+        votes.append(Comparison(f"c{k}", f"u{k % 6}", f"g{k // 4}", *(pair if k % 2 else pair[::-1]), side))
+    model = BradleyTerry(context)
+    model.fit(Labels(tuple(votes)), seed=0)
+    return model
+
+
+def ends_with(sample: Sample, last: int) -> Sample:
+    """`sample` with another last id."""
+    return replace(sample, response_ids=(*sample.response_ids[:-1], last))
+
+
+def test_it_reads_the_last_token_where_that_is_what_people_go_by(of_the_last: BradleyTerry) -> None:
+    assert of_the_last.details["last_share"] == max(LAST_SHARES)
+    good = of_the_last.score([ends_with(reply(n, 0.5), 10) for n in range(1000, 1050)]).value
+    bad = of_the_last.score([ends_with(reply(n, 0.5), 200) for n in range(2000, 2050)]).value
+    assert (good > bad).mean() > 0.8
+
+
+def test_it_does_not_run_the_layers_of_the_last_token_where_it_does_not_read_it(
+    context: RunContext, of_the_last: BradleyTerry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran, compute = list[Any](), context.backbone.pooled
+    monkeypatch.setattr(context.backbone, "pooled", lambda *asked: ran.append(asked[2]) or compute(*asked))
+    model = BradleyTerry(context)
+    model.weights[:] = 1.0
+    for scorer in (model, of_the_last):
+        scorer.score([reply(1, 0.5)])
+    assert ran == [(), of_the_last.last_layers]
 
 
 def test_random_votes_get_an_accuracy_near_chance(context: RunContext) -> None:
@@ -204,8 +241,10 @@ def test_the_score_does_not_depend_on_padding_or_on_the_batch(fitted: BradleyTer
             batch = make_batch([short, long], pad_id, extra=extra)
             states = backbone.hidden(batch, fitted.layers)
             total = torch.stack([(h * batch.mask[..., None]).sum(1) for h in states], 1)
-            expected, _ = backbone.pooled([short, long], fitted.layers)
+            expected, lasts, _ = backbone.pooled([short, long], fitted.layers, fitted.last_layers)
             np.testing.assert_allclose(total.detach().numpy(), expected, atol=1e-4)
+            ends = torch.stack([h[[0, 1], [3, 19]] for h in backbone.hidden(batch, fitted.last_layers)], 1)
+            np.testing.assert_allclose(ends.detach().numpy(), lasts, atol=1e-5)
 
 
 def test_states_and_gradients_after_a_shared_beginning_are_those_of_the_whole(backbone: Backbone) -> None:
@@ -260,14 +299,17 @@ def test_normalised_replies_have_mean_zero_and_deviation_one(context: RunContext
     assert np.isfinite(constant.score(replies).value).all()
 
 
-def test_a_saved_model_scores_the_same(fitted: BradleyTerry, context: RunContext, tmp_path: Path) -> None:
-    fitted.save(tmp_path)
-    again = BradleyTerry(context)
-    again.load(tmp_path)
+def test_a_saved_model_scores_the_same(
+    fitted: BradleyTerry, of_the_last: BradleyTerry, context: RunContext, tmp_path: Path
+) -> None:
     samples = [reply(n, 0.5) for n in range(6)]
-    np.testing.assert_array_equal(again.score(samples).value, fitted.score(samples).value)
-    assert again.value_init().bias == fitted.value_init().bias
-    assert isinstance(again, OffersValue)
+    for model in (fitted, of_the_last):
+        model.save(tmp_path)
+        again = BradleyTerry(context)
+        again.load(tmp_path)
+        np.testing.assert_array_equal(again.score(samples).value, model.score(samples).value)
+        assert again.value_init().bias == model.value_init().bias
+        assert isinstance(again, OffersValue)
 
 
 @pytest.mark.slow

@@ -27,6 +27,9 @@ class TrainSettings(BaseModel):
 
     rm_layers: int = Field(5, ge=1, description="layers that the reward model reads, spread evenly")
     rm_depth: float = Field(0.54, gt=0, le=1, description="share of the model's depth that the reward model reads")
+    rm_last_depth: float = Field(
+        0.8, gt=0, le=1, description="share of the depth at which it reads a reply's last token, where that helps"
+    )
     rm_shrink: float = Field(
         16.0,
         ge=0,

@@ -9,7 +9,8 @@ sign. Left out: a position bias a person.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +96,18 @@ def _objective(seen: torch.Tensor, votes: Votes, head: torch.Tensor, l2: float, 
     return data + 0.5 * prior
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch on one thread inside the block: products this small are slower on two, let alone on many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@_one_thread()
 def fit_head(features: Array, votes: Votes, l2: float, smoothing: float) -> Head:
     """The head with the least weighted mean loss plus l2/2 |direction|^2 (L-BFGS in float64)."""
     seen, size = torch.from_numpy(observed(features, votes)), features.shape[1]

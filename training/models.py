@@ -54,7 +54,7 @@ class Backbone:
         base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
         base.requires_grad_(False).eval()
         self.micro_batch = train.micro_batch
-        self._recent: dict[Any, list[Tensor]] = {}
+        self._recent: dict[Any, dict[int, Tensor]] = {}
         self._remembered = -(-train.episodes // train.micro_batch)
         self.stop_ids = _stop_ids(base, self.tokenizer)
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
@@ -224,27 +224,37 @@ class Backbone:
     ) -> Iterator[tuple[NDArray[np.intp], Batch, list[Tensor]]]:
         """Yield what `hidden` returns for all of `samples`, a batch of like lengths at a time, with its rows.
 
-        Those of the last batches are remembered: reward model and value function read the same rollouts.
+        Those of the last batches are remembered: reward model and value function read the same rollouts (the former
+        at more layers, where it does).
         """
         order = np.argsort([len(s.prompt_ids) + len(s.response_ids) for s in samples], kind="stable")
         for part in chunks(len(samples), self.micro_batch):
             rows = order[part]
             chosen = [samples[row] for row in rows]
-            batch, key = self.batch(chosen), (tuple(layers), *((s.prompt_ids, s.response_ids) for s in chosen))
-            if key not in self._recent:
+            batch, key = self.batch(chosen), tuple((s.prompt_ids, s.response_ids) for s in chosen)
+            if not self._recent.get(key, {}).keys() >= set(layers):
                 with torch.no_grad():
-                    self._recent[key] = self.hidden(batch, layers)
-            yield rows, batch, self._recent[key]
+                    self._recent[key] = dict(zip(layers, self.hidden(batch, layers), strict=True))
+            yield rows, batch, [self._recent[key][layer] for layer in layers]
             while len(self._recent) > self._remembered:
                 del self._recent[next(iter(self._recent))]
 
-    def pooled(self, samples: Sequence[Sample], layers: Sequence[int]) -> tuple[Floats, Floats]:
-        """Sums over response tokens of the base's hidden states, f32[N, layers, D], and lengths f32[N]."""
-        sums = np.zeros((len(samples), len(layers), self.hidden_size), np.float32)
+    def pooled(
+        self, samples: Sequence[Sample], layers: Sequence[int], last: Sequence[int] = ()
+    ) -> tuple[Floats, Floats, Floats]:
+        """Of the base's hidden states of response tokens: their sums at `layers`, f32[N, layers, D]; the last token's
+        at `last`, f32[N, last, D], 0 of an empty response; and how many there are, f32[N]."""
         counts = np.array([len(s.response_ids) for s in samples], np.float32)
-        for rows, batch, states in self.states(samples, layers):
-            sums[rows] = torch.stack([(state * batch.mask[..., None]).sum(1) for state in states], 1).numpy()
-        return sums, counts
+        sums = np.zeros((len(samples), len(layers), self.hidden_size), np.float32)
+        lasts = np.zeros((len(samples), len(last), self.hidden_size), np.float32)
+        for rows, batch, states in self.states(samples, sorted({*layers, *last})):
+            by_layer = dict(zip(sorted({*layers, *last}), states, strict=True))
+            for place, layer in enumerate(layers):
+                sums[rows, place] = (by_layer[layer] * batch.mask[..., None]).sum(1).numpy()
+            for place, layer in enumerate(last):
+                ends = batch.mask * (batch.mask.cumsum(1) == batch.mask.sum(1, keepdim=True))
+                lasts[rows, place] = (by_layer[layer] * ends[..., None]).sum(1).numpy()
+        return sums, lasts, counts
 
     def next_logprobs(self, context: Sequence[int], adapter: str | None) -> Tensor:
         """Next-token log-probabilities [V] after `context` at temperature 1, float32."""

@@ -51,15 +51,14 @@ Scorer = Callable[[Prompt, Sequence[str]], list[float]]
 
 def remember(backbone: Backbone) -> None:
     """Compute each reply's hidden states once, however many fits read them."""
-    compute, kept = backbone.pooled, dict[tuple[tuple[int, ...], tuple[int, ...]], tuple[Any, Any]]()
+    compute, kept = backbone.pooled, dict[tuple[Any, ...], tuple[Any, ...]]()
 
-    def pooled(samples: Sequence[Sample], layers: Sequence[int]) -> tuple[Any, Any]:
-        keys = [(s.prompt_ids, s.response_ids) for s in samples]
+    def pooled(samples: Sequence[Sample], layers: Sequence[int], last: Sequence[int] = ()) -> tuple[Any, ...]:
+        keys = [(s.prompt_ids, s.response_ids, len(last)) for s in samples]
         missing = {key: sample for key, sample in zip(keys, samples, strict=True) if key not in kept}
         if missing:
-            sums, counts = compute(list(missing.values()), layers)
-            kept.update(zip(missing, zip(sums, counts, strict=True), strict=True))
-        return np.stack([kept[key][0] for key in keys]), np.array([kept[key][1] for key in keys])
+            kept.update(zip(missing, zip(*compute(list(missing.values()), layers, last), strict=True), strict=True))
+        return tuple(np.stack(column) for column in zip(*(kept[key] for key in keys), strict=True))
 
     backbone.pooled = pooled  # type: ignore[method-assign]
 
