@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_reward_model import make_labels, votes_on
+from test_heads import votes_on
+from test_reward_model import make_labels
 from tiny_model import make_tiny_model
 
 from thumbwise.contracts import Labels, RunContext

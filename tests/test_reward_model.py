@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +19,8 @@ from thumbwise.plugins.bradley_terry import END_SHARES, LAST_SHARES, BradleyTerr
 from thumbwise.training.batches import make_batch
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.data import parse
-from thumbwise.training.heads import Head, fit_head
 from thumbwise.training.models import Backbone
-from thumbwise.training.votes import FEW, TIE, Votes, gather
+from thumbwise.training.votes import FEW, TIE, gather
 
 TRAIN = TrainSettings(dtype="float32", rm_heads=3, rm_folds=3, micro_batch=5)
 
@@ -67,14 +65,6 @@ def make_labels(n: int, ties: int = 5, left: str = "random") -> Labels:
         choice: Any = "tie" if k >= n else ("left" if good_left else "right")
         made.append(Comparison(f"c{k}", f"u{k % 6}", f"g{k // 4}", *pair, choice))
     return Labels(tuple(made))
-
-
-def votes_on(left: Any, right: Any, good: Any, group: tuple[str, ...], rater: Any = None, raters: int = 1) -> Votes:
-    """Votes of weight 1."""
-    n = len(left)
-    who = np.zeros(n, np.int64) if rater is None else np.asarray(rater)
-    few = bool(((np.asarray(right) >= 0) & (np.asarray(good) != TIE)).sum() < FEW)
-    return Votes(np.asarray(left), np.asarray(right), np.asarray(good, float), np.ones(n), group, who, raters, few)
 
 
 def test_it_learns_a_preference_and_reports_accuracy_on_votes_it_had_not_seen(fitted: BradleyTerry) -> None:
@@ -163,16 +153,6 @@ def test_ties_have_no_winner_and_alone_teach_nothing(context: RunContext) -> Non
         BradleyTerry(context).fit(make_labels(0), seed=0)
 
 
-def test_a_tie_draws_two_scores_together() -> None:
-    features = np.array([[1.0], [0.0]])
-    won = votes_on([0] * 8, [1] * 8, [1] * 6 + [0] * 2, ("g",) * 8)
-    tied = votes_on([0] * 40, [1] * 40, [1] * 6 + [0] * 2 + [TIE] * 32, ("g",) * 40)
-    alone, both = (fit_head(features, votes, 1e-4, 0.0) for votes in (won, tied))
-    assert 0 < both.direction[0] < 0.8 * alone.direction[0]
-    chance = 1 / (1 + 2 * math.cosh(both.direction[0] / 2 + both.position / 2) / math.exp(both.log_nu))
-    assert chance == pytest.approx(32 / 40, abs=0.05)
-
-
 def test_a_ranking_is_all_of_its_pairs_and_weighs_what_its_drafts_can_say(context: RunContext) -> None:
     drafts = tuple(reply(n, 0.5) for n in range(4))
     ranked = Labels((), (), (Ranking("r", "u", "g", drafts, (1, 0, 1, 2)),))
@@ -207,18 +187,6 @@ def test_thumbs_alone_and_rankings_alone_teach_too(context: RunContext, kind: st
 def test_thumbs_of_one_direction_teach_nothing(context: RunContext) -> None:
     with pytest.raises(ThumbwiseError, match="thumbs both up and down"):
         BradleyTerry(context).fit(Labels((), tuple(Thumb(str(n), "u", "g", reply(n, 0.5), True) for n in range(9))), 0)
-
-
-def test_agreement_with_thumbs_is_the_area_under_the_roc_curve() -> None:
-    up = np.array([1.0, 0.0, 0.0, 0.0, 0.0])
-    thumbs = votes_on(np.arange(5), np.full(5, -1), up, ("g",) * 5)
-    head = Head(np.array([1.0]), 0.0, 0.0)
-    features = np.array([[2.0], [3.0], [2.0], [1.0], [0.0]])
-    agreed = head.correct(features, thumbs)
-    area = (0 + 0.5 + 1 + 1) / 4
-    assert agreed.tolist() == [area, *(area + 5 / 4 * (share - area) for share in (0, 0.5, 1, 1))]
-    assert agreed.mean() == pytest.approx(area)
-    assert np.isnan(head.correct(features[:1], thumbs.pick(up == 1))).all()
 
 
 def test_each_reply_is_run_once_however_often_it_was_compared() -> None:
@@ -325,36 +293,6 @@ def test_swapping_all_sides_negates_the_position_bias(context: RunContext) -> No
     assert other.fit(Labels(turned), seed=0).details["position_bias"] == pytest.approx(-bias, abs=1e-3)
 
 
-def test_the_position_bias_adds_to_the_difference() -> None:
-    def chance(difference: float, bias: float) -> float:
-        return 1 / (1 + math.exp(-(difference + bias)))
-
-    assert chance(1, 0.3) == pytest.approx(0.785835, abs=1e-6)
-    assert chance(0, 0.3) == pytest.approx(0.574443, abs=1e-6)
-    features = np.zeros((2, 1))  # nothing to tell the replies apart: only the side is left to learn
-    votes = votes_on(np.zeros(2000, int), np.ones(2000, int), np.arange(2000) % 10 < 7, ("g",) * 2000)
-    head = fit_head(features, votes, 1e-2, 0.0)
-    assert chance(0, head.position) == pytest.approx(0.7, abs=0.005)
-
-
-def test_pairs_say_nothing_about_the_thumbs_threshold() -> None:
-    features = np.array([[1.0], [-1.0]])
-    votes = votes_on([0, 0], [1, 1], [1, 1], ("a", "b"))
-    assert fit_head(features, votes, 1e-2, 0.1).threshold == 0.0
-
-
-def test_every_rater_has_a_threshold_of_their_own() -> None:
-    """Rater 0 gives thumbs up from 1 on, rater 1 from 2 on; one threshold for both would call half of them noise."""
-    features = np.linspace(0, 3, 13)[:, None]
-    left, rater = np.tile(np.arange(13), 2), np.repeat([0, 1], 13)
-    good = features[left, 0] > np.where(rater == 0, 0.9, 2.1)
-    votes = votes_on(left, np.full(26, -1), good, ("g",) * 26, rater, raters=2)
-    head = fit_head(features, votes, 1e-3, 0.0)
-    assert head.offsets is not None
-    assert head.offsets[1] - head.offsets[0] > 1.0
-    assert (head.margins(features, votes) > 0).mean() > 0.9
-
-
 def thumbs_on(n: int) -> tuple[Thumb, ...]:
     """n thumbs, up where many tokens are good."""
     each = range(300, 300 + n)
@@ -407,12 +345,6 @@ def test_heads_disagree_more_where_votes_are_few(context: RunContext) -> None:
         assert deviation is not None
         spread.append(float(deviation.mean()))
     assert spread[0] > spread[1] > 0
-
-
-def test_equal_scores_count_half_in_accuracy() -> None:
-    votes = votes_on([0, 0], [1, 2], [1, 1], ("a", "b"))
-    head = Head(np.array([1.0]), 0.0, 0.0)
-    assert head.correct(np.array([[1.0], [1.0], [0.0]]), votes).tolist() == [0.5, 1.0]
 
 
 # --- stored ids ----------------------------------------------------------------------------------------
