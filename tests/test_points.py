@@ -38,7 +38,7 @@ POINTS: dict[int, str | Without] = {
     5: "losses ranking_loss_is_the_mean_over_all_pairs",
     6: "losses pair_loss_sees_differences_only_and_is_log_two_without_an_opinion",
     7: "losses davidsons_ties",
-    8: "reward_model the_position_bias_adds_to_the_difference",
+    8: "heads the_position_bias_adds_to_the_difference",
     9: Without("The head is fitted from zero by a convex solver: there is no random start whose size could be wrong."),
     10: "reward_model normalised_replies_have_mean_zero_and_deviation_one",
     11: "reward_model normalised_replies_have_mean_zero_and_deviation_one",
