@@ -41,7 +41,7 @@ class BestOfN(PolicyState):
         samples, score, metrics = rolled.samples, rolled.score, rolled.metrics
         # A reply without tokens (some backend's) never wins: it has no likelihood that could be raised.
         eligible = [bool(k) and len(s.response_ids) > 0 for k, s in zip(rolled.known.tolist(), samples, strict=True)]
-        best = best_replies(score.tolist(), eligible, train.best_of)
+        best = best_replies((score - rolled.penalty).tolist(), eligible, train.best_of)
         kept = [samples[i] for i in best]
         rate = stepping.set_learning_rate(self.optimizer, train.learning_rate, train, iteration)
         metrics |= {"best_reward": float(score[best].mean()) if best else 0.0}

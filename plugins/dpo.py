@@ -63,7 +63,7 @@ class DPO(PolicyState):
         start, train = time.monotonic(), self.train
         rolled = stepping.score_replies(self.context, self.reward, iteration, train.replies, self.ends)
         metrics = rolled.metrics
-        pairs = pair_up(rolled.samples, rolled.score.tolist(), rolled.known.tolist(), train.replies)
+        pairs = pair_up(rolled.samples, (rolled.score - rolled.penalty).tolist(), rolled.known.tolist(), train.replies)
         rate = stepping.set_learning_rate(self.optimizer, train.learning_rate, train, iteration)
         metrics |= {"dpo_loss": 0.0, "dpo_accuracy": 0.5, "policy_grad_norm": 0.0}  # where there was no pair
         metrics |= stepping.passes(len(pairs), train, rolled.rng, lambda minibatch: self._update(pairs, minibatch))

@@ -96,12 +96,12 @@ class PPO:
         from thumbwise.training import losses, stepping
 
         train = self.train
-        score, known = stepping.shaped_scores(self.reward, samples, train.reward_clip, self.ends)
+        score, penalty, known = stepping.shaped_scores(self.reward, samples, train.reward_clip, self.ends)
         parts = [part for minibatch in stepping.minibatches(len(samples), train) for part in minibatch]
         found = stepping.measure(self.backbone, samples, parts, self.context.temperature)
         mask = found.mask * known[:, None]
         kl = losses.kl_k1(found.logp, found.reference)
-        rewards = losses.token_rewards(score, kl, mask, self.kl.value)
+        rewards = losses.token_rewards(score - penalty, kl, mask, self.kl.value)
         if train.whiten_rewards:
             rewards = losses.whiten(rewards, mask, keep_mean=True)
         features = self.value.features(samples, mask.shape[1])

@@ -66,7 +66,8 @@ class RLOO(PolicyState):
         start, train = time.monotonic(), self.train
         rolled = stepping.score_replies(self.context, self.reward, iteration, train.replies, self.ends)
         samples, metrics = rolled.samples, rolled.metrics
-        self.samples, self.scores = samples, torch.where(rolled.known, rolled.score, torch.nan).tolist()
+        self.samples = samples
+        self.scores = torch.where(rolled.known, rolled.score - rolled.penalty, torch.nan).tolist()
         with self.backbone.using(POLICY), torch.no_grad():
             batch = self.trainer._generate_and_score_completions([{"prompt": "a"}] * len(samples))
         rate = stepping.set_learning_rate(self.optimizer, train.learning_rate, train, iteration)

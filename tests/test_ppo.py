@@ -216,12 +216,15 @@ def test_a_reply_without_a_score_or_without_tokens_takes_no_part(context: RunCon
 
 def test_a_missing_end_costs_its_penalty_at_the_last_token(context: RunContext) -> None:
     samples = [replace(s, finish_reason="length" if n == 0 else "stop") for n, s in enumerate(sampled(context, 2))]
-    rewards = []
+    found = []
     for penalty in (0.0, 1.5):
         train = context.train.model_copy(update={"missing_eos_penalty": penalty})
-        algorithm = PPO(replace(context, train=train), low_ids)
-        rewards.append(algorithm._evaluate(samples)[1]["reward"])
-    assert rewards[0] - rewards[1] == pytest.approx(0.75, abs=1e-5)
+        found.append(PPO(replace(context, train=train), low_ids)._evaluate(samples))
+    (without, logged_without), (with_it, logged_with) = found
+    lost = without.returns - with_it.returns
+    at_the_end = [float(row[len(s.response_ids) - 1]) for row, s in zip(lost, samples, strict=True)]
+    assert at_the_end == pytest.approx([1.5, 0.0], abs=1e-5)
+    assert logged_with["reward"] == logged_without["reward"]  # what is steered would hide what the policy learns
 
 
 def test_a_missing_end_costs_more_where_fewer_replies_end_than_the_references_and_less_where_more_do(
@@ -258,8 +261,8 @@ def test_explained_variance_is_of_what_is_to_come_not_of_the_values_themselves(c
     rollout, metrics = algorithm._evaluate(samples)
     values, mask = rollout.old_values, rollout.mask
     # All that is to come, for a policy that is the reference:
-    score, _ = shaped_scores(low_ids, samples, context.train.reward_clip, algorithm.ends)
-    expected = explained_variance(values, score[:, None].expand_as(values), mask)
+    score, penalty, _ = shaped_scores(low_ids, samples, context.train.reward_clip, algorithm.ends)
+    expected = explained_variance(values, (score - penalty)[:, None].expand_as(values), mask)
     assert metrics["explained_variance"] == pytest.approx(expected, abs=1e-3)
     assert abs(explained_variance(values, rollout.returns, mask) - expected) > 0.05
 

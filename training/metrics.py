@@ -63,7 +63,8 @@ _TOO_FAST = "Updates are too large: lower train.learning_rate."
 
 GLOSSARY: dict[str, Metric] = {
     "reward": Metric(
-        "score after shaping and penalties; without them the reference has mean 0, deviation 1", "replies", "rises",
+        "score after shaping, before what a missing end costs; without shaping the reference has mean 0, deviation 1",
+        "replies", "rises",
         Watch("change", low=0.2, below="The policy did not come to please the reward model: raise train.iterations "
               "or train.learning_rate; where kl rose all the same, it only drifted."),
     ),

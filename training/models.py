@@ -247,12 +247,13 @@ class Backbone:
         counts = np.array([len(s.response_ids) for s in samples], np.float32)
         sums = np.zeros((len(samples), len(layers), self.hidden_size), np.float32)
         lasts = np.zeros((len(samples), len(last), self.hidden_size), np.float32)
-        for rows, batch, states in self.states(samples, sorted({*layers, *last})):
-            by_layer = dict(zip(sorted({*layers, *last}), states, strict=True))
+        wanted = sorted({*layers, *last})
+        for rows, batch, states in self.states(samples, wanted):
+            by_layer = dict(zip(wanted, states, strict=True))
+            ends = batch.mask * (batch.mask.cumsum(1) == batch.mask.sum(1, keepdim=True))
             for place, layer in enumerate(layers):
                 sums[rows, place] = (by_layer[layer] * batch.mask[..., None]).sum(1).numpy()
             for place, layer in enumerate(last):
-                ends = batch.mask * (batch.mask.cumsum(1) == batch.mask.sum(1, keepdim=True))
                 lasts[rows, place] = (by_layer[layer] * ends[..., None]).sum(1).numpy()
         return sums, lasts, counts
 

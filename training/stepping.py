@@ -65,14 +65,16 @@ def missing_end(context: RunContext) -> MissingEnd:
     return MissingEnd(penalty, context.finish_rate if penalty else None)
 
 
-def shaped_scores(reward: Reward, samples: Sequence[Sample], limit: float, ends: MissingEnd) -> tuple[Tensor, Tensor]:
-    """Scores [N] float32, clipped at `limit`, less what `ends` takes from those cut off; [N] bool, if there is one.
+def shaped_scores(
+    reward: Reward, samples: Sequence[Sample], limit: float, ends: MissingEnd
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores [N] float32, clipped at `limit`; what `ends` takes from each [N]; and [N] bool, if there is a score.
 
-    A score that is not there (NaN) or not finite is 0 less that penalty: look at the second tensor first.
+    A score that is not there (NaN) or not finite is 0: look at the third tensor first.
     """
     value = torch.tensor(reward(samples).value)
-    score = value.nan_to_num(0.0).clamp(-limit, limit)
-    return score - torch.tensor(eos_penalties(samples, ends.of(finish_rate(samples)))), torch.isfinite(value)
+    penalty = torch.tensor(eos_penalties(samples, ends.of(finish_rate(samples))))
+    return value.nan_to_num(0.0).clamp(-limit, limit), penalty, torch.isfinite(value)
 
 
 @dataclass
@@ -103,7 +105,8 @@ def rollout_metrics(
 ) -> dict[str, float]:
     """What every algorithm logs of its rollouts (`thumbwise.training.metrics.GLOSSARY`); all of it finite.
 
-    `score` and `known` are [N], as `shaped_scores` returns them; `kl` is in nats a reply, over all N.
+    `score` and `known` are [N], as `shaped_scores` returns them: the penalty for a missing end is steered, so a
+    reward less that would fall while the policy gets better. `kl` is in nats a reply, over all N.
     """
     return {
         "reward": float(score[known].mean()) if bool(known.any()) else 0.0,
@@ -180,10 +183,11 @@ def set_learning_rate(optimizer: Any, rate: float, train: TrainSettings, iterati
 
 @dataclass
 class Scored:
-    """N replies, a number of them in a row to each prompt; their scores [N], as `shaped_scores` has them; metrics."""
+    """N replies, a number of them in a row to each prompt; [N] what `shaped_scores` has of them; metrics."""
 
     samples: list[Sample]
     score: Tensor
+    penalty: Tensor
     known: Tensor
     metrics: dict[str, float]
     rng: random.Random
@@ -193,11 +197,11 @@ def score_replies(context: RunContext, reward: Reward, iteration: int, replies: 
     """About `episodes` rollouts, `replies` to each prompt, scored and measured; `ends` is moved on by them."""
     train = context.train
     samples, rng = sample_rollouts(context, iteration, max(1, train.episodes // replies), replies)
-    score, known = shaped_scores(reward, samples, train.reward_clip, ends)
+    score, penalty, known = shaped_scores(reward, samples, train.reward_clip, ends)
     found = measure(context.backbone, samples, list(chunks(len(samples), train.micro_batch)), context.temperature)
     metrics = rollout_metrics(samples, found, score, known, ends)
     ends.update(metrics["finish_rate"])
-    return Scored(samples, score, known, metrics, rng)
+    return Scored(samples, score, penalty, known, metrics, rng)
 
 
 def imitate(backbone: Backbone, samples: Sequence[Sample], parts: Sequence[slice], temperature: float) -> float:
