@@ -245,11 +245,7 @@ class Policies:
                 await self._withdraw(pointer.canary, pointer.stable, reason)
                 return pointer.canary, pointer.stable
             old = pointer.stable
-            new = self.versions.before(old)
-            if new is None:
-                raise Conflict(f"{old} is the first version: there is nothing to roll back to.")
-            # Kept loaded, so this is no work unless vLLM was restarted. Where it is gone, `restore` will prove it.
-            await self._load_if_there(new)
+            new = await self._proved_before(old)
             await asyncio.to_thread(self.versions.move_pointer, "rollback", new, old, reason)
             await self._load_other(self.versions.before(new), self._load_if_there)
         self.metrics.rollbacks.inc()
@@ -257,11 +253,34 @@ class Policies:
         self.plugins.notify("on_rollback", old=old, new=new, reason=reason)
         return old, new
 
-    async def _load_if_there(self, version: str) -> None:
-        """Load a version wherever people are answered; nothing where there is no engine to load it into."""
+    async def _proved_before(self, old: str) -> str:
+        """The version to go back to from `old`, loaded; one that answers wrongly is rejected and passed over.
+
+        One that comparisons show was proved and is kept loaded: that is no work.
+        """
+        shown = self.live()
+        while (new := self.versions.before(old)) is not None:
+            try:
+                await self._load_if_there(new, proved=new in shown)
+            except ThumbwiseError as error:
+                if error.status != 422:
+                    raise
+                self.reject(new, str(error))
+            else:
+                return new
+        raise Conflict(f"{old} is the first version: there is nothing to roll back to.")
+
+    async def _load_if_there(self, version: str, *, proved: bool = False) -> None:
+        """Load a version wherever people are answered, and prove it; where no engine is yet, `restore` will."""
         if self.engine is not None:
+            load = self.load if proved else self._load_and_prove
             with suppress(EngineUnavailable):
-                await self.engine.on_each(lambda each: self.load(version, each))
+                await self.engine.on_each(lambda each: load(version, each))
+
+    async def _load_and_prove(self, version: str, engine: EngineClient) -> None:
+        await self.load(version, engine)
+        if version != BASE:
+            await self.probe(version, engine)
 
     async def _load_other(self, version: str | None, load: Callable[[str], Awaitable[None]]) -> None:
         """Load the version before the stable one, for comparisons; they do without it where that fails."""
@@ -280,7 +299,7 @@ class Policies:
         return [pointer.stable] if other in (None, self._missing) else [pointer.stable, str(other)]
 
     async def restore(self, engine: EngineClient) -> None:
-        """Bring a fresh engine to the recorded state: load and probe stable and canary, load the one before.
+        """Bring a fresh engine to the recorded state: load and probe stable, canary, and the one before.
 
         Where the stable version cannot be restored, the pointer goes back until one can, with a warning on
         the pages: people get answers, and never silently from another version than the one recorded. A canary
@@ -299,7 +318,7 @@ class Policies:
             canary = self.versions.pointer().canary
             if canary is not None and (error := await self._wrong_on(engine, canary)) is not None:
                 await self._withdraw(canary, stable, f"could not be restored: {error}")
-            await self._load_other(self.versions.before(stable), lambda version: self.load(version, engine))
+            await self._load_other(self.versions.before(stable), lambda version: self._load_and_prove(version, engine))
 
     async def _wrong_on(self, engine: EngineClient, version: str) -> ThumbwiseError | None:
         """Load and probe a version on a fresh engine; returns what is wrong with the version, if anything is."""

@@ -200,7 +200,7 @@ class Versions:
 
     @contextmanager
     def _moving(self) -> Iterator[Database]:
-        """A transaction that moves the pointer."""
+        """A transaction that moves the pointer, or changes what it may be moved to."""
         with self.store.lock:
             try:
                 with self.store.write() as db:
@@ -247,7 +247,7 @@ class Versions:
 
     def set_state(self, version: str, state: State, reason: str = "") -> None:
         """Move a version that takes no traffic to another state; the others move by the pointer alone."""
-        with self.store.write() as db:
+        with self._moving() as db:
             db.execute(
                 "UPDATE policies SET state = ?, reason = ? WHERE version = ? AND state NOT IN ('stable', 'canary')",
                 [state, reason, version],
@@ -299,9 +299,21 @@ class Versions:
                 _log(db, "withdraw", version, next(iter(db.query("SELECT stable FROM pointer")))["stable"], reason)
 
     def before(self, version: str) -> str | None:
-        """The version that was stable before `version` was last promoted, or None (the base)."""
+        """The version to go back to from `version`: stable before that was last promoted, and not rejected since.
+
+        Rejected ones are passed over. Where that comes round (A, B, then A again), it is the base, before which
+        there may be none: None.
+        """
+        return self._keep(version, lambda: self._before(version))
+
+    def _before(self, version: str) -> str | None:
         last = "SELECT old FROM pointer_log WHERE action='promote' AND new=? ORDER BY seq DESC LIMIT 1"
-        return self._keep(version, lambda: next((str(row["old"]) for row in self.store.rows(last, [version])), None))
+        at, passed = version, {version}
+        while (rows := self.store.rows(last, [at])) and (at := str(rows[0]["old"])) not in passed:
+            if self.get(at).state != "rejected":
+                return at
+            passed.add(at)
+        return None if version == BASE else BASE
 
     def log(self, limit: int = 50) -> list[dict[str, Any]]:
         """The pointer's last moves, newest first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from pathlib import Path
@@ -331,3 +332,38 @@ async def test_an_assistant_with_another_base_model_starts_no_engine_and_says_wh
     assert "first, which is not second" in assistant.status().detail
     assert (assistant.engine, assistant.model) == (None, None)
     await assistant.stop()
+
+
+async def test_a_rejected_version_is_neither_shown_nor_gone_back_to(world: World) -> None:
+    first, second = world.receive(1), world.receive(2)
+    await world.policies.promote(first, BASE, "test")
+    await world.policies.promote(second, first, "test")
+    world.engine.logprobs[first] = OF_BASE  # vLLM answers as the base under its name
+    with pytest.raises(ThumbwiseError, match="does not answer as it was trained"):
+        await world.policies.promote(first, second, "by hand")
+    assert world.policies.live() == [second, BASE]
+    assert await world.policies.rollback("by hand") == (second, BASE)
+    assert world.versions.get(first).state == "rejected"
+
+
+async def test_a_fresh_engine_that_can_apply_no_version_answers_as_the_base(world: World) -> None:
+    first, second = world.receive(1), world.receive(2)
+    await world.policies.promote(first, BASE, "test")
+    await world.policies.promote(second, first, "test")
+    await world.policies.promote(first, second, "back again, by hand: each was stable before the other")
+    world.engine.logprobs[first] = world.engine.logprobs[second] = OF_BASE
+    async with asyncio.timeout(10):
+        await world.policies.restore(world.engine)
+    assert world.versions.stable() == BASE
+    assert world.policies.live() == [BASE]
+
+
+async def test_the_version_before_takes_no_traffic_unproved_after_a_restart_either(world: World) -> None:
+    first, second = world.receive(1), world.receive(2)
+    await world.policies.promote(first, BASE, "test")
+    await world.policies.promote(second, first, "test")
+    world.engine.logprobs[first] = OF_BASE
+    await world.policies.restore(world.engine)
+    assert world.policies.live() == [second]
+    assert await world.policies.rollback("by hand") == (second, BASE)
+    assert world.versions.get(first).state == "rejected"
