@@ -8,6 +8,7 @@ speed gives nothing away. Left out: sampled comparisons inside the normal chat.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from thumbwise.plugin_manager import PluginManager
     from thumbwise.policies import Policies
 
+log = logging.getLogger(__name__)
 MAX_DRAFTS = 9  # InstructGPT ranked 4 to 9 (arXiv 2203.02155, section 3.2)
 REVEAL_SECONDS = 0.05
 
@@ -53,7 +55,15 @@ class Comparisons:
         self.conversations.require_engine()
         self.conversations.load.check(user_id, k)
         live = self.policies.live()
-        versions = self.plugins.hook.select_candidates(conversation=messages, versions=live, k=k, rng=self.rng)
+        try:
+            versions = self.plugins.hook.select_candidates(conversation=messages, versions=live, k=k, rng=self.rng)
+        except Exception as error:
+            log.exception("select_candidates failed")
+            raise ThumbwiseError(
+                f"A plugin that chooses versions to compare failed ({type(error).__name__}: {error}): look at "
+                "`thumbwise plugins list`.",
+                status=500,
+            ) from error
         if versions is None or len(versions) != k or not set(versions) <= set(live):
             raise ThumbwiseError(
                 "A plugin chose versions to compare that are not live: look at `thumbwise plugins list`.",
@@ -62,9 +72,10 @@ class Comparisons:
         shown = list(versions)
         self.rng.shuffle(shown)
         sampling = self.conversations.sampling(max_tokens or self.conversations.settings.max_tokens)
-        comparison_id, drafts = await asyncio.to_thread(
-            self.conversations.store.start_comparison, user_id, messages, shown, asdict(sampling), source
-        )
+        with self.conversations.load.held(user_id, k):  # or all that come meanwhile would pass the check
+            comparison_id, drafts = await asyncio.to_thread(
+                self.conversations.store.start_comparison, user_id, messages, shown, asdict(sampling), source
+            )
         turns = (Turn(draft, v, tuple(messages), sampling) for draft, v in zip(drafts, shown, strict=True))
         return Opened(comparison_id, tuple(turns))
 

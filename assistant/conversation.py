@@ -146,7 +146,7 @@ class Conversations:
         version = self.resolve(model, user_id, conversation_id)
         ahead = Ahead(engine.chat(version, messages, sampling))
         try:
-            with self.load.one(user_id):
+            with self.load.held(user_id):
                 message_id = await asyncio.to_thread(
                     self.store.start_reply,
                     user_id,
@@ -232,10 +232,14 @@ def _log_reply(turn: Turn, state: str, tokens: int, seconds: float, failure: Thu
 
 
 def check_messages(messages: Sequence[Message]) -> None:
-    """Raise ThumbwiseError where a prompt cannot be answered: empty, too long, or not ending with the user."""
+    """Raise ThumbwiseError where a prompt cannot be answered: empty, too long, no text, or not ending with the user."""
     if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
         raise ThumbwiseError("The last message must be from the user and must not be empty.")
     if len(messages) > MAX_MESSAGES or sum(len(m["content"]) for m in messages) > MAX_CHARACTERS:
         raise ThumbwiseError(
             f"The conversation is longer than {MAX_MESSAGES} messages or {MAX_CHARACTERS} characters: start a new one."
         )
+    try:
+        "".join(m["content"] for m in messages).encode()
+    except UnicodeEncodeError:
+        raise ThumbwiseError("A message has half a character in it (a lone surrogate): send whole ones.") from None

@@ -14,7 +14,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import orjson
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,10 +22,10 @@ from thumbwise.auth import bearer, user_of
 from thumbwise.contracts import Message
 from thumbwise.conversation import PUBLIC_NAME, Turn
 from thumbwise.engine_client import Chunk, Sampling
-from thumbwise.errors import ThumbwiseError
+from thumbwise.errors import NotFound, ThumbwiseError
 from thumbwise.feedback.records import FeedbackRequest
 from thumbwise.keys import PREFIX
-from thumbwise.load import Stream
+from thumbwise.load import Stream, unless_gone
 from thumbwise.responses import error_body
 
 if TYPE_CHECKING:
@@ -196,12 +196,25 @@ def router(assistant: Assistant) -> APIRouter:
     api = APIRouter()
     _add_chat(api, assistant)
     _add_votes(api, assistant)
+
+    @api.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    async def unknown(path: str, http: Request) -> None:
+        raise NotFound(f"There is no {http.method} /v1/{path[:80]}: assistant/README.md has the whole API.")
+
     return api
+
+
+def _names(assistant: Assistant) -> list[str]:
+    return [PUBLIC_NAME, *assistant.policies.live()]
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "thumbwise"}
 
 
 def _add_chat(api: APIRouter, assistant: Assistant) -> None:
     @api.post("/v1/chat/completions")
-    async def chat_completions(request: ChatRequest, authorization: Authorization = None) -> Response:
+    async def chat_completions(request: ChatRequest, http: Request, authorization: Authorization = None) -> Response:
         user = _user(assistant, authorization, "chat", request.user)
         conversations = assistant.conversations
         sampling = _sampling(request, conversations.sampling())
@@ -210,7 +223,7 @@ def _add_chat(api: APIRouter, assistant: Assistant) -> None:
             usage = bool(request.stream_options and request.stream_options.include_usage)
             events = _events(assistant, turn, user, conversations.stream(turn, user), usage)
             return Stream(events)
-        text, last = await conversations.write(turn, user)
+        text, last = await unless_gone(http, conversations.write(turn, user))
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": text},
@@ -227,21 +240,26 @@ def _add_chat(api: APIRouter, assistant: Assistant) -> None:
     @api.get("/v1/models")
     async def models(authorization: Authorization = None) -> dict[str, Any]:
         _user(assistant, authorization, "chat", None)
-        names = [PUBLIC_NAME, *assistant.policies.live()]
-        return {
-            "object": "list",
-            "data": [{"id": n, "object": "model", "created": 0, "owned_by": "thumbwise"} for n in names],
-        }
+        return {"object": "list", "data": [_model(name) for name in _names(assistant)]}
+
+    @api.get("/v1/models/{name}")
+    async def one_model(name: str, authorization: Authorization = None) -> dict[str, Any]:
+        _user(assistant, authorization, "chat", None)
+        if name not in _names(assistant):
+            raise NotFound(f"There is no model {name[:80]!r}: `/v1/models` names them all.")
+        return _model(name)
 
 
 def _add_votes(api: APIRouter, assistant: Assistant) -> None:
     @api.post("/v1/comparisons")
-    async def comparisons(request: ComparisonRequest, authorization: Authorization = None) -> dict[str, Any]:
+    async def comparisons(
+        request: ComparisonRequest, http: Request, authorization: Authorization = None
+    ) -> dict[str, Any]:
         user = _user(assistant, authorization, "chat", request.user)
         opened = await assistant.comparisons.open(
             user, _plain(request.messages), request.k, request.max_tokens, source="api"
         )
-        drafts = await assistant.comparisons.write(opened, user)
+        drafts = await unless_gone(http, assistant.comparisons.write(opened, user))
         return {
             "comparison_id": opened.comparison_id,
             "drafts": [{"draft_id": draft, "text": text} for draft, text in drafts],

@@ -91,8 +91,9 @@ class Keys:
         with self.store.write() as db:
             if list(db.query("SELECT 1 FROM api_keys WHERE name = ?", [name])):
                 raise Conflict(f"There is, or was, a key {name}: choose another name.")
-            taken = "SELECT 1 FROM replies WHERE user_id = ? UNION ALL SELECT 1 FROM feedback WHERE user_id = ? LIMIT 1"
-            if name == LOCAL_USER or list(db.query(taken, [name, name])):
+            whose = "WHERE user_id = :name OR instr(user_id, :name || '/') = 1"  # users of a key are named `key/user`
+            taken = f"SELECT 1 FROM replies {whose} UNION ALL SELECT 1 FROM feedback {whose} LIMIT 1"
+            if name == LOCAL_USER or list(db.query(taken, {"name": name})):
                 raise Conflict(f"{name} has said something here already: choose another name.")
             db.table("api_keys").insert(
                 {"name": name, "sha256": _hash(text), "scopes": json.dumps(sorted(set(scopes))), "created_at": _now()}

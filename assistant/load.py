@@ -11,21 +11,23 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi.responses import StreamingResponse
 
 from thumbwise.errors import EngineUnavailable, ThumbwiseError
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
     from starlette.types import Message, Send
 
     from thumbwise.metrics import Metrics
     from thumbwise.settings import Settings
 
 log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
 SLOW = 30.0
 """Seconds for which a reader may leave what was sent to them untouched, and up to a tenth more."""
 BETWEEN = 0.1
@@ -80,13 +82,15 @@ class Load:
             self._none.set()
 
     @contextmanager
-    def one(self, user: str) -> Iterator[None]:
-        """Count one of `user`'s for as long as the block lasts."""
-        self.enter(user)
+    def held(self, user: str, number: int = 1) -> Iterator[None]:
+        """Count `number` more of `user`'s for as long as the block lasts."""
+        for _ in range(number):
+            self.enter(user)
         try:
             yield
         finally:
-            self.leave(user)
+            for _ in range(number):
+                self.leave(user)
 
     async def drain(self, seconds: float) -> bool:
         """Take nothing more on, and wait until what is open has ended; says whether it did within `seconds`."""
@@ -98,6 +102,30 @@ class Load:
                     await self._none.wait()
                     await asyncio.sleep(BETWEEN)
         return not self.open
+
+
+async def unless_gone(request: Request, answer: Coroutine[Any, Any, Answer]) -> Answer:
+    """What `answer` returns; where the reader hangs up before that, it is cancelled, and ThumbwiseError (499) raised.
+
+    `request` must have been read to its end. `answer` runs in this task, so that it is counted from its turn's row on.
+    """
+
+    async def watch(limit: asyncio.Timeout) -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        limit.reschedule(asyncio.get_running_loop().time())
+
+    try:
+        async with asyncio.timeout(None) as limit:
+            watching = asyncio.create_task(watch(limit))
+            try:
+                return await answer
+            finally:
+                watching.cancel()
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise ThumbwiseError("The reader hung up before the answer was whole.", status=499) from None
 
 
 class Stream(StreamingResponse):

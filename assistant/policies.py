@@ -165,6 +165,8 @@ class Policies:
             record = self.versions.get(version)
             if record.state == "stable" or (record.state == "canary" and share > 0):
                 return None
+            if version == BASE and share > 0:
+                raise ThumbwiseError(f"{BASE} cannot be a canary: promote it to everybody, or roll back.")
             if record.state == "rejected":
                 raise Conflict(f"{version} was rejected ({record.reason}) and cannot be promoted.")
             if self.versions.stable() != expect_stable:

@@ -39,6 +39,8 @@ def install(app: FastAPI) -> None:
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body")
+        if first["type"] == "json_invalid":
+            return JSONResponse(error_body("The body is not JSON: send one object.", 400, "invalid_request"), 400)
         if first["type"] == "extra_forbidden":
             message = f"{where} is not supported: leave it out."
         else:
@@ -50,6 +52,11 @@ def install(app: FastAPI) -> None:
         if disk_is_full(error):  # an upload that the temporary folder cannot hold is "an error parsing the body"
             return _full()
         return JSONResponse(error_body(str(error.detail), error.status_code), error.status_code)
+
+    @app.exception_handler(Exception)  # Starlette logs it with its traceback after this answer
+    async def unforeseen(request: Request, error: Exception) -> JSONResponse:
+        fault = ThumbwiseError("Something went wrong in the assistant: its log says what.", status=500)
+        return error_response(fault)
 
     @app.exception_handler(OSError)
     async def system(request: Request, error: OSError) -> JSONResponse:

@@ -26,11 +26,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from thumbwise import hookimpl
 from thumbwise.contracts import FitReport, Floats, Labels, Register, RunContext, Sample, Scores, ValueInit
 from thumbwise.errors import ThumbwiseError
+from thumbwise.home import write_durably
 from thumbwise.training.intervals import clustered_mean
 from thumbwise.training.votes import Array, Votes, bootstrap, gather
 
@@ -171,9 +172,10 @@ class BradleyTerry:
         arrays = {"weights": self.weights, "offsets": self.offsets, "mean": self.mean, "scale": self.scale}
         arrays |= {"last": self.last, "last_mean": self.last_mean, "last_scale": self.last_scale}
         arrays |= {"ends": self.ends, "ends_mean": self.ends_mean, "ends_scale": self.ends_scale}
-        save_file(arrays, folder / "reward_model.safetensors")
+        write_durably(folder / "reward_model.safetensors", save(arrays))
         note = {"layers": list(self.layers), "last_layers": list(self.last_layers), "shrink": self.train.rm_shrink}
-        (folder / "reward_model.json").write_text(json.dumps(note | self.details, indent=1, sort_keys=True) + "\n")
+        text = json.dumps(note | self.details, indent=1, sort_keys=True) + "\n"
+        write_durably(folder / "reward_model.json", text.encode())
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote."""

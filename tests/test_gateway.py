@@ -108,6 +108,7 @@ async def test_a_field_outside_the_allow_list_is_refused_in_openais_shape(http, 
         ({"messages": ASK, "stop": ["a"] * 5}, 400),
         ({"messages": [{"role": "user", "content": "x" * 300_000}]}, 400),
         ({"messages": ASK, "user": "x" * 65}, 400),
+        ({"messages": [{"role": "user", "content": "half a \ud83d"}]}, 400),
     ],
 )
 async def test_what_cannot_be_answered_is_one_sentence_and_stores_nothing(http, assistant, body, status) -> None:
@@ -115,6 +116,27 @@ async def test_what_cannot_be_answered_is_one_sentence_and_stores_nothing(http, 
     assert answer.status_code == status
     assert len(answer.json()["error"]["message"]) > 10
     assert stored(assistant) == []
+
+
+async def test_a_fault_of_ours_a_plugins_and_a_wrong_address_are_one_sentence_too(http, assistant, monkeypatch) -> None:
+    async def said(method: str, path: str, **sent: Any) -> tuple[int, str]:
+        answer = await http.request(method, path, **sent)
+        return answer.status_code, answer.json()["error"]["message"]
+
+    assert await said("GET", "/v1/embeddings") == (
+        404,
+        "There is no GET /v1/embeddings: assistant/README.md has the whole API.",
+    )
+    assert (await said("GET", "/v1/models/gpt-5"))[0] == 404
+    assert (await http.get("/v1/models/thumbwise")).json()["id"] == "thumbwise"
+    assert await said("POST", "/v1/chat/completions", content=b"{") == (400, "The body is not JSON: send one object.")
+
+    def broken(**_: Any) -> None:
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(assistant.plugins.hook, "select_candidates", broken)
+    status, message = await said("POST", "/v1/comparisons", json={"messages": ASK, "k": 2})
+    assert (status, "RuntimeError: no luck" in message) == (500, True)
 
 
 async def test_the_row_is_committed_before_the_first_chunk_and_the_text_before_the_last(assistant, engine) -> None:

@@ -37,7 +37,8 @@ async def test_a_key_names_its_client_in_what_is_stored(http, assistant) -> None
 
 async def test_no_key_takes_the_name_of_whoever_has_rows_here_already(http, assistant) -> None:
     assert (await http.post(CHAT, json=ASK | {"user": "ann"})).status_code == 200
-    for name in ("ann", "local"):
+    assert (await http.post(CHAT, json=ASK | {"user": "ci/eve"})).status_code == 200
+    for name in ("ann", "local", "ci"):
         with pytest.raises(Conflict, match=f"{name} has said something here already"):
             assistant.keys.create(name)
     assert assistant.keys.create("bob").startswith("tw-")

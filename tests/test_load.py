@@ -77,6 +77,37 @@ async def test_a_comparison_takes_a_place_for_each_draft(http, assistant) -> Non
     assert (await http.post("/v1/comparisons", json=ASK | {"k": 4})).status_code == 200
 
 
+async def test_comparisons_that_come_all_at_once_take_their_places_too(http, assistant) -> None:
+    tasks = [asyncio.create_task(http.post("/v1/comparisons", json=ASK | {"k": 2})) for _ in range(10)]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    assert assistant.load.open <= 4
+    assistant.engine.client.gate.set()
+    assert sorted(task.status_code for task in await asyncio.gather(*tasks)) == [200] * 2 + [429] * 8
+    assert len(assistant.store.rows("SELECT 1 FROM replies")) == 4
+
+
+@pytest.mark.parametrize(("path", "body"), [(CHAT, {}), ("/v1/comparisons", {"k": 2})])
+def test_a_reader_who_leaves_before_the_whole_answer_is_let_go(
+    tmp_path: Path, tiny_model: Path, path: str, body: dict[str, Any]
+) -> None:
+    engine = FakeEngineClient()
+
+    def prepare(assistant: Assistant) -> None:
+        engine.gate = asyncio.Event()
+        assistant.engine = FakeEngine(engine)  # type: ignore[assignment]
+
+    with serving(tiny_home(tmp_path, tiny_model), lambda: FakeEngine(engine), prepare) as live:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(live.url + path, json=ASK | body, timeout=httpx.Timeout(30, read=1))
+        assert engine.asked
+        give_up = time.monotonic() + 20
+        while (engine.open_streams or live.assistant.load.open) and time.monotonic() < give_up:
+            time.sleep(0.05)
+        assert (engine.open_streams, live.assistant.load.open) == (0, 0)
+        states = live.assistant.store.rows("SELECT state FROM replies")
+        assert {row["state"] for row in states} == {"stopped"}
+
+
 async def test_what_is_open_ends_while_nothing_new_begins(http, assistant) -> None:
     tasks = await opened(http, assistant, 2)
     draining = asyncio.create_task(assistant.load.drain(60))

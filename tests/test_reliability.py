@@ -15,7 +15,7 @@ from thumbwise.plugins.bradley_terry import BradleyTerry
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.models import Backbone
 from thumbwise.training.reliability import LEAST_RATERS, capped, rater_weights, trust
-from thumbwise.training.votes import Votes, bootstrap
+from thumbwise.training.votes import FEW, Votes, bootstrap
 
 TRAIN = TrainSettings(dtype="float32", rm_heads=2, rm_folds=3, micro_batch=16)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -105,12 +105,17 @@ def test_prompts_are_drawn_again_until_a_vote_has_weight() -> None:
 
 def test_nobody_has_more_than_the_share() -> None:
     totals = np.array([60.0, 20.0, 10.0, 5.0, 5.0])
-    parts = totals * capped(totals, 0.3)
+    parts = totals * capped(totals, 0.3, 0)
     assert parts.max() / parts.sum() == pytest.approx(0.3)
     assert (parts[2:] == totals[2:]).all()
-    assert (capped(np.ones(10), 0.3) == 1).all()
-    equal = totals * capped(totals, 0.01)  # under an equal part nobody can come
+    assert (capped(np.ones(10), 0.3, 0) == 1).all()
+    equal = totals * capped(totals, 0.01, 0)  # under an equal part nobody can come
     np.testing.assert_allclose(equal / equal.sum(), 0.2, atol=1e-6)
+
+
+def test_a_few_guests_with_a_vote_each_do_not_outweigh_the_one_who_votes() -> None:
+    totals = np.array([400.0, 1.0, 1.0, 1.0, 1.0])
+    assert (totals * capped(totals, 0.25, FEW)).tolist() == [FEW, 1, 1, 1, 1]
 
 
 def test_a_few_people_are_not_held_against_each_other() -> None:

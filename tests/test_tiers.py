@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from training_world import FakeAssistant, make_snapshot
 
 from thumbwise.cli import main
+from thumbwise.contracts import Labels, Sample, Thumb
 from thumbwise.errors import NotFound, ThumbwiseError
 from thumbwise.feedback.store import Store
 from thumbwise.home import Home
@@ -21,9 +23,9 @@ from thumbwise.schedule import Schedule
 from thumbwise.settings import Settings, seconds_of
 from thumbwise.training import tiers
 from thumbwise.training.config import TrainSettings
-from thumbwise.training.data import parse
+from thumbwise.training.data import Snapshot, parse
 from thumbwise.training.dry_run import dry_run
-from thumbwise.versions import Versions
+from thumbwise.versions import BASE, Versions
 
 SNAPSHOT = make_snapshot(30, ties=6)  # and a thumb on every fourth: 30 + 9 tell something
 
@@ -60,6 +62,16 @@ def plan(tmp_path: Path, assistant: FakeAssistant, algorithm: str = "auto", **tr
     settings, plugins = Settings(train=TrainSettings(**train)), PluginManager(home).load()
     transport = httpx.MockTransport(assistant.answer)
     return dry_run(home, settings, plugins, "http://assistant", "secret", algorithm, transport)
+
+
+def test_thumbs_that_all_say_the_same_are_too_little_alone() -> None:
+    def thumb(n: int) -> Thumb:
+        reply = Sample((), "hi", (2,), (3, n), "stop", BASE)
+        return Thumb(f"t{n}", "ann", "g", reply, up=True)
+
+    ups = tuple(thumb(n) for n in range(200))
+    assert Snapshot(Labels((), ups), ()).telling == 0
+    assert Snapshot(Labels((), (*ups, replace(ups[0], id="t200", up=False))), ()).telling == 201
 
 
 def test_a_dry_run_says_what_would_be_done_and_registers_nothing(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ class TrainSettings(BaseModel):
         description="number format of the frozen weights; auto: bfloat16 where the processor is fast in it "
         "(adapters are always float32)",
     )
-    max_prompt_tokens: int = Field(512, ge=16, description="longer conversations are left out of training")
+    max_prompt_tokens: int = Field(512, ge=16, description="rollouts start from no longer conversations")
     rollouts: str = Field("in_process", description="rollout backend that samples replies for training")
 
     rm_layers: int = Field(5, ge=1, description="layers that the reward model reads, spread evenly")
@@ -42,7 +42,10 @@ class TrainSettings(BaseModel):
         True, description="weigh each rater's votes by how they fit all others' (from 5 raters)"
     )
     rm_rater_cap: float = Field(
-        0.25, gt=0, le=1, description="largest part of all votes' weight that one rater may have (from 5 raters)"
+        0.25,
+        gt=0,
+        le=1,
+        description="largest part of all votes' weight that one rater has beyond 50 votes (from 5 raters)",
     )
     thumb_weight: float = Field(0.5, ge=0, le=1, description="weight of a thumb beside a comparison's 1")
     std_penalty: float = Field(

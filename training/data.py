@@ -2,8 +2,8 @@
 
 Nothing here re-encodes text: replies keep the ids they were sampled with (corrections never had any, and are encoded
 by `thumbwise.training.sft`). Prompts are split by group (a
-seed prompt's topic, a person's conversation by how it began), in the order of a hash, so that the same prompts are
-held out whatever else was said. The split is by prompt alone: a person's votes may be on both sides,
+seed prompt's topic, a person's conversation by how it began), in the order of a hash, so that mostly the same prompts
+are held out as more is said. The split is by prompt alone: a person's votes may be on both sides,
 because holding out people as well would leave a twenty-fifth of a few hundred votes in a fold. Left out:
 comments, which are stored but not learned from yet.
 """
@@ -44,10 +44,14 @@ class Snapshot:
 
     @property
     def telling(self) -> int:
-        """Votes that say which reply is better: what the reward model learns from. Ties only say how near two are."""
+        """Votes that say which reply is better: what the reward model learns from. Ties only say how near two are.
+
+        So do thumbs that all say the same, where there is nothing else.
+        """
         labels = self.labels
         untied = sum(c.choice in ("left", "right") for c in labels.comparisons)
-        return untied + sum(len(set(r.tiers)) > 1 for r in labels.rankings) + len(labels.thumbs)
+        untied += sum(len(set(r.tiers)) > 1 for r in labels.rankings)
+        return untied + len(labels.thumbs) if untied or len({thumb.up for thumb in labels.thumbs}) > 1 else 0
 
     def drafts(self, version: str, max_tokens: int, temperature: float) -> list[Sample]:
         """The replies of `version` that people judged, sampled so and in no way else cut or shaped; each once."""

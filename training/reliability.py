@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from thumbwise.training.votes import Array, Votes
+from thumbwise.training.votes import FEW, Array, Votes
 
 ETA = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
 PRIOR = np.array([0.06, 0.02, 0.06, 0.2, 0.66])
@@ -52,8 +52,11 @@ def trust(margins: Array, lean: Array, rater: NDArray[np.int64], raters: int) ->
     return beliefs
 
 
-def capped(totals: Array, share: float) -> Array:
-    """Factors [raters] that bring nobody's part of the sum over `share`, or over an equal part where that is more."""
+def capped(totals: Array, share: float, least: float) -> Array:
+    """Factors [raters] that bring nobody's part of the sum over `share`, or over an equal part where that is more.
+
+    Nobody is brought below `least` votes: beside a few guests with a vote each, the one who votes is worth hearing.
+    """
     down = np.sort(totals)[::-1]
     share = max(share, 1 / max(1, int((totals > 0).sum())))
     level = np.inf
@@ -64,7 +67,7 @@ def capped(totals: Array, share: float) -> Array:
         level = share * down[over:].sum() / (1 - over * share)
         if down[over] <= level * (1 + 1e-9):
             break
-    factors: Array = np.minimum(1.0, level / np.maximum(totals, 1e-12))
+    factors: Array = np.minimum(1.0, max(level, least) / np.maximum(totals, 1e-12))
     return factors
 
 
@@ -113,15 +116,15 @@ class Crowd:
 def rater_weights(seen: Array, votes: Votes, share: float) -> Array:
     """A factor in [0, 1] a rater, [raters]: trust times what the cap leaves; all 1 where there are few raters.
 
-    Nobody has more than `share` of all weight. Only evidence against somebody costs weight: with a few votes each,
-    praise would be luck.
+    Nobody has more than `share` of all weight and more than FEW votes. Only evidence against somebody costs
+    weight: with a few votes each, praise would be luck.
     """
     if votes.raters < LEAST_RATERS:
         return np.ones(votes.raters)
     crowd = Crowd(seen, votes)
 
     def cap(beliefs: Array) -> Array:
-        found: Array = beliefs * capped(crowd.totals * np.abs(beliefs), share)
+        found: Array = beliefs * capped(crowd.totals * np.abs(beliefs), share, FEW)
         return found
 
     everybody = cap(np.ones(votes.raters))

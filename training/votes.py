@@ -30,7 +30,7 @@ class Votes:
 
     `good` is 1 where the left reply won or the thumb is up, 0 where not, TIE for a tie; `weight` counts a vote;
     `group` names its prompt; `rater` [n] is who gave it, a number below `raters`; `thumbs_tell` is whether accuracy is
-    counted on thumbs too, because comparisons are FEW.
+    counted on thumbs too, because comparisons are FEW or thumbs outweigh them.
     """
 
     left: Ints
@@ -71,7 +71,7 @@ class Votes:
 
     @property
     def telling(self) -> NDArray[np.bool_]:
-        """The votes that accuracy is counted on: comparisons with a winner, and thumbs where those are few."""
+        """The votes that accuracy is counted on: comparisons with a winner, and thumbs where those are fewer."""
         return np.asarray(self.is_pair | (self.is_thumb & self.thumbs_tell))
 
 
@@ -112,7 +112,7 @@ def gather(labels: Labels, thumb_weight: float) -> tuple[list[Sample], Votes]:
     left, right, outcome, weight, group, who = zip(*found, strict=True) if found else ((),) * 6
     return samples, Votes(
         np.array(left, np.int64), np.array(right, np.int64), np.array(outcome), np.array(weight), tuple(group),
-        np.array(who, np.int64), len(users), untied < FEW,
+        np.array(who, np.int64), len(users), untied < max(FEW, thumb_weight * len(labels.thumbs)),
     )  # fmt: skip
 
 

@@ -156,16 +156,19 @@ class ChatPage:
         view.conversation_id = conversation_id
         return {**await self._page(view), **self._no_panel(view)}
 
+    async def _lengthened(self, view: View) -> Updates:
+        """The page's conversation with the reply that was asked for; a comment that is being typed stays."""
+        view.epoch += 1
+        return await self._page(view)
+
     async def _followed(self, view: View) -> AsyncGenerator[Updates, None]:
         """Show the reply that is being written until it ends, or until the page turns to something else."""
         epoch = view.epoch
         live = self.live.get(view.conversation_id or "")
         if live is not None:
             messages = messages_of(await self._path(view), live.frame)
-            async with aclosing(live.follow()) as frames:
+            async with aclosing(live.follow(lambda: view.epoch == epoch)) as frames:
                 async for frame in frames:
-                    if view.epoch != epoch:
-                        return
                     messages = [*messages[:-1], {"role": "assistant", "content": bubble(frame, "streaming")}]
                     yield {self.chat: gr.update(value=messages, feedback_value=view.thumbs)}
         if view.epoch == epoch and view.state == "streaming":
@@ -209,11 +212,16 @@ class ChatPage:
         """Ask one of our own first questions; the event only says which."""
         index = event._data.get("index") if isinstance(event._data, dict) else None
         texts = [text for i, (_, text) in enumerate(STARTERS) if i == index]
-        async for updates in self._send("".join(texts), view):
+        async for updates in self._asked("".join(texts), view, {}):
             yield updates
 
     async def _send(self, text: str, view: View) -> AsyncGenerator[Updates, None]:
-        """Ask, clear the box and follow the reply. What cannot be asked stays in the box, with the reason."""
+        """Ask what is in the box. What cannot be asked stays there, with the reason."""
+        async for updates in self._asked(text, view, {self.box: ""}):
+            yield updates
+
+    async def _asked(self, text: str, view: View, sent: Updates) -> AsyncGenerator[Updates, None]:
+        """Ask, show `sent` once that is done, and follow the reply."""
         try:
             if text.strip():
                 await self._ask(text, view)
@@ -223,7 +231,7 @@ class ChatPage:
         if not text.strip():
             yield self._unchanged()
             return
-        yield {self.box: "", **await self._turned(view, view.conversation_id)}
+        yield {**sent, **await self._lengthened(view)}
         async for updates in self._followed(view):
             yield updates
 
@@ -236,6 +244,7 @@ class ChatPage:
             path = await self._path(view)
             messages = prompt_of(path, text)
             check_messages(messages)
+            self.assistant.load.check(LOCAL_USER)  # a refusal leaves no empty conversation behind
             if view.conversation_id is None:
                 view.conversation_id = await asyncio.to_thread(
                     self.store.start_conversation, LOCAL_USER, excerpt(text, 80)
@@ -294,13 +303,16 @@ class ChatPage:
             gr.Info("Your thumb is taken back.", duration=4)
             return self._no_panel(view)
         view.clicked = (reply.id, now)
+        comment = {} if view.commenting_on == reply.id else {self.comment: ""}
         view.commenting_on = reply.id
         gr.Success("Saved. Click the thumb again to take it back.", duration=4)
         about = f"<p>{_QUESTIONS[value]} “{escape(excerpt(reply.text, 40))}”?</p>"
-        return {self.panel: gr.update(visible=True), self.question: about, self.comment: ""}
+        return {self.panel: gr.update(visible=True), self.question: about, **comment}
 
     async def _comment(self, text: str, view: View) -> Updates:
         if view.commenting_on is None or not text.strip():
+            if text.strip():
+                gr.Warning("The page turned to another conversation: click the reply's thumb again.", title="Not saved")
             return self._no_panel(view)
         request = FeedbackRequest(kind="comment", message_id=view.commenting_on, value={"text": text.strip()})
         try:

@@ -200,10 +200,8 @@ class ComparePage:
         epoch = view.epoch
         live = self.live.get(view.comparison_id or "")
         if live is not None:
-            async with aclosing(live.follow()) as frames:
+            async with aclosing(live.follow(lambda: view.epoch == epoch)) as frames:
                 async for frame in frames:
-                    if view.epoch != epoch:
-                        return
                     yield {text: _draft(draft, "streaming") for text, draft in zip(self.texts, frame, strict=True)}
         if view.epoch == epoch and view.state == "streaming":
             yield await self._page(view)
@@ -226,11 +224,16 @@ class ComparePage:
 
     async def _example(self, number: int, view: CompareView) -> AsyncGenerator[Updates, None]:
         """Compare on one of our own prompts."""
-        async for updates in self._open(self._suggested(view)[number], view):
+        async for updates in self._opened(self._suggested(view)[number], view, {}):
             yield updates
 
     async def _open(self, text: str, view: CompareView) -> AsyncGenerator[Updates, None]:
-        """Begin a comparison and follow its drafts. What cannot be asked stays in the box, with the reason."""
+        """Compare on what is in the box. What cannot be asked stays there, with the reason."""
+        async for updates in self._opened(text, view, {self.box: ""}):
+            yield updates
+
+    async def _opened(self, text: str, view: CompareView, sent: Updates) -> AsyncGenerator[Updates, None]:
+        """Begin a comparison, show `sent` once that is done, and follow its drafts."""
         try:
             if not text.strip():
                 raise ThumbwiseError("Write a prompt first, or choose one of the suggestions.")
@@ -252,7 +255,7 @@ class ComparePage:
         view.comparison_id, view.epoch = id_, view.epoch + 1
         if text in self._suggested(view):
             view.suggestion += self._suggested(view).index(text) + 1
-        yield {self.box: "", **await self._page(view)}
+        yield {**sent, **await self._page(view)}
         async for updates in self._followed(view):
             yield updates
 

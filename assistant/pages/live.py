@@ -50,12 +50,16 @@ class Live(Generic[Frame]):
         self.task.cancel()
         await asyncio.wait([self.task])
 
-    async def follow(self) -> AsyncGenerator[Frame, None]:
-        """Yield the newest frame each time that it has changed, and once at the end."""
+    async def follow(self, wanted: Callable[[], bool]) -> AsyncGenerator[Frame, None]:
+        """Yield the newest frame each time that it has changed, and once at the end, for as long as it is `wanted`.
+
+        That is asked between frames too: Gradio drops an event's next click while this one waits for a frame.
+        """
         shown: Frame | None = None
-        while self.running:
+        while self.running and wanted():
             if self.frame is not shown:
                 shown = self.frame
                 yield shown
             await asyncio.wait([self.task], timeout=FRAME_SECONDS)
-        yield self.frame
+        if wanted():
+            yield self.frame

@@ -188,6 +188,24 @@ def test_a_comment_is_stored_with_the_reply_it_is_about(site: Site) -> None:
     assert site.votes() == [UP, ("comment", '{"text":"short and kind"}')]
 
 
+def test_what_is_being_typed_is_not_lost_by_a_thumb_a_message_or_an_example(site: Site) -> None:
+    page = site.open()
+    page.fill("#tw-box textarea", "my own question")
+    page.get_by_role("button", name="Plan a weekend").click()
+    site.wait(page, "done")
+    assert page.input_value("#tw-box textarea") == "my own question"
+    like(page).click()
+    page.fill("#tw-comment-box textarea", "half a tho")
+    page.get_by_role("button", name="Dislike", exact=True).click()
+    expect(page.locator("#tw-comment")).to_contain_text("wrong")
+    page.press("#tw-box textarea", "Enter")
+    site.wait(page, "done")
+    assert page.input_value("#tw-comment-box textarea") == "half a tho"
+    page.click("#tw-comment-save")
+    expect(page.locator("#tw-comment")).to_be_hidden()
+    assert site.votes()[-1] == ("comment", '{"text":"half a tho"}')
+
+
 FORGED: list[Any] = [
     {"index": 1, "value": "another text"},  # no `liked`: Gradio itself would read that as a like
     {"index": 0, "value": "Hi", "liked": True},

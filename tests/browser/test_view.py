@@ -98,7 +98,7 @@ async def test_a_live_reply_goes_on_without_a_follower_and_stops_on_request() ->
 
     live = Live(frames(), "", asyncio.create_task)
     seen = []
-    async for frame in live.follow():
+    async for frame in live.follow(lambda: True):
         seen.append(frame)
         if frame == "a":
             going.set()
@@ -108,7 +108,20 @@ async def test_a_live_reply_goes_on_without_a_follower_and_stops_on_request() ->
     await live.stop()
     assert closed.is_set()
     assert not live.running
-    assert [frame async for frame in live.follow()] == ["ab"]
+    assert [frame async for frame in live.follow(lambda: True)] == ["ab"]
+
+
+async def test_a_follower_who_turns_away_is_free_before_the_next_frame() -> None:
+    async def frames() -> AsyncGenerator[str, None]:
+        yield "a"
+        await asyncio.Event().wait()
+
+    live, seen = Live(frames(), "", asyncio.create_task), []
+    async with asyncio.timeout(10):
+        async for frame in live.follow(lambda: "a" not in seen):
+            seen.append(frame)
+    assert (seen[-1], live.running) == ("a", True)
+    await live.stop()
 
 
 async def test_a_live_reply_that_fails_keeps_its_sentence() -> None:
@@ -117,5 +130,5 @@ async def test_a_live_reply_that_fails_keeps_its_sentence() -> None:
         raise EngineFailed("vLLM is gone: try again.")
 
     live = Live(frames(), "", asyncio.create_task)
-    assert [frame async for frame in live.follow()][-1] == "a"
+    assert [frame async for frame in live.follow(lambda: True)][-1] == "a"
     assert live.error == "vLLM is gone: try again."
