@@ -155,9 +155,9 @@ class Policies:
     ) -> Probe | None:
         """Load, probe, then make `version` stable if `expect_stable` still is. Returns the probe.
 
-        With a `share` of people above 0 it becomes their canary instead; the base cannot be one. Raises Conflict
-        where the pointer moved (at all, where it was `seen`), ThumbwiseError (422) where the probe fails; the version
-        is then marked rejected and the stable one goes on answering.
+        With a `share` of people above 0 it becomes their canary instead; the base is none, and stable at once. Raises
+        Conflict where the pointer moved (at all, where it was `seen`), ThumbwiseError (422) where the probe fails; the
+        version is then marked rejected and the stable one goes on answering.
         """
         async with self._one_at_a_time:
             if seen is not None and self.versions.pointer() != seen:
@@ -165,8 +165,6 @@ class Policies:
             record = self.versions.get(version)
             if record.state == "stable" or (record.state == "canary" and share > 0):
                 return None
-            if version == BASE and share > 0:
-                raise ThumbwiseError(f"{BASE} cannot be a canary: promote it to everybody, or roll back.")
             if record.state == "rejected":
                 raise Conflict(f"{version} was rejected ({record.reason}) and cannot be promoted.")
             if self.versions.stable() != expect_stable:

@@ -367,11 +367,3 @@ async def test_the_version_before_takes_no_traffic_unproved_after_a_restart_eith
     assert world.policies.live() == [second]
     assert await world.policies.rollback("by hand") == (second, BASE)
     assert world.versions.get(first).state == "rejected"
-
-
-async def test_the_base_is_no_canary(world: World) -> None:
-    version = world.receive(1)
-    await world.policies.promote(version, BASE, "test")
-    with pytest.raises(ThumbwiseError, match="cannot be a canary"):
-        await world.policies.promote(BASE, version, "by hand", 0.1)
-    assert world.versions.stable() == version
