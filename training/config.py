@@ -12,7 +12,7 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seed: int = Field(0, description="seed of everything random in a run")
+    seed: int = Field(0, ge=0, description="seed of everything random in a run")
     min_votes: int = Field(
         100, ge=1, description="votes that say which reply is better, below which a run ends with too little data"
     )
