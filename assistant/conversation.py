@@ -235,11 +235,12 @@ def check_messages(messages: Sequence[Message]) -> None:
     """Raise ThumbwiseError where a prompt cannot be answered: empty, too long, no text, or not ending with the user."""
     if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
         raise ThumbwiseError("The last message must be from the user and must not be empty.")
-    if len(messages) > MAX_MESSAGES or sum(len(m["content"]) for m in messages) > MAX_CHARACTERS:
+    text = "".join(message["content"] for message in messages)
+    if len(messages) > MAX_MESSAGES or len(text) > MAX_CHARACTERS:
         raise ThumbwiseError(
             f"The conversation is longer than {MAX_MESSAGES} messages or {MAX_CHARACTERS} characters: start a new one."
         )
     try:
-        "".join(m["content"] for m in messages).encode()
+        text.encode()
     except UnicodeEncodeError:
         raise ThumbwiseError("A message has half a character in it (a lone surrogate): send whole ones.") from None

@@ -323,8 +323,7 @@ class Policies:
     async def _wrong_on(self, engine: EngineClient, version: str) -> ThumbwiseError | None:
         """Load and probe a version on a fresh engine; returns what is wrong with the version, if anything is."""
         try:
-            await self.load(version, engine)
-            await self.probe(version, engine)
+            await self._load_and_prove(version, engine)
         except ThumbwiseError as error:
             if error.status >= 500:  # the engine's fault, not the version's: it will be restarted
                 raise

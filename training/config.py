@@ -22,7 +22,9 @@ class TrainSettings(BaseModel):
         description="number format of the frozen weights; auto: bfloat16 where the processor is fast in it "
         "(adapters are always float32)",
     )
-    max_prompt_tokens: int = Field(512, ge=16, description="rollouts start from no longer conversations")
+    max_prompt_tokens: int = Field(
+        512, ge=16, description="longer conversations start no rollout, longer corrections are no demonstration"
+    )
     rollouts: str = Field("in_process", description="rollout backend that samples replies for training")
 
     rm_layers: int = Field(5, ge=1, description="layers that the reward model reads, spread evenly")
@@ -45,7 +47,8 @@ class TrainSettings(BaseModel):
         0.25,
         gt=0,
         le=1,
-        description="largest part of all votes' weight that one rater has beyond 50 votes (from 5 raters)",
+        description="largest part of all votes' weight that one rater may have, or 50 votes "
+        "where that is more (from 5 raters)",
     )
     thumb_weight: float = Field(0.5, ge=0, le=1, description="weight of a thumb beside a comparison's 1")
     std_penalty: float = Field(

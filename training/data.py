@@ -46,7 +46,7 @@ class Snapshot:
     def telling(self) -> int:
         """Votes that say which reply is better: what the reward model learns from. Ties only say how near two are.
 
-        So do thumbs that all say the same, where there is nothing else.
+        Thumbs that all say the same tell nothing where there is nothing else.
         """
         labels = self.labels
         untied = sum(c.choice in ("left", "right") for c in labels.comparisons)

@@ -116,8 +116,8 @@ class Crowd:
 def rater_weights(seen: Array, votes: Votes, share: float) -> Array:
     """A factor in [0, 1] a rater, [raters]: trust times what the cap leaves; all 1 where there are few raters.
 
-    Nobody has more than `share` of all weight and more than FEW votes. Only evidence against somebody costs
-    weight: with a few votes each, praise would be luck.
+    Nobody has more than `share` of all weight, or than FEW votes where that is more. Only evidence against somebody
+    costs weight: with a few votes each, praise would be luck.
     """
     if votes.raters < LEAST_RATERS:
         return np.ones(votes.raters)

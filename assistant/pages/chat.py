@@ -244,8 +244,8 @@ class ChatPage:
             path = await self._path(view)
             messages = prompt_of(path, text)
             check_messages(messages)
-            self.assistant.load.check(LOCAL_USER)  # a refusal leaves no empty conversation behind
             if view.conversation_id is None:
+                self.assistant.load.check(LOCAL_USER)  # a refusal leaves no empty conversation behind
                 view.conversation_id = await asyncio.to_thread(
                     self.store.start_conversation, LOCAL_USER, excerpt(text, 80)
                 )
