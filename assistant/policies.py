@@ -80,6 +80,7 @@ class Policies:
         self.model: PreparedModel | None = None
         self.engine: EngineClient | Pool | None = None
         self.warning = ""  # shown on the pages while something is not as it should be
+        self._proved = {BASE}  # versions that were probed since a server was last started
         self._missing: str | None = None  # the version before the stable one, where it could not be loaded
         self._one_at_a_time = asyncio.Lock()
 
@@ -202,6 +203,7 @@ class Policies:
                 await asyncio.to_thread(self.versions.withdraw_canary, version, str(error))
                 self.reject(version, str(error))
             raise
+        self._proved.add(version)
         self.versions.set_state(version, "probed")
         return max(probes, key=lambda probe: probe.to_trainer)
 
@@ -256,12 +258,11 @@ class Policies:
     async def _proved_before(self, old: str) -> str:
         """The version to go back to from `old`, loaded; one that answers wrongly is rejected and passed over.
 
-        One that comparisons show was proved and is kept loaded: that is no work.
+        One that was proved since vLLM was started is kept loaded: that is no work.
         """
-        shown = self.live()
         while (new := self.versions.before(old)) is not None:
             try:
-                await self._load_if_there(new, proved=new in shown)
+                await self._load_if_there(new)
             except ThumbwiseError as error:
                 if error.status != 422:
                     raise
@@ -270,12 +271,13 @@ class Policies:
                 return new
         raise Conflict(f"{old} is the first version: there is nothing to roll back to.")
 
-    async def _load_if_there(self, version: str, *, proved: bool = False) -> None:
-        """Load a version wherever people are answered, and prove it; where no engine is yet, `restore` will."""
+    async def _load_if_there(self, version: str) -> None:
+        """Load a version wherever people are answered, proved; where no engine is yet, `restore` will."""
         if self.engine is not None:
-            load = self.load if proved else self._load_and_prove
+            load = self.load if version in self._proved else self._load_and_prove
             with suppress(EngineUnavailable):
                 await self.engine.on_each(lambda each: load(version, each))
+                self._proved.add(version)
 
     async def _load_and_prove(self, version: str, engine: EngineClient) -> None:
         await self.load(version, engine)
@@ -319,6 +321,7 @@ class Policies:
             if canary is not None and (error := await self._wrong_on(engine, canary)) is not None:
                 await self._withdraw(canary, stable, f"could not be restored: {error}")
             await self._load_other(self.versions.before(stable), lambda version: self._load_and_prove(version, engine))
+            self._proved = {BASE, *self.live()}
 
     async def _wrong_on(self, engine: EngineClient, version: str) -> ThumbwiseError | None:
         """Load and probe a version on a fresh engine; returns what is wrong with the version, if anything is."""

@@ -367,3 +367,25 @@ async def test_the_version_before_takes_no_traffic_unproved_after_a_restart_eith
     assert world.policies.live() == [second]
     assert await world.policies.rollback("by hand") == (second, BASE)
     assert world.versions.get(first).state == "rejected"
+
+
+async def test_a_rollback_probes_only_what_was_not_since_vllm_was_started(world: World, monkeypatch) -> None:
+    versions = [world.receive(number) for number in (1, 2, 3, 4)]
+    for before, version in zip([BASE, *versions], versions, strict=False):
+        await world.policies.promote(version, before, "test")
+    asked: list[str] = []
+    probe = world.policies.probe
+
+    async def noted(version: str, engine: Any) -> Any:
+        asked.append(version)
+        return await probe(version, engine)
+
+    monkeypatch.setattr(world.policies, "probe", noted)
+    await world.policies.rollback("a probe beside open streams would take a second")
+    assert asked == []
+    await world.policies.restore(world.engine)
+    assert asked == [versions[2], versions[1]]
+    world.engine.logprobs[versions[0]] = OF_BASE
+    assert await world.policies.rollback("test") == (versions[2], versions[1])
+    assert asked[2:] == [versions[0]]
+    assert world.policies.live() == [versions[1]]
