@@ -199,6 +199,7 @@ def test_what_is_being_typed_is_not_lost_by_a_thumb_a_message_or_an_example(site
     page.get_by_role("button", name="Dislike", exact=True).click()
     expect(page.locator("#tw-comment")).to_contain_text("wrong")
     page.press("#tw-box textarea", "Enter")
+    expect(page.get_by_test_id("bot")).to_have_count(2)
     site.wait(page, "done")
     assert page.input_value("#tw-comment-box textarea") == "half a tho"
     page.click("#tw-comment-save")
