@@ -213,8 +213,7 @@ class BradleyTerry:
         sizes, views = [self.scale.size, self.last_scale.size], {}
         for share in LAST_SHARES:
             scale = np.repeat([((1 - share) / sizes[0]) ** 0.5, (share / sizes[1]) ** 0.5], sizes)
-            _, found, rotation = np.linalg.svd(observed(said * scale, votes), full_matrices=False)
-            span = rotation[found > 1e-9 * max(found[0], 1e-9)]
+            span = _span(observed(said * scale, votes))
             reduced = np.concatenate([said * scale @ span.T, self._ends_scaled(samples)], 1)
             views[share] = View(reduced, span * scale)
         return views
@@ -246,9 +245,9 @@ class BradleyTerry:
         All else is chosen inside the other folds.
         """
         from thumbwise.training.data import folds
-        from thumbwise.training.heads import fit_head
+        from thumbwise.training.heads import agreement, fit_head, observed
 
-        fold, right = np.array(folds(votes.group, self.train.rm_folds, seed)), np.full(len(votes.left), np.nan)
+        fold, said = np.array(folds(votes.group, self.train.rm_folds, seed)), np.full(len(votes.left), np.nan)
         for number in range(self.train.rm_folds):
             train, test = votes.pick(fold != number), votes.pick(fold == number)
             if train.telling.any() and len(test.left):
@@ -256,7 +255,10 @@ class BradleyTerry:
                 prior = self._choose_prior(views, train, seed + 1)
                 scaled = prior.of(views[prior.last_share].features)
                 head = fit_head(scaled, train, prior.l2, self.train.rm_label_smoothing)
-                right[fold == number] = head.correct(scaled, test)
+                # Thumbs are compared across folds, whose heads differ in scale by their L2.
+                deviation = max(float((scaled @ head.direction).std()), 1e-12)
+                said[fold == number] = observed(scaled, test) @ head.direction / deviation
+        right = agreement(said, votes)
         told = ~np.isnan(right)
         return right[told], [group for group, tells in zip(votes.group, told, strict=True) if tells]
 
@@ -279,6 +281,19 @@ class BradleyTerry:
             return held_out_loss(prior.of(views[prior.last_share].features), votes, fold, prior.l2, smoothing)
 
         return min(PRIORS, key=loss)
+
+
+def _span(seen: Array) -> Array:
+    """Orthonormal rows [m, D] that span those of `seen` [n, D], but for directions that hardly occur.
+
+    By the smaller Gram matrix, because a singular value decomposition takes many times as long. That cannot tell a
+    singular value below a hundred-millionth of the largest from 0, and what has a hundred-thousandth no L2 lets count.
+    """
+    wide = len(seen) < seen.shape[1]
+    squares, vectors = np.linalg.eigh(seen @ seen.T if wide else seen.T @ seen)
+    kept = squares > 1e-10 * max(float(squares[-1]), 1e-18)
+    span: Array = (vectors[:, kept] / squares[kept] ** 0.5).T @ seen if wide else vectors[:, kept].T
+    return span
 
 
 def _inverse(deviation: Floats) -> Floats:

@@ -14,6 +14,7 @@ import numpy as np
 
 from thumbwise import hookimpl
 from thumbwise.contracts import Evidence, GateReport, Register, Sample
+from thumbwise.training.intervals import clustered_mean
 from thumbwise.training.replies import finish_rate, mean_length, repetition
 
 
@@ -23,9 +24,9 @@ def rm_accuracy(evidence: Evidence) -> GateReport:
     error = evidence.rm_error if evidence.rm_error is not None else math.sqrt(share * (1 - share) / max(1, votes))
     low = share - limits.standard_errors * error if votes else 0.0
     detail = (
-        f"The reward model agrees with {share:.1%} of {votes} votes it had not seen, at "
-        f"least {low:.1%} with {limits.standard_errors} standard errors taken off; over {limits.min_accuracy:.0%} is "
-        "needed."
+        f"The reward model agrees with {share:.1%} of {votes} votes it had not seen (every pair of a ranking is one), "
+        f"at least {low:.1%} with {limits.standard_errors} standard errors taken off; over {limits.min_accuracy:.0%} "
+        "is needed."
         if votes
         else "No vote could be held against a reward model that had not seen its conversation: collect votes in at "
         "least two conversations."
@@ -41,17 +42,13 @@ def win_rate(evidence: Evidence) -> GateReport:
     limits = evidence.limits
     difference = evidence.candidate_scores - evidence.stable_scores
     won = np.where(np.isnan(difference), 0.5, (np.sign(difference) + 1) / 2)
-    by_prompt: dict[str, list[float]] = {}
-    for sample, result in zip(evidence.candidate, won, strict=True):
-        by_prompt.setdefault(repr(sample.prompt), []).append(float(result))
-    shares = np.array([np.mean(results) for results in by_prompt.values()])
-    share = float(shares.mean()) if len(shares) else 0.0
-    error = float(shares.std(ddof=1) / math.sqrt(len(shares))) if len(shares) > 1 else 0.5
+    prompts = [repr(sample.prompt) for sample in evidence.candidate]
+    share, error = clustered_mean(won.tolist(), prompts) if prompts else (0.0, 0.5)
     low = share - limits.standard_errors * error
     detail = (
         f"By the reward model (a proxy for people), the candidate wins {share:.1%} of {len(won)} replies to "
-        f"{len(shares)} held-out prompts over stable, at least {low:.1%} with {limits.standard_errors} standard errors "
-        f"taken off; over {limits.min_win_rate:.0%} is needed."
+        f"{len(set(prompts))} held-out prompts over stable, at least {low:.1%} with {limits.standard_errors} standard "
+        f"errors taken off; over {limits.min_win_rate:.0%} is needed."
     )
     return GateReport("win_rate_proxy", low > limits.min_win_rate, low, limits.min_win_rate, detail)
 

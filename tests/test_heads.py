@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from thumbwise.training.heads import Head, fit_head
+from thumbwise.training.heads import agreement, fit_head, observed
+from thumbwise.training.intervals import clustered_mean
 from thumbwise.training.votes import FEW, TIE, Votes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,13 +36,48 @@ def test_a_tie_draws_two_scores_together() -> None:
 def test_agreement_with_thumbs_is_the_area_under_the_roc_curve() -> None:
     up = np.array([1.0, 0.0, 0.0, 0.0, 0.0])
     thumbs = votes_on(np.arange(5), np.full(5, -1), up, ("g",) * 5)
-    head = Head(np.array([1.0]), 0.0, 0.0)
-    features = np.array([[2.0], [3.0], [2.0], [1.0], [0.0]])
-    agreed = head.correct(features, thumbs)
+    said = np.array([2.0, 3.0, 2.0, 1.0, 0.0])
+    agreed = agreement(said, thumbs)
     area = (0 + 0.5 + 1 + 1) / 4
-    assert agreed.tolist() == [area, *(area + 5 / 4 * (share - area) for share in (0, 0.5, 1, 1))]
+    assert agreed == pytest.approx([area, *(area + 5 / 4 * (share - area) for share in (0, 0.5, 1, 1))])
     assert agreed.mean() == pytest.approx(area)
-    assert np.isnan(head.correct(features[:1], thumbs.pick(up == 1))).all()
+    assert np.isnan(agreement(said[:1], thumbs.pick(up == 1))).all()
+    assert np.isnan(agreement(np.full(5, np.nan), thumbs)).all()
+
+
+def test_thumbs_are_held_against_the_same_persons_only() -> None:
+    """One likes all cooking but for the best dish, one dislikes all sums but for the worst: the topic tells nothing."""
+    said = np.array([5.0, 6.0, 7.0, 8.0, 1.0, 2.0, 3.0, 4.0])
+    good, rater = [1, 1, 1, 0, 1, 0, 0, 0], [0] * 4 + [1] * 4
+    thumbs = votes_on(np.arange(8), np.full(8, -1), good, ("g",) * 8, rater, raters=2)
+    assert agreement(said, thumbs).mean() == pytest.approx(0.0)
+    pooled = votes_on(np.arange(8), np.full(8, -1), good, ("g",) * 8)
+    assert agreement(said, pooled).mean() == pytest.approx(9 / 16)
+
+
+def test_people_with_one_thumb_each_are_held_against_each_other() -> None:
+    said, good = np.array([3.0, 2.0, 1.0, 0.0, 5.0, 6.0]), [1, 0, 1, 0, 1, 1]
+    thumbs = votes_on(np.arange(6), np.full(6, -1), good, ("g",) * 6, [0, 1, 2, 3, 4, 4], raters=5)
+    agreed = agreement(said, thumbs)
+    assert np.isnan(agreed[4:]).all()  # rater 4 likes all
+    assert agreed[:4].mean() == pytest.approx(3 / 4)
+
+
+@pytest.mark.parametrize(("raters", "least", "most"), [(1, 0.9, 1.1), (60, 0.95, 1.5)])
+def test_the_error_of_the_agreement_with_thumbs_is_that_of_drawing_them_again(
+    raters: int, least: float, most: float
+) -> None:
+    rng, means, errors = np.random.default_rng(0), [], []
+    for _ in range(400):
+        said = rng.normal(size=180)
+        good = rng.random(180) < 1 / (1 + np.exp(-said))
+        who = np.arange(180) % raters
+        thumbs = votes_on(np.arange(180), np.full(180, -1), good, ("g",) * 180, who, raters)
+        agreed = agreement(said, thumbs)
+        mean, error = clustered_mean(agreed[~np.isnan(agreed)].tolist(), np.flatnonzero(~np.isnan(agreed)).tolist())
+        means.append(mean)
+        errors.append(error)
+    assert least < np.mean(errors) / np.std(means) < most
 
 
 def test_the_position_bias_adds_to_the_difference() -> None:
@@ -76,5 +112,4 @@ def test_every_rater_has_a_threshold_of_their_own() -> None:
 
 def test_equal_scores_count_half_in_accuracy() -> None:
     votes = votes_on([0, 0], [1, 2], [1, 1], ("a", "b"))
-    head = Head(np.array([1.0]), 0.0, 0.0)
-    assert head.correct(np.array([[1.0], [1.0], [0.0]]), votes).tolist() == [0.5, 1.0]
+    assert agreement(observed(np.array([[1.0], [1.0], [0.0]]), votes)[:, 0], votes).tolist() == [0.5, 1.0]

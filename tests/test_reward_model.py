@@ -15,7 +15,7 @@ from tiny_model import make_tiny_model
 
 from thumbwise.contracts import Comparison, Labels, OffersValue, Ranking, RunContext, Sample, Thumb
 from thumbwise.errors import ThumbwiseError
-from thumbwise.plugins.bradley_terry import END_SHARES, LAST_SHARES, BradleyTerry
+from thumbwise.plugins.bradley_terry import END_SHARES, LAST_SHARES, BradleyTerry, _span
 from thumbwise.training.batches import make_batch
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.data import parse
@@ -370,3 +370,14 @@ def test_stored_ids_are_taken_as_they_are(backbone: Backbone) -> None:
     batch = backbone.batch([thumb.sample])
     assert batch.ids[0].tolist() == [5, 6, *ids]
     assert batch.tokens[0].tolist() == list(ids)
+
+
+@pytest.mark.parametrize("shape", [(30, 80), (80, 30)])
+def test_the_basis_is_orthonormal_and_spans_what_votes_see(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    seen = rng.normal(size=(shape[0], 10)) @ rng.normal(size=(10, shape[1])) * 1e-3
+    span = _span(seen)
+    assert span.shape == (10, shape[1])
+    assert span @ span.T == pytest.approx(np.eye(10), abs=1e-9)
+    assert seen @ span.T @ span == pytest.approx(seen, abs=1e-12)
+    assert _span(np.zeros(shape)).shape == (0, shape[1])

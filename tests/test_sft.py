@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from thumbwise.training.batches import chunks
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.data import Demonstration, parse
 from thumbwise.training.models import FROZEN, Backbone
-from thumbwise.training.sft import encode, learn, rate
+from thumbwise.training.sft import SFTReport, encode, learn, rate
 from thumbwise.training.stepping import measure
 
 SMALL = TrainSettings(
@@ -128,7 +128,9 @@ def test_the_rate_falls_to_a_tenth() -> None:
 def test_too_few_prompts_teach_nothing_and_break_nothing(make: Callable[..., RunContext]) -> None:
     report = learn(make(), corrections(1))
     assert report.epoch == 0
-    assert math.isnan(report.losses[0])
+    assert report.losses == []
+    assert SFTReport(**json.loads(json.dumps(asdict(report)))) == report  # a run goes on from it
+    assert "max_prompt_tokens" in report.line()
 
 
 def test_the_frozen_reference_is_the_policy_as_it_was_and_stays(make: Callable[..., RunContext]) -> None:

@@ -34,7 +34,10 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class SFTReport:
-    """Demonstrations learned from, the epoch that was kept (0: none), and the held-out loss before and after each."""
+    """Demonstrations learned from, the epoch that was kept (0: none), and the held-out loss before and after each.
+
+    No losses where the demonstrations were too long, or of one conversation, so that none could be held out.
+    """
 
     demonstrations: int
     epoch: int
@@ -42,6 +45,11 @@ class SFTReport:
 
     def line(self) -> str:
         """One sentence for people."""
+        if not self.losses:
+            return (
+                "No SFT: of the corrected replies, those of one conversation at least must be learned from and those "
+                "of another held out, and too few are short enough (`train.max_prompt_tokens`)"
+            )
         said = f"SFT on {self.demonstrations} corrected replies: held-out loss {self.losses[0]:.3f}"
         if self.epoch == 0:
             return f"{said}, and not lower in any of {len(self.losses) - 1} epochs: nothing is kept of it"
@@ -70,7 +78,7 @@ def learn(
     own = [sample for (_, sample), number in zip(encoded, fold, strict=True) if number]
     held_out = [sample for (_, sample), number in zip(encoded, fold, strict=True) if not number]
     if not own or not held_out:
-        return SFTReport(0, 0, [math.nan])
+        return SFTReport(0, 0, [])
     general = general_chat(context, math.ceil(len(own) * train.sft_general), "sft") if train.sft_general else []
     weights, rng = backbone.parameters(POLICY), random.Random(f"{train.seed}:sft")
     optimizer = adamw(list(weights.values()), train.sft_learning_rate)
