@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from thumbwise.feedback.records import REFUSED
+
 if TYPE_CHECKING:
     from thumbwise.feedback.store import Store
     from thumbwise.versions import Pointer
@@ -103,15 +105,16 @@ def _add(found: Tally, block: Tally) -> None:
 
 
 def judge(store: Store, pointer: Pointer) -> Judgement:
-    """Read what people met since the rollout began; blocking. Turns that named their version do not count."""
+    """Read what people met since the rollout began; blocking. Turns that named their version, or that vLLM refused,
+    do not count."""
     assert pointer.canary is not None
     asked = [pointer.canary, pointer.stable, pointer.since]
     read = "SELECT r.policy_version AS version, r.user_id AS user, r.conversation_id AS place,"
     said = "r.policy_version IN (?, ?) AND r.created_at >= ? AND r.comparison_id IS NULL"
     replies = store.rows(
         f"{read} r.state = 'failed' AS bad FROM replies r WHERE {said} AND r.state IN ('done', 'failed')"
-        " ORDER BY r.finished_at, r.id",
-        asked,
+        " AND coalesce(r.finish_reason, '') <> ? ORDER BY r.finished_at, r.id",
+        [*asked, REFUSED],
     )
     thumbs = store.rows(
         f"{read} f.value, min(f.seq) AS seq FROM replies r"

@@ -131,7 +131,9 @@ def rollback(reason: str) -> None:
     home = Home.find()
     url = running_url(home)
     if url is not None:
-        moved = call(home, url, "POST", "/ops/api/rollback", json={"reason": reason})
+        states = {row["state"]: row["version"] for row in _listing(home)}
+        expect = states.get("canary", states["stable"])
+        moved = call(home, url, "POST", "/ops/api/rollback", json={"reason": reason, "expect": expect})
         click.echo(f"{moved['new']} answers again, instead of {moved['old']}.")
         return
     from thumbwise.metrics import Metrics

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from thumbwise.engine_client import Chunk, Sampling
 from thumbwise.errors import ThumbwiseError
-from thumbwise.feedback.records import LOCAL_USER, ReplyState
+from thumbwise.feedback.records import LOCAL_USER, REFUSED, ReplyState
 from thumbwise.logs import event
 from thumbwise.versions import BASE
 
@@ -194,7 +194,7 @@ class Conversations:
                 # A full disk is no news to the reader of a reply that failed, and one that left hears nothing:
                 # the store writes this end as soon as it can.
                 with suppress(ThumbwiseError):
-                    self._finish(turn, written, state, None if failure is None else str(failure))
+                    self._finish(turn, written, state, failure)
             _log_reply(turn, state, len(written.response_ids), time.monotonic() - turn.asked, failure)
 
     async def write(self, turn: Turn, user_id: str = LOCAL_USER) -> tuple[str, Chunk]:
@@ -209,16 +209,22 @@ class Conversations:
             last = replace(last, logprobs=tuple(whole.logprobs), tokens=tuple(whole.tokens))
         return "".join(whole.text), last
 
-    def _finish(self, turn: Turn, written: _Written, state: ReplyState, error: str | None) -> None:
+    def _finish(self, turn: Turn, written: _Written, state: ReplyState, failure: ThumbwiseError | None) -> None:
         self.store.finish_reply(
             turn.message_id,
             state,
             text="".join(written.text),
-            finish_reason=written.finish_reason or ("stopped" if state == "stopped" else None),
+            finish_reason=written.finish_reason or _reason(state, failure),
             prompt_ids=written.prompt_ids,
             response_ids=written.response_ids,
-            error=error,
+            error=None if failure is None else str(failure),
         )
+
+
+def _reason(state: ReplyState, failure: ThumbwiseError | None) -> str | None:
+    """Why a reply that vLLM did not finish ended. What vLLM refuses is the request's fault, not the version's."""
+    refused = failure is not None and failure.status == 400
+    return REFUSED if refused else "stopped" if state == "stopped" else None
 
 
 def _log_reply(turn: Turn, state: str, tokens: int, seconds: float, failure: ThumbwiseError | None) -> None:

@@ -11,6 +11,7 @@ its cache, and starting and stopping servers (that is what the operator's own to
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -23,6 +24,9 @@ from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
 
 PATIENCE = 20.0
 """Seconds that the servers left may take after another one has loaded or probed a version, or failed to."""
+
+LIVES = 5.0
+"""Seconds since a server last sent part of an answer within which it is not taken for broken."""
 
 T = TypeVar("T")
 
@@ -83,7 +87,8 @@ class Pool:
     async def chat(self, model: str, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         """As `EngineClient.chat`, on the server with the fewest open replies; a lone reader stays with one.
 
-        One that fails before its first chunk is taken out, unless it is the last, and the next one is asked.
+        Where one fails before its first chunk, the next one is asked. It is taken out unless it is the last, or has
+        said something to somebody just now: then it is slow under load, or it is the request that is too much for it.
         """
         tried: set[ExternalEngine] = set()
         while True:
@@ -103,7 +108,8 @@ class Pool:
             except ThumbwiseError as error:
                 if begun or error.status < 500 or len(left) == 1:
                     raise
-                member.take_out(str(error))
+                if time.monotonic() - member.client.heard > LIVES:
+                    member.take_out(str(error))
             finally:
                 self._open[member] -= 1
 

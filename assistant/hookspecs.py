@@ -57,7 +57,7 @@ def shape_reward(samples: Sequence[Sample], scores: Scores, context: Any) -> Sco
 
 @hookspec
 def on_feedback(event: dict[str, Any]) -> None:
-    """Observe one stored vote; runs off the chat path, and an exception here is logged, not raised."""
+    """Observe one stored vote. As for all that observe: in a thread of its own, and an exception is logged."""
 
 
 @hookspec

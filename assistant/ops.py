@@ -69,9 +69,10 @@ class KeyBody(_Body):
 
 
 class RollbackBody(_Body):
-    """Why an operator goes back."""
+    """Why an operator goes back, and from which version: where `expect` is not what would be taken back, nothing is."""
 
     reason: str = "by hand"
+    expect: str | None = None
 
 
 def router(assistant: Assistant) -> APIRouter:
@@ -190,7 +191,7 @@ def _add_policies(api: APIRouter, assistant: Assistant) -> None:
 
     @api.post("/rollback")
     async def rollback(body: RollbackBody) -> dict[str, str]:
-        old, new = await policies.rollback(body.reason)
+        old, new = await policies.rollback(body.reason, body.expect)
         return {"old": old, "new": new}
 
     @api.get("/policies/{version}/files/{name}")

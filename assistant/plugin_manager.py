@@ -27,6 +27,7 @@ from thumbwise import __version__, hookspecs
 from thumbwise.contracts import Sample, Scores
 from thumbwise.errors import NotFound, ThumbwiseError
 from thumbwise.home import Home
+from thumbwise.observers import Observers
 from thumbwise.plugin_sources import enabled, installed, read_trusted, run_file
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ class PluginManager:
         self.hook = self.pluggy.hook
         self._owners: dict[tuple[str, str], str] = {}  # (kind, registered name) -> plugin name
         self._infos: list[PluginInfo] = []
+        self.observers = Observers()
 
     def get(self, kind: str, name: str) -> Callable[..., Any]:
         """Return what is registered as `name`; `kind` is a key of KINDS. Raises NotFound naming the known."""
@@ -153,7 +155,11 @@ class PluginManager:
             self.load_source(path, source)
 
     def notify(self, hook_name: str, **event: Any) -> None:
-        """Call every implementation of an observer hook; an exception is logged with the plugin's name."""
+        """Have every implementation of an observer hook called, in order, by `observers`; returns at once."""
+        self.observers.tell(lambda: self._notify(hook_name, event))
+
+    def _notify(self, hook_name: str, event: dict[str, Any]) -> None:
+        """An exception is logged with the plugin's name."""
         for name, plugin in self._implementers(hook_name):
             try:
                 self._call(hook_name, plugin, **event)

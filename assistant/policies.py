@@ -236,13 +236,19 @@ class Policies:
         event(log, "withdraw", said, level=logging.WARNING, version=canary, stable=stable, reason=reason)
         self.plugins.notify("on_rollback", old=canary, new=stable, reason=reason)
 
-    async def rollback(self, reason: str) -> tuple[str, str]:
+    async def rollback(self, reason: str, expect: str | None = None) -> tuple[str, str]:
         """Take the canary back, or where there is none go back to the version that was stable before.
 
-        Returns (old, new).
+        Returns (old, new). Raises Conflict where `expect` is given and is not what would be taken back: two operators
+        who see the same bad version must not go back two.
         """
         async with self._one_at_a_time:
             pointer = self.versions.pointer()
+            at = pointer.canary or pointer.stable
+            if expect not in (None, at):
+                raise Conflict(
+                    f"{expect} does not answer any more ({at} would be taken back): look at `thumbwise policies list`."
+                )
             if pointer.canary is not None:
                 await self._withdraw(pointer.canary, pointer.stable, reason)
                 return pointer.canary, pointer.stable

@@ -21,6 +21,8 @@ from thumbwise.errors import ThumbwiseError
 LOCAL_USER = "local"
 MAX_COMMENT = 4000
 ReplyState = Literal["streaming", "done", "stopped", "failed"]
+REFUSED = "refused"
+"""Finish reason of a reply that failed because vLLM would not take the request: a prompt that is too long, say."""
 
 
 def new_id(prefix: str) -> str:

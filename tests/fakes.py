@@ -23,6 +23,7 @@ class FakeEngineClient:
         self.gate: asyncio.Event | None = None
         self.asked: list[tuple[str, list[Message], Sampling]] = []
         self.open_streams = 0
+        self.heard = 0.0  # never, on time.monotonic()'s clock
         self.loaded: dict[str, Path] = {}
         self.logprobs: dict[str, dict[int, float]] = {}
 

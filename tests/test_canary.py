@@ -16,7 +16,7 @@ from thumbwise.contracts import Message
 from thumbwise.conversation import Conversations
 from thumbwise.engine_client import Sampling
 from thumbwise.errors import Conflict, ThumbwiseError
-from thumbwise.feedback.records import LOCAL_USER, FeedbackRequest, ReplyState
+from thumbwise.feedback.records import LOCAL_USER, REFUSED, FeedbackRequest, ReplyState
 from thumbwise.load import Load
 from thumbwise.versions import BASE, Pointer
 
@@ -29,10 +29,10 @@ def world(tmp_path: Path) -> World:
     return make_world(tmp_path, canary={"turns": 30})
 
 
-def turn(world: World, user: str, version: str, state: ReplyState = "done") -> str:
+def turn(world: World, user: str, version: str, state: ReplyState = "done", reason: str | None = "stop") -> str:
     store = world.versions.store
     message = store.start_reply(user, PROMPT, version, {})
-    store.finish_reply(message, state, text="Hi.", finish_reason="stop")
+    store.finish_reply(message, state, text="Hi.", finish_reason=reason)
     return message
 
 
@@ -231,6 +231,16 @@ async def test_a_canary_that_is_no_worse_becomes_stable_after_its_turns(world: W
     assert await world.policies.rollback("worse after all") == (version, BASE)
 
 
+async def test_a_canary_is_not_blamed_for_requests_that_vllm_refuses(world: World) -> None:
+    version = await canary(world)
+    on, off = people_of(world, version), people_of(world, BASE)
+    for _ in range(25):
+        turn(world, next(on), version, "failed", REFUSED)
+        turn(world, next(off), BASE)
+    turn(world, next(on), version, "failed", None)
+    assert judge(world.versions.store, world.versions.pointer()).replies.turns == 1
+
+
 async def test_a_canary_that_another_one_replaced_meanwhile_is_not_made_stable(world: World) -> None:
     first = await canary(world)
     judged = world.versions.pointer()
@@ -244,7 +254,9 @@ async def test_rollback_takes_the_canary_back_first_and_then_the_stable_version(
     first = world.receive(1)
     await world.policies.promote(first, BASE, "")
     second = await canary(world, 2)
-    assert await world.policies.rollback("rude") == (second, first)
+    with pytest.raises(Conflict, match="does not answer any more"):
+        await world.policies.rollback("rude", expect=first)
+    assert await world.policies.rollback("rude", expect=second) == (second, first)
     assert (world.versions.get(second).state, world.versions.get(second).reason) == ("rejected", "rude")
     assert await world.policies.rollback("rude too") == (first, BASE)
 

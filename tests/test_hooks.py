@@ -51,6 +51,7 @@ def test_every_hook_is_called_with_what_it_declares(home: Home) -> None:
     manager.notify("on_feedback", event={"kind": "thumb"})
     manager.notify("on_promote", old="a", new="b", reason="passed")
     manager.notify("on_rollback", old="b", new="a", reason="by hand")
+    assert manager.observers.drain()
     shaped = manager.shape([SAMPLE], Scores(np.array([2.0], np.float32)), 3)
     chosen = manager.hook.select_candidates(conversation=[], versions=["a", "b"], k=2, rng=random.Random(0))
 
@@ -81,9 +82,28 @@ def test_an_observer_that_raises_is_logged_and_the_next_one_is_called(
     put(home, "b_raises", "from thumbwise import hookimpl\n\n@hookimpl\ndef on_feedback(event):\n    1 / 0\n")
     manager = load(home)
     manager.notify("on_feedback", event={"kind": "pair"})
+    assert manager.observers.drain()
     assert "plugin b_raises failed in on_feedback" in caplog.text
     assert "ZeroDivisionError" in caplog.text
     assert sys.modules["thumbwise_file_a_sees"].seen == [{"kind": "pair"}]
+
+
+def test_an_observer_that_is_slow_keeps_nobody_waiting_and_hears_all_in_order(home: Home) -> None:
+    put(
+        home,
+        "slow",
+        "import threading\nfrom thumbwise import hookimpl\n\ngo, seen = threading.Event(), []\n\n"
+        "@hookimpl\ndef on_feedback(event):\n    go.wait()\n    seen.append(event)\n",
+    )
+    manager = load(home)
+    for n in range(3):
+        manager.notify("on_feedback", event={"n": n})
+    assert not manager.observers.drain(0.01)
+    plugin = sys.modules["thumbwise_file_slow"]
+    assert plugin.seen == []
+    plugin.go.set()
+    assert manager.observers.drain()
+    assert plugin.seen == [{"n": 0}, {"n": 1}, {"n": 2}]
 
 
 def shaper(body: str) -> str:

@@ -175,7 +175,9 @@ async def test_rollback_walks_back_to_the_base_and_no_further(world: World) -> N
     first, second = world.receive(1), world.receive(2)
     await world.policies.promote(first, BASE, "")
     await world.policies.promote(second, first, "")
-    assert await world.policies.rollback("worse") == (second, first)
+    assert await world.policies.rollback("worse", expect=second) == (second, first)
+    with pytest.raises(Conflict, match=f"{first} would be taken back"):
+        await world.policies.rollback("worse", expect=second)  # two people saw the same
     assert await world.policies.rollback("worse") == (first, BASE)
     with pytest.raises(Conflict, match="nothing to roll back"):
         await world.policies.rollback("worse")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,14 @@ async def test_a_server_without_a_first_token_is_taken_out_and_another_one_answe
     assert servers.out == [0]
     assert servers.engine.state == "ready"
     assert servers.engine.warning == f"1 of 2 vLLM servers answer. vLLM at unix:/0 was taken out: {failure}"
+
+
+async def test_a_server_that_answers_others_is_slow_and_not_taken_out() -> None:
+    servers = Servers(2)
+    servers.clients[0].fail_after, servers.clients[0].failure = 0, EngineFailed("vLLM sent nothing for 60 seconds")
+    servers.clients[0].heard = time.monotonic() - external.LIVES + 4
+    assert await servers.reply() == "Hello there friend"
+    assert servers.out == []
 
 
 async def test_the_last_server_is_never_taken_out_for_a_reply() -> None:
