@@ -21,7 +21,7 @@ from typing import Self
 
 import platformdirs
 
-from thumbwise.errors import Conflict
+from thumbwise.errors import Conflict, ThumbwiseError
 
 # struct flock: a write lock on the whole file. Locks of the open file, and not flock, because these can be
 # asked for without being taken: a command that looks for the assistant never stands in the way of its start.
@@ -36,11 +36,20 @@ class Home:
 
     @classmethod
     def find(cls, root: str | Path | None = None) -> Home:
-        """Return the home at `root`, THUMBWISE_HOME or the platform's user data folder, made if missing."""
+        """Return the home at `root`, THUMBWISE_HOME or the platform's user data folder, made if missing.
+
+        Raises ThumbwiseError where it cannot be.
+        """
         named = root or os.environ.get("THUMBWISE_HOME") or platformdirs.user_data_dir("thumbwise", False)
         home = cls(Path(named).expanduser().resolve())
-        for folder in (home.root, home.models, home.policies, home.runs, home.snapshots, home.plugins):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            for folder in (home.root, home.models, home.policies, home.runs, home.snapshots, home.plugins):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise ThumbwiseError(
+                f"{home.root} cannot be the home folder ({error.filename}: {error.strerror}): set THUMBWISE_HOME to a "
+                "folder that you may write to."
+            ) from None
         return home
 
     @property

@@ -26,11 +26,15 @@ def installed() -> list[EntryPoint]:
 
 
 def enabled(home: Home) -> list[str]:
-    """Return the names in `plugins/enabled.txt`; refused (ThumbwiseError) if others could have written it."""
+    """Return the names in `plugins/enabled.txt`; a ThumbwiseError if others could write it, or it is no text."""
     path = home.plugins / "enabled.txt"
     if not path.exists():
         return []
-    return [line.strip() for line in read_trusted(path).decode().splitlines() if line.strip()]
+    try:
+        lines = read_trusted(path).decode().splitlines()
+    except UnicodeDecodeError:
+        raise ThumbwiseError(f"{path} is no text: remove it, and enable what you want again.") from None
+    return [line.strip() for line in lines if line.strip()]
 
 
 def enable(home: Home, name: str) -> None:

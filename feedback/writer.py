@@ -38,15 +38,23 @@ class Writer:
     """The connection, and transactions over it. All methods are synchronous and thread-safe."""
 
     def __init__(self, path: Path) -> None:
-        """Open (or make) the database at `path`."""
+        """Open (or make) the database at `path`; raises ThumbwiseError where that is another kind of file."""
         connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
         path.chmod(0o600)
         self.lock = threading.RLock()
         self._waiting: deque[tuple[Work, Future[Any]]] = deque()
         self._owed: dict[str, Work] = {}
         self.db = Database(connection, strict=True)
-        for name, value in PRAGMAS.items():
-            self.db.execute(f"PRAGMA {name} = {value}")
+        try:
+            for name, value in PRAGMAS.items():
+                self.db.execute(f"PRAGMA {name} = {value}")
+        except sqlite3.DatabaseError as error:
+            connection.close()
+            if error.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+                raise
+            raise ThumbwiseError(
+                f"{path} is not a database, or a damaged one ({error}): move it away and put your last backup there."
+            ) from None
 
     def migrate(self, own: Migrations) -> None:
         """Bring a migration set's tables up to date."""

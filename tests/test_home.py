@@ -49,6 +49,13 @@ def test_the_home_is_found_by_argument_then_environment(tmp_path: Path, monkeypa
     assert tmp_path in Home.find().root.parents
 
 
+def test_a_home_that_cannot_be_is_told_with_the_fix(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ThumbwiseError, match="set THUMBWISE_HOME to a folder"):
+            Home.find(root)
+
+
 def test_a_new_home_is_for_its_owner_alone(home: Home) -> None:
     for folder in (home.models, home.policies, home.runs, home.snapshots, home.plugins, home.root):
         assert stat.S_IMODE(folder.stat().st_mode) & 0o022 == 0, folder

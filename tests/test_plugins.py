@@ -113,6 +113,13 @@ def test_an_enabled_plugin_that_was_uninstalled_is_listed_as_failed(home: Home) 
     assert "thumbwise plugins disable gone" in info(load(home), "gone").reason
 
 
+def test_a_list_of_enabled_plugins_that_is_no_text_enables_none(home: Home, site: Path) -> None:
+    install(site, "thumbwise-brief", "brief", "brief_plugin", BRIEF)
+    (home.plugins / "enabled.txt").write_bytes(b"\xff\n")
+    (off,) = [found for found in load(home).list() if found.source == "entry point"]
+    assert (off.status, "is no text: remove it" in off.reason) == ("off", True)
+
+
 def test_a_name_that_two_packages_bring_runs_neither(home: Home, site: Path) -> None:
     install(site, "first", "brief", "brief_one", BRIEF)
     install(site, "second", "brief", "brief_two", BRIEF)

@@ -48,6 +48,14 @@ def words(writer: Writer) -> list[str]:
     return sorted(row["word"] for row in writer.rows("SELECT word FROM said"))
 
 
+def test_a_file_that_is_no_database_is_told_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "feedback.db"
+    path.write_text("my shopping list, which is longer than a header of SQLite's")
+    with pytest.raises(ThumbwiseError, match="is not a database"):
+        Writer(path)
+    assert path.read_text().startswith("my shopping list")
+
+
 def test_what_waits_at_once_is_committed_once_and_each_gets_its_own_result(writer: Writer) -> None:
     statements: list[str] = []
     writer.db.conn.set_trace_callback(statements.append)
