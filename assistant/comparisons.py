@@ -8,7 +8,6 @@ speed gives nothing away. Left out: sampled comparisons inside the normal chat.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from thumbwise.plugin_manager import PluginManager
     from thumbwise.policies import Policies
 
-log = logging.getLogger(__name__)
 MAX_DRAFTS = 9  # InstructGPT ranked 4 to 9 (arXiv 2203.02155, section 3.2)
 REVEAL_SECONDS = 0.05
 
@@ -55,21 +53,7 @@ class Comparisons:
         self.conversations.require_engine()
         self.conversations.load.check(user_id, k)
         live = self.policies.live()
-        try:
-            versions = self.plugins.hook.select_candidates(conversation=messages, versions=live, k=k, rng=self.rng)
-        except Exception as error:
-            log.exception("select_candidates failed")
-            raise ThumbwiseError(
-                f"A plugin that chooses versions to compare failed ({type(error).__name__}: {error}): look at "
-                "`thumbwise plugins list`.",
-                status=500,
-            ) from error
-        if versions is None or len(versions) != k or not set(versions) <= set(live):
-            raise ThumbwiseError(
-                "A plugin chose versions to compare that are not live: look at `thumbwise plugins list`.",
-                status=500,
-            )
-        shown = list(versions)
+        shown = self.plugins.candidates(messages, live, k, self.rng)
         self.rng.shuffle(shown)
         sampling = self.conversations.sampling(max_tokens or self.conversations.settings.max_tokens)
         with self.conversations.load.held(user_id, k):  # or all that come meanwhile would pass the check

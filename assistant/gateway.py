@@ -149,16 +149,22 @@ def _event(body: dict[str, Any]) -> bytes:
 
 
 async def _events(
-    assistant: Assistant, turn: Turn, user: str, chunks: AsyncGenerator[Chunk, None], usage: bool
+    turn: Turn, first: Chunk, others: AsyncGenerator[Chunk, None], usage: bool
 ) -> AsyncGenerator[bytes, None]:
     """Server-sent events of one turn; `thumbwise` rides on the first and the last chunk."""
+
+    async def whole() -> AsyncGenerator[Chunk, None]:
+        yield first
+        async for chunk in others:
+            yield chunk
+
     envelope = _envelope(turn, "chat.completion.chunk", int(time.time()))
-    first = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
+    begin = {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
     prompt = completion = 0
     try:
-        async with aclosing(chunks):
-            yield _event(envelope | {"choices": [first], "thumbwise": _extra(turn)})
-            async for chunk in chunks:
+        async with aclosing(others):
+            yield _event(envelope | {"choices": [begin], "thumbwise": _extra(turn)})
+            async for chunk in whole():
                 prompt = len(chunk.prompt_ids or ()) or prompt
                 completion += len(chunk.response_ids)
                 delta = {"content": chunk.text} if chunk.text else {}
@@ -221,8 +227,9 @@ def _add_chat(api: APIRouter, assistant: Assistant) -> None:
         turn = await conversations.begin(user, _plain(request.messages), sampling, model=request.model)
         if request.stream:
             usage = bool(request.stream_options and request.stream_options.include_usage)
-            events = _events(assistant, turn, user, conversations.stream(turn, user), usage)
-            return Stream(events)
+            chunks = conversations.stream(turn, user)
+            first = await unless_gone(http, anext(chunks))  # what fails before it still has a status of its own
+            return Stream(_events(turn, first, chunks, usage))
         text, last = await unless_gone(http, conversations.write(turn, user))
         choice = {
             "index": 0,

@@ -14,6 +14,7 @@ import difflib
 import hashlib
 import importlib
 import logging
+import random
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from typing import Any, Literal, Self
 import pluggy
 
 from thumbwise import __version__, hookspecs
-from thumbwise.contracts import Sample, Scores
+from thumbwise.contracts import Message, Sample, Scores
 from thumbwise.errors import NotFound, ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.observers import Observers
@@ -165,6 +166,30 @@ class PluginManager:
                 self._call(hook_name, plugin, **event)
             except Exception:
                 logger.exception("plugin %s failed in %s; the others go on", name, hook_name)
+
+    def candidates(self, conversation: Sequence[Message], live: Sequence[str], k: int, rng: random.Random) -> list[str]:
+        """The k of the versions `live` to compare: the first answer of `select_candidates` that is not None.
+
+        Raises ThumbwiseError (500) naming the plugin that raised, or that chose what it may not.
+        """
+        for name, plugin in self._implementers("select_candidates"):
+            try:
+                chosen = self._call(
+                    "select_candidates", plugin, conversation=conversation, versions=live, k=k, rng=rng
+                )  # fmt: skip
+            except Exception as error:
+                logger.exception("plugin %s failed in select_candidates", name)
+                said = f"Plugin {name} failed in select_candidates ({_one_line(error)}): mend or remove it."
+                raise ThumbwiseError(said, status=500) from error
+            if chosen is None:
+                continue
+            if len(chosen) != k or not set(chosen) <= set(live):
+                said = (
+                    f"Plugin {name} chose {chosen!r} to compare, and not {k} of {', '.join(live)}: mend or remove it."
+                )
+                raise ThumbwiseError(said, status=500)
+            return list(chosen)
+        raise ThumbwiseError("No plugin chooses versions to compare: look at `thumbwise plugins list`.", status=500)
 
     def shape(self, samples: Sequence[Sample], scores: Scores, context: Any) -> Scores:
         """Pass scores (f32[N] for N samples) through every `shape_reward`, each seeing the last result.

@@ -135,13 +135,6 @@ async def test_a_fault_of_ours_a_plugins_and_a_wrong_address_are_one_sentence_to
     status, message = await said("POST", "/v1/chat/completions", content=half, headers=as_json)
     assert (status, "half a character" in message) == (400, True)
 
-    def broken(**_: Any) -> None:
-        raise RuntimeError("no luck")
-
-    monkeypatch.setattr(assistant.plugins.hook, "select_candidates", broken)
-    status, message = await said("POST", "/v1/comparisons", json={"messages": ASK, "k": 2})
-    assert (status, "RuntimeError: no luck" in message) == (500, True)
-
 
 async def test_the_row_is_committed_before_the_first_chunk_and_the_text_before_the_last(assistant, engine) -> None:
     engine.gate = asyncio.Event()
@@ -200,6 +193,15 @@ async def test_an_engine_that_fails_in_mid_reply_is_an_error_event_and_a_failed_
     assert refused.status_code == 409
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_vllm_refuses_has_its_status_streamed_or_not(http, assistant, engine, stream) -> None:
+    engine.fail_after, engine.failure = 0, ThumbwiseError("vLLM refused the request: the prompt is too long.")
+    answer = await http.post("/v1/chat/completions", json={"messages": ASK, "stream": stream})
+    assert (answer.status_code, "too long" in answer.json()["error"]["message"]) == (400, True)
+    row = stored(assistant)[0]
+    assert (row["state"], row["finish_reason"], assistant.load.open) == ("failed", "refused", 0)
+
+
 async def test_an_engine_that_is_starting_is_503_with_retry_after(http, assistant) -> None:
     assistant.engine.state, assistant.engine.detail = "starting", "The engine is starting."
     answer = await http.post("/v1/chat/completions", json={"messages": ASK})
@@ -240,7 +242,7 @@ async def test_a_comparison_hides_versions_and_stores_the_order_shown(http, assi
 
 async def test_sides_are_drawn_evenly(assistant) -> None:
     assistant.policies.live = lambda: ["policy-0000", "policy-0001-aaaaaaaaaaaa"]  # type: ignore[method-assign]
-    assistant.plugins.hook.select_candidates = lambda **kw: list(kw["versions"])  # type: ignore[method-assign]
+    assistant.plugins.candidates = lambda conversation, live, k, rng: list(live)  # type: ignore[method-assign]
     opened = [await assistant.comparisons.open("local", ASK, 2, None, "api") for _ in range(300)]
     left = sum(o.turns[0].version == "policy-0000" for o in opened)
     assert 105 < left < 195  # 5.2 standard deviations of a fair coin

@@ -53,7 +53,7 @@ def test_every_hook_is_called_with_what_it_declares(home: Home) -> None:
     manager.notify("on_rollback", old="b", new="a", reason="by hand")
     assert manager.observers.drain()
     shaped = manager.shape([SAMPLE], Scores(np.array([2.0], np.float32)), 3)
-    chosen = manager.hook.select_candidates(conversation=[], versions=["a", "b"], k=2, rng=random.Random(0))
+    chosen = manager.candidates([], ["a", "b"], 2, random.Random(0))
 
     assert calls.keys() == signatures().keys()
     for name, kwargs in calls.items():
@@ -104,6 +104,21 @@ def test_an_observer_that_is_slow_keeps_nobody_waiting_and_hears_all_in_order(ho
     plugin.go.set()
     assert manager.observers.drain()
     assert plugin.seen == [{"n": 0}, {"n": 1}, {"n": 2}]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("1 / 0", r"Plugin wrong failed in select_candidates \(ZeroDivisionError: division by zero\)"),
+        ("return ['x', 'a']", r"Plugin wrong chose \['x', 'a'\] to compare, and not 2 of a, b"),
+        ("return ['a']", r"Plugin wrong chose \['a'\]"),
+    ],
+)
+def test_a_plugin_that_cannot_choose_is_named(home: Home, body: str, said: str) -> None:
+    put(home, "wrong", f"from thumbwise import hookimpl\n\n@hookimpl\ndef select_candidates():\n    {body}\n")
+    with pytest.raises(ThumbwiseError, match=said) as caught:
+        load(home).candidates([], ["a", "b"], 2, random.Random(0))
+    assert caught.value.status == 500
 
 
 def shaper(body: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from plugin_files import BRIEF, EVERY_HOOK, JUDGES, info, load, put
 
 from thumbwise import plugin_sources
-from thumbwise.errors import NotFound
+from thumbwise.errors import NotFound, ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.plugin_manager import BUILTINS, PluginManager
 
@@ -219,7 +219,8 @@ def test_what_a_plugin_registered_before_it_failed_is_gone(home: Home) -> None:
     assert "ZeroDivisionError" in info(manager, "bad").traceback
     left = [manager.judges.keys(), manager.reward_models, manager.policy_algorithms]
     assert left == [{"sentiment", "concise"}, {}, {}]
-    assert manager.hook.select_candidates(conversation=[], versions=["a"], k=1, rng=random.Random(0)) is None
+    with pytest.raises(ThumbwiseError, match="No plugin chooses"):
+        manager.candidates([], ["a"], 1, random.Random(0))
 
 
 def test_two_plugins_of_one_name_are_told_apart(home: Home) -> None:
