@@ -255,6 +255,7 @@ class Policies:
             old = pointer.stable
             new = await self._proved_before(old)
             await asyncio.to_thread(self.versions.move_pointer, "rollback", new, old, reason)
+            self.warning = ""
             await self._load_other(self.versions.before(new), self._load_if_there)
         self.metrics.rollbacks.inc()
         event(log, "rollback", f"rolled back from {old} to {new} ({reason})", version=new, old=old, reason=reason)

@@ -65,6 +65,20 @@
     if (event.target.closest?.("#tw-list a, #tw-new")) close();
   };
 
+  // A message is kept in the page as markup.py's `markdown` writes it; who copies it wants what was said.
+  const VERBATIM = /(```[^]*?(?:```|$)|~~~[^]*?(?:~~~|$)|`[^`\n]+`|\$\$[^]+?\$\$)/;
+  const plain = (text) =>
+    text.split(VERBATIM)
+      .map((part, i) => (i % 2 ? part : part.replaceAll("&#33;[", "![").replaceAll("&lt;", "<").replaceAll("&amp;", "&")))
+      .join("");
+  const copies = () => {
+    if (!navigator.clipboard) return; // as on plain HTTP from another machine
+    let whole = false;
+    document.addEventListener("click", (event) => (whole = !!event.target.closest?.("#tw-chat .message-buttons")), true);
+    const write = navigator.clipboard.writeText.bind(navigator.clipboard);
+    navigator.clipboard.writeText = (text) => write(whole ? plain(text) : text);
+  };
+
   // Gradio says that the server is gone, and loads the page again when it is back; what was being typed goes with it.
   const gone = () => {
     const lost = (toast) => toast.textContent.startsWith("Connection to the server was lost");
@@ -123,6 +137,7 @@
     document.addEventListener("keydown", keys, true);
     document.addEventListener("click", chosen);
     addEventListener("pagehide", keep);
+    copies();
     look();
   };
   // Gradio adds this script when the page is already there.

@@ -149,6 +149,7 @@ class Contest:
             return self._scores(self._sample(None)), perplexity(self.backbone, self.prose, None)
 
         self.snapshot = kept.part("algorithms", args, "votes", votes)[0].encode()
+        self.votes = sha256(self.snapshot.decode())[:8]
         (self.start, self.base_perplexity), _ = kept.part("algorithms", args, "start", start)
 
     def run(self, case: str) -> dict[str, Any]:
@@ -219,7 +220,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         contest = Contest(args, home, Path(folder))
         cases = {}
         for case in args.cases:
-            cases[case], _ = kept.part("algorithms", args, case, functools.partial(contest.run, case))
+            part = f"{case}-{contest.votes}"  # begun on one machine and ended on another, only if the votes are the same
+            cases[case], _ = kept.part("algorithms", args, part, functools.partial(contest.run, case))
             print(case, cases[case], file=sys.stderr)
     rise = cases.get("ppo+ptx", {}).get("perplexity_rise")
     bars = [] if args.quick or rise is None else [kept.bar("rise of prose's perplexity with ptx", rise, "<=", 0.02)]

@@ -2,8 +2,8 @@
 
 The digest is over the code measured (for most, `training/` and `plugins/`), the settings that it goes by (defaults and
 environment), the processor's number format and the arguments; older code's result stays until a new one of the same
-arguments and format takes its place. What takes hours is kept in parts, from which a stopped measurement goes on. Quick
-forms are not kept.
+arguments and format takes its place. What takes hours is kept in parts, from which a stopped measurement goes on, on
+another machine too where they are committed. Quick forms are not kept.
 """
 
 from __future__ import annotations

@@ -351,6 +351,16 @@ def test_markup_from_people_and_models_is_shown_and_never_run(site: Site) -> Non
     assert page.locator("a[href^=javascript]").count() == 0
 
 
+def test_a_copied_message_is_what_was_said(site: Site) -> None:
+    said = "Where a < b && c, `x < y & z` and &lt; stay, ![p](u) too:\n\n```\n1 < 2 && 3 &amp; 4\n```"
+    site.writer.words = [said]
+    page = site.open(permissions=["clipboard-read", "clipboard-write"])
+    site.say(page, "Hi?")
+    page.locator(".bot-row + .message-buttons-left").get_by_role("button", name="Copy").click()
+    page.wait_for_function("navigator.clipboard.readText().then(text => text.length > 0)")
+    assert page.evaluate("navigator.clipboard.readText()") == said
+
+
 def test_the_policy_of_the_page_lets_no_request_out(site: Site) -> None:
     page = site.open()
     refused = page.evaluate("fetch('https://example.com/').then(() => false, () => true)")
