@@ -105,8 +105,10 @@ def _add(found: Tally, block: Tally) -> None:
 
 
 def judge(store: Store, pointer: Pointer) -> Judgement:
-    """Read what people met since the rollout began; blocking. Turns that named their version, or that vLLM refused,
-    do not count."""
+    """Read what people met since the rollout began; blocking.
+
+    Turns that named their version do not count, nor those that vLLM refused.
+    """
     assert pointer.canary is not None
     asked = [pointer.canary, pointer.stable, pointer.since]
     read = "SELECT r.policy_version AS version, r.user_id AS user, r.conversation_id AS place,"

@@ -11,9 +11,9 @@ import asyncio
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fastapi.responses import StreamingResponse
 
@@ -104,7 +104,7 @@ class Load:
         return not self.open
 
 
-async def unless_gone(request: Request, answer: Coroutine[Any, Any, Answer]) -> Answer:
+async def unless_gone(request: Request, answer: Awaitable[Answer]) -> Answer:
     """What `answer` returns; where the reader hangs up before that, it is cancelled, and ThumbwiseError (499) raised.
 
     `request` must have been read to its end. `answer` runs in this task, so that it is counted from its turn's row on.
