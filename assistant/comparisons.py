@@ -53,7 +53,7 @@ class Comparisons:
         self.conversations.require_engine()
         self.conversations.load.check(user_id, k)
         live = self.policies.live()
-        shown = self.plugins.candidates(messages, live, k, self.rng)
+        shown = list(self.plugins.candidates(messages, live, k, self.rng))
         self.rng.shuffle(shown)
         sampling = self.conversations.sampling(max_tokens or self.conversations.settings.max_tokens)
         with self.conversations.load.held(user_id, k):  # or all that come meanwhile would pass the check

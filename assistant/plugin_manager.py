@@ -167,7 +167,9 @@ class PluginManager:
             except Exception:
                 logger.exception("plugin %s failed in %s; the others go on", name, hook_name)
 
-    def candidates(self, conversation: Sequence[Message], live: Sequence[str], k: int, rng: random.Random) -> list[str]:
+    def candidates(
+        self, conversation: Sequence[Message], live: Sequence[str], k: int, rng: random.Random
+    ) -> Sequence[str]:
         """The k of the versions `live` to compare: the first answer of `select_candidates` that is not None.
 
         Raises ThumbwiseError (500) naming the plugin that raised, or that chose what it may not.
@@ -188,7 +190,8 @@ class PluginManager:
                     f"Plugin {name} chose {chosen!r} to compare, and not {k} of {', '.join(live)}: mend or remove it."
                 )
                 raise ThumbwiseError(said, status=500)
-            return list(chosen)
+            found: Sequence[str] = chosen
+            return found
         raise ThumbwiseError("No plugin chooses versions to compare: look at `thumbwise plugins list`.", status=500)
 
     def shape(self, samples: Sequence[Sample], scores: Scores, context: Any) -> Scores:
