@@ -119,7 +119,12 @@ def list_html(conversations: Iterable[tuple[str, str]], here: str | None) -> str
     return f'<nav aria-label="Conversations"><ul>{"".join(items)}</ul></nav>'
 
 
+_LINE_MARKS = re.compile(r"^[ \t]*[#>]+ ", re.MULTILINE)
+_EMPHASIS = re.compile(r"(?<!\w)[*_](\w(?:[^*_\n]*\w)?)[*_](?!\w)")
+
+
 def excerpt(text: str, length: int = 60) -> str:
-    """The first words of a text, on one line and without the marks of Markdown."""
-    line = " ".join(re.sub(r"[*_`#>]+", "", text).split())
+    """The first words of a text, on one line and without the marks of Markdown (`1 > 0`, `C#` and `a_b` are none)."""
+    text = _LINE_MARKS.sub("", text).replace("**", "").replace("`", "")
+    line = " ".join(_EMPHASIS.sub(r"\1", text).split())
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"

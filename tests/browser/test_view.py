@@ -64,7 +64,8 @@ def test_text_in_html_carries_no_tag_and_no_template() -> None:
 
 
 def test_an_excerpt_is_one_plain_line() -> None:
-    assert excerpt("# Title\n\n**bold** text") == "Title bold text"
+    assert excerpt("# Title\n\n> **bold** _and_ *slanted* `text`") == "Title bold and slanted text"
+    assert excerpt("Is 2 * 3 > 1 in C#, or in snake_case_too?") == "Is 2 * 3 > 1 in C#, or in snake_case_too?"
     assert len(excerpt("word " * 50, 20)) <= 20
 
 
