@@ -287,7 +287,8 @@ def _span(seen: Array) -> Array:
     """Orthonormal rows [m, D] that span those of `seen` [n, D], but for directions that hardly occur.
 
     By the smaller Gram matrix: a singular value decomposition takes four times as long at 1,200 votes. That cannot tell
-    a singular value below a hundred-millionth of the largest from 0, and what has a hundred-thousandth no L2 lets count.
+    a singular value below a hundred-millionth of the largest from 0, and one below a hundred-thousandth is nothing to
+    any L2.
     """
     wide = len(seen) < seen.shape[1]
     squares, vectors = np.linalg.eigh(seen @ seen.T if wide else seen.T @ seen)
