@@ -223,8 +223,9 @@ class Conversations:
 
 def _reason(state: ReplyState, failure: ThumbwiseError | None) -> str | None:
     """Why a reply that vLLM did not finish ended. What vLLM refuses is the request's fault, not the version's."""
-    refused = failure is not None and failure.status == 400
-    return REFUSED if refused else "stopped" if state == "stopped" else None
+    if failure is not None and failure.status == 400:
+        return REFUSED
+    return "stopped" if state == "stopped" else None
 
 
 def _log_reply(turn: Turn, state: str, tokens: int, seconds: float, failure: ThumbwiseError | None) -> None:

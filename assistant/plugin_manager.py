@@ -174,6 +174,7 @@ class PluginManager:
 
         Raises ThumbwiseError (500) naming the plugin that raised, or that chose what it may not.
         """
+        chosen: Sequence[str] | None
         for name, plugin in self._implementers("select_candidates"):
             try:
                 chosen = self._call(
@@ -190,8 +191,7 @@ class PluginManager:
                     f"Plugin {name} chose {chosen!r} to compare, and not {k} of {', '.join(live)}: mend or remove it."
                 )
                 raise ThumbwiseError(said, status=500)
-            found: Sequence[str] = chosen
-            return found
+            return chosen
         raise ThumbwiseError("No plugin chooses versions to compare: look at `thumbwise plugins list`.", status=500)
 
     def shape(self, samples: Sequence[Sample], scores: Scores, context: Any) -> Scores:

@@ -14,7 +14,7 @@ import pytest
 
 from thumbwise.contracts import Message, Prompt
 from thumbwise.errors import ThumbwiseError
-from thumbwise.training.intervals import clustered_mean, few
+from thumbwise.training.intervals import clustered_mean, widening
 from thumbwise.training.judged import Wanted, best_of, by_prompt, pair_accuracy, win_rate
 from thumbwise.training.raters import Bar, Crowd, Voting, bar, choose, judged, make_raters, tiers
 
@@ -161,8 +161,8 @@ def test_a_win_rate_counts_ties_half_and_its_interval_is_clustered_by_prompt() -
     rate = win_rate([[1, 1], [0, 2]], [[0, 1], [1]])  # prompts: 3/4 of each of two replies; 0 and 1
     assert (rate.rate, rate.n) == (0.625, 4)
     error = math.sqrt(2 / 1 * ((1.5 - 1.25) ** 2 + (1 - 1.25) ** 2)) / 4
-    assert rate.high - rate.rate == pytest.approx(1.96 * few(2) * error)
-    assert rate.rate - rate.low == pytest.approx(1.96 * few(2) * error)
+    assert rate.high - rate.rate == pytest.approx(1.96 * widening(2) * error)
+    assert rate.rate - rate.low == pytest.approx(1.96 * widening(2) * error)
 
 
 def test_each_reply_is_held_against_all_of_the_other_side_so_their_order_does_not_matter() -> None:
@@ -177,7 +177,7 @@ def test_replies_to_one_prompt_that_agree_widen_the_interval() -> None:
     apart = win_rate([[score] for row in ours for score in row], [[0.5]] * 40)
     assert clustered.rate == apart.rate == 0.5
     assert clustered.high - 0.5 == pytest.approx(
-        (apart.high - 0.5) * math.sqrt(4 * (39 / 9) * 9 / 39 / 1) * few(10) / few(40), rel=0.1
+        (apart.high - 0.5) * math.sqrt(4 * (39 / 9) * 9 / 39 / 1) * widening(10) / widening(40), rel=0.1
     )
 
 
@@ -185,15 +185,15 @@ def test_terms_of_one_cluster_do_not_make_a_mean_surer() -> None:
     values = [1.0, 0.0, 1.0, 0.0]
     mean, apart = clustered_mean(values, ["a", "b", "c", "d"])
     assert mean == 0.5
-    assert apart == pytest.approx(few(4) * 0.5 / math.sqrt(3))  # that of four independent ones
+    assert apart == pytest.approx(widening(4) * 0.5 / math.sqrt(3))  # that of four independent ones
     assert clustered_mean(values * 9, ["a", "b", "c", "d"] * 9) == pytest.approx((0.5, apart))
     assert clustered_mean(values, ["a"] * 4) == (0.5, 0.5)
 
 
 def test_few_clusters_widen_the_interval_as_students_t_does() -> None:
     for clusters, t in [(5, 2.776), (11, 2.228), (101, 1.984)]:  # 97.5% quantiles for one degree of freedom less
-        assert few(clusters) == pytest.approx(t / 1.96, rel=0.01)
-    assert few(2) > 12.706 / 1.96
+        assert widening(clusters) == pytest.approx(t / 1.96, rel=0.01)
+    assert widening(2) > 12.706 / 1.96
 
 
 def test_the_best_of_n_by_the_reward_is_held_against_each_reply_that_is_not_among_them() -> None:

@@ -61,8 +61,8 @@ def agreement(said: Array, votes: Votes) -> Array:
     and 1): with one person that makes the variance of the mean S10 / m_up + S01 / m_down (DeLong, DeLong and
     Clarke-Pearson, Biometrics 44, 1988, equation 5); with few thumbs each it is up to twice too large.
     """
-    found, told, thumb = np.full(len(said), np.nan), ~np.isnan(said), votes.is_thumb & votes.thumbs_tell
-    pair, thumb = votes.is_pair & told, thumb & told
+    found, told = np.full(len(said), np.nan), votes.telling & ~np.isnan(said)
+    pair, thumb = votes.is_pair & told, votes.is_thumb & told
     found[pair] = (np.sign(said[pair] * (2 * votes.good[pair] - 1)) + 1) / 2
     often = np.bincount(votes.rater[thumb], minlength=votes.raters) > 1
     stratum = np.where(often[votes.rater], votes.rater, -1)

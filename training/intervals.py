@@ -15,7 +15,7 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[Hashable]) -> tup
 
     The error is that of a ratio estimate over m clusters of n_i terms that sum to w_i:
     sqrt(m / (m - 1) sum (w_i - mean n_i)^2) / sum n_i (Cochran, Sampling Techniques, 3rd ed., section 2.11), times what
-    few clusters take (`few`); 0.5, which says nothing of a share, where there is one cluster only.
+    few clusters take (`widening`); 0.5, which says nothing of a share, where there is one cluster only.
     """
     sums: dict[Hashable, tuple[float, int]] = {}
     for value, cluster in zip(values, clusters, strict=True):
@@ -24,10 +24,10 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[Hashable]) -> tup
     n, m = len(values), len(sums)
     mean = float(sum(values)) / n
     squares = sum((total - mean * count) ** 2 for total, count in sums.values())
-    return mean, few(m) * math.sqrt(squares * m / (m - 1)) / n if m > 1 else 0.5
+    return mean, widening(m) * math.sqrt(squares * m / (m - 1)) / n if m > 1 else 0.5
 
 
-def few(clusters: int) -> float:
+def widening(clusters: int) -> float:
     """How much wider than 1.96 standard errors a 95% interval over that many clusters (at least 2) is: Student's t.
 
     By Wallace (Ann. Math. Statist. 30, 1959): z = (8v + 1) / (8v + 3) sqrt(v ln(1 + t^2 / v)) with v = clusters - 1;

@@ -149,7 +149,7 @@ class Contest:
             return self._scores(self._sample(None)), perplexity(self.backbone, self.prose, None)
 
         self.snapshot = kept.part("algorithms", args, "votes", votes)[0].encode()
-        self.votes = sha256(self.snapshot.decode())[:8]
+        self.digest = sha256(self.snapshot)[:8]
         (self.start, self.base_perplexity), _ = kept.part("algorithms", args, "start", start)
 
     def run(self, case: str) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         contest = Contest(args, home, Path(folder))
         cases = {}
         for case in args.cases:
-            part = f"{case}-{contest.votes}"  # another machine goes on with it only if its votes are the same
+            part = f"{case}-{contest.digest}"  # another machine goes on with it only if its votes are the same
             cases[case], _ = kept.part("algorithms", args, part, functools.partial(contest.run, case))
             print(case, cases[case], file=sys.stderr)
     rise = cases.get("ppo+ptx", {}).get("perplexity_rise")
