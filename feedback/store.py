@@ -162,10 +162,11 @@ class Store(Writer):
             at = by_id[at]["parent_id"]
         return path[::-1]
 
-    def conversations(self, user_id: str, limit: int = 30) -> list[tuple[str, str]]:
-        """Return (id, title) of the user's conversations, newest first."""
+    def conversations(self, user_id: str, limit: int) -> list[tuple[str, str]]:
+        """Return (id, title) of the user's conversations, the one with the newest question first."""
         found = self.rows(
-            "SELECT id, title FROM conversations WHERE user_id = ? ORDER BY created_at DESC, id DESC LIMIT ?",
+            "SELECT id, title FROM conversations c WHERE user_id = ? ORDER BY coalesce("
+            "(SELECT max(created_at) FROM replies WHERE conversation_id = c.id), created_at) DESC, id DESC LIMIT ?",
             [user_id, limit],
         )
         return [(row["id"], row["title"]) for row in found]

@@ -33,6 +33,7 @@ from thumbwise.pages.view import (
     messages_of,
     notes_of,
     prompt_of,
+    query_of,
     status_html,
     status_of,
     thumbs_of,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from thumbwise.app import Assistant
 
 DOUBLE_CLICK_SECONDS = 0.5  # a second click this soon is a double click, not a vote taken back
+LISTED = 30  # conversations; older ones by a button
 Updates = dict[Any, Any]
 
 _EMPTY = (
@@ -75,6 +77,7 @@ class ChatPage:
         with gr.Sidebar(width=272, elem_id="tw-side"):
             self.new = gr.Button("New chat", elem_id="tw-new")
             self.list = html(elem_id="tw-list", js_on_load=_OPEN)
+            self.older = gr.Button("Show older", elem_id="tw-older", visible=False)
         self.view = gr.State(View())
         self.top = make_top("/")
         self.chat = gr.Chatbot(
@@ -104,7 +107,9 @@ class ChatPage:
         self._bind(demo)
 
     def _bind(self, demo: gr.Blocks) -> None:
-        conversation = [self.chat, self.notes, self.status, self.list, self.stop, self.send, *self.top.outputs]
+        conversation = [
+            self.chat, self.notes, self.status, self.list, self.older, self.stop, self.send, *self.top.outputs,
+        ]  # fmt: skip
         panel = [self.panel, self.question, self.comment]
         page = [*conversation, *panel, self.box]
 
@@ -116,10 +121,13 @@ class ChatPage:
         self.chat.example_select(self._start, **bound([self.view], page))
         self.stop.click(self._stop, **bound([self.view], conversation))
         self.new.click(self._new, **bound([self.view], page))
-        self.list.click(self._open, **bound([self.view], page))
+        # Gradio would drop a click on the list while the reply of the one before is followed.
+        self.list.click(self._open, **bound([self.view], page, trigger_mode="multiple"))
+        self.older.click(self._older, **bound([self.view], [self.list, self.older]))
         # One at a time and none dropped: two clicks are judged in the order in which they were made.
         self.chat.like(
-            self._thumb, **bound([self.view], [self.chat, *panel], concurrency_limit=1, trigger_mode="multiple")
+            self._thumb,
+            **bound([self.view, self.status], [self.chat, *panel], concurrency_limit=1, trigger_mode="multiple"),
         )
         gr.on([self.comment.submit, self.save.click], self._comment, **bound([self.comment, self.view], panel))
         self.dismiss.click(self._dismiss, **bound([self.view], panel))
@@ -135,7 +143,6 @@ class ChatPage:
     async def _page(self, view: View) -> Updates:
         """Everything about the conversation, from the database."""
         path = await self._path(view)
-        titles = await asyncio.to_thread(self.store.conversations, LOCAL_USER)
         live = self.live.get(view.conversation_id or "")
         now = view.top = shown(self.assistant, view.conversation_id)
         view.thumbs = thumbs_of(path)
@@ -144,11 +151,24 @@ class ChatPage:
             **self.top.update(now),
             self.chat: gr.update(value=messages_of(path, live.frame if live else ""), feedback_value=view.thumbs),
             self.notes: notes_of(path),
-            self.list: list_html(titles, view.conversation_id),
-            self.status: status_html(view.state, said, f"c={view.conversation_id or 'new'}"),
+            **await self._listed(view),
+            self.status: status_html(view.state, said, query_of(view)),
             self.stop: gr.update(visible=live is not None),
             self.send: gr.update(visible=live is None, interactive=now.ready),
         }
+
+    async def _listed(self, view: View) -> Updates:
+        """The list of conversations, and whether there are older ones than it has."""
+        most = view.lists * LISTED
+        titles = await asyncio.to_thread(self.store.conversations, LOCAL_USER, most + 1)
+        return {
+            self.list: list_html(titles[:most], view.conversation_id),
+            self.older: gr.update(visible=len(titles) > most),
+        }
+
+    async def _older(self, view: View) -> Updates:
+        view.lists += 1
+        return await self._listed(view)
 
     async def _turned(self, view: View, conversation_id: str | None) -> Updates:
         """Turn the page to a conversation, or to an empty one."""
@@ -277,10 +297,15 @@ class ChatPage:
 
     # -- votes ---------------------------------------------------------------------------------------
 
-    async def _thumb(self, view: View, event: gr.EventData) -> AsyncGenerator[Updates, None]:
-        """Store a thumb. Whatever the click was, the page then shows what is stored."""
+    async def _thumb(self, view: View, status: str, event: gr.EventData) -> AsyncGenerator[Updates, None]:
+        """Store a thumb. Whatever the click was, the page then shows what is stored.
+
+        `status` is what the browser showed when the thumb was clicked: the page may have been turned since.
+        """
         panel: Updates = {}
         try:
+            if f'data-query="{query_of(view)}"' not in str(status):
+                raise Conflict("The page turned to another conversation: open that one again and click there.")
             panel = await self._vote(view, event._data)
         except ThumbwiseError as error:
             gr.Warning(str(error), title="Not saved")
@@ -288,6 +313,7 @@ class ChatPage:
         # The component keeps a click that the server did not take until the value given to it differs.
         yield {self.chat: gr.update(feedback_value=["" for _ in view.thumbs])}
         yield {self.chat: gr.update(feedback_value=view.thumbs), **panel}
+        view.clicked = (view.clicked[0], time.monotonic())  # a double click's second half has waited for all this
 
     async def _vote(self, view: View, click: Any) -> Updates:
         """Resolve a click against the conversation and store it; returns what becomes of the comment panel."""
@@ -295,14 +321,14 @@ class ChatPage:
         reply, value = clicked(path, click)
         if value == (reply.thumb or "clear"):
             return {}
-        now = time.monotonic()
-        if value == "clear" and view.clicked[0] == reply.id and now - view.clicked[1] < DOUBLE_CLICK_SECONDS:
+        again = view.clicked[0] == reply.id and time.monotonic() - view.clicked[1] < DOUBLE_CLICK_SECONDS
+        if value == "clear" and again:
             return {}
         await self._store(FeedbackRequest(kind="thumb", message_id=reply.id, value=value))
         if value == "clear":
             gr.Info("Your thumb is taken back.", duration=4)
             return self._no_panel(view)
-        view.clicked = (reply.id, now)
+        view.clicked = (reply.id, time.monotonic())
         comment = {} if view.commenting_on == reply.id else {self.comment: ""}
         view.commenting_on = reply.id
         gr.Success("Saved. Click the thumb again to take it back.", duration=4)

@@ -68,7 +68,7 @@
   // A message is kept in the page as markup.py's `markdown` writes it; who copies it wants what was said.
   const VERBATIM = /(```[^]*?(?:```|$)|~~~[^]*?(?:~~~|$)|`[^`\n]+`|\$\$[^]+?\$\$)/;
   const plain = (text) =>
-    text.split(VERBATIM)
+    text.replace(/\n\u200b$/, "").split(VERBATIM)
       .map((part, i) => (i % 2 ? part : part.replaceAll("&#33;[", "![").replaceAll("&lt;", "<").replaceAll("&amp;", "&")))
       .join("");
   const copies = () => {
@@ -100,6 +100,15 @@
     box().dispatchEvent(new Event("input", { bubbles: true }));
   };
 
+  // The button that the keyboard was on goes away with what it did: on to what comes next, not to the top of the page.
+  const NEXT = ["#tw-next", "#tw-much-1", "#tw-box textarea"];
+  let left = null;
+  const moved = (event) => (left = event.target.matches?.(":focus-visible") ? event.target : null);
+  const focus = () => {
+    if (!left || document.activeElement !== document.body || left.offsetParent) return;
+    all(NEXT).find((element) => element.offsetParent && !element.disabled)?.focus();
+  };
+
   let planned = false;
   const look = () => {
     if (planned) return;
@@ -112,6 +121,7 @@
       sidebar();
       gone();
       restore();
+      focus();
     });
   };
 
@@ -136,6 +146,8 @@
     new MutationObserver(look).observe(document.body, { childList: true, subtree: true, characterData: true });
     document.addEventListener("keydown", keys, true);
     document.addEventListener("click", chosen);
+    document.addEventListener("focusin", moved);
+    document.addEventListener("pointerdown", () => (left = null));
     addEventListener("pagehide", keep);
     copies();
     look();

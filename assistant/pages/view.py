@@ -33,6 +33,7 @@ class View:
     epoch: int = 0  # grows when the page turns to something else, which ends an older follower
     commenting_on: str | None = None
     clicked: tuple[str, float] = ("", 0.0)  # message id and monotonic time of the last thumb given
+    lists: int = 1  # how many times LISTED conversations are listed
     top: Shown | None = None
     thumbs: list[str | None] = field(default_factory=list)
 
@@ -100,6 +101,11 @@ def status_of(path: Sequence[Reply]) -> tuple[str, str]:
     if last.state == "failed":
         return last.state, sentence(last.error)
     return last.state, _SAID[last.state]
+
+
+def query_of(view: View) -> str:
+    """What stands in the address bar for the conversation that is shown."""
+    return f"c={view.conversation_id or 'new'}"
 
 
 def status_html(state: str, said: str, query: str) -> str:
