@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Coroutine
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import gradio as gr
 from fastapi import FastAPI
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from thumbwise.home import Home
     from thumbwise.settings import Settings
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 REVIEW_SECONDS = 5.0
 """Between two looks at a canary; one look reads what its people met so far."""
@@ -98,7 +101,7 @@ class Assistant:
 
     async def _bring_up(self) -> None:
         try:
-            model = await asyncio.to_thread(prepare, self.home, self.settings.model, self._say)
+            model = await in_background(lambda: prepare(self.home, self.settings.model, self._say))
             await asyncio.to_thread(self.versions.bind, model.digest, model.name)
             self.model = model
             self.engine = self._make_engine(self.model)
@@ -188,6 +191,21 @@ class Assistant:
             event = {"id": feedback_id, "user": user_id, **request.model_dump()}
             self.plugins.notify("on_feedback", event=event)
         return feedback_id
+
+
+async def in_background(work: Callable[[], T]) -> T:
+    """What `work` returns, from a thread that the end of the process does not wait for (asyncio's own, it would)."""
+    found: Future[T] = Future()
+
+    def run() -> None:
+        found.set_running_or_notify_cancel()
+        try:
+            found.set_result(work())
+        except BaseException as error:
+            found.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await asyncio.wrap_future(found)
 
 
 def create_api(assistant: Assistant) -> FastAPI:

@@ -30,7 +30,8 @@ def serve(
     settings = Settings.load(home, host=host, port=port, model=model, engine_url=engine_url, train_every=train_every)
     logs.configure(settings.log_format)
     with HomeLock(home) as lock, listen(settings.host, settings.port) as bound:
-        url = f"http://{settings.host}:{bound.getsockname()[1]}"
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        url = f"http://{host}:{bound.getsockname()[1]}"
         with suppress(KeyboardInterrupt):  # uvicorn raises it again after an orderly end
             uvloop.run(_serve(home, settings, lock, bound, url))
 

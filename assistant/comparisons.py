@@ -53,10 +53,10 @@ class Comparisons:
         self.conversations.require_engine()
         self.conversations.load.check(user_id, k)
         live = self.policies.live()
-        shown = list(self.plugins.candidates(messages, live, k, self.rng))
-        self.rng.shuffle(shown)
         sampling = self.conversations.sampling(max_tokens or self.conversations.settings.max_tokens)
         with self.conversations.load.held(user_id, k):  # or all that come meanwhile would pass the check
+            shown = await asyncio.to_thread(self.plugins.candidates, messages, live, k, self.rng)
+            self.rng.shuffle(shown)
             comparison_id, drafts = await asyncio.to_thread(
                 self.conversations.store.start_comparison, user_id, messages, shown, asdict(sampling), source
             )

@@ -180,7 +180,8 @@ class Conversations:
                     written.add(chunk)
                     if chunk.finish_reason is not None:
                         state = "done"
-                        await asyncio.to_thread(self._finish, turn, written, state, None)
+                        # Shielded: a reader who leaves now would take it out of the queue of threads.
+                        await asyncio.shield(asyncio.to_thread(self._finish, turn, written, state, None))
                     yield chunk
         except ThumbwiseError as error:
             state, failure = "failed", error

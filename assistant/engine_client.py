@@ -24,8 +24,8 @@ import orjson
 from thumbwise.contracts import Message
 from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
 
-SILENCE = 60.0
-"""Seconds without a byte after which a reply counts as failed."""
+SILENCE = 180.0
+"""Seconds without a byte after which a reply counts as failed; one that waits in vLLM's queue is as silent as that."""
 
 T = TypeVar("T")
 
@@ -35,6 +35,10 @@ _NOT_JSON = "Out of range float values"  # and where a log-probability is not a 
 
 # Below the 5 s of a vLLM that is not ours, so that no request is sent into a connection that it just closed.
 _KEEPALIVE = 2.0
+
+
+class Unheard(EngineFailed):
+    """The connection to vLLM broke, or stayed silent, before it had said what it thinks of the request."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,10 @@ class EngineClient:
     async def adapters(self) -> dict[str, str]:
         """Return every served name and the folder that it was loaded from, the base model's included."""
         answer = await self._json("GET", "/v1/models")
-        return {str(card["id"]): str(card["root"]) for card in answer["data"]}
+        try:
+            return {str(card["id"]): str(card["root"]) for card in answer["data"]}
+        except (KeyError, TypeError):
+            raise EngineFailed("what answers there does not list its models as vLLM does.") from None
 
     async def load_adapter(self, name: str, path: Path) -> None:
         """Load the adapter folder `path` under `name`; a name that is already loaded is left as it is.
@@ -162,8 +169,10 @@ class EngineClient:
             raise
         except ThumbwiseError as error:
             if "already been loaded" not in str(error):
-                # vLLM says 500 to whatever it will not load; where it is well, that is the version's fault.
-                status = 422 if error.status == 400 or await self.alive() else EngineFailed.status
+                # vLLM says 500 to whatever it will not load; where it is well, that is the version's fault. Where it
+                # said nothing (a folder on a network that hangs), it is not.
+                refused = error.status == 400 or (not isinstance(error, Unheard) and await self.alive())
+                status = 422 if refused else EngineFailed.status
                 raise EngineFailed(f"The policy {name} could not be loaded: {error}", status=status) from None
 
     async def unload_adapter(self, name: str) -> None:
@@ -314,6 +323,6 @@ def _translated(silence: float) -> Iterator[None]:
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
         raise EngineUnavailable("vLLM is not answering: it is starting or has stopped.") from None
     except aiohttp.SocketTimeoutError:
-        raise EngineFailed(f"vLLM sent nothing for {silence:g} seconds: the reply is given up.") from None
+        raise Unheard(f"vLLM sent nothing for {silence:g} seconds: the reply is given up.") from None
     except aiohttp.ClientError as error:
-        raise EngineFailed(f"The connection to vLLM broke ({type(error).__name__}): try again.") from None
+        raise Unheard(f"The connection to vLLM broke ({type(error).__name__}): try again.") from None

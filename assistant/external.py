@@ -59,7 +59,7 @@ class ExternalEngine(Supervised):
                 await self._get_ready()
             except EngineUnavailable:
                 await asyncio.sleep(self.poll_every)
-            except ThumbwiseError as error:
+            except (ThumbwiseError, OSError) as error:  # the latter: a full disk, where its mixed batches are checked
                 self._set(self.state, f"vLLM at {self.url} cannot be used: {error}")
                 await asyncio.sleep(self.poll_every)
             else:

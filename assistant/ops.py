@@ -160,7 +160,8 @@ def _add_candidates(api: APIRouter, assistant: Assistant) -> None:
     async def promote(version: str, body: PromoteBody) -> dict[str, Any]:
         if body.lease is not None:
             versions.runs.check_lease(body.lease)
-            if versions.get(version).state == "retired":  # a job that resumes late does not undo a rollback
+            # A job that resumes late does not undo a rollback.
+            if versions.get(version).state in ("retired", "rejected") and versions.was_stable(version):
                 raise Conflict(
                     f"{version} was stable before and was replaced: promote it by hand, if you want it back."
                 )

@@ -167,19 +167,18 @@ class PluginManager:
             except Exception:
                 logger.exception("plugin %s failed in %s; the others go on", name, hook_name)
 
-    def candidates(
-        self, conversation: Sequence[Message], live: Sequence[str], k: int, rng: random.Random
-    ) -> Sequence[str]:
+    def candidates(self, conversation: Sequence[Message], live: Sequence[str], k: int, rng: random.Random) -> list[str]:
         """The k of the versions `live` to compare: the first answer of `select_candidates` that is not None.
 
-        Raises ThumbwiseError (500) naming the plugin that raised, or that chose what it may not.
+        Raises ThumbwiseError (500) naming the plugin that raised, or that chose what it may not. As long as the plugin
+        takes: call it in a thread.
         """
-        chosen: Sequence[str] | None
         for name, plugin in self._implementers("select_candidates"):
             try:
-                chosen = self._call(
+                answer = self._call(
                     "select_candidates", plugin, conversation=conversation, versions=live, k=k, rng=rng
                 )  # fmt: skip
+                chosen = None if answer is None else list(answer)
             except Exception as error:
                 logger.exception("plugin %s failed in select_candidates", name)
                 said = f"Plugin {name} failed in select_candidates ({_one_line(error)}): mend or remove it."

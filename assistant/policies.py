@@ -158,15 +158,16 @@ class Policies:
 
         With a `share` of people above 0 it becomes their canary instead; the base is none, and stable at once. Raises
         Conflict where the pointer moved (at all, where it was `seen`), ThumbwiseError (422) where the probe fails; the
-        version is then marked rejected and the stable one goes on answering.
+        version is then marked rejected and the stable one goes on answering. A rejected one that was stable once may be
+        tried again: what could not be restored is seldom its own fault.
         """
         async with self._one_at_a_time:
             if seen is not None and self.versions.pointer() != seen:
                 raise Conflict(f"{version} was canary until the pointer moved: look at `thumbwise policies list`.")
             record = self.versions.get(version)
-            if record.state == "stable" or (record.state == "canary" and share > 0):
+            if record.state == "stable" or (record.state == "canary" and share == self.versions.pointer().share):
                 return None
-            if record.state == "rejected":
+            if record.state == "rejected" and not self.versions.was_stable(version):
                 raise Conflict(f"{version} was rejected ({record.reason}) and cannot be promoted.")
             if self.versions.stable() != expect_stable:
                 raise Conflict(f"{expect_stable} is no longer stable: look at `thumbwise policies list`.")
@@ -322,7 +323,7 @@ class Policies:
                 reason = f"could not be restored: {error}"
                 await asyncio.to_thread(self.versions.move_pointer, "rollback", to, stable, reason)
                 self.versions.set_state(stable, "rejected", reason)
-                self.warning = f"{stable} {reason} {to} answers instead."
+                self.warning = f"{stable} {reason} {to} answers instead; `policies promote` tries it again."
                 log.warning(self.warning)
             canary = self.versions.pointer().canary
             if canary is not None and (error := await self._wrong_on(engine, canary)) is not None:

@@ -315,6 +315,10 @@ class Versions:
             passed.add(at)
         return None if version == BASE else BASE
 
+    def was_stable(self, version: str) -> bool:
+        """Whether the version is stable, or ever was."""
+        return bool(self.store.rows("SELECT 1 FROM pointer_log WHERE action='promote' AND new=? LIMIT 1", [version]))
+
     def log(self, limit: int = 50) -> list[dict[str, Any]]:
         """The pointer's last moves, newest first."""
         return self.store.rows("SELECT * FROM pointer_log ORDER BY seq DESC LIMIT ?", [limit])

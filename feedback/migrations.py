@@ -93,3 +93,9 @@ def m001_first(db: Database) -> None:
 def m002_by_version(db: Database) -> None:
     """Find what a version said since a given time."""
     db.execute("CREATE INDEX replies_version ON replies (policy_version, created_at)")
+
+
+@migrations()
+def m003_by_comparison(db: Database) -> None:
+    """Find a comparison's drafts, which each vote on it does."""
+    db.execute("CREATE INDEX replies_comparison ON replies (comparison_id)")

@@ -83,6 +83,13 @@ def test_in_the_browser_where_all_have_one_name_conversations_are_drawn() -> Non
     assert len({pointer.version_for("ann", f"conv-{n}") for n in range(100)}) == 1
 
 
+async def test_the_share_of_a_canary_can_be_changed(world: World) -> None:
+    version = await canary(world, share=0.25)
+    assert await world.policies.promote(version, BASE, "more people", 0.5) is not None
+    assert (world.versions.pointer().canary, world.versions.pointer().share) == (version, 0.5)
+    assert world.versions.get(version).state == "canary"
+
+
 async def test_one_person_alone_brings_a_canary_to_its_end(world: World) -> None:
     version, store = await canary(world, share=0.1), world.versions.store
     conversations = talks(world)

@@ -70,6 +70,21 @@ async def test_line_separators_inside_a_reply_do_not_cut_it(tmp_path):
         assert "".join(chunk.text for chunk in await read(client)) == text
 
 
+async def test_a_load_that_vllm_says_nothing_of_is_not_the_versions_fault(tmp_path):
+    async with stub(tmp_path, b"", kind="application/json", hangs=True) as (client, _):
+        assert await client.alive()
+        with pytest.raises(EngineFailed, match=r"sent nothing for 0\.3 seconds") as caught:
+            await client.load_adapter("policy-0001", tmp_path)
+    assert caught.value.status == 502
+
+
+@pytest.mark.parametrize("answer", [b"{}", b'{"data": [{"id": "thumbwise"}]}'])
+async def test_what_is_no_vllm_is_said_to_be_none(tmp_path, answer):
+    async with stub(tmp_path, answer, kind="application/json") as (client, _):
+        with pytest.raises(EngineFailed, match="does not list its models as vLLM does"):
+            await client.adapters()
+
+
 async def test_every_request_names_the_model_and_every_sampling_field(tmp_path):
     async with stub(tmp_path, event(reason="stop") + DONE) as (client, asked):
         await read(client, sampling=Sampling(0.7, 9, stop=("\n",), seed=3))

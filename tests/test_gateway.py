@@ -240,31 +240,6 @@ async def test_a_comparison_hides_versions_and_stores_the_order_shown(http, assi
     assert json.loads(stored(assistant)[0]["sampling"])["max_tokens"] == assistant.settings.max_tokens
 
 
-async def test_sides_are_drawn_evenly(assistant) -> None:
-    assistant.policies.live = lambda: ["policy-0000", "policy-0001-aaaaaaaaaaaa"]  # type: ignore[method-assign]
-    assistant.plugins.candidates = lambda conversation, live, k, rng: list(live)  # type: ignore[method-assign]
-    opened = [await assistant.comparisons.open("local", ASK, 2, None, "api") for _ in range(300)]
-    left = sum(o.turns[0].version == "policy-0000" for o in opened)
-    assert 105 < left < 195  # 5.2 standard deviations of a fair coin
-
-
-async def test_drafts_are_revealed_at_an_equal_rate_and_whole_at_the_end(assistant, engine) -> None:
-    opened = await assistant.comparisons.open("local", ASK, 2, None, "page")
-    views = [view async for view in assistant.comparisons.stream(opened, "local")]
-    assert views[-1] == ["Hello there friend"] * 2
-    assert assistant.store.comparison(opened.comparison_id, "local").drafts[0].state == "done"
-
-
-async def test_closing_a_comparison_stops_every_draft(assistant, engine) -> None:
-    engine.gate = asyncio.Event()
-    opened = await assistant.comparisons.open("local", ASK, 2, None, "page")
-    stream = assistant.comparisons.stream(opened, "local")
-    await anext(stream)
-    await stream.aclose()
-    assert engine.open_streams == 0
-    assert {row["state"] for row in stored(assistant)} == {"stopped"}
-
-
 async def test_a_vote_is_kept_once_and_a_plugin_that_observes_it_cannot_break_it(http, assistant) -> None:
     body = (await http.post("/v1/comparisons", json={"messages": ASK})).json()
     vote = {"kind": "pair", "comparison_id": body["comparison_id"], "value": {"choice": "left", "strength": 2}}

@@ -112,6 +112,7 @@ def test_an_observer_that_is_slow_keeps_nobody_waiting_and_hears_all_in_order(ho
         ("1 / 0", r"Plugin wrong failed in select_candidates \(ZeroDivisionError: division by zero\)"),
         ("return ['x', 'a']", r"Plugin wrong chose \['x', 'a'\] to compare, and not 2 of a, b"),
         ("return ['a']", r"Plugin wrong chose \['a'\]"),
+        ("return 3", r"Plugin wrong failed in select_candidates \(TypeError"),
     ],
 )
 def test_a_plugin_that_cannot_choose_is_named(home: Home, body: str, said: str) -> None:

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,32 @@ async def test_a_reply_that_does_not_end_is_not_waited_for_longer_than_asked(htt
     assert not await assistant.load.drain(0.1)
     for task in tasks:
         task.cancel()
+
+
+async def test_a_plugin_that_chooses_versions_slowly_keeps_nobody_else_waiting(assistant) -> None:
+    where = []
+    choose = assistant.plugins.candidates
+    assistant.plugins.candidates = lambda *given: where.append(threading.current_thread()) or choose(*given)
+    await assistant.comparisons.open("ann", ASK["messages"], 2, None, "api")
+    assert where != [threading.main_thread()]
+
+
+async def test_a_finished_reply_is_stored_though_its_reader_left_before_its_turn(assistant) -> None:
+    conversations, executor, busy = assistant.conversations, ThreadPoolExecutor(1), threading.Barrier(2)
+    asyncio.get_running_loop().set_default_executor(executor)
+    assistant.engine.client.gate.set()
+    turn = await conversations.begin("ann", ASK["messages"], conversations.sampling())
+    executor.submit(lambda: (busy.wait(), busy.wait()))  # as where all threads wait for the disk
+    busy.wait()
+    written = asyncio.create_task(conversations.write(turn, "ann"))
+    while executor._work_queue.empty():
+        await asyncio.sleep(0.01)
+    written.cancel()
+    await asyncio.wait([written])
+    busy.wait()
+    executor.shutdown()
+    (row,) = assistant.store.rows("SELECT state, text FROM replies")
+    assert (row["state"], row["text"]) == ("done", "Hello there friend")
 
 
 # --- from outside -----------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from pathlib import Path
@@ -344,29 +343,6 @@ async def test_a_rejected_version_is_neither_shown_nor_gone_back_to(world: World
     with pytest.raises(ThumbwiseError, match="does not answer as it was trained"):
         await world.policies.promote(first, second, "by hand")
     assert world.policies.live() == [second, BASE]
-    assert await world.policies.rollback("by hand") == (second, BASE)
-    assert world.versions.get(first).state == "rejected"
-
-
-async def test_a_fresh_engine_that_can_apply_no_version_answers_as_the_base(world: World) -> None:
-    first, second = world.receive(1), world.receive(2)
-    await world.policies.promote(first, BASE, "test")
-    await world.policies.promote(second, first, "test")
-    await world.policies.promote(first, second, "back again, by hand: each was stable before the other")
-    world.engine.logprobs[first] = world.engine.logprobs[second] = OF_BASE
-    async with asyncio.timeout(10):
-        await world.policies.restore(world.engine)
-    assert world.versions.stable() == BASE
-    assert world.policies.live() == [BASE]
-
-
-async def test_the_version_before_takes_no_traffic_unproved_after_a_restart_either(world: World) -> None:
-    first, second = world.receive(1), world.receive(2)
-    await world.policies.promote(first, BASE, "test")
-    await world.policies.promote(second, first, "test")
-    world.engine.logprobs[first] = OF_BASE
-    await world.policies.restore(world.engine)
-    assert world.policies.live() == [second]
     assert await world.policies.rollback("by hand") == (second, BASE)
     assert world.versions.get(first).state == "rejected"
 

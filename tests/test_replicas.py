@@ -81,7 +81,7 @@ async def test_a_server_without_a_first_token_is_taken_out_and_another_one_answe
 
 async def test_a_server_that_answers_others_is_slow_and_not_taken_out() -> None:
     servers = Servers(2)
-    servers.clients[0].fail_after, servers.clients[0].failure = 0, EngineFailed("vLLM sent nothing for 60 seconds")
+    servers.clients[0].fail_after, servers.clients[0].failure = 0, EngineFailed("vLLM sent nothing for 180 seconds")
     servers.clients[0].heard = time.monotonic() - external.LIVES + 4
     assert await servers.reply() == "Hello there friend"
     assert servers.out == []
@@ -111,6 +111,29 @@ async def test_a_request_that_vllm_refuses_is_nobodys_fault_but_the_askers() -> 
     with pytest.raises(ThumbwiseError, match="too long"):
         await servers.reply()
     assert servers.out == []
+
+
+async def test_a_full_disk_while_a_server_is_looked_at_is_not_the_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = external.ExternalEngine("unix:/0")
+    engine.poll_every, tried = 0.01, []
+
+    async def adapters() -> dict[str, str]:
+        tried.append(1)
+        if len(tried) == 1:
+            raise OSError(28, "No space left on device")
+        return {BASE: "/"}
+
+    async def ready() -> None: ...
+
+    monkeypatch.setattr(engine.client, "adapters", adapters)
+    monkeypatch.setattr(engine, "_get_ready", ready)
+    monkeypatch.setattr(engine, "_alive", asyncio.Event().wait)
+    await engine.start()
+    async with asyncio.timeout(10):
+        while engine.state != "ready":
+            await asyncio.sleep(0.01)
+    await engine.stop()
+    assert len(tried) == 2
 
 
 async def test_without_any_server_everything_says_so() -> None:

@@ -54,11 +54,16 @@ def test_the_database_is_opened_with_durable_settings(store: Store) -> None:
     assert [next(iter(row.values())) for row in pragmas.values()] == ["wal", 2, 1]
 
 
+def test_a_comparisons_drafts_are_found_without_reading_every_reply(store: Store) -> None:
+    found = store.rows("EXPLAIN QUERY PLAN SELECT * FROM replies WHERE comparison_id = 'c'")
+    assert "USING INDEX" in found[0]["detail"]
+
+
 def test_migrations_run_once_and_again_change_nothing(tmp_path: Path) -> None:
     for _ in range(2):
         Store(tmp_path / "feedback.db").close()
     db = Database(tmp_path / "feedback.db")
-    assert [m.name for m in migrations.applied(db)] == ["m001_first", "m002_by_version"]
+    assert [m.name for m in migrations.applied(db)] == ["m001_first", "m002_by_version", "m003_by_comparison"]
     assert db["feedback"].count == 0
 
 

@@ -16,7 +16,7 @@ import httpx
 
 THINK = (1.0, 3.0)  # seconds that a person takes; unpaced ones would leave two cores nothing to train with
 AGAIN = 0.5
-SILENCE = 90.0  # seconds without a byte; the assistant itself gives up after 60
+SILENCE = 210.0  # seconds without a byte; the assistant itself gives up after 180
 REPEATED = 0.1  # share of the acknowledged votes that are sent once more
 ENOUGH = 60  # votes that a run can learn from
 WORDS = 200  # longest streamed reply, in tokens

@@ -1,0 +1,59 @@
+"""Comparisons: sides, the rate at which drafts are revealed, and what happens when nobody looks any more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+from fakes import FakeEngineClient
+
+from thumbwise.app import Assistant
+from thumbwise.engine_client import Chunk
+
+ASK = [{"role": "user", "content": "Hello?"}]
+
+
+@pytest.fixture
+def engine(assistant: Assistant) -> FakeEngineClient:
+    return assistant.engine.client  # type: ignore[union-attr, return-value]
+
+
+async def test_sides_are_drawn_evenly(assistant) -> None:
+    assistant.policies.live = lambda: ["policy-0000", "policy-0001-aaaaaaaaaaaa"]  # type: ignore[method-assign]
+    assistant.plugins.candidates = lambda conversation, live, k, rng: list(live)  # type: ignore[method-assign]
+    opened = [await assistant.comparisons.open("local", ASK, 2, None, "api") for _ in range(300)]
+    left = sum(o.turns[0].version == "policy-0000" for o in opened)
+    assert 105 < left < 195  # 5.2 standard deviations of a fair coin
+
+
+async def test_drafts_are_revealed_at_an_equal_rate_and_whole_at_the_end(assistant, engine) -> None:
+    opened = await assistant.comparisons.open("local", ASK, 2, None, "page")
+    whole, gate, held, views = engine.chat, asyncio.Event(), iter([True, False]), []
+
+    async def chat(*asked: Any) -> AsyncGenerator[Chunk, None]:
+        waits = next(held)
+        async for chunk in whole(*asked):
+            yield chunk
+            if waits:
+                await gate.wait()
+
+    engine.chat = chat
+    async for view in assistant.comparisons.stream(opened, "local"):
+        views.append(view)
+        if len(views) == 4:
+            gate.set()
+    assert views[1:4] == [["Hello"] * 2] * 3  # though the second draft is long finished
+    assert views[-1] == ["Hello there friend"] * 2
+    assert assistant.store.comparison(opened.comparison_id, "local").drafts[0].state == "done"
+
+
+async def test_closing_a_comparison_stops_every_draft(assistant, engine) -> None:
+    engine.gate = asyncio.Event()
+    opened = await assistant.comparisons.open("local", ASK, 2, None, "page")
+    stream = assistant.comparisons.stream(opened, "local")
+    await anext(stream)
+    await stream.aclose()
+    assert engine.open_streams == 0
+    assert {row["state"] for row in assistant.store.rows("SELECT state FROM replies")} == {"stopped"}

@@ -1,0 +1,68 @@
+"""Addresses, proxies and an early Ctrl-C: `thumbwise serve`, and the commands that talk to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from crash_tools import tiny_home
+from fakes import FakeEngine, FakeEngineClient
+from live_server import serving
+
+from thumbwise.client import call
+from thumbwise.home import Home, running_url
+
+PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+NOWHERE = "http://127.0.0.1:9"
+
+
+def test_a_command_asks_the_assistant_itself_and_no_proxy(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in PROXIES:
+        monkeypatch.setenv(name, NOWHERE)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    home = tiny_home(tmp_path, tiny_model)
+    with serving(home, lambda: FakeEngine(FakeEngineClient())) as live:
+        assert call(home, live.url, "GET", "/ops/api/policies")[0]["version"] == "policy-0000"
+
+
+SERVE = """
+import sys, time
+from thumbwise import app
+from thumbwise.cli import main
+
+def prepare(home, model, say):
+    print("downloading", flush=True)
+    time.sleep(600)
+
+app.prepare = prepare
+main(["serve", "--port", "0", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_ctrl_c_ends_a_download_and_the_address_is_one_that_can_be_opened(tmp_path: Path, host: str) -> None:
+    environment = {**os.environ, "THUMBWISE_HOME": str(tmp_path)}
+    serve = subprocess.Popen(
+        [sys.executable, "-P", "-c", SERVE, "--host", host], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert serve.stdout is not None
+        said = [line for line in iter(serve.stdout.readline, "downloading\n") if line]
+        home = Home.find(tmp_path)
+        assert any(f"http://{'[::1]' if ':' in host else host}:" in line for line in said)
+        url = running_url(home)
+        assert url is not None
+        assert call(home, url, "GET", "/ops/api/policies")[0]["version"] == "policy-0000"
+        serve.send_signal(signal.SIGINT)
+        assert serve.wait(timeout=30) == 0
+    finally:
+        serve.kill()
+        serve.wait()
