@@ -29,10 +29,15 @@ if TYPE_CHECKING:
     "--ptx", type=click.Path(exists=True, dir_okay=False, resolve_path=True), metavar="FILE",
     help="Text that the policy should go on predicting as well as before (PPO-ptx; needs the setting train.ptx).",
 )  # fmt: skip
+@click.option(
+    "--new-votes", is_flag=True, help="Do nothing where nobody has voted since the last run that came to its end."
+)
 @click.option("--resume", is_flag=True, help="Go on with the last run, which was cut off or failed, where it stopped.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done with the votes so far; train nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON line, the last on stdout.")
-def train(algorithm: str, reward: str | None, ptx: str | None, resume: bool, dry_run: bool, as_json: bool) -> None:
+def train(
+    algorithm: str, reward: str | None, ptx: str | None, new_votes: bool, resume: bool, dry_run: bool, as_json: bool
+) -> None:
     """Train on the votes so far, and swap the result in if it passes its gates.
 
     Needs a running assistant. People go on chatting meanwhile; whatever fails, the stable version goes on
@@ -56,8 +61,9 @@ def train(algorithm: str, reward: str | None, ptx: str | None, resume: bool, dry
     from thumbwise.training.progress import RunProgress
 
     result = run_training(
-        home, settings, url, home.job_token(), algorithm, resume=resume, plugins=plugins, progress=RunProgress()
-    )
+        home, settings, url, home.job_token(), algorithm, resume=resume, new_votes=new_votes, plugins=plugins,
+        progress=RunProgress(),
+    )  # fmt: skip
     if as_json:
         click.echo(json.dumps(result.as_json()))
     else:

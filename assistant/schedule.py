@@ -45,7 +45,7 @@ class Schedule:
             return ["train", "--resume"]
         last = self.runs.last_begun()
         since = self.begun if last is None else last
-        return ["train", "--algorithm", "auto"] if now - since >= self.interval else None
+        return ["train", "--new-votes"] if now - since >= self.interval else None
 
     async def run(self) -> None:
         """Look, start, wait, for as long as the assistant runs; a run under way ends with it, and is resumed."""

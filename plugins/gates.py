@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from thumbwise import hookimpl
 from thumbwise.contracts import Evidence, GateReport, Register, Sample
+from thumbwise.training.evaluate import wins
 from thumbwise.training.intervals import clustered_mean
 from thumbwise.training.replies import finish_rate, mean_length, repetition
 
@@ -39,9 +38,7 @@ def win_rate(evidence: Evidence) -> GateReport:
 
     Several replies to one prompt are not independent, so the standard error is over prompts.
     """
-    limits = evidence.limits
-    difference = evidence.candidate_scores - evidence.stable_scores
-    won = np.where(np.isnan(difference), 0.5, (np.sign(difference) + 1) / 2)
+    limits, won = evidence.limits, wins(evidence)
     prompts = [repr(sample.prompt) for sample in evidence.candidate]
     share, error = clustered_mean(won.tolist(), prompts) if prompts else (0.0, 0.5)
     low = share - limits.standard_errors * error

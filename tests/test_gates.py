@@ -12,7 +12,7 @@ import pytest
 from thumbwise.contracts import Evidence, GateReport, Message, Prompt, RunContext, Sample
 from thumbwise.plugins import gates
 from thumbwise.training.config import GateSettings, TrainSettings
-from thumbwise.training.evaluate import CHAT_TOKENS, interview
+from thumbwise.training.evaluate import CHAT_TOKENS, figures, interview
 from thumbwise.training.intervals import widening
 from thumbwise.training.replies import eos_penalties, finish_rate, mean_length, repetition
 
@@ -74,6 +74,7 @@ def test_ties_and_missing_opinions_count_half() -> None:
     report = gates.win_rate(evidence(candidate=replies(4), candidate_scores=scores, stable_scores=scores * 0))
     results = np.array([1, 1, 0.5, 0.5])
     assert report.value == pytest.approx(0.75 - 1.28 * widening(4) * results.std(ddof=1) / 2)
+    assert figures(evidence(candidate_scores=scores, stable_scores=scores * 0))["win_rate_proxy"] == 0.75
     assert "proxy" in report.name
     assert "proxy" in report.detail
 

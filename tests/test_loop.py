@@ -196,8 +196,8 @@ def test_a_job_killed_at_one_stage_after_another_ends_with_the_digest_of_one_tha
 def test_the_built_in_schedule_runs_the_job_as_a_child_and_keeps_what_it_said(live: Live) -> None:
     assistant = live.assistant
     schedule = Schedule(assistant.home, 3600.0, assistant.versions.runs, lambda: assistant.status().ready)
-    assert schedule.due(time.time() + 3600) == ["train", "--algorithm", "auto"]
-    asyncio.run(schedule._train(["train", "--algorithm", "auto", "--dry-run"]))
+    assert schedule.due(time.time() + 3600) == ["train", "--new-votes"]
+    asyncio.run(schedule._train(["train", "--dry-run"]))
     assert schedule.log.read_text().splitlines()[-1].startswith("dry run: 1")
     assert schedule.due(time.time()) is None
 

@@ -18,6 +18,7 @@ from thumbwise.contracts import RunContext
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import sha256
 from thumbwise.plugins.ppo import PPO
+from thumbwise.training import ptx
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.ptx import KEPT, WINDOW, Pretraining, keep_file
 
@@ -86,6 +87,20 @@ def test_an_iteration_makes_one_optimizer_step_a_minibatch_with_and_without_the_
         steps = [state["step"] for state in states[-1]["policy_optimizer"]["state"].values()]
         assert {int(step) for step in steps} == {2}
     assert any(not torch.equal(states[0]["policy"][name], states[1]["policy"][name]) for name in states[0]["policy"])
+
+
+def test_of_a_long_file_pieces_from_all_of_it_are_read(
+    context: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ptx, "MOST", 4000)
+    monkeypatch.setattr(ptx, "SLICES", 4)
+    path = tmp_path / "long.txt"
+    path.write_text("1 " * 5000 + "2 " * 5000)
+    tokenizer = context.backbone.tokenizer
+    texts = [tokenizer.decode(text.response_ids) for text in ptx.windows(path, tokenizer)]
+    said = "".join(texts)
+    assert 1500 < len(said) <= 5000
+    assert said.count("1") == pytest.approx(said.count("2"), rel=0.5)
 
 
 def test_the_norms_are_running_means_and_part_of_the_state(context: RunContext) -> None:

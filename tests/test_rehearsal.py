@@ -21,7 +21,7 @@ from tiny_model import ROUND
 from thumbwise.cli import main
 from thumbwise.home import Home, running_url
 from thumbwise.training import rehearsal_home
-from thumbwise.training.rehearsal import problem, total
+from thumbwise.training.rehearsal import _config, problem, total
 
 COMMAND = Path(sys.executable).with_name("thumbwise")
 VOTES = 60
@@ -51,6 +51,17 @@ def make_home(root: Path, config: str) -> Home:
     plugin.write_text(JUDGE)
     plugin.chmod(0o600)
     return home
+
+
+def test_another_setting_or_plugin_is_another_rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = make_home(tmp_path, "")
+    found = [_config(home), _config(home)]
+    monkeypatch.setenv("THUMBWISE_TRAIN__PTX", "0.3")
+    found.append(_config(home))
+    (home.plugins / "letters.py").write_text(JUDGE + "\n")
+    found.append(_config(home))
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
 
 
 def write_prompts(path: Path) -> Path:

@@ -122,6 +122,7 @@ def test_where_the_gates_refuse_the_last_policy_an_earlier_one_goes_on_resumed_o
 ) -> None:
     seen = itertools.cycle([9.0, 0.1])  # of the last policy, then of the earlier one
     monkeypatch.setattr("thumbwise.training.evaluate.kl_to_reference", lambda context, samples, adapter: next(seen))
+    monkeypatch.setattr("thumbwise.training.job.tidy", lambda folder: None)
     changes = {"iterations": 4, "kl_budget": 9.0}
     gates = {"max_kl": 1.0}
     whole = train(tmp_path / "whole", model, FakeAssistant(make_snapshot(60)), gates, **changes)

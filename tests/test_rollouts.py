@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 from tiny_model import make_tiny_model
 from toy_policy import PROMPTS
+from transformers import AutoTokenizer, GraniteConfig, GraniteForCausalLM
 
+from thumbwise.errors import ThumbwiseError
 from thumbwise.training.attention import GROUPED, grouped_attention
 from thumbwise.training.batches import shared_prefix
 from thumbwise.training.config import TrainSettings
@@ -24,6 +27,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
     return Backbone(make_tiny_model(tmp_path_factory.mktemp("model")), TrainSettings(dtype="float32"))
+
+
+def test_a_model_that_does_more_to_its_logits_than_its_head_does_is_refused(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "granite")
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = GraniteConfig(vocab_size=len(AutoTokenizer.from_pretrained(folder)), logits_scaling=8.0, **sizes)
+    GraniteForCausalLM(config).save_pretrained(folder)
+    with pytest.raises(ThumbwiseError, match="scales or caps its logits"):
+        Backbone(folder, TrainSettings(dtype="float32"))
 
 
 def test_a_left_padded_row_has_the_logits_of_the_unpadded_one(backbone: Backbone) -> None:

@@ -74,6 +74,26 @@ def test_the_held_out_loss_falls_and_the_same_seed_gives_the_same_weights(make: 
     assert f"{report.losses[3]:.3f} after epoch 3" in report.line()
 
 
+def test_what_people_correct_most_is_learned_from_and_not_held_out(
+    make: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out: list[list[str]] = []
+
+    def noted(backbone: Backbone, samples: Any) -> float:
+        held_out.append([sample.prompt[0]["content"] for sample in samples])
+        return 1.0
+
+    monkeypatch.setattr("thumbwise.training.sft.held_out_loss", noted)
+    said = [replace(demo, group="hi" if n < 20 else demo.group) for n, demo in enumerate(corrections(60))]
+    assert learn(make(sft_epochs=1), said).demonstrations == 50
+    assert not {f"Question {n}?" for n in range(20)} & set(held_out[0])
+
+
+def test_micro_batches_change_memory_and_not_the_result(make: Callable[..., RunContext]) -> None:
+    losses = [learn(make(micro_batch=size), corrections(20)).losses for size in (2, 16)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
 def test_what_makes_held_out_prompts_worse_is_not_kept(
     make: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from training_world import FakeAssistant, make_snapshot
 
 from thumbwise.cli import main
 from thumbwise.contracts import Labels, Sample, Thumb
-from thumbwise.errors import NotFound, ThumbwiseError
+from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.store import Store
 from thumbwise.home import Home
 from thumbwise.plugin_manager import PluginManager
@@ -136,13 +136,13 @@ def test_a_run_is_due_an_interval_after_the_last_one_began(tmp_path: Path, versi
     schedule = Schedule(Home.find(tmp_path), 3600, versions.runs, lambda: ready)
     now = time.time()
     assert schedule.due(now + 3590) is None
-    assert schedule.due(now + 3610) == ["train", "--algorithm", "auto"]
+    assert schedule.due(now + 3610) == ["train", "--new-votes"]
     run = versions.runs.begin("s", 60)
     versions.runs.end(run.id, run.lease, "rejected", "")
     later = Schedule(Home.find(tmp_path), 3600, versions.runs, lambda: ready)  # the assistant was restarted
     later.begun += 1800
     assert later.due(now + 3590) is None
-    assert later.due(now + 3610) == ["train", "--algorithm", "auto"]
+    assert later.due(now + 3610) == ["train", "--new-votes"]
     ready = False
     assert later.due(now + 3610) is None
 
@@ -164,13 +164,24 @@ async def test_a_run_that_cannot_be_gone_on_with_is_given_up_and_the_schedule_go
     assert schedule.due(time.time()) == ["train", "--resume"]
     await schedule._train(["train", "--resume"])
     assert schedule.due(time.time()) is None
-    assert schedule.due(time.time() + 3610) == ["train", "--algorithm", "auto"]
+    assert schedule.due(time.time() + 3610) == ["train", "--new-votes"]
     (run,) = versions.store.rows("SELECT outcome, reason FROM runs")
     assert run["outcome"] == "failed"
     assert run["reason"].startswith("it could not be gone on with: Error: No assistant runs on")
 
 
 # --- what the record says of a run that is resumed --------------------------------------------------------
+
+
+def test_a_lease_that_ran_out_while_the_machine_slept_is_renewed_unless_another_run_began(versions: Versions) -> None:
+    run = versions.runs.begin("s", -1)
+    versions.runs.renew(run.id, run.lease, 60)
+    assert versions.runs.check_lease(run.lease) == run.id
+    versions.runs.renew(run.id, run.lease, -1)
+    other = versions.runs.begin("s", 60)
+    with pytest.raises(Conflict, match="train --resume"):
+        versions.runs.renew(run.id, run.lease, 60)
+    assert versions.runs.check_lease(other.lease) == other.id
 
 
 def test_a_resumed_run_gets_a_fresh_lease_and_the_old_one_is_void(versions: Versions) -> None:

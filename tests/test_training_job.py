@@ -18,8 +18,8 @@ from thumbwise.contracts import GateReport, RunContext
 from thumbwise.errors import Conflict, ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.settings import Settings
+from thumbwise.training import job, stepping
 from thumbwise.training import round as job_round
-from thumbwise.training import stepping
 from thumbwise.training.job import run_training
 from thumbwise.training.losses import MissingEnd, ends_wanted
 from thumbwise.training.progress import RunProgress
@@ -67,6 +67,7 @@ def test_a_round_makes_a_candidate_that_serving_accepts_and_promotes_it(tmp_path
         "proxy_excess",
     }
     assert (run / "curves.png").exists()
+    assert not (run / "checkpoints").exists()  # what it would have gone on from
     assert json.loads((run / "result.json").read_text())["outcome"] == "promoted"
 
 
@@ -80,7 +81,10 @@ def test_the_same_snapshot_and_seed_give_the_same_bytes_and_another_seed_others(
 
 
 @pytest.mark.slow
-def test_a_later_round_is_judged_against_the_stable_adapter_that_it_fetches(tmp_path: Path, model: Path) -> None:
+def test_a_later_round_is_judged_against_the_stable_adapter_that_it_fetches(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "tidy", lambda folder: None)
     assistant = FakeAssistant(make_snapshot(40))
     first = train(tmp_path, model, assistant)
     assistant.stable, assistant.number = str(first.version), 2
@@ -93,7 +97,7 @@ def test_a_later_round_is_judged_against_the_stable_adapter_that_it_fetches(tmp_
     assert fetched.read_bytes() == assistant.policies[str(first.version)]["adapter_model.safetensors"]
 
 
-def test_replies_are_to_end_somewhat_more_often_than_the_references_and_no_less_often_than_stables(
+def test_replies_are_to_end_somewhat_more_often_than_the_references_and_nearly_as_often_as_stables(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steered = []
@@ -107,8 +111,45 @@ def test_replies_are_to_end_somewhat_more_often_than_the_references_and_no_less_
     assistant = FakeAssistant(make_snapshot(40))
     first = train(tmp_path, model, assistant)
     assistant.stable, assistant.number = str(first.version), 2
-    train(tmp_path, model, assistant)
-    assert steered == [ends_wanted(0.1), 0.9]
+    train(tmp_path, model, assistant, {"max_finish_loss": 0.05})
+    assert steered == [ends_wanted(0.1), 0.9 - 0.05 / 2]
+
+
+def test_where_nobody_has_voted_since_nothing_is_trained_if_one_asks_for_that(tmp_path: Path, model: Path) -> None:
+    assistant = FakeAssistant(make_snapshot(40))
+    assert train(tmp_path, model, assistant, new_votes=True).outcome == "promoted"
+    asked = json.dumps({"type": "prompt", "user": "u", "group": "g", "prompt": [{"role": "user", "content": "Hi?"}]})
+    assistant.snapshot, assistant.number = assistant.snapshot + asked.encode() + b"\n", 2
+    again = train(tmp_path, model, assistant, new_votes=True)
+    assert (again.outcome, "Nobody has voted since run-1" in again.reason) == ("too_little_data", True)
+    assistant.snapshot, assistant.number = make_snapshot(41), 3
+    assert train(tmp_path, model, assistant, new_votes=True).outcome == "promoted"
+
+
+def test_a_rank_that_could_not_be_served_is_refused_before_the_round(tmp_path: Path, model: Path) -> None:
+    assistant = FakeAssistant(make_snapshot(40))
+    with pytest.raises(ThumbwiseError, match=r"rank 64 \(train.lora_rank\) cannot be served"):
+        train(tmp_path, model, assistant, lora_rank=64)
+    assert assistant.finished == []
+
+
+def test_a_plugin_that_changes_the_base_model_publishes_nothing(tmp_path: Path, model: Path) -> None:
+    home = Home.find(tmp_path / "home")
+    plugin = home.plugins / "changes.py"
+    plugin.write_text(
+        "from thumbwise import hookimpl\nfrom thumbwise.plugins.best_of_n import BestOfN\n\n"
+        "class Changes(BestOfN):\n"
+        "    def step(self, iteration):\n"
+        "        self.context.backbone.base.get_output_embeddings().weight.data.add_(1e-3)\n"
+        "        return super().step(iteration)\n\n"
+        "@hookimpl\ndef register_policy_algorithms(register):\n    register('changes', Changes)\n"
+    )
+    plugin.chmod(0o600)
+    assistant = FakeAssistant(make_snapshot(40))
+    result = train(tmp_path, model, assistant, algorithm="changes")
+    assert result.outcome == "failed"
+    assert "changed the frozen base weights" in result.reason
+    assert assistant.policies == {}
 
 
 def test_too_little_data_ends_the_run_with_one_sentence(tmp_path: Path, model: Path) -> None:

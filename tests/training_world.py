@@ -185,7 +185,7 @@ class FakeAssistant:
 
 def train(
     tmp_path: Path, model: Path, assistant: FakeAssistant, gates: dict[str, Any] | None = None, *,
-    algorithm: str = "ppo", resume: bool = False, curves: bool = False, **changes: Any,
+    algorithm: str = "ppo", resume: bool = False, new_votes: bool = False, curves: bool = False, **changes: Any,
 ) -> TrainResult:  # fmt: skip
     """One round on the home `tmp_path`/home, with the settings of SMALL and LENIENT changed.
 
@@ -202,6 +202,7 @@ def train(
             "secret",
             algorithm,
             resume=resume,
+            new_votes=new_votes,
             plugins=PluginManager(home).load(),
             transport=httpx.MockTransport(assistant.answer),
             prepare_model=lambda home, name: PreparedModel(model, "base", "tiny"),

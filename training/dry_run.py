@@ -17,7 +17,7 @@ from thumbwise.plugin_manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.training.client import OpsClient
 from thumbwise.training.data import Snapshot, parse
-from thumbwise.training.tiers import choose, too_little
+from thumbwise.training.tiers import check_rank, choose, too_little
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ def dry_run(
 ) -> DryRun:
     """Freeze the feedback of the assistant at `url` and say what a round would make of it."""
     plugins.check_training(settings.reward, algorithm, settings.train.rollouts)
+    check_rank(settings)
     with OpsClient(url, token, transport) as client:
         snapshot = parse(client.snapshot(client.take_snapshot()))
     why: str | None = too_little(snapshot, settings.train)
@@ -88,5 +89,5 @@ def _people(snapshot: Snapshot) -> int:
 def _last_seconds(home: Home) -> float | None:
     results = sorted(home.runs.glob("*/result.json"), key=lambda path: path.stat().st_mtime)
     rows = [json.loads(path.read_text()) for path in results if (path.parent / "run.json").exists()]
-    ended = [row["seconds"] for row in rows if row["outcome"] in ("promoted", "rejected")]
+    ended = [row["seconds"] for row in rows if row["outcome"] in ("promoted", "rejected") and row["seconds"]]
     return float(ended[-1]) if ended else None

@@ -14,6 +14,7 @@ import numpy as np
 from thumbwise.contracts import (
     Evidence,
     FitReport,
+    Floats,
     Gate,
     GateReport,
     Prompt,
@@ -38,6 +39,13 @@ def kl_to_reference(context: RunContext, samples: Sequence[Sample], adapter: str
     for part in chunks(len(samples), backbone.micro_batch):
         total += float(backbone.compared(backbone.batch(samples[part]), adapter, context.temperature).kl.sum())
     return total / max(1, len(samples))
+
+
+def wins(evidence: Evidence) -> Floats:
+    """1 where the candidate's reply scores above stable's, 0 below, 0.5 where equal or not scored; f[N]."""
+    difference = evidence.candidate_scores - evidence.stable_scores
+    won: Floats = np.where(np.isnan(difference), 0.5, (np.sign(difference) + 1) / 2)
+    return won
 
 
 @dataclass(frozen=True)
@@ -112,6 +120,7 @@ def figures(evidence: Evidence) -> dict[str, Any]:
         "rm_votes": evidence.rm_votes,
         "reward": float(np.nanmean(evidence.candidate_scores)),
         "stable_reward": float(np.nanmean(evidence.stable_scores)),
+        "win_rate_proxy": float(wins(evidence).mean()),
         "kl": evidence.kl,
         "length": mean_length(evidence.candidate),
         "finish_rate": finish_rate(evidence.candidate),

@@ -4,11 +4,12 @@ The job talks to the assistant over HTTP only and never opens its database. Ever
 in `runs/<run_id>/` of the home. Whatever goes wrong ends the run as failed with one sentence (the
 traceback goes to `error.log` there) and leaves the stable version alone. A run that was killed, stopped or
 met a full disk is gone on with by `resume`, and ends with the same adapter. What a round consists of is in
-`thumbwise.training.round`. Left out: a supervised stage before PPO.
+`thumbwise.training.round`. Left out: several runs at once.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 import traceback
 from collections.abc import Callable
@@ -26,9 +27,9 @@ from thumbwise.plugin_manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.training.client import Lease, OpsClient
 from thumbwise.training.progress import RunProgress
-from thumbwise.training.round import Round
+from thumbwise.training.round import STABLE, Round
 from thumbwise.training.runs import RESULT, Record, TrainResult, read_record, unfinished, working, write_json
-from thumbwise.training.tiers import AUTO
+from thumbwise.training.tiers import AUTO, check_rank
 
 RESUME = "`thumbwise train --resume` goes on where it stopped."
 Preparer = Callable[[Home, str], PreparedModel]
@@ -42,6 +43,7 @@ def run_training(
     algorithm: str = AUTO,
     *,
     resume: bool = False,
+    new_votes: bool = False,
     plugins: PluginManager | None = None,
     progress: RunProgress | None = None,
     transport: httpx.BaseTransport | None = None,
@@ -49,12 +51,14 @@ def run_training(
 ) -> TrainResult:
     """Run one round against the assistant at `url`, or go on with the last one, and return how it ended.
 
+    With `new_votes` the round is too little where nobody has voted since the last one that came to its end.
     Raises ThumbwiseError only where the run could not begin (another one holds the lease, no such algorithm
     or reward model, no answer, nothing to resume); later failures are results with outcome "failed".
     """
     start = time.monotonic()
     plugins = plugins or PluginManager(home).load()
     plugins.check_training(settings.reward, algorithm, settings.train.rollouts)
+    check_rank(settings)
     with OpsClient(url, token, transport) as client, progress or RunProgress(quiet=True) as shown:
         folder, record, ended = _resume(home, client) if resume else _begin(home, client, algorithm, settings)
         with working(folder):
@@ -64,7 +68,7 @@ def run_training(
             with Lease(client, record.given) as lease:
                 job = Round(
                     home, record.settings(settings), record.algorithm, plugins, client, record.given, lease, folder,
-                    shown, prepare_model,
+                    shown, prepare_model, new_votes=new_votes,
                 )  # fmt: skip
                 result = _guarded(job, folder)
                 result.seconds = round(time.monotonic() - start, 1)
@@ -73,7 +77,15 @@ def run_training(
             fault_point("finished")
             with suppress(OSError):  # a full disk: the run can be resumed without it
                 write_json(folder / RESULT, result.as_json())
+            if result.outcome != "failed":
+                tidy(folder)
     return result
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a run that has come to its end kept to go on from: with a schedule, gigabytes in a month."""
+    for name in ("checkpoints", STABLE):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _begin(

@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils.logging import disable_progress_bar
 
 from thumbwise.contracts import Floats, Sample
+from thumbwise.errors import ThumbwiseError
 from thumbwise.processor import train_format
 from thumbwise.training.attention import GROUPED
 from thumbwise.training.batches import Batch, at_positions, chunks, make_batch
@@ -69,9 +70,22 @@ class Backbone:
         self.body: Any = base.base_model
         self.layers = _decoder_layers(base)
         self.hidden_size = int(base.get_input_embeddings().weight.shape[1])
+        self._check_head(folder.name)
         self.reference: str | None = BASE
         """What the KL is taken to: the base, or a frozen copy of the policy as an SFT stage left it."""
         self._lora = {n: m for n, m in base.named_modules() if isinstance(m, LoraLayer)}
+
+    def _check_head(self, name: str) -> None:
+        """Raise ThumbwiseError where a model does more to its logits than its head does (Granite, Gemma 2, Cohere)."""
+        ids = torch.arange(8)[None] % self.base.config.vocab_size
+        with torch.no_grad(), self.using(BASE):
+            whole = self.base(ids).logits
+            ours = self.base.get_output_embeddings()(self.body(ids).last_hidden_state)
+        if not torch.allclose(whole.float(), ours.float(), rtol=1e-2, atol=1e-2 * float(ours.float().abs().max())):
+            raise ThumbwiseError(
+                f"{name} scales or caps its logits after the head, which training would not see: "
+                "choose another base model (`--model`)."
+            )
 
     # --- adapters -----------------------------------------------------------------------------------
 

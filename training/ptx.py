@@ -34,6 +34,8 @@ TEXTS = 192
 """Replies of the reference that the texts are drawn from: more than a run draws twice each."""
 WINDOW = 128
 """Tokens of an operator's file that are one text."""
+MOST, SLICES = 2_000_000, 200
+"""Characters of an operator's file that are read, and pieces that they come from."""
 MEMORY = 0.9
 """Of the running means of both gradients' norms: one minibatch's norm alone is mostly luck."""
 
@@ -114,9 +116,15 @@ def keep_file(train: TrainSettings, folder: Path) -> str:
 def windows(path: Path, tokenizer: Any) -> list[Sample]:
     """A text file cut into texts of WINDOW tokens; raises ThumbwiseError where it has fewer.
 
-    The first token of a text is its context, so every other one is learned from.
+    The first token of a text is its context, so every other one is learned from. Of a long file SLICES pieces at equal
+    distances, MOST characters in all: a run draws some hundred texts, and a tokenizer wants a hundred bytes a token.
     """
-    ids: list[int] = tokenizer(path.read_text(encoding="utf-8"), add_special_tokens=False)["input_ids"]
+    text = path.read_text(encoding="utf-8")
+    if len(text) > MOST:
+        size = MOST // SLICES
+        starts = [(len(text) - size) * n // (SLICES - 1) for n in range(SLICES)]
+        text = "".join(text[start : start + size] for start in starts)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) < WINDOW:
         raise ThumbwiseError(f"The text file {path.name} has {len(ids)} tokens; --ptx needs at least {WINDOW}.")
     return [

@@ -49,7 +49,7 @@ _NUMBER = re.compile(r"(reward|KL|length) (-?[\d.]+)")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is rehearsed; two rehearsals with equal plans, prompts and config.toml are the same one."""
+    """What is rehearsed; two rehearsals with equal plans, prompts, settings and plugin files are the same one."""
 
     judge: str
     voting: Voting
@@ -87,6 +87,12 @@ class Clock:
         return seconds
 
 
+def _config(operator: Home) -> str:
+    """What the rehearsal's processes will go by: settings, the environment's too, and loose plugin files."""
+    settings = Settings.load(operator).model_dump_json(exclude={"host", "port"})
+    return settings + "".join(path.read_text() for path in sorted(operator.plugins.glob("*.py")))
+
+
 class Rehearsal:
     """One rehearsal of `plan`, begun anew or gone on with; `run` does what is missing."""
 
@@ -96,10 +102,9 @@ class Rehearsal:
         self.plugins.check_training(Settings.load(operator).reward, plan.algorithm, "in_process")
         self.judge = functools.partial(judged, plan.judge, self.plugins.get("judges", plan.judge))
         self.judge(plan.voters[0], ["Very well, thank you!", "Leave me alone."])  # better now than in the first vote
-        config = operator.config.read_text() if operator.config.exists() else ""
         facts = asdict(plan) | {"prompts": len(plan.voters), "held_out": len(plan.held_out)}
         facts.pop("voters")
-        self.folder, self.resumed = rehearsal_home.open_folder(operator, plan.digest(config), facts)
+        self.folder, self.resumed = rehearsal_home.open_folder(operator, plan.digest(_config(operator)), facts)
         self.home = rehearsal_home.make_home(operator, self.folder)
         self.env = rehearsal_home.environment(self.home, plan.max_tokens, plan.voting.seed)
         self.settings = Settings.load(

@@ -56,7 +56,7 @@ from thumbwise.training.progress import RunProgress
 from thumbwise.training.ptx import keep_file
 from thumbwise.training.replies import finish_rate
 from thumbwise.training.reward import ShapedReward
-from thumbwise.training.runs import TrainResult, read_json, write_json
+from thumbwise.training.runs import SNAPSHOT, TrainResult, nothing_new, read_json, write_json
 from thumbwise.training.selection import earlier, select
 from thumbwise.training.sft import SFTReport, learn
 from thumbwise.training.tiers import choose, too_little
@@ -84,21 +84,24 @@ class Round:
     progress: RunProgress
     prepare_model: Callable[[Home, str], PreparedModel]
     model_name: str = ""
+    new_votes: bool = False
 
     def run(self) -> TrainResult:
         """Snapshot to swap, from wherever the last attempt stopped; raises on failure."""
         train = self.settings.train
         snapshot = self._snapshot()
-        if reason := too_little(snapshot, train):
+        if reason := too_little(snapshot, train) or (nothing_new(self.home, self.folder) if self.new_votes else ""):
             return TrainResult("too_little_data", reason, self.given.run_id)
         self.algorithm, why = choose(self.algorithm, snapshot, train)
         self.progress.say(why)
+        if train.ptx and self.algorithm != "ppo":
+            self.progress.say(f"The setting train.ptx (and --ptx) is PPO's: {self.algorithm} does without it.")
         kept = self._kept_candidate()
         return self._hand_over(*(kept or self._make_candidate(snapshot)))
 
     def _snapshot(self) -> Snapshot:
         self.progress.stage("snapshot")
-        path = self.folder / "snapshot.jsonl"
+        path = self.folder / SNAPSHOT
         if not path.exists() or sha256(path.read_bytes()) != self.given.snapshot_id:
             write_durably(path, self.client.snapshot(self.given.snapshot_id))
         fault_point("snapshot")
@@ -119,7 +122,8 @@ class Round:
         stable = questions.ask(self._stable(context.backbone))
         wanted = ends_wanted(usual)
         if self.given.stable != BASE:  # it may end more often than that, and the gates hold the candidate to it
-            wanted = max(wanted, finish_rate(stable.drafts))
+            # Half of their margin below: with its whole rate, each round's luck would be the least of the next.
+            wanted = max(wanted, finish_rate(stable.drafts) - self.settings.gates.max_finish_loss / 2)
         context = replace(context, finish_rate=wanted)
         _seed(train.seed, 0)
         algorithm = self.plugins.get("policy_algorithms", self.algorithm)(context, reward)
@@ -133,10 +137,7 @@ class Round:
         evidence, reports = selected.evidence, selected.reports
         if context.backbone.base_sha256() != weights:
             raise ThumbwiseError("Training changed the frozen base weights: the plugin that did so must be mended.")
-        metrics = figures(evidence) | {
-            "win_rate_proxy": next((r.value for r in reports if r.name == "win_rate_proxy"), None),
-            "stopped": f"stopped:{selected.stopped}" if selected.stopped else "",
-        }
+        metrics = figures(evidence) | {"stopped": f"stopped:{selected.stopped}" if selected.stopped else ""}
         self._show_health(metrics)
         candidate = self._candidate(context, snapshot, metrics, reports)
         fault_point("candidate")
@@ -145,9 +146,8 @@ class Round:
     def _show_health(self, metrics: dict[str, Any]) -> None:
         """Print the health panel, and leave it and the curves in the run's folder."""
         rows = MetricsLog(self.folder).rows()
-        at_the_end = {"rm_accuracy": metrics["rm_accuracy"]}
-        if metrics["win_rate_proxy"] is not None:
-            at_the_end["proxy_excess"] = metrics["win_rate_proxy"] - metrics["rm_accuracy"]
+        excess = metrics["win_rate_proxy"] - metrics["rm_accuracy"]
+        at_the_end = {"rm_accuracy": metrics["rm_accuracy"], "proxy_excess": excess}
         findings = examine(rows, at_the_end)
         for finding in findings:
             self.progress.say(finding.line())

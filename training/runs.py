@@ -25,7 +25,7 @@ from thumbwise.training.client import Run
 from thumbwise.training.config import GateSettings, TrainSettings
 
 Outcome = Literal["promoted", "rejected", "too_little_data", "failed"]
-RECORD, RESULT = "run.json", "result.json"
+RECORD, RESULT, SNAPSHOT = "run.json", "result.json", "snapshot.jsonl"
 
 
 @dataclass
@@ -87,12 +87,31 @@ def read_record(folder: Path) -> Record:
         ) from None
 
 
+def nothing_new(home: Home, folder: Path) -> str:
+    """A sentence where the snapshot in `folder` has the votes of the last run that came to its end; else nothing."""
+    results = [path for path in home.runs.glob(f"*/{RESULT}") if (path.parent / RECORD).exists()]
+    ended = [p.parent for p in results if json.loads(p.read_text())["outcome"] in ("promoted", "rejected")]
+    if not ended or _votes(last := max(ended, key=_number)) != _votes(folder):
+        return ""
+    return f"Nobody has voted since {last.name}, which came to its end: a round would learn from the same votes."
+
+
+def _votes(folder: Path) -> list[str]:
+    """What people said of replies: the snapshot's lines without those of prompts, which come with every chat."""
+    lines = (folder / SNAPSHOT).read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if json.loads(line)["type"] != "prompt"]
+
+
+def _number(folder: Path) -> int:
+    return int(json.loads((folder / RECORD).read_text())["given"]["number"])
+
+
 def unfinished(home: Home) -> Path:
     """The folder of the newest run, where it has not come to its end; raises ThumbwiseError where there is none."""
     folders = [path.parent for path in home.runs.glob(f"*/{RECORD}")]
     if not folders:
         raise ThumbwiseError("There is no run to go on with: start one with `thumbwise train`.")
-    newest = max(folders, key=lambda folder: int(json.loads((folder / RECORD).read_text())["given"]["number"]))
+    newest = max(folders, key=_number)
     result = newest / RESULT
     if result.exists() and (outcome := json.loads(result.read_text())["outcome"]) != "failed":
         raise ThumbwiseError(

@@ -30,6 +30,8 @@ from thumbwise.training.value import adamw
 
 FOLDS = 5
 """One of them is held out."""
+BATCH = 16
+"""Texts of one update."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,10 @@ def learn(
     train, backbone = context.train, context.backbone
     encoded = encode(demonstrations, backbone, train.max_prompt_tokens)
     fold = folds([group for group, _ in encoded], FOLDS, train.seed)
-    own = [sample for (_, sample), number in zip(encoded, fold, strict=True) if number]
-    held_out = [sample for (_, sample), number in zip(encoded, fold, strict=True) if not number]
+    # The fold nearest to a fifth: what people correct most may fill one of its own, and is to be learned from.
+    out = min(set(fold), key=lambda number: (abs(fold.count(number) - len(fold) / FOLDS), number), default=0)
+    own = [sample for (_, sample), number in zip(encoded, fold, strict=True) if number != out]
+    held_out = [sample for (_, sample), number in zip(encoded, fold, strict=True) if number == out]
     if not own or not held_out:
         return SFTReport(0, 0, [])
     general = general_chat(context, math.ceil(len(own) * train.sft_general), "sft") if train.sft_general else []
@@ -86,7 +90,7 @@ def learn(
     mixed = own + general
     for epoch in range(1, train.sft_epochs + 1):
         rng.shuffle(mixed)
-        batches = list(chunks(len(mixed), train.micro_batch))
+        batches = list(chunks(len(mixed), BATCH))
         for number, part in enumerate(batches):
             check()
             done = (epoch - 1 + number / len(batches)) / train.sft_epochs
@@ -110,7 +114,7 @@ def _update(
     for group in optimizer.param_groups:
         group["lr"] = train.sft_learning_rate * rate(done)
     optimizer.zero_grad(set_to_none=True)
-    imitate(backbone, samples, [slice(0, len(samples))], 1.0)
+    imitate(backbone, samples, list(chunks(len(samples), train.micro_batch)), 1.0)
     descend(weights, optimizer, train.max_grad_norm)
 
 

@@ -7,6 +7,8 @@ settings, because they hang on how noisy people are. Left out: tiers above PPO.
 
 from __future__ import annotations
 
+from thumbwise.errors import ThumbwiseError
+from thumbwise.settings import Settings
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.data import Snapshot
 
@@ -21,6 +23,16 @@ def too_little(snapshot: Snapshot, train: TrainSettings) -> str:
         f"There are {snapshot.telling} votes that say which reply is better, and training begins at {train.min_votes} "
         "(setting train.min_votes): collect more votes."
     )
+
+
+def check_rank(settings: Settings) -> None:
+    """Raise ThumbwiseError where the assistant would refuse the adapter after the whole round."""
+    rank, most = settings.train.lora_rank, settings.engine.max_lora_rank
+    if rank > most:
+        raise ThumbwiseError(
+            f"Adapters of rank {rank} (train.lora_rank) cannot be served, for vLLM is started for {most} "
+            "(engine.max_lora_rank): lower the one, or raise the other and restart the assistant."
+        )
 
 
 def choose(asked: str, snapshot: Snapshot, train: TrainSettings) -> tuple[str, str]:
