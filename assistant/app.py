@@ -198,7 +198,8 @@ async def in_background(work: Callable[[], T]) -> T:
     found: Future[T] = Future()
 
     def run() -> None:
-        found.set_running_or_notify_cancel()
+        if not found.set_running_or_notify_cancel():
+            return
         try:
             found.set_result(work())
         except BaseException as error:

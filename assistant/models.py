@@ -197,9 +197,10 @@ def _convert(name: str, out: Path, progress: Progress) -> None:
     progress(f"Preparing {name} (once, less than a minute)")
     shutil.rmtree(out)  # what an interrupted conversion left
     out.mkdir(mode=0o700)
+    launcher = [sys.executable, "-P", "-m", "thumbwise.engine_child", str(os.getpid())]  # it ends when we do
     command = [sys.executable, "-P", "-m", "thumbwise.convert_gguf", str(gguf), str(out)]
     done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False
+        [*launcher, *command], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False
     )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]

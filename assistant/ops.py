@@ -160,11 +160,10 @@ def _add_candidates(api: APIRouter, assistant: Assistant) -> None:
     async def promote(version: str, body: PromoteBody) -> dict[str, Any]:
         if body.lease is not None:
             versions.runs.check_lease(body.lease)
-            # A job that resumes late does not undo a rollback.
-            if versions.get(version).state in ("retired", "rejected") and versions.was_stable(version):
-                raise Conflict(
-                    f"{version} was stable before and was replaced: promote it by hand, if you want it back."
-                )
+            state = versions.get(version).state
+            if state == "retired" or (state == "rejected" and versions.was_stable(version)):
+                # A job that resumes late does not undo what was decided meanwhile.
+                raise Conflict(f"{version} was in use before and was replaced: promote it by hand, if you want it.")
         reason = body.reason or ("passed its gates" if body.lease else "by hand")
         usual = assistant.settings.canary.share if body.lease else 0.0
         share = usual if body.share is None else body.share

@@ -196,7 +196,8 @@ class Policies:
         try:
             await engine.on_each(lambda each: self.load(version, each))
             fault_point("adapter_loaded")
-            self.versions.set_state(version, "loaded")
+            if self.versions.get(version).state == "staged":  # one that was in use is what it was until it is proved
+                self.versions.set_state(version, "loaded")
             probes = await engine.on_each(lambda each: self.probe(version, each))
             fault_point("adapter_probed")
         except ThumbwiseError as error:

@@ -17,10 +17,6 @@ from thumbwise.errors import Conflict, NotFound
 from thumbwise.feedback.records import new_id, now_ns
 from thumbwise.feedback.store import Store
 
-_LOST = (
-    "This run's lease is not valid any more, and its result is refused: `thumbwise train --resume` goes on with it, "
-    "where no other run has begun since."
-)
 Outcome = Literal["promoted", "rejected", "too_little_data", "failed"]
 
 
@@ -105,25 +101,22 @@ class Runs:
             )
 
     def renew(self, run_id: str, lease: str, seconds: float) -> None:
-        """Extend a run's lease; raises Conflict where the lease is not this run's any more.
-
-        One that ran out while the machine slept is renewed too: who takes a run's place ends it or gives it another.
-        """
+        """Extend a run's lease; raises Conflict where the lease is not this run's any more."""
+        self.check_lease(lease, run_id)
         with self.store.write() as db:
-            renewed = db.execute(
-                "UPDATE runs SET lease_until=? WHERE id=? AND lease=? AND outcome IS NULL",
-                [time.time() + seconds, run_id, lease],
-            ).rowcount
-        if not renewed:
-            raise Conflict(_LOST)
+            db.execute("UPDATE runs SET lease_until=? WHERE id=? AND lease=?", [time.time() + seconds, run_id, lease])
 
     def check_lease(self, lease: str, run_id: str | None = None) -> str:
-        """Return the id of the live run that holds `lease`; raises Conflict for a stale or foreign one."""
-        rows = self.store.rows(
-            "SELECT id FROM runs WHERE lease=? AND outcome IS NULL AND lease_until > ?", [lease, time.time()]
-        )
+        """Return the id of the run that holds `lease`; raises Conflict for a stale or foreign one.
+
+        One that ran out (the machine slept) holds until another run begins, which ends this one, or it is resumed.
+        """
+        rows = self.store.rows("SELECT id FROM runs WHERE lease=? AND outcome IS NULL", [lease])
         if not rows or (run_id is not None and rows[0]["id"] != run_id):
-            raise Conflict(_LOST)
+            raise Conflict(
+                "This run's lease is not valid any more, and its result is refused: `thumbwise train --resume` goes on "
+                "with it, where no other run has begun since."
+            )
         return str(rows[0]["id"])
 
     def end(self, run_id: str, lease: str, outcome: Outcome, reason: str) -> None:

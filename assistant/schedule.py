@@ -75,9 +75,11 @@ class Schedule:
         log.info("scheduled training ended with status %d: %s", status, _last_line(self.log))
         if not status:
             return
-        if "--resume" in arguments and self.runs.interrupted():  # it failed before it took the lease, and always would
-            await asyncio.to_thread(self.runs.abandon, f"it could not be gone on with: {_last_line(self.log)[:300]}")
+        said = _last_line(self.log)
         await asyncio.sleep(self.pause)  # whatever it was, it is not tried again at once
+        # It failed before it took the lease, and always would; unless it is at work, and only its machine had slept.
+        if "--resume" in arguments and self.runs.interrupted():
+            await asyncio.to_thread(self.runs.abandon, f"it could not be gone on with: {said[:300]}")
 
     def _environment(self) -> dict[str, str]:
         return os.environ | {"THUMBWISE_HOME": str(self.home.root)}

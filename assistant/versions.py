@@ -275,14 +275,20 @@ class Versions:
     def start_canary(self, version: str, expect: str, share: float, reason: str) -> None:
         """Let `version` answer `share` of people while `expect` is stable; raises Conflict where it is not.
 
-        It takes the place of another canary: it has learned from all that the other one had.
+        It takes the place of another canary: it has learned from all that the other one had. Where it is on already,
+        only the share changes: who has it keeps it where the share grows, and what they said of it still counts.
         """
         with self._moving() as db:
+            on = next(iter(db.query("SELECT canary, rollout, since FROM pointer")))
+            again = on["canary"] == version
             moved = db.execute(
                 "UPDATE pointer SET canary = ?, share = ?, rollout = ?, since = ?, generation = generation + 1"
                 " WHERE id = 1 AND stable = ?",
-                [version, share, new_id("rollout"), now_ns(), expect],
-            ).rowcount
+                [
+                    version, share, on["rollout"] if again else new_id("rollout"), on["since"] if again else now_ns(),
+                    expect,
+                ],
+            ).rowcount  # fmt: skip
             _check_moved(db, moved, expect)
             _end_canary(db, "retired", f"{version} took its place before it was judged")
             db.execute("UPDATE policies SET state='canary', reason=? WHERE version=?", [reason, version])

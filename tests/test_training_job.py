@@ -16,6 +16,7 @@ from training_world import CHAT, FakeAssistant, make_snapshot, train
 from thumbwise import artifacts
 from thumbwise.contracts import GateReport, RunContext
 from thumbwise.errors import Conflict, ThumbwiseError
+from thumbwise.feedback.records import canonical
 from thumbwise.home import Home
 from thumbwise.settings import Settings
 from thumbwise.training import job, stepping
@@ -118,7 +119,8 @@ def test_replies_are_to_end_somewhat_more_often_than_the_references_and_nearly_a
 def test_where_nobody_has_voted_since_nothing_is_trained_if_one_asks_for_that(tmp_path: Path, model: Path) -> None:
     assistant = FakeAssistant(make_snapshot(40))
     assert train(tmp_path, model, assistant, new_votes=True).outcome == "promoted"
-    asked = json.dumps({"type": "prompt", "user": "u", "group": "g", "prompt": [{"role": "user", "content": "Hi?"}]})
+    prompt = [{"role": "user", "content": "Hi\u2028?"}]
+    asked = canonical({"type": "prompt", "user": "u", "group": "g", "prompt": prompt})
     assistant.snapshot, assistant.number = assistant.snapshot + asked.encode() + b"\n", 2
     again = train(tmp_path, model, assistant, new_votes=True)
     assert (again.outcome, "Nobody has voted since run-1" in again.reason) == ("too_little_data", True)

@@ -64,6 +64,7 @@ def run_training(
         with working(folder):
             if ended is not None:  # killed after it had told the assistant, before it could write it down
                 write_json(folder / RESULT, ended.as_json())
+                tidy(folder)
                 return ended
             with Lease(client, record.given) as lease:
                 job = Round(

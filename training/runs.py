@@ -89,17 +89,18 @@ def read_record(folder: Path) -> Record:
 
 def nothing_new(home: Home, folder: Path) -> str:
     """A sentence where the snapshot in `folder` has the votes of the last run that came to its end; else nothing."""
-    results = [path for path in home.runs.glob(f"*/{RESULT}") if (path.parent / RECORD).exists()]
-    ended = [p.parent for p in results if json.loads(p.read_text())["outcome"] in ("promoted", "rejected")]
+    folders = [path.parent for path in home.runs.glob(f"*/{SNAPSHOT}")]
+    results = {path: read_json(path / RESULT) for path in folders if (path / RECORD).exists()}
+    ended = [path for path, result in results.items() if result and result["outcome"] in ("promoted", "rejected")]
     if not ended or _votes(last := max(ended, key=_number)) != _votes(folder):
         return ""
     return f"Nobody has voted since {last.name}, which came to its end: a round would learn from the same votes."
 
 
-def _votes(folder: Path) -> list[str]:
+def _votes(folder: Path) -> list[bytes]:
     """What people said of replies: the snapshot's lines without those of prompts, which come with every chat."""
-    lines = (folder / SNAPSHOT).read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if json.loads(line)["type"] != "prompt"]
+    lines = (folder / SNAPSHOT).read_bytes().split(b"\n")  # str.splitlines would also cut inside what people wrote
+    return [line for line in lines if line and json.loads(line)["type"] != "prompt"]
 
 
 def _number(folder: Path) -> int:

@@ -20,13 +20,14 @@ from typing import Any
 
 import httpx
 
-from thumbwise.engine_client import SILENCE
 from thumbwise.training.runs import read_json, write_json
 
 READERS = 12
 SPAN = 8
 MARGIN = 0.1
 """Nats a token by which a span must fit another version better; the engine's bfloat16 differs by far less."""
+SILENCE = 60.0
+"""Seconds after which a reader gives up; the assistant waits longer for vLLM."""
 LONGEST = 4096
 ASKED = (
     "Tell me a long story about a lighthouse keeper.",

@@ -219,9 +219,12 @@ class ChatPage:
             gr.Warning("There is no such conversation of yours.")
             yield self._unchanged()
             return
-        yield await self._turned(view, named)
-        async for updates in self._followed(view):
-            yield updates
+        epoch = view.epoch + 1
+        page = await self._turned(view, named)
+        yield page if view.epoch == epoch else self._unchanged()  # another click may have turned it further
+        if view.epoch == epoch:
+            async for updates in self._followed(view):
+                yield updates
 
     async def _owns(self, conversation_id: Any) -> bool:
         if not isinstance(conversation_id, str):

@@ -101,7 +101,8 @@
   };
 
   // The button that the keyboard was on goes away with what it did: on to what comes next, not to the top of the page.
-  const NEXT = ["#tw-next", "#tw-much-1", "#tw-box textarea"];
+  // Never on to a vote, which a space would give.
+  const NEXT = ["#tw-next", "#tw-box textarea"];
   let left = null;
   const moved = (event) => (left = event.target.matches?.(":focus-visible") ? event.target : null);
   const focus = () => {

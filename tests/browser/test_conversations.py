@@ -128,10 +128,21 @@ def test_a_thumb_means_the_conversation_that_was_shown_when_it_was_clicked(site:
 
 def test_a_double_click_is_one_vote_however_long_it_takes_to_store(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     slow_votes(site, monkeypatch, 1.0)
+    judged, vote = [], chat.ChatPage._vote
+
+    async def noted(*given: Any) -> Any:
+        found = await vote(*given)
+        judged.append(given[2]["liked"])
+        return found
+
+    monkeypatch.setattr(chat.ChatPage, "_vote", noted)
     page = site.open()
     site.say(page, "Hi")
     page.get_by_role("button", name="Like", exact=True).dblclick()
-    expect(page.locator("#tw-comment")).to_be_visible()
+    give_up = time.monotonic() + 10
+    while len(judged) < 2 and time.monotonic() < give_up:
+        page.wait_for_timeout(50)
+    assert judged == [True, ""]
     expect(page.get_by_role("button", name="Liked", exact=True)).to_be_visible()
     assert [kind for kind, _ in site.votes()] == ["thumb"]
 
@@ -147,6 +158,19 @@ def test_the_keyboard_goes_on_to_the_next_message_when_its_button_goes_away(site
     expect(page.locator("#tw-box textarea")).to_be_focused()
     site.writer.hold = None
     site.wait(page, "done")
+
+
+def test_the_keyboard_never_goes_on_to_a_vote(site: Site) -> None:
+    page = site.open("/compare")
+    page.fill("#tw-box textarea", "Which?")
+    page.press("#tw-box textarea", "Enter")
+    site.wait(page, "ready")
+    page.keyboard.press("Space")
+    page.keyboard.press("Enter")
+    page.keyboard.press("4")
+    site.wait(page, "voted")
+    expect(page.locator("#tw-next")).to_be_focused()
+    assert [value for _, value in site.votes()] == ['{"choice":"right","strength":1}']
 
 
 def test_the_policy_of_the_page_lets_no_request_out(site: Site) -> None:
