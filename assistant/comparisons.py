@@ -55,7 +55,7 @@ class Comparisons:
         live = self.policies.live()
         sampling = self.conversations.sampling(max_tokens or self.conversations.settings.max_tokens)
         with self.conversations.load.held(user_id, k):  # or all that come meanwhile would pass the check
-            shown = await asyncio.to_thread(self.plugins.candidates, messages, live, k, self.rng)
+            shown = list(await asyncio.to_thread(self.plugins.candidates, messages, live, k, self.rng))
             self.rng.shuffle(shown)
             comparison_id, drafts = await asyncio.to_thread(
                 self.conversations.store.start_comparison, user_id, messages, shown, asdict(sampling), source

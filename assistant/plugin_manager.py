@@ -167,7 +167,9 @@ class PluginManager:
             except Exception:
                 logger.exception("plugin %s failed in %s; the others go on", name, hook_name)
 
-    def candidates(self, conversation: Sequence[Message], live: Sequence[str], k: int, rng: random.Random) -> list[str]:
+    def candidates(
+        self, conversation: Sequence[Message], live: Sequence[str], k: int, rng: random.Random
+    ) -> Sequence[str]:
         """The k of the versions `live` to compare: the first answer of `select_candidates` that is not None.
 
         Raises ThumbwiseError (500) naming the plugin that raised, or that chose what it may not. As long as the plugin
