@@ -158,15 +158,17 @@ def _add_candidates(api: APIRouter, assistant: Assistant) -> None:
 
     @api.post("/policies/{version}/promote")
     async def promote(version: str, body: PromoteBody) -> dict[str, Any]:
+        state = versions.get(version).state
         if body.lease is not None:
             versions.runs.check_lease(body.lease)
-            state = versions.get(version).state
             if state == "retired" or (state == "rejected" and versions.was_stable(version)):
                 # A job that resumes late does not undo what was decided meanwhile.
                 raise Conflict(f"{version} was in use before and was replaced: promote it by hand, if you want it.")
         reason = body.reason or ("passed its gates" if body.lease else "by hand")
         usual = assistant.settings.canary.share if body.lease else 0.0
         share = usual if body.share is None else body.share
+        if body.lease and state == "canary":  # it asks once more: an operator may have changed the share since
+            share = versions.pointer().share
         probe = await policies.promote(version, body.expect_stable, reason, share)
         state = versions.get(version).state
         return {"version": version, "state": state, "probe": probe.to_trainer if probe else None}

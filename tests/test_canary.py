@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from policy_world import OF_BASE, World, make_world
@@ -303,3 +304,28 @@ async def test_a_canary_is_there_again_after_a_restart_or_taken_back_where_it_ca
     assert world.versions.get(version).state == "rejected"
     assert "could not be restored" in world.versions.get(version).reason
     assert world.versions.stable() == BASE
+
+
+async def test_a_job_that_asks_late_undoes_nothing_that_an_operator_did(http: httpx.AsyncClient, assistant) -> None:
+    versions, made = assistant.versions, []
+    for number in (1, 2):
+        run = versions.runs.begin("s", 60)
+        manifest = {"version": f"policy-000{number}-x", "number": number, "parent": BASE, "algorithm": "ppo"}
+        manifest |= {"created_at": "2026-01-01", "snapshot_id": "s", "n_labels": 3, "metrics": {}}
+        versions.stage(manifest, run.id)
+        made.append(manifest["version"])
+        versions.start_canary(made[-1], BASE, 0.1, "passed its gates")
+        if number == 1:
+            versions.runs.end(run.id, run.lease, "promoted", "")
+    versions.start_canary(made[1], BASE, 0.3, "more people, by hand")
+
+    async def asks(version: str) -> httpx.Response:
+        body = {"expect_stable": BASE, "lease": run.lease}
+        headers = {"Authorization": f"Bearer {assistant.token}"}
+        return await http.post(f"/ops/api/policies/{version}/promote", json=body, headers=headers)
+
+    assert (await asks(made[1])).json()["state"] == "canary"
+    assert (versions.pointer().canary, versions.pointer().share) == (made[1], 0.3)
+    refused = await asks(made[0])  # the other took its place
+    assert refused.status_code == 409
+    assert "promote it by hand" in refused.json()["error"]["message"]
