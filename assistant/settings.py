@@ -187,7 +187,7 @@ def _refuse_unknown_environment() -> None:
     known |= {PREFIX + name.upper() for name in Settings.model_fields} | NOT_SETTINGS
     unknown = sorted(key for key in os.environ if key.startswith(PREFIX) and key not in known)
     if unknown:
-        raise ThumbwiseError(f"{', '.join(unknown)}: no such setting. `thumbwise doctor` lists them all.")
+        raise ThumbwiseError(f"{', '.join(unknown)}: no such setting. docs/settings.md lists them all.")
 
 
 def _sentence(error: ValidationError, config: Path) -> str:
