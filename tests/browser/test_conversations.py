@@ -142,7 +142,7 @@ def test_a_double_click_is_one_vote_however_long_it_takes_to_store(site: Site, m
     give_up = time.monotonic() + 10
     while len(judged) < 2 and time.monotonic() < give_up:
         page.wait_for_timeout(50)
-    assert judged == [True, ""]
+    assert set(judged) == {True, ""}  # in either order: two requests may overtake each other on their way
     expect(page.get_by_role("button", name="Liked", exact=True)).to_be_visible()
     assert [kind for kind, _ in site.votes()] == ["thumb"]
 
