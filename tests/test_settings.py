@@ -52,7 +52,7 @@ def test_an_unknown_key_in_the_file_is_named(home: Home, text: str, name: str) -
 @pytest.mark.parametrize("name", ["THUMBWISE_PROT", "THUMBWISE_ENGINE__MAX_LORA"])
 def test_an_unknown_environment_variable_is_named(home: Home, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "1")
-    with pytest.raises(ThumbwiseError, match=f"{name}: no such setting. `thumbwise doctor"):
+    with pytest.raises(ThumbwiseError, match=f"{name}: no such setting. docs/settings.md"):
         Settings.load(home)
 
 
