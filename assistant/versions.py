@@ -279,16 +279,12 @@ class Versions:
         only the share changes: who has it keeps it where the share grows, and what they said of it still counts.
         """
         with self._moving() as db:
-            on = next(iter(db.query("SELECT canary, rollout, since FROM pointer")))
-            again = on["canary"] == version
             moved = db.execute(
-                "UPDATE pointer SET canary = ?, share = ?, rollout = ?, since = ?, generation = generation + 1"
-                " WHERE id = 1 AND stable = ?",
-                [
-                    version, share, on["rollout"] if again else new_id("rollout"), on["since"] if again else now_ns(),
-                    expect,
-                ],
-            ).rowcount  # fmt: skip
+                "UPDATE pointer SET canary = :version, share = :share, generation = generation + 1,"
+                " rollout = CASE WHEN canary IS :version THEN rollout ELSE :rollout END,"
+                " since = CASE WHEN canary IS :version THEN since ELSE :now END WHERE id = 1 AND stable = :expect",
+                {"version": version, "share": share, "rollout": new_id("rollout"), "now": now_ns(), "expect": expect},
+            ).rowcount
             _check_moved(db, moved, expect)
             _end_canary(db, "retired", f"{version} took its place before it was judged")
             db.execute("UPDATE policies SET state='canary', reason=? WHERE version=?", [reason, version])

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from conftest import TinyEngine
+from plugin_files import put
 from tiny_model import ROUND
 
 from thumbwise.cli import main
@@ -47,9 +48,7 @@ def make_home(root: Path, config: str) -> Home:
     """A home with its settings and a loose plugin file that brings a judge."""
     home = Home.find(root)
     home.config.write_text(config)
-    plugin = home.plugins / "letters.py"
-    plugin.write_text(JUDGE)
-    plugin.chmod(0o600)
+    put(home, "letters", JUDGE)
     return home
 
 
@@ -58,7 +57,7 @@ def test_another_setting_or_plugin_is_another_rehearsal(tmp_path: Path, monkeypa
     found = [_config(home), _config(home)]
     monkeypatch.setenv("THUMBWISE_TRAIN__PTX", "0.3")
     found.append(_config(home))
-    (home.plugins / "letters.py").write_text(JUDGE + "\n")
+    put(home, "letters", JUDGE + "\n")
     found.append(_config(home))
     assert found[0] == found[1]
     assert len(set(found)) == 3

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from click.testing import CliRunner
+from plugin_files import put
 from tiny_model import make_tiny_model
 from training_world import CHAT, FakeAssistant, make_snapshot, train
 
@@ -136,17 +137,16 @@ def test_a_rank_that_could_not_be_served_is_refused_before_the_round(tmp_path: P
 
 
 def test_a_plugin_that_changes_the_base_model_publishes_nothing(tmp_path: Path, model: Path) -> None:
-    home = Home.find(tmp_path / "home")
-    plugin = home.plugins / "changes.py"
-    plugin.write_text(
+    put(
+        Home.find(tmp_path / "home"),
+        "changes",
         "from thumbwise import hookimpl\nfrom thumbwise.plugins.best_of_n import BestOfN\n\n"
         "class Changes(BestOfN):\n"
         "    def step(self, iteration):\n"
         "        self.context.backbone.base.get_output_embeddings().weight.data.add_(1e-3)\n"
         "        return super().step(iteration)\n\n"
-        "@hookimpl\ndef register_policy_algorithms(register):\n    register('changes', Changes)\n"
+        "@hookimpl\ndef register_policy_algorithms(register):\n    register('changes', Changes)\n",
     )
-    plugin.chmod(0o600)
     assistant = FakeAssistant(make_snapshot(40))
     result = train(tmp_path, model, assistant, algorithm="changes")
     assert result.outcome == "failed"
@@ -197,12 +197,8 @@ def test_a_refused_promotion_is_a_rejection_with_that_reason(tmp_path: Path, mod
 
 def test_a_failing_reward_plugin_fails_the_run_with_one_sentence(tmp_path: Path, model: Path) -> None:
     home = Home.find(tmp_path / "home")
-    plugin = home.plugins / "broken.py"
-    plugin.write_text(
-        "from thumbwise import hookimpl\n\n@hookimpl\n"
-        "def shape_reward(samples):\n    raise OSError('no such lexicon')\n"
-    )
-    plugin.chmod(0o600)
+    raises = "def shape_reward(samples):\n    raise OSError('no such lexicon')\n"
+    put(home, "broken", f"from thumbwise import hookimpl\n\n@hookimpl\n{raises}")
     assistant = FakeAssistant(make_snapshot(40))
     result = train(tmp_path, model, assistant)
     assert result.outcome == "failed"

@@ -176,15 +176,13 @@ class ChatPage:
         view.conversation_id = conversation_id
         return {**await self._page(view), **self._no_panel(view)}
 
-    async def _lengthened(self, view: View) -> Updates:
-        """The page's conversation with the reply that was asked for; a comment that is being typed stays."""
-        view.epoch += 1
-        return await self._page(view)
+    async def _followed(self, view: View, epoch: int) -> AsyncGenerator[Updates, None]:
+        """Show the reply that is being written until it ends, or until the page turns away from `epoch`'s.
 
-    async def _followed(self, view: View) -> AsyncGenerator[Updates, None]:
-        """Show the reply that is being written until it ends, or until the page turns to something else."""
-        epoch = view.epoch
-        live = self.live.get(view.conversation_id or "")
+        The last update has no value in it: Gradio sends an event's last one again when the event is over,
+        and by then the page may show something else.
+        """
+        live = self.live.get(view.conversation_id or "") if view.epoch == epoch else None
         if live is not None:
             messages = messages_of(await self._path(view), live.frame)
             async with aclosing(live.follow(lambda: view.epoch == epoch)) as frames:
@@ -195,6 +193,7 @@ class ChatPage:
             yield await self._page(view)
             if live is not None and live.error and view.state != "failed":  # it could not even be stored
                 gr.Warning(live.error)
+        yield self._unchanged()
 
     # -- opening and asking --------------------------------------------------------------------------
 
@@ -204,10 +203,10 @@ class ChatPage:
         if named != "new" and not await self._owns(named):
             newest = await asyncio.to_thread(self.store.conversations, LOCAL_USER, 1)
             named = newest[0][0] if newest else None
-        view.epoch += 1
+        epoch = view.epoch = view.epoch + 1
         view.conversation_id = None if named == "new" else named
         yield await self._page(view)
-        async for updates in self._followed(view):
+        async for updates in self._followed(view, epoch):
             yield updates
 
     async def _new(self, view: View) -> Updates:
@@ -222,9 +221,8 @@ class ChatPage:
         epoch = view.epoch + 1
         page = await self._turned(view, named)
         yield page if view.epoch == epoch else self._unchanged()  # another click may have turned it further
-        if view.epoch == epoch:
-            async for updates in self._followed(view):
-                yield updates
+        async for updates in self._followed(view, epoch):
+            yield updates
 
     async def _owns(self, conversation_id: Any) -> bool:
         if not isinstance(conversation_id, str):
@@ -254,8 +252,9 @@ class ChatPage:
         if not text.strip():
             yield self._unchanged()
             return
-        yield {**sent, **await self._lengthened(view)}
-        async for updates in self._followed(view):
+        epoch = view.epoch = view.epoch + 1  # a comment that is being typed stays
+        yield {**sent, **await self._page(view)}
+        async for updates in self._followed(view, epoch):
             yield updates
 
     async def _ask(self, text: str, view: View) -> None:

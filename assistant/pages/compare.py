@@ -207,6 +207,7 @@ class ComparePage:
             yield await self._page(view)
             if live is not None and live.error and view.state != "failed":  # it could not even be stored
                 gr.Warning(live.error)
+        yield {self.go: gr.skip()}  # Gradio sends an event's last update again when the event is over
 
     # -- opening and voting --------------------------------------------------------------------------
 

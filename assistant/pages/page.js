@@ -51,6 +51,13 @@
     if (log && log.getAttribute("aria-live") !== "off") log.setAttribute("aria-live", "off");
   };
 
+  // markup.py ends a message with a line of no width where indentation must stay; after code it would be an empty line.
+  const ends = () => {
+    for (const last of all(".prose > p:last-child:not(:first-child)")) {
+      if (last.textContent === "\u200b") last.style.display = "none";
+    }
+  };
+
   // On a phone the list of conversations covers the page: it starts closed, and closes when one is chosen.
   const phone = matchMedia("(width <= 768px)");
   const close = () => {
@@ -100,14 +107,18 @@
     box().dispatchEvent(new Event("input", { bubbles: true }));
   };
 
-  // The button that the keyboard was on goes away with what it did: on to what comes next, not to the top of the page.
+  // What the keyboard was on goes away with what it did: on to what comes next, not to the top of the page.
   // Never on to a vote, which a space would give.
-  const NEXT = ["#tw-next", "#tw-box textarea"];
-  let left = null;
-  const moved = (event) => (left = event.target.matches?.(":focus-visible") ? event.target : null);
+  let on = null;
+  let lost = false; // until the focus is somewhere again: what went away may be back before there is a next
+  const moved = (element) => {
+    on = element?.matches?.(":focus-visible") ? element : null;
+    lost = false;
+  };
   const focus = () => {
-    if (!left || document.activeElement !== document.body || left.offsetParent) return;
-    all(NEXT).find((element) => element.offsetParent && !element.disabled)?.focus();
+    lost ||= on !== null && !on.offsetParent;
+    const next = $("#tw-compare") ? $("#tw-next") : box();
+    if (lost && next?.offsetParent && !next.disabled) next.focus();
   };
 
   let planned = false;
@@ -118,6 +129,7 @@
       planned = false;
       status();
       notes();
+      ends();
       result();
       sidebar();
       gone();
@@ -147,8 +159,8 @@
     new MutationObserver(look).observe(document.body, { childList: true, subtree: true, characterData: true });
     document.addEventListener("keydown", keys, true);
     document.addEventListener("click", chosen);
-    document.addEventListener("focusin", moved);
-    document.addEventListener("pointerdown", () => (left = null));
+    document.addEventListener("focusin", (event) => moved(event.target));
+    document.addEventListener("pointerdown", () => moved(null));
     addEventListener("pagehide", keep);
     copies();
     look();

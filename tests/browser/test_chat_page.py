@@ -320,6 +320,7 @@ def test_a_copied_message_is_what_was_said(site: Site, said: str) -> None:
     site.writer.words = [said]
     page = site.open(permissions=["clipboard-read", "clipboard-write"])
     site.say(page, "Hi?")
+    expect(page.get_by_test_id("bot").locator("p:visible").last).not_to_have_text("\u200b")
     page.locator(".bot-row + .message-buttons-left").get_by_role("button", name="Copy").click()
     page.wait_for_function("navigator.clipboard.readText().then(text => text.length > 0)")
     assert page.evaluate("navigator.clipboard.readText()") == said

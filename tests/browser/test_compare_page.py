@@ -39,6 +39,7 @@ def compare(site: Site, page: Page, text: str, state: str = "ready") -> None:
     page.press("#tw-box textarea", "Enter")
     expect(page.locator("#tw-prompt")).to_have_text(text)
     site.wait(page, state)
+    expect(page.locator(".tw-vote:enabled")).to_have_count(len(KEYS) if state == "ready" else 0)  # a frame later
 
 
 def values(site: Site) -> list[tuple[str, int]]:

@@ -45,6 +45,7 @@ def test_conversations_are_listed_and_one_opened_in_mid_reply_keeps_its_own_text
     site.say(page, "The newer one", state="streaming")
     page.get_by_role("link", name="The older one").click()
     site.wait(page, "done")
+    page.wait_for_timeout(300)  # what the reply's follower says at its end would come now
     expect(page.get_by_test_id("user")).to_have_text("The older one")
     expect(page.locator("#tw-send")).to_be_visible()
     site.writer.hold = None
@@ -165,6 +166,7 @@ def test_the_keyboard_never_goes_on_to_a_vote(site: Site) -> None:
     page.fill("#tw-box textarea", "Which?")
     page.press("#tw-box textarea", "Enter")
     site.wait(page, "ready")
+    expect(page.locator("#tw-better-2")).to_be_enabled()
     page.keyboard.press("Space")
     page.keyboard.press("Enter")
     page.keyboard.press("4")
