@@ -37,7 +37,8 @@ def call(home: Home, url: str, method: str, path: str, **options: Any) -> Any:
     headers = {"Authorization": f"Bearer {home.job_token()}"}
     try:
         # Not through a proxy that the environment names: it is this machine, and the token is nobody else's.
-        answer = httpx.request(method, url + path, headers=headers, timeout=120, trust_env=False, **options)
+        patience = httpx.Timeout(60, read=900)  # a promotion loads and probes the version in every engine
+        answer = httpx.request(method, url + path, headers=headers, timeout=patience, trust_env=False, **options)
     except httpx.HTTPError as error:
         raise ThumbwiseError(f"The assistant at {url} does not answer ({error}): is it still running?") from None
     if answer.is_error:

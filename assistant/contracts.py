@@ -162,8 +162,8 @@ class RunContext:
 
     Rollouts may start from people's `prompts` and from ours, `seed_prompts` (held-out ones are in neither).
     `rollouts`, `value` (where the reward model offers one) and `finish_rate` (the share of replies that should end by
-    themselves within `max_tokens`: somewhat more than of the reference's, and no less than of stable's) are filled in
-    as the run comes to have them.
+    themselves within `max_tokens`: somewhat more than of the reference's, and not much less than of stable's) are
+    filled in as the run comes to have them.
     """
 
     backbone: Backbone

@@ -1,8 +1,8 @@
 """Resolve and prepare the base model: the packaged default, a folder, or a Hugging Face id.
 
 Only safetensors are accepted, never pickles or a model's own code: both run what a stranger wrote. A
-prepared model is complete once its `digest.json` is there. No torch here: the one conversion runs in a
-process of its own. Left out: quantised bases, and revisions of a hub id (download a folder and name it).
+prepared model is complete once its `digest.json` is there. No torch here: conversion and download run in
+processes of their own. Left out: quantised bases, and revisions of a hub id (download a folder and name it).
 """
 
 from __future__ import annotations
@@ -197,34 +197,31 @@ def _convert(name: str, out: Path, progress: Progress) -> None:
     progress(f"Preparing {name} (once, less than a minute)")
     shutil.rmtree(out)  # what an interrupted conversion left
     out.mkdir(mode=0o700)
-    launcher = [sys.executable, "-P", "-m", "thumbwise.engine_child", str(os.getpid())]  # it ends when we do
-    command = [sys.executable, "-P", "-m", "thumbwise.convert_gguf", str(gguf), str(out)]
-    done = subprocess.run(
-        [*launcher, *command], capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False
-    )
+    command = _child("convert_gguf", str(gguf), str(out))
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=offline, check=False, start_new_session=True)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise ThumbwiseError(f"{name} could not be converted ({last}): check memory and disk space.")
 
 
 def _download(name: str, out: Path, progress: Progress) -> None:
-    """Download what a chat model needs, and nothing that could run."""
-    import huggingface_hub
-
+    """Download what a chat model needs; what an interrupted download left is gone on with."""
     progress(f"Downloading {name} from Hugging Face (once)")
-    try:
-        huggingface_hub.snapshot_download(
-            name,
-            local_dir=out,
-            allow_patterns=WANTED,
-            ignore_patterns=["*/*", "consolidated*"],  # other formats of the same weights
-        )
-    except Exception as error:  # the client raises its own, the HTTP library's and OSError alike
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    command = _child("download", name, str(out))
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, start_new_session=True)
+    if done.returncode != 0:
+        why = done.stdout.strip() or f"exit status {done.returncode}"
         raise ThumbwiseError(
-            f"{name} could not be downloaded from Hugging Face ({first}): check the id and the network, or "
+            f"{name} could not be downloaded from Hugging Face ({why}): check the id and the network, or "
             "name a folder or `default`."
-        ) from None
+        )
+
+
+def _child(module: str, *arguments: str) -> list[str]:
+    """One of our modules as a process that ends when we do. (In a session of its own, Ctrl-C is ours alone.)"""
+    python = [sys.executable, "-P", "-m"]
+    return [*python, "thumbwise.engine_child", str(os.getpid()), *python, f"thumbwise.{module}", *arguments]
 
 
 # --- digests -----------------------------------------------------------------------------------------

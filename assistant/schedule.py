@@ -76,9 +76,10 @@ class Schedule:
         if not status:
             return
         said = _last_line(self.log)
+        # It failed before it took the lease, and always would (one that was killed at work still has it).
+        hopeless = "--resume" in arguments and self.runs.interrupted()
         await asyncio.sleep(self.pause)  # whatever it was, it is not tried again at once
-        # It failed before it took the lease, and always would; unless it is at work, and only its machine had slept.
-        if "--resume" in arguments and self.runs.interrupted():
+        if hopeless and self.runs.interrupted():  # else it is at work elsewhere: only its machine had slept
             await asyncio.to_thread(self.runs.abandon, f"it could not be gone on with: {said[:300]}")
 
     def _environment(self) -> dict[str, str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import psutil
 import pytest
 
 from thumbwise import models
@@ -96,12 +99,12 @@ def test_a_conversion_that_fails_leaves_no_model(home: Home, tmp_path: Path, mon
 def test_a_kill_before_the_digest_means_preparing_again(
     home: Home, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = fake_hub(monkeypatch, folder)
+    made = fake_hub(monkeypatch, home, copy_of(folder))
     half = home.models / "org--name"
     half.mkdir()
     (half / "config.json").write_text("half a file")
     prepare(home, "org/name")
-    assert len(made) == 1
+    assert len(made.read_text().splitlines()) == 1
     assert (half / "model.safetensors").read_bytes() == b"weights"
 
 
@@ -195,30 +198,59 @@ def test_a_name_that_is_neither_folder_nor_id_is_refused(
 # --- the hub -----------------------------------------------------------------------------------------
 
 
-def fake_hub(monkeypatch: pytest.MonkeyPatch, source: Path) -> list[dict[str, Any]]:
-    """Make `snapshot_download` copy a folder; returns the list of the calls that it will have had."""
-    calls: list[dict[str, Any]] = []
+HUB = """
+import json, pathlib, shutil
 
-    def snapshot_download(repo_id: str, *, local_dir: Path, **options: Any) -> str:
-        calls.append({"repo_id": repo_id, **options})
-        shutil.copytree(source, local_dir, dirs_exist_ok=True)
-        (local_dir / ".cache" / "huggingface").mkdir(parents=True)
-        return str(local_dir)
+def snapshot_download(repo_id, *, local_dir, **options):
+    with open({calls!r}, "a") as file:
+        print(json.dumps({{"repo_id": repo_id, **options}}), file=file)
+    {body}
+"""
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+
+def fake_hub(monkeypatch: pytest.MonkeyPatch, home: Home, body: str) -> Path:
+    """Give child processes a client whose `snapshot_download` is `body`; returns the file of its calls, a line each."""
+    calls, folder = home.root / "calls.jsonl", home.root / "hub"
+    folder.mkdir(exist_ok=True)
+    (folder / "huggingface_hub.py").write_text(HUB.format(calls=str(calls), body=body))
+    monkeypatch.setenv("PYTHONPATH", str(folder))
     return calls
+
+
+def copy_of(source: Path) -> str:
+    """A download of the model in `source`."""
+    return f"""shutil.copytree({str(source)!r}, local_dir, dirs_exist_ok=True)
+    pathlib.Path(local_dir, ".cache", "huggingface").mkdir(parents=True)"""
+
+
+def test_the_client_takes_what_a_download_asks_for() -> None:
+    given = set(inspect.signature(huggingface_hub.snapshot_download).parameters)
+    assert {"repo_id", "local_dir", "allow_patterns", "ignore_patterns"} <= given
+
+
+def test_a_download_ends_with_who_asked_for_it(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = fake_hub(monkeypatch, home, "__import__('time').sleep(600)")
+    ask = "import sys; from thumbwise import models, home; models.prepare(home.Home.find(sys.argv[1]), 'org/name')"
+    asking = subprocess.Popen([sys.executable, "-P", "-c", ask, str(home.root)])
+    while not calls.exists():
+        assert asking.poll() is None
+        time.sleep(0.05)
+    (loader,) = [process for process in psutil.Process(asking.pid).children(recursive=True) if not process.children()]
+    asking.terminate()
+    asking.wait(10)
+    loader.wait(10)
 
 
 def test_a_hub_id_is_downloaded_once_without_pickles_or_code(
     home: Home, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = fake_hub(monkeypatch, folder)
+    calls = fake_hub(monkeypatch, home, copy_of(folder))
     first = prepare(home, "org/name")
     assert first == PreparedModel(home.models / "org--name", first.digest, "org/name")
     assert prepare(home, "org/name") == first
     assert first.digest == prepare(home, str(folder)).digest
     assert not (first.folder / ".cache").exists()
-    (call,) = calls
+    (call,) = [json.loads(line) for line in calls.read_text().splitlines()]
     assert call["repo_id"] == "org/name"
     assert call["allow_patterns"] == ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja"]
     assert "trust_remote_code" not in call
@@ -226,7 +258,7 @@ def test_a_hub_id_is_downloaded_once_without_pickles_or_code(
 
 def test_a_downloaded_model_passes_the_same_checks(home: Home, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "config.json").write_text('{"auto_map": {"AutoModel": "x.Y"}}')
-    fake_hub(monkeypatch, folder)
+    fake_hub(monkeypatch, home, copy_of(folder))
     with pytest.raises(ThumbwiseError, match="auto_map"):
         prepare(home, "org/name")
     assert [path.name for path in home.models.iterdir()] == [".lock"]
@@ -235,25 +267,23 @@ def test_a_downloaded_model_passes_the_same_checks(home: Home, folder: Path, mon
 def test_a_failed_download_is_one_sentence_and_its_files_are_kept_for_the_next_try(
     home: Home, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def offline(repo_id: str, *, local_dir: Path, **options: Any) -> str:
-        (local_dir / "tokenizer.json").write_text("{}")
-        raise ConnectionError("Cannot reach the hub.\nA long explanation.")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    offline = """pathlib.Path(local_dir, "tokenizer.json").write_text("{}")
+    raise ConnectionError("Cannot reach the hub.\\nA long explanation.")"""
+    fake_hub(monkeypatch, home, offline)
     with pytest.raises(
         ThumbwiseError, match=r"org/name could not be downloaded .*\(Cannot reach the hub\.\)"
     ) as caught:
         prepare(home, "org/name")
     assert "\n" not in str(caught.value)
     assert (home.models / ".org--name.partial" / "tokenizer.json").exists()
-    fake_hub(monkeypatch, folder)
+    fake_hub(monkeypatch, home, copy_of(folder))
     assert prepare(home, "org/name").name == "org/name"
 
 
 def test_a_prepared_model_that_was_changed_is_refused(
     home: Home, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake_hub(monkeypatch, folder)
+    fake_hub(monkeypatch, home, copy_of(folder))
     kept = prepare(home, "org/name").folder
     (kept / "model.safetensors").touch()
     prepare(home, "org/name")  # the same bytes with a new date

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def margins_of(eta: list[float], votes: int = 40) -> tuple[np.ndarray, np.ndarra
 
 def test_honest_raters_count_coins_hardly_and_contrary_ones_not_at_all() -> None:
     margins, rater = margins_of([1.0, 0.9, 0.5, 0.0], votes=200)
-    beliefs = trust(margins, np.zeros(len(margins)), rater, 4)
+    beliefs = trust(margins, np.zeros(len(margins)), rater, 4, np.ones(len(margins)))
     assert beliefs[:2].min() > 0.6
     assert beliefs[2] < 0.3
     assert beliefs[3] < -1
@@ -38,7 +39,7 @@ def test_honest_raters_count_coins_hardly_and_contrary_ones_not_at_all() -> None
 
 def test_a_rater_of_whom_nothing_is_known_is_trusted() -> None:
     margins, rater = margins_of([1.0], votes=200)
-    beliefs = trust(np.append(margins, 0.0), np.zeros(len(margins) + 1), np.append(rater, 1), 2)
+    beliefs = trust(np.append(margins, 0.0), np.zeros(len(margins) + 1), np.append(rater, 1), 2, np.ones(201))
     assert beliefs[1] == pytest.approx(1.0)
     assert beliefs[0] > 1
 
@@ -47,9 +48,29 @@ def test_whose_thumbs_are_nearly_all_up_is_no_coin_for_it() -> None:
     margins, rater = margins_of([1.0], votes=200)
     easy = np.tile([1.0, -1.0], 20)  # as many on better replies than on worse ones
     all_margins, who = np.concatenate([margins, easy]), np.append(rater, np.ones(len(easy), np.int64))
-    lean = np.where(who == 1, 4.0, 0.0)
-    assert trust(all_margins, lean, who, 2)[1] > 0.8
-    assert trust(all_margins, np.zeros(len(who)), who, 2)[1] < 0.6
+    lean, ones = np.where(who == 1, 4.0, 0.0), np.ones(len(who))
+    assert trust(all_margins, lean, who, 2, ones)[1] > 0.8
+    assert trust(all_margins, np.zeros(len(who)), who, 2, ones)[1] < 0.6
+
+
+def test_the_pairs_of_a_ranking_are_no_more_votes_than_it_is() -> None:
+    margins, rater = margins_of([0.7, 1.0, 1.0], votes=60)
+    once = trust(margins, np.zeros(180), rater, 3, np.ones(180))
+    halves = trust(np.tile(margins, 2), np.zeros(360), np.tile(rater, 2), 3, np.full(360, 0.5))
+    assert halves == pytest.approx(once)
+    draws = np.random.default_rng(0)
+    who = np.repeat(np.arange(RATERS), 30)  # five rankings of four each, six pairs a ranking, and some of it wrong
+    found, pairs = [], list(combinations(range(4), 2))
+    for _ in range(10):
+        drafts = draws.normal(size=(len(who) // 6, 4, 60))
+        told = drafts @ draws.normal(size=60)
+        ranked = told + draws.normal(size=told.shape) * told.std() * 2  # what no feature tells, and noise
+        seen = np.stack([drafts[:, a] - drafts[:, b] for a, b in pairs], 1).reshape(-1, 60)
+        good = np.stack([ranked[:, a] > ranked[:, b] for a, b in pairs], 1).reshape(-1)
+        index = np.arange(len(who))
+        votes = votes_on(index, index + len(who), good, tuple(str(i // 6) for i in index), who, RATERS)
+        found.append(rater_weights(seen, votes.reweighted(np.full(len(who), 0.5)), share=0.25))
+    assert np.mean(found) > 0.9  # 0.85 where each pair is a vote: honest people would be doubted
 
 
 RATERS, EACH, SIZE = 20, 30, 300

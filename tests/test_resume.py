@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import training_world
 from safetensors.torch import load_file
 from tiny_model import make_tiny_model
-from training_world import FakeAssistant, make_snapshot, train
+from training_world import CHAT, SMALL, FakeAssistant, make_snapshot, train
 
 from thumbwise import faults
 from thumbwise.contracts import FitReport
 from thumbwise.errors import Conflict, ThumbwiseError
 from thumbwise.training.checkpoints import Checkpoints, _pack
-from thumbwise.training.runs import read_json, read_record, working, write_json
+from thumbwise.training.round import Round
+from thumbwise.training.runs import TrainResult, read_json, read_record, working, write_json
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 PLACES = (
@@ -198,6 +200,23 @@ def test_there_must_be_something_to_go_on_with(tmp_path: Path, model: Path) -> N
     assert train(tmp_path, model, assistant).outcome == "promoted"
     with pytest.raises(ThumbwiseError, match=r"run-1, came to its end \(promoted\)"):
         train(tmp_path, model, assistant, resume=True)
+
+
+def test_a_run_goes_on_with_what_it_began_with_whatever_the_settings_say_since(
+    tmp_path: Path, model: Path, fault: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assistant = FakeAssistant(make_snapshot(40))
+    fault("registered")
+    with pytest.raises(SystemExit):
+        train(tmp_path, model, assistant, new_votes=True)
+    fault(None)
+    rounds: list[Round] = []
+    monkeypatch.setattr(Round, "run", lambda self: rounds.append(self) or TrainResult("promoted", "", "run-1"))
+    monkeypatch.setattr(training_world, "CHAT", 1)
+    train(tmp_path, model, assistant, algorithm="no-such", resume=True, lora_rank=64, rollouts="no-such")
+    (gone_on,) = rounds
+    assert (gone_on.settings.chat_max_tokens, gone_on.settings.train.lora_rank) == (CHAT, SMALL["lora_rank"])
+    assert (gone_on.new_votes, gone_on.algorithm) == (True, "ppo")
 
 
 def test_an_older_runs_record_that_cannot_be_read_stands_in_nobodys_way(

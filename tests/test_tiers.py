@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from dataclasses import replace
@@ -70,8 +71,10 @@ def test_thumbs_that_all_say_the_same_are_too_little_alone() -> None:
         return Thumb(f"t{n}", "ann", "g", reply, up=True)
 
     ups = tuple(thumb(n) for n in range(200))
-    assert Snapshot(Labels((), ups), ()).telling == 0
-    assert Snapshot(Labels((), (*ups, replace(ups[0], id="t200", up=False))), ()).telling == 201
+    assert Snapshot(Labels((), ups), ()).telling(TrainSettings()) == 0
+    both = Snapshot(Labels((), (*ups, replace(ups[0], id="t200", up=False))), ())
+    assert both.telling(TrainSettings()) == 201
+    assert both.telling(TrainSettings(thumb_weight=0)) == 0
 
 
 def test_a_dry_run_says_what_would_be_done_and_registers_nothing(tmp_path: Path) -> None:
@@ -168,6 +171,24 @@ async def test_a_run_that_cannot_be_gone_on_with_is_given_up_and_the_schedule_go
     (run,) = versions.store.rows("SELECT outcome, reason FROM runs")
     assert run["outcome"] == "failed"
     assert run["reason"].startswith("it could not be gone on with: Error: No assistant runs on")
+
+
+@pytest.mark.slow
+async def test_a_run_that_was_killed_at_work_is_not_given_up(
+    tmp_path: Path, versions: Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = Schedule(Home.find(tmp_path), 3600, versions.runs, lambda: True)
+    run = versions.runs.begin("s", 3600)
+
+    async def pause(seconds: float) -> None:
+        with versions.store.write() as db:
+            db.execute("UPDATE runs SET lease_until = ?", [time.time() - 1])
+
+    monkeypatch.setattr(asyncio, "sleep", pause)
+    await schedule._train(["train", "--resume"])
+    assert schedule.due(time.time()) == ["train", "--resume"]
+    (found,) = versions.store.rows("SELECT id, outcome FROM runs")
+    assert (found["id"], found["outcome"]) == (run.id, None)
 
 
 # --- what the record says of a run that is resumed --------------------------------------------------------

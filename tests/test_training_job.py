@@ -27,6 +27,7 @@ from thumbwise.training.losses import MissingEnd, ends_wanted
 from thumbwise.training.progress import RunProgress
 from thumbwise.training.round import CALIBRATION
 from thumbwise.training.runs import TrainResult
+from thumbwise.versions import BASE
 from thumbwise.weights import base_modules
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -114,7 +115,9 @@ def test_replies_are_to_end_somewhat_more_often_than_the_references_and_nearly_a
     first = train(tmp_path, model, assistant)
     assistant.stable, assistant.number = str(first.version), 2
     train(tmp_path, model, assistant, {"max_finish_loss": 0.05})
-    assert steered == [ends_wanted(0.1), 0.9 - 0.05 / 2]
+    assistant.snapshot, assistant.number, assistant.stable = make_snapshot(40, corrections=8), 3, BASE
+    train(tmp_path, model, assistant, {"max_finish_loss": 0.05}, sft_demonstrations=5)
+    assert steered == [ends_wanted(0.1), 0.9 - 0.05 / 2, 0.9 - 0.05 / 2]
 
 
 def test_where_nobody_has_voted_since_nothing_is_trained_if_one_asks_for_that(tmp_path: Path, model: Path) -> None:
@@ -122,7 +125,8 @@ def test_where_nobody_has_voted_since_nothing_is_trained_if_one_asks_for_that(tm
     assert train(tmp_path, model, assistant, new_votes=True).outcome == "promoted"
     prompt = [{"role": "user", "content": "Hi\u2028?"}]
     asked = canonical({"type": "prompt", "user": "u", "group": "g", "prompt": prompt})
-    assistant.snapshot, assistant.number = assistant.snapshot + asked.encode() + b"\n", 2
+    said = canonical({"type": "comment", "user": "u", "group": "g", "prompt": prompt, "text": "Good."})
+    assistant.snapshot, assistant.number = assistant.snapshot + f"{asked}\n{said}\n".encode(), 2
     again = train(tmp_path, model, assistant, new_votes=True)
     assert (again.outcome, "Nobody has voted since run-1" in again.reason) == ("too_little_data", True)
     assistant.snapshot, assistant.number = make_snapshot(41), 3

@@ -42,16 +42,16 @@ class Snapshot:
     prompts: tuple[Prompt, ...]
     demonstrations: tuple[Demonstration, ...] = ()
 
-    @property
-    def telling(self) -> int:
+    def telling(self, train: TrainSettings) -> int:
         """Votes that say which reply is better: what the reward model learns from. Ties only say how near two are.
 
-        Thumbs that all say the same tell nothing where there is nothing else.
+        Thumbs that all say the same tell nothing where there is nothing else, and none where they have no weight.
         """
         labels = self.labels
         untied = sum(c.choice in ("left", "right") for c in labels.comparisons)
         untied += sum(len(set(r.tiers)) > 1 for r in labels.rankings)
-        return untied + len(labels.thumbs) if untied or len({thumb.up for thumb in labels.thumbs}) > 1 else 0
+        thumbs = labels.thumbs if train.thumb_weight else ()
+        return untied + len(thumbs) if untied or len({thumb.up for thumb in thumbs}) > 1 else 0
 
     def drafts(self, version: str, max_tokens: int, temperature: float) -> list[Sample]:
         """The replies of `version` that people judged, sampled so and in no way else cut or shaped; each once."""

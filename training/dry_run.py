@@ -75,9 +75,9 @@ def dry_run(
         name, why = choose(algorithm, snapshot, settings.train)
     labels = snapshot.labels
     return DryRun(
-        len(labels.comparisons), len(labels.rankings), len(labels.thumbs), snapshot.telling, _people(snapshot),
-        len(snapshot.prompts), len(snapshot.demonstrations), name, settings.reward, why or "", _last_seconds(home),
-        snapshot.sft(settings.train),
+        len(labels.comparisons), len(labels.rankings), len(labels.thumbs), snapshot.telling(settings.train),
+        _people(snapshot), len(snapshot.prompts), len(snapshot.demonstrations), name, settings.reward, why or "",
+        _last_seconds(home), snapshot.sft(settings.train),
     )  # fmt: skip
 
 

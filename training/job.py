@@ -51,16 +51,22 @@ def run_training(
 ) -> TrainResult:
     """Run one round against the assistant at `url`, or go on with the last one, and return how it ended.
 
-    With `new_votes` the round is too little where nobody has voted since the last one that came to its end.
+    With `new_votes` the round is too little where nobody has voted since the last one that came to its end; a
+    run that is gone on with keeps what it was begun with.
     Raises ThumbwiseError only where the run could not begin (another one holds the lease, no such algorithm
     or reward model, no answer, nothing to resume); later failures are results with outcome "failed".
     """
     start = time.monotonic()
     plugins = plugins or PluginManager(home).load()
-    plugins.check_training(settings.reward, algorithm, settings.train.rollouts)
-    check_rank(settings)
     with OpsClient(url, token, transport) as client, progress or RunProgress(quiet=True) as shown:
-        folder, record, ended = _resume(home, client) if resume else _begin(home, client, algorithm, settings)
+        ended = None
+        if resume:
+            record = read_record(folder := unfinished(home))
+            _check(plugins, record.settings(settings), record.algorithm)
+            record, ended = _resume(folder, record, client)
+        else:
+            _check(plugins, settings, algorithm)
+            folder, record = _begin(home, client, algorithm, settings, new_votes)
         with working(folder):
             if ended is not None:  # killed after it had told the assistant, before it could write it down
                 write_json(folder / RESULT, ended.as_json())
@@ -69,7 +75,7 @@ def run_training(
             with Lease(client, record.given) as lease:
                 job = Round(
                     home, record.settings(settings), record.algorithm, plugins, client, record.given, lease, folder,
-                    shown, prepare_model, new_votes=new_votes,
+                    shown, prepare_model, new_votes=record.new_votes,
                 )  # fmt: skip
                 result = _guarded(job, folder)
                 result.seconds = round(time.monotonic() - start, 1)
@@ -89,29 +95,30 @@ def tidy(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _begin(
-    home: Home, client: OpsClient, algorithm: str, settings: Settings
-) -> tuple[Path, Record, TrainResult | None]:
-    record = Record.begun(client.begin(), algorithm, settings)
+def _check(plugins: PluginManager, settings: Settings, algorithm: str) -> None:
+    plugins.check_training(settings.reward, algorithm, settings.train.rollouts)
+    check_rank(settings)
+
+
+def _begin(home: Home, client: OpsClient, algorithm: str, settings: Settings, new_votes: bool) -> tuple[Path, Record]:
+    record = Record.begun(client.begin(), algorithm, settings, new_votes)
     folder = home.runs / record.given.run_id
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     record.save(folder)
     fault_point("registered")
-    return folder, record, None
+    return folder, record
 
 
-def _resume(home: Home, client: OpsClient) -> tuple[Path, Record, TrainResult | None]:
-    """The last run with a fresh lease; or its result, where the assistant has it already."""
-    folder = unfinished(home)
-    record = read_record(folder)
+def _resume(folder: Path, record: Record, client: OpsClient) -> tuple[Record, TrainResult | None]:
+    """The run with a fresh lease, and its result where the assistant has it already."""
     with working(folder):
         answer = client.resume(record.given)
         if answer["outcome"] is not None:
             ended = TrainResult(answer["outcome"], answer["reason"], folder.name, answer["version"])
-            return folder, record, ended
+            return record, ended
         record = replace(record, given=replace(record.given, lease=answer["lease"]))
         record.save(folder)
-    return folder, record, None
+    return record, None
 
 
 def _guarded(job: Round, folder: Path) -> TrainResult:

@@ -63,7 +63,8 @@ _TOO_FAST = "Updates are too large: lower train.learning_rate."
 
 GLOSSARY: dict[str, Metric] = {
     "reward": Metric(
-        "score after shaping, before what a missing end costs; without shaping the reference has mean 0, deviation 1",
+        "score after shaping, before what a missing end costs; without shaping the reference has mean 0 and deviation "
+        "1, less train.std_penalty deviations of the heads, clipped",
         "replies", "rises",
         Watch("change", low=0.2, below="The policy did not come to please the reward model: raise train.iterations "
               "or train.learning_rate; where kl rose all the same, it only drifted."),
@@ -89,7 +90,7 @@ GLOSSARY: dict[str, Metric] = {
     ),
     "ratio_max": Metric("largest of those ratios", "run", "", Watch("value", high=10.0, above=_TOO_FAST)),
     "clip_fraction": Metric(
-        "1 where that ratio was clipped (rloo: a reply's), else 0", "tokens", "",
+        "1 where that ratio is outside the range (rloo: of a reply, and where the clip binds), else 0", "tokens", "",
         Watch("value", high=0.3, above=_TOO_FAST)
     ),
     "policy_loss": Metric("max(-A r, -A clip(r, 1 - c, 1 + c)) (rloo: a reply's)", "tokens", "near 0, mostly negative"),
@@ -125,7 +126,7 @@ GLOSSARY: dict[str, Metric] = {
         "run", "settles",
     ),
     "repetition": Metric(
-        "share of 4-grams that recur within a reply", "replies", "steady",
+        "share of all 4-grams that recur within their reply", "replies", "steady",
         Watch("change", high=0.05, above=_MORE_VOTES),
     ),
     "rollout_gap": Metric(
@@ -175,7 +176,7 @@ class MetricsLog:
 
     def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Append one line, with the iteration's number."""
-        row = {"iteration": iteration, **{key: round(float(value), 6) for key, value in metrics.items()}}
+        row = {"iteration": iteration, **{key: float(f"{value:.6g}") for key, value in metrics.items()}}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 

@@ -31,7 +31,7 @@ from thumbwise.training.stepping import imitate
 KEPT = "ptx.txt"
 """The operator's file as the run began with it, in the run's folder."""
 TEXTS = 192
-"""Replies of the reference that the texts are drawn from: more than a run draws twice each."""
+"""Replies of the reference that the texts are drawn from: each comes about three times in a run."""
 WINDOW = 128
 """Tokens of an operator's file that are one text."""
 MOST, SLICES = 2_000_000, 200

@@ -90,7 +90,7 @@ class Clock:
 def _config(operator: Home) -> str:
     """What the rehearsal's processes will go by: settings, the environment's too, and loose plugin files."""
     settings = Settings.load(operator).model_dump_json(exclude={"host", "port"})
-    return settings + "".join(path.read_text() for path in sorted(operator.plugins.glob("*.py")))
+    return settings + "".join(sha256(path.read_bytes()) for path in sorted(operator.plugins.glob("[!_.]*.py")))
 
 
 class Rehearsal:
@@ -293,8 +293,7 @@ class Rehearsal:
 
 
 def _mean(rows: Sequence[Sequence[float]]) -> float:
-    flat = [score for row in rows for score in row]
-    return sum(flat) / len(flat)
+    return sum(sum(row) / len(row) for row in rows) / len(rows)
 
 
 def total(swaps: Sequence[dict[str, Any] | None]) -> dict[str, int]:

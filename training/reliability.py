@@ -32,11 +32,11 @@ MOST_DROPPED = 0.45
 ROUNDS = 10
 
 
-def trust(margins: Array, lean: Array, rater: NDArray[np.int64], raters: int) -> Array:
+def trust(margins: Array, lean: Array, rater: NDArray[np.int64], raters: int, counts: Array) -> Array:
     """The posterior mean of 2 eta - 1 of each rater as a share of the prior's, [raters].
 
     `margins` [n] are how far others' votes bear each vote out, in any unit; 0 says nothing. `lean` [n] are the log-odds
-    that its rater votes so, whatever is asked.
+    that its rater votes so, whatever is asked; `counts` [n] how many independent votes each is.
     """
     unit = float(np.sqrt((margins**2).mean())) or 1.0
     best, posterior = -np.inf, np.tile(PRIOR, (raters, 1))
@@ -44,7 +44,7 @@ def trust(margins: Array, lean: Array, rater: NDArray[np.int64], raters: int) ->
         with_others = 1 / (1 + np.exp(-scale / unit * margins - lean))[:, None]
         against = 1 / (1 + np.exp(scale / unit * margins - lean))[:, None]
         total = np.tile(np.log(PRIOR), (raters, 1))
-        np.add.at(total, rater, np.log(ETA * with_others + (1 - ETA) * against))
+        np.add.at(total, rater, counts[:, None] * np.log(ETA * with_others + (1 - ETA) * against))
         evidence = np.logaddexp.reduce(total, axis=1)
         if evidence.sum() > best:
             best, posterior = evidence.sum(), np.exp(total - evidence[:, None])
@@ -127,10 +127,12 @@ def rater_weights(seen: Array, votes: Votes, share: float) -> Array:
         found: Array = beliefs * capped(crowd.totals * np.abs(beliefs), share, FEW)
         return found
 
+    # A ranking of K is K - 1 votes, not as many as it has pairs; how loud a vote is makes it no surer.
+    counts = np.where(votes.is_thumb, 1.0, np.minimum(votes.weight, 1.0))
     everybody = cap(np.ones(votes.raters))
     beliefs = crowd.camps(everybody)
     for _ in range(ROUNDS):
-        beliefs = trust(crowd.margins(cap(beliefs)), crowd.lean, votes.rater, votes.raters)
+        beliefs = trust(crowd.margins(cap(beliefs)), crowd.lean, votes.rater, votes.raters, counts)
     trusted = beliefs.clip(0, 1)
     dropped = 1 - (crowd.totals * everybody * trusted).sum() / max(float((crowd.totals * everybody).sum()), 1e-12)
     return everybody if dropped > MOST_DROPPED else cap(trusted)

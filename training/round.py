@@ -121,7 +121,8 @@ class Round:
         self.progress.stage("replies of stable")
         stable = questions.ask(self._stable(context.backbone))
         wanted = ends_wanted(usual)
-        if self.given.stable != BASE:  # it may end more often than that, and the gates hold the candidate to it
+        if self.given.stable != BASE or context.backbone.reference is not None:
+            # Stable may end more often than the reference, and the gates hold the candidate to it.
             # Half of their margin below: with its whole rate, each round's luck would be the least of the next.
             wanted = max(wanted, finish_rate(stable.drafts) - self.settings.gates.max_finish_loss / 2)
         context = replace(context, finish_rate=wanted)

@@ -55,21 +55,27 @@ class Record:
     reward: str
     train: TrainSettings
     gates: GateSettings
+    chat_max_tokens: int
+    new_votes: bool
 
     @classmethod
-    def begun(cls, given: Run, algorithm: str, settings: Settings) -> Record:
+    def begun(cls, given: Run, algorithm: str, settings: Settings, new_votes: bool) -> Record:
         """The record of a run that begins with `settings`."""
-        return cls(given, algorithm, settings.reward, settings.train, settings.gates)
+        return cls(
+            given, algorithm, settings.reward, settings.train, settings.gates, settings.chat_max_tokens, new_votes
+        )
 
     def settings(self, now: Settings) -> Settings:
         """`now` with what the run began with."""
-        return now.model_copy(update={"reward": self.reward, "train": self.train, "gates": self.gates})
+        kept = {name: getattr(self, name) for name in ("reward", "train", "gates", "chat_max_tokens")}
+        return now.model_copy(update=kept)
 
     def save(self, folder: Path) -> None:
         """Write run.json, whole or not at all."""
         row = {
             "given": asdict(self.given), "algorithm": self.algorithm, "reward": self.reward,
             "train": self.train.model_dump(), "gates": self.gates.model_dump(),
+            "chat_max_tokens": self.chat_max_tokens, "new_votes": self.new_votes,
         }  # fmt: skip
         write_json(folder / RECORD, row)
 
@@ -79,7 +85,8 @@ def read_record(folder: Path) -> Record:
     row = json.loads((folder / RECORD).read_text())
     try:
         train, gates = TrainSettings(**row["train"]), GateSettings(**row["gates"])
-        return Record(Run(**row["given"]), row["algorithm"], row["reward"], train, gates)
+        given = Run(**row["given"])
+        return Record(given, row["algorithm"], row["reward"], train, gates, row["chat_max_tokens"], row["new_votes"])
     except (KeyError, TypeError, ValueError) as error:
         raise ThumbwiseError(
             f"{folder / RECORD} was written by another version of Thumbwise ({error}): start a new run with "
@@ -98,9 +105,9 @@ def nothing_new(home: Home, folder: Path) -> str:
 
 
 def _votes(folder: Path) -> list[bytes]:
-    """What people said of replies: the snapshot's lines without those of prompts, which come with every chat."""
+    """What people said of replies that is learned from: no comments, and no prompts, which come with every chat."""
     lines = (folder / SNAPSHOT).read_bytes().split(b"\n")  # str.splitlines would also cut inside what people wrote
-    return [line for line in lines if line and json.loads(line)["type"] != "prompt"]
+    return [line for line in lines if line and json.loads(line)["type"] not in ("prompt", "comment")]
 
 
 def _number(folder: Path) -> int:

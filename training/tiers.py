@@ -17,10 +17,11 @@ AUTO = "auto"
 
 def too_little(snapshot: Snapshot, train: TrainSettings) -> str:
     """Why there is too little to train on, or nothing."""
-    if snapshot.telling >= train.min_votes:
+    votes = snapshot.telling(train)
+    if votes >= train.min_votes:
         return ""
     return (
-        f"There are {snapshot.telling} votes that say which reply is better, and training begins at {train.min_votes} "
+        f"There are {votes} votes that say which reply is better, and training begins at {train.min_votes} "
         "(setting train.min_votes): collect more votes."
     )
 
@@ -30,14 +31,14 @@ def check_rank(settings: Settings) -> None:
     rank, most = settings.train.lora_rank, settings.engine.max_lora_rank
     if rank > most:
         raise ThumbwiseError(
-            f"Adapters of rank {rank} (train.lora_rank) cannot be served, for vLLM is started for {most} "
-            "(engine.max_lora_rank): lower the one, or raise the other and restart the assistant."
+            f"Adapters of rank {rank} (train.lora_rank) cannot be served, for vLLM takes {most} at most "
+            "(engine.max_lora_rank): lower the one, or raise the other, for the assistant too, and restart it."
         )
 
 
 def choose(asked: str, snapshot: Snapshot, train: TrainSettings) -> tuple[str, str]:
     """The algorithm to train with, and why in a sentence."""
-    votes = snapshot.telling
+    votes = snapshot.telling(train)
     if asked != AUTO:
         return asked, f"{asked} was asked for by name, with {votes} votes."
     if votes < train.ppo_votes:

@@ -1,9 +1,9 @@
 """The chat page: streaming, stop, conversations, thumbs with a comment.
 
 Handlers work from `View`, which Gradio keeps on the server for one page load, and from the database. What a
-browser sends is used for three things only: the words a person typed, which reply in the conversation was
-clicked, and which conversation to open; the last two are checked against the database. Left out: editing
-and regenerating, reasons to tick, search.
+browser sends is used for three things only: the words a person typed, which reply was clicked in which
+conversation, and which conversation to open; the last two are checked against view and database. Left out:
+editing and regenerating, reasons to tick, search.
 """
 
 from __future__ import annotations
@@ -135,14 +135,14 @@ class ChatPage:
 
     # -- what the page shows -------------------------------------------------------------------------
 
-    async def _path(self, view: View) -> list[Reply]:
-        if view.conversation_id is None:
+    async def _path(self, conversation_id: str | None) -> list[Reply]:
+        if conversation_id is None:
             return []
-        return await asyncio.to_thread(self.store.conversation, view.conversation_id, LOCAL_USER)
+        return await asyncio.to_thread(self.store.conversation, conversation_id, LOCAL_USER)
 
     async def _page(self, view: View) -> Updates:
         """Everything about the conversation, from the database."""
-        path = await self._path(view)
+        path = await self._path(view.conversation_id)
         live = self.live.get(view.conversation_id or "")
         now = view.top = shown(self.assistant, view.conversation_id)
         view.thumbs = thumbs_of(path)
@@ -170,11 +170,16 @@ class ChatPage:
         view.lists += 1
         return await self._listed(view)
 
+    async def _current(self, view: View, epoch: int) -> Updates:
+        """The page, unless it was turned away from `epoch`'s while it was made."""
+        page = await self._page(view)
+        return page if view.epoch == epoch else self._unchanged()
+
     async def _turned(self, view: View, conversation_id: str | None) -> Updates:
         """Turn the page to a conversation, or to an empty one."""
-        view.epoch += 1
+        epoch = view.epoch = view.epoch + 1
         view.conversation_id = conversation_id
-        return {**await self._page(view), **self._no_panel(view)}
+        return {**self._no_panel(view), **await self._current(view, epoch)}
 
     async def _followed(self, view: View, epoch: int) -> AsyncGenerator[Updates, None]:
         """Show the reply that is being written until it ends, or until the page turns away from `epoch`'s.
@@ -184,13 +189,13 @@ class ChatPage:
         """
         live = self.live.get(view.conversation_id or "") if view.epoch == epoch else None
         if live is not None:
-            messages = messages_of(await self._path(view), live.frame)
+            messages = messages_of(await self._path(view.conversation_id), live.frame)
             async with aclosing(live.follow(lambda: view.epoch == epoch)) as frames:
                 async for frame in frames:
                     messages = [*messages[:-1], {"role": "assistant", "content": bubble(frame, "streaming")}]
                     yield {self.chat: gr.update(value=messages, feedback_value=view.thumbs)}
         if view.epoch == epoch and view.state == "streaming":
-            yield await self._page(view)
+            yield await self._current(view, epoch)
             if live is not None and live.error and view.state != "failed":  # it could not even be stored
                 gr.Warning(live.error)
         yield self._unchanged()
@@ -205,7 +210,7 @@ class ChatPage:
             named = newest[0][0] if newest else None
         epoch = view.epoch = view.epoch + 1
         view.conversation_id = None if named == "new" else named
-        yield await self._page(view)
+        yield await self._current(view, epoch)
         async for updates in self._followed(view, epoch):
             yield updates
 
@@ -219,8 +224,7 @@ class ChatPage:
             yield self._unchanged()
             return
         epoch = view.epoch + 1
-        page = await self._turned(view, named)
-        yield page if view.epoch == epoch else self._unchanged()  # another click may have turned it further
+        yield await self._turned(view, named)
         async for updates in self._followed(view, epoch):
             yield updates
 
@@ -253,32 +257,36 @@ class ChatPage:
             yield self._unchanged()
             return
         epoch = view.epoch = view.epoch + 1  # a comment that is being typed stays
-        yield {**sent, **await self._page(view)}
+        yield {**sent, **await self._current(view, epoch)}
         async for updates in self._followed(view, epoch):
             yield updates
 
     async def _ask(self, text: str, view: View) -> None:
         """Start the next reply of the view's conversation, which is made if need be."""
+        epoch = view.epoch
         async with self._asking:  # so that a conversation never gets two replies at once, and stays one path
-            if view.conversation_id in self.live:
+            id_ = view.conversation_id  # the page may turn to another one at every `await`
+            if id_ in self.live:
                 raise Conflict("A reply is still being written in this conversation: wait for its end, or stop it.")
+            if view.epoch != epoch:
+                raise Conflict("The page turned to another conversation: go back to send it there, or send it here.")
             self.assistant.require_engine()
-            path = await self._path(view)
+            path = await self._path(id_)
             messages = prompt_of(path, text)
             check_messages(messages)
-            if view.conversation_id is None:
+            if id_ is None:
                 self.assistant.load.check(LOCAL_USER)  # a refusal leaves no empty conversation behind
-                view.conversation_id = await asyncio.to_thread(
-                    self.store.start_conversation, LOCAL_USER, excerpt(text, 80)
-                )
+                id_ = await asyncio.to_thread(self.store.start_conversation, LOCAL_USER, excerpt(text, 80))
+                if view.epoch == epoch:
+                    view.conversation_id = id_
             turn = await self.assistant.conversations.begin(
                 LOCAL_USER,
                 messages,
                 self.assistant.conversations.sampling(),
-                conversation_id=view.conversation_id,
+                conversation_id=id_,
                 parent_id=path[-1].id if path else None,
             )
-            self._write(turn, view.conversation_id)
+            self._write(turn, id_)
 
     def _write(self, turn: Turn, conversation_id: str) -> None:
         async def frames() -> AsyncGenerator[str, None]:
@@ -311,7 +319,7 @@ class ChatPage:
             panel = await self._vote(view, event._data)
         except ThumbwiseError as error:
             gr.Warning(str(error), title="Not saved")
-        view.thumbs = thumbs_of(await self._path(view))
+        view.thumbs = thumbs_of(await self._path(view.conversation_id))
         # The component keeps a click that the server did not take until the value given to it differs.
         yield {self.chat: gr.update(feedback_value=["" for _ in view.thumbs])}
         yield {self.chat: gr.update(feedback_value=view.thumbs), **panel}
@@ -319,7 +327,7 @@ class ChatPage:
 
     async def _vote(self, view: View, click: Any) -> Updates:
         """Resolve a click against the conversation and store it; returns what becomes of the comment panel."""
-        path = await self._path(view)
+        path = await self._path(view.conversation_id)
         reply, value = clicked(path, click)
         if value == (reply.thumb or "clear"):
             return {}

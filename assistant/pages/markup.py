@@ -15,8 +15,9 @@ _VERBATIM = re.compile(r"(```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]+`|\$\$.+?\$\
 
 # What could be a tag or an entity; a `<` or `&` alone stays, for in code by indentation it is shown as it stands.
 _TAG, _ENTITY = re.compile(r"<(?=[A-Za-z/!?])"), re.compile(r"&(?=#?\w+;)")
-# Gradio takes away the indentation that all lines but the first have in common, as of a docstring. This one has none.
-_UNINDENTED = "\n\u200b"
+# Gradio takes away the indentation that all lines but the first have in common, as of a docstring. This one has none;
+# page.js hides it.
+_UNINDENTED = "\n\n\u200b"
 
 
 def markdown(text: str) -> str:

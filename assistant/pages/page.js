@@ -51,7 +51,7 @@
     if (log && log.getAttribute("aria-live") !== "off") log.setAttribute("aria-live", "off");
   };
 
-  // markup.py ends a message with a line of no width where indentation must stay; after code it would be an empty line.
+  // markup.py ends a message with a paragraph of no width where indentation must stay; it would be an empty line.
   const ends = () => {
     for (const last of all(".prose > p:last-child:not(:first-child)")) {
       if (last.textContent === "\u200b") last.style.display = "none";
@@ -75,7 +75,7 @@
   // A message is kept in the page as markup.py's `markdown` writes it; who copies it wants what was said.
   const VERBATIM = /(```[^]*?(?:```|$)|~~~[^]*?(?:~~~|$)|`[^`\n]+`|\$\$[^]+?\$\$)/;
   const plain = (text) =>
-    text.replace(/\n\u200b$/, "").split(VERBATIM)
+    text.replace(/\n\n\u200b$/, "").split(VERBATIM)
       .map((part, i) => (i % 2 ? part : part.replaceAll("&#33;[", "![").replaceAll("&lt;", "<").replaceAll("&amp;", "&")))
       .join("");
   const copies = () => {

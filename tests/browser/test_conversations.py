@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import time
 from typing import Any
 
@@ -108,6 +110,35 @@ def test_another_conversation_than_ones_own_cannot_be_opened(site: Site) -> None
     mine = site.rows("SELECT conversation_id FROM replies WHERE user_id = 'local'")
     assert len(mine) == 1
     assert mine[0]["conversation_id"] != theirs
+
+
+def test_a_reply_belongs_to_the_conversation_that_it_was_asked_for_in(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = site.open()
+    site.say(page, "One")
+    begin, begun = site.assistant.conversations.begin, threading.Event()
+
+    async def slowly(*given: Any, **more: Any) -> Any:
+        found = await begin(*given, **more)
+        await asyncio.to_thread(begun.wait, 10)  # as for a busy disk
+        return found
+
+    monkeypatch.setattr(site.assistant.conversations, "begin", slowly)
+    site.writer.hold = 1
+    page.fill("#tw-box textarea", "Two")
+    page.press("#tw-box textarea", "Enter")
+    page.click("#tw-new")
+    site.wait(page, "idle")
+    begun.set()
+    page.wait_for_timeout(300)
+    expect(page.get_by_test_id("user")).to_have_count(0)
+    page.get_by_role("link", name="One").click()
+    site.wait(page, "streaming")
+    expect(page.get_by_test_id("bot").last).to_have_text("Hello")
+    site.writer.hold = None
+    site.wait(page, "done")
+    expect(page.get_by_test_id("user")).to_have_text(["One", "Two"])
 
 
 def test_a_thumb_means_the_conversation_that_was_shown_when_it_was_clicked(site: Site) -> None:

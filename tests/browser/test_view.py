@@ -50,7 +50,7 @@ def test_every_reply_is_shown_as_one_question_and_one_answer() -> None:
     [
         ("a < b & c, <b> &amp; &#60;", "a < b & c, &lt;b> &amp;amp; &amp;#60;"),
         ("`<b>` </b>", "`<b>` &lt;/b>"),
-        ("Text\n\n    if a < b && c:\n        pass", "Text\n\n    if a < b && c:\n        pass\n\u200b"),
+        ("Text\n\n    if a < b && c:\n        pass", "Text\n\n    if a < b && c:\n        pass\n\n\u200b"),
         ("```\n<b>\n```\n<b>", "```\n<b>\n```\n&lt;b>"),
         ("```\n<b> unfinished", "```\n<b> unfinished"),
         ("![p](https://example.com/p.png)", "&#33;[p](https://example.com/p.png)"),
