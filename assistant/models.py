@@ -197,9 +197,8 @@ def _convert(name: str, out: Path, progress: Progress) -> None:
     progress(f"Preparing {name} (once, less than a minute)")
     shutil.rmtree(out)  # what an interrupted conversion left
     out.mkdir(mode=0o700)
-    command = _child("convert_gguf", str(gguf), str(out))
     offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=offline, check=False, start_new_session=True)
+    done = _run("convert_gguf", str(gguf), str(out), stderr=subprocess.PIPE, env=offline)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise ThumbwiseError(f"{name} could not be converted ({last}): check memory and disk space.")
@@ -208,8 +207,7 @@ def _convert(name: str, out: Path, progress: Progress) -> None:
 def _download(name: str, out: Path, progress: Progress) -> None:
     """Download what a chat model needs; what an interrupted download left is gone on with."""
     progress(f"Downloading {name} from Hugging Face (once)")
-    command = _child("download", name, str(out))
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, start_new_session=True)
+    done = _run("download", name, str(out))
     if done.returncode != 0:
         why = done.stdout.strip() or f"exit status {done.returncode}"
         raise ThumbwiseError(
@@ -218,10 +216,11 @@ def _download(name: str, out: Path, progress: Progress) -> None:
         )
 
 
-def _child(module: str, *arguments: str) -> list[str]:
-    """One of our modules as a process that ends when we do. (In a session of its own, Ctrl-C is ours alone.)"""
+def _run(module: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run one of our modules as a process that ends when we do, in a session of its own: Ctrl-C is for us alone."""
     python = [sys.executable, "-P", "-m"]
-    return [*python, "thumbwise.engine_child", str(os.getpid()), *python, f"thumbwise.{module}", *arguments]
+    command = [*python, "thumbwise.engine_child", str(os.getpid()), *python, f"thumbwise.{module}", *arguments]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, start_new_session=True, **options)
 
 
 # --- digests -----------------------------------------------------------------------------------------

@@ -61,7 +61,8 @@ def run_training(
     with OpsClient(url, token, transport) as client, progress or RunProgress(quiet=True) as shown:
         ended = None
         if resume:
-            record = read_record(folder := unfinished(home))
+            folder = unfinished(home)
+            record = read_record(folder)
             _check(plugins, record.settings(settings), record.algorithm)
             record, ended = _resume(folder, record, client)
         else:

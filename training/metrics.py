@@ -122,7 +122,7 @@ GLOSSARY: dict[str, Metric] = {
               "(end_penalty): do people want that? Raise max_tokens, so that votes see whole replies."),
     ),
     "end_penalty": Metric(
-        "what a reply that was cut off loses; steers ends to somewhat more than the reference's",
+        "what a reply that was cut off loses; steers ends to somewhat above the reference's, not far below stable's",
         "run", "settles",
     ),
     "repetition": Metric(

@@ -293,6 +293,7 @@ class Rehearsal:
 
 
 def _mean(rows: Sequence[Sequence[float]]) -> float:
+    """Mean over prompts, each with the mean of its replies: they have different numbers of them."""
     return sum(sum(row) / len(row) for row in rows) / len(rows)
 
 
