@@ -2,8 +2,9 @@
 
 SQLite through sqlite-utils, WAL with synchronous=FULL, so that what was acknowledged survives a power cut. One lock
 around one connection; whoever gets it commits for everybody who waits for it too (`share`), so that a burst of replies
-costs a few waits for the disk instead of one for each. Left out: a second connection of any kind, since SQLite up to
-3.51.2 can corrupt a WAL that several connections write or checkpoint.
+costs a few waits for the disk instead of one for each. Long reads have connections of their own, off the lock
+(`reading`), which are read-only: they neither write nor checkpoint. Left out: a second connection that writes, since
+SQLite up to 3.51.2 can corrupt a WAL that several connections write or checkpoint.
 """
 
 from __future__ import annotations
@@ -38,23 +39,12 @@ class Writer:
     """The connection, and transactions over it. All methods are synchronous and thread-safe."""
 
     def __init__(self, path: Path) -> None:
-        """Open (or make) the database at `path`; raises ThumbwiseError where that is another kind of file."""
-        connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
-        path.chmod(0o600)
+        """Open (or make) the database at `path`; raises ThumbwiseError where it cannot be used, or is another file."""
+        self.path = path
         self.lock = threading.RLock()
         self._waiting: deque[tuple[Work, Future[Any]]] = deque()
         self._owed: dict[str, Work] = {}
-        self.db = Database(connection, strict=True)
-        try:
-            for name, value in PRAGMAS.items():
-                self.db.execute(f"PRAGMA {name} = {value}")
-        except sqlite3.DatabaseError as error:
-            connection.close()
-            if error.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-                raise
-            raise ThumbwiseError(
-                f"{path} is not a database, or a damaged one ({error}): move it away and put your last backup there."
-            ) from None
+        self.db = _opened(path)
 
     def migrate(self, own: Migrations) -> None:
         """Bring a migration set's tables up to date."""
@@ -128,10 +118,59 @@ class Writer:
             else:
                 future.set_exception(raised)
 
+    @contextmanager
+    def reading(self) -> Iterator[Database]:
+        """A read-only connection in one read transaction: everything as it is now, while others go on writing.
+
+        It takes no lock, so what reads long belongs here: exports, statistics. Fetch rows as they are needed, by
+        `query`, and not all at once.
+        """
+        uri = f"{self.path.absolute().as_uri()}?mode=ro"
+        connection = sqlite3.connect(uri, timeout=10, isolation_level=None, check_same_thread=False, uri=True)
+        try:
+            db = Database(connection)
+            db.execute(f"PRAGMA trusted_schema = {PRAGMAS['trusted_schema']}")
+            db.execute("BEGIN")
+            db.execute("SELECT 1 FROM sqlite_schema").fetchone()  # BEGIN alone does not choose the moment
+            yield db
+        finally:
+            connection.close()  # which ends the transaction
+
     def rows(self, sql: str, params: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
         """Run a SELECT and return its rows as dicts."""
         with self.lock:
             return list(self.db.query(sql, params))
+
+
+def _opened(path: Path) -> Database:
+    """The connection, with its PRAGMAs; raises ThumbwiseError where the file cannot be used as it is."""
+    connection = None
+    try:
+        connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+        path.chmod(0o600)
+        db = Database(connection, strict=True)
+        for name, value in PRAGMAS.items():
+            db.execute(f"PRAGMA {name} = {value}")
+        db.execute("BEGIN IMMEDIATE")
+        db.execute("PRAGMA user_version = 0")  # where it may not be written, this says so; BEGIN does not
+        db.rollback()
+    except (sqlite3.DatabaseError, OSError) as error:
+        if connection is not None:
+            connection.close()
+        raise ThumbwiseError(_unusable(path, error)) from None
+    return db
+
+
+def _unusable(path: Path, error: sqlite3.DatabaseError | OSError) -> str:
+    if isinstance(error, OSError):
+        code, why = None, error.strerror
+    else:
+        code, why = error.sqlite_errorcode & 0xFF, str(error)
+    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        return f"{path} is not a database, or a damaged one ({why}): move it away and put your last backup there."
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return f"{path} is in use by another program ({why}): close that, then try again."
+    return f"{path} cannot be opened ({why}): the user that runs Thumbwise must own it and may write it and its folder."
 
 
 def _apart(db: Database, work: Work) -> tuple[Any, Exception | None]:

@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from sqlite_utils import Database
 
 from thumbwise.errors import Conflict, ThumbwiseError
-from thumbwise.feedback.writer import Writer
+from thumbwise.feedback.writer import PRAGMAS, Writer
 
 
 @pytest.fixture
@@ -96,3 +97,65 @@ def test_what_is_owed_is_written_before_the_next_work_and_once(writer: Writer) -
     for n in range(2):
         writer.share(lambda db, n=n: order.append(f"work {n}"))  # type: ignore[misc]
     assert order == ["owed", "work 0", "work 1"]
+
+
+def test_a_long_read_is_of_one_moment_and_others_write_meanwhile(writer: Writer) -> None:
+    writer.share(say("before"))
+    with writer.reading() as db:
+        found = db.query("SELECT word FROM said")
+        writer.share(say("meanwhile"))
+        assert [row["word"] for row in found] == ["before"]
+        assert [row["word"] for row in db.query("SELECT word FROM said")] == ["before"]
+    assert words(writer) == ["before", "meanwhile"]
+
+
+def test_a_long_read_does_not_wait_for_the_lock(writer: Writer) -> None:
+    writer.share(say("before"))
+
+    def read() -> list[str]:
+        with writer.reading() as db:
+            return [row["word"] for row in db.query("SELECT word FROM said")]
+
+    with ThreadPoolExecutor(1) as others, writer.lock:
+        assert others.submit(read).result(timeout=60) == ["before"]
+
+
+def _not_ours(path: Path, mode: int) -> None:
+    raise PermissionError(1, "Operation not permitted")
+
+
+def test_a_database_that_may_not_be_written_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Writer(path := tmp_path / "feedback.db").close()
+    connect = sqlite3.connect
+    with monkeypatch.context() as mount:  # read-only, as a mount may be
+        mount.setattr(sqlite3, "connect", lambda path, **how: connect(f"file:{path}?mode=ro", uri=True, **how))
+        with pytest.raises(ThumbwiseError, match=r"cannot be opened \(attempt to write a readonly database"):
+            Writer(path)
+    with monkeypatch.context() as theirs:  # another user's
+        theirs.setattr(Path, "chmod", _not_ours)
+        with pytest.raises(ThumbwiseError, match="must own it"):
+            Writer(path)
+    with pytest.raises(ThumbwiseError, match="cannot be opened"):
+        Writer(tmp_path)
+
+
+def test_a_database_that_another_program_writes_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Writer(path := tmp_path / "feedback.db").close()
+    monkeypatch.setitem(PRAGMAS, "busy_timeout", 1)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(ThumbwiseError, match="in use by another program"):
+            Writer(path)
+
+
+def test_what_reads_long_cannot_write(writer: Writer) -> None:
+    with writer.reading() as db, pytest.raises(sqlite3.OperationalError, match="readonly"):
+        db.execute("INSERT INTO said VALUES ('no')")
+
+
+def test_the_path_of_a_home_may_have_any_characters(tmp_path: Path) -> None:
+    (folder := tmp_path / "50% of #1?").mkdir()
+    writer = Writer(folder / "some.db")
+    with writer.reading() as db:
+        assert list(db.query("SELECT 1 AS one")) == [{"one": 1}]
+    writer.close()
