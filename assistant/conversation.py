@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 PUBLIC_NAME = "thumbwise"
 MAX_MESSAGES = 200
 MAX_CHARACTERS = 200_000
+_UNFORESEEN = "Something went wrong in the assistant while the reply was written: its log says what."
 
 
 class Ahead:
@@ -186,6 +187,10 @@ class Conversations:
         except ThumbwiseError as error:
             state, failure = "failed", error
             raise
+        except Exception as error:  # a bug: the reply failed, and nobody stopped it
+            log.exception("the reply %s failed", turn.message_id)
+            state, failure = "failed", ThumbwiseError(_UNFORESEEN, status=500)
+            raise failure from error
         finally:
             # Not awaited: this also runs while the task is being cancelled. A reply that ended is not touched.
             self.load.leave(user_id)

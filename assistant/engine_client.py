@@ -9,19 +9,19 @@ adapter code) and retries (the caller knows what it may repeat).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import json
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import aiohttp
-import orjson
 
 from thumbwise.contracts import Message
+from thumbwise.engine_wire import Unheard, answer, events, refusal, sentence, translated, understood
 from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
 
 SILENCE = 180.0
@@ -29,16 +29,14 @@ SILENCE = 180.0
 
 T = TypeVar("T")
 
-# What vLLM says when its engine process is gone; it goes on about a stack trace that only its log has.
-_DEAD = "EngineCore encountered an issue"
-_NOT_JSON = "Out of range float values"  # and where a log-probability is not a number
+_NOT_JSON = "Out of range float values"  # what vLLM says where a log-probability is not a number
+
+_SPARE_EVENTS = 64  # of a stream, beside one for each token: the role, pieces that are held back, comments
+_LONGEST_TOKEN = 1024  # letters of one token; vocabularies have some of a hundred spaces
+_REST = 2.0  # seconds for what follows the end of a reply
 
 # Below the 5 s of a vLLM that is not ours, so that no request is sent into a connection that it just closed.
 _KEEPALIVE = 2.0
-
-
-class Unheard(EngineFailed):
-    """The connection to vLLM broke, or stayed silent, before it had said what it thinks of the request."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +66,25 @@ class Chunk:
     prompt_ids: tuple[int, ...] | None = None
     logprobs: tuple[float, ...] | None = None
     tokens: tuple[str, ...] | None = None
+    context_full: bool = False
+    """Of the last chunk: whether the reply broke off because prompt and reply fill all that the model can read."""
 
 
 class EngineClient:
-    """Talks to one vLLM server. One event loop only, that of the first request; `silence` is in seconds."""
+    """Talks to one vLLM server. One event loop only, that of the first request; `silence` is in seconds.
 
-    def __init__(self, *, uds: Path | None = None, base_url: str | None = None, silence: float = SILENCE) -> None:
+    `api_key` is what vLLM was started with (`--api-key`); it is sent there and nowhere else.
+    """
+
+    def __init__(
+        self, *, uds: Path | None = None, base_url: str | None = None, silence: float = SILENCE, api_key: str = ""
+    ) -> None:
         if (uds is None) == (base_url is None):
             raise ValueError("give either uds or base_url")
         self.uds, self.silence = uds, silence
+        self.context: int | None = None
+        """Tokens that a prompt and its reply may have together; known once `adapters` was asked."""
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.heard = time.monotonic()
         """When vLLM last sent part of an answer, on time.monotonic()'s clock: it lives while this moves."""
         self._base = (base_url or "http://engine").rstrip("/")
@@ -90,19 +98,22 @@ class EngineClient:
                 connector=aiohttp.UnixConnector(str(self.uds), **kept) if self.uds else aiohttp.TCPConnector(**kept),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=self.silence),
                 cookie_jar=aiohttp.DummyCookieJar(),
+                headers=self._headers,
             )
         return self._session
 
     async def chat(self, model: str, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         """Stream one reply. Closing the generator closes the stream, and vLLM then drops the request.
 
-        Use `contextlib.aclosing` where the loop may be left early. Raises EngineUnavailable where vLLM is
-        not there, ThumbwiseError (400) where it refuses the request (a prompt that is too long), and
-        EngineFailed for everything else, also where the stream is cut, silent or from another model.
+        Use `contextlib.aclosing` where the loop may be left early. More tokens than the model has are asked for as
+        that many. Raises EngineUnavailable where vLLM is not there, ThumbwiseError (400) where it refuses the request
+        (`context_length_exceeded`: a prompt that is too long), and EngineFailed for everything else, also where the
+        stream is cut, silent, endless, from another model or no stream of vLLM's.
         """
+        longest = sampling.max_tokens if self.context is None else min(sampling.max_tokens, max(1, self.context - 1))
         body = {
             "messages": list(messages),
-            "max_completion_tokens": sampling.max_tokens,
+            "max_completion_tokens": longest,
             "stream": True,
             "return_token_ids": True,
             "logprobs": sampling.logprobs,
@@ -110,18 +121,25 @@ class EngineClient:
         }
         if sampling.stop:
             body["stop"] = list(sampling.stop)
-        finished = False
-        with _translated(self.silence):
-            async with self._http().post(f"{self._base}/v1/chat/completions", json=body) as response:
-                if not response.ok:
-                    raise await _refusal(response)
-                async for event in _events(response):
-                    self.heard = time.monotonic()
-                    if (chunk := _chunk(event, model, sampling.logprobs)) is not None:
-                        finished = finished or chunk.finish_reason is not None
-                        yield chunk
-        if not finished:
-            raise EngineFailed("vLLM cut the reply off before it was finished: try again.")
+        tokens = letters = 0
+        async with self._asked("POST", "/v1/chat/completions", body) as response:
+            stream = events(response, most=2 * longest + _SPARE_EVENTS)
+            async for event in stream:
+                self.heard = time.monotonic()
+                with understood():
+                    chunk = _chunk(event, model, sampling.logprobs)
+                if chunk is None:
+                    continue
+                tokens, letters = tokens + len(chunk.response_ids), letters + len(chunk.text)
+                if tokens > longest or letters > longest * _LONGEST_TOKEN:
+                    raise EngineFailed(f"vLLM wrote more than the {longest} tokens asked for: the reply is given up.")
+                if chunk.finish_reason is not None:
+                    full = chunk.finish_reason == "length" and tokens < sampling.max_tokens
+                    yield replace(chunk, context_full=full)
+                    await _let_end(stream)
+                    return
+                yield chunk
+        raise EngineFailed("vLLM cut the reply off before it was finished: try again.")
 
     async def next_token_logprobs(self, model: str, context_ids: Sequence[int], top: int = 20) -> dict[int, float]:
         """As `next_tokens`, after one context."""
@@ -141,22 +159,32 @@ class EngineClient:
             **_sampling_fields(model, temperature=1.0, top_p=1.0, seed=0),
         }
         try:
-            answer = await self._json("POST", "/v1/completions", body)
+            found = await self._json("POST", "/v1/completions", body)
         except ThumbwiseError as error:
             if _NOT_JSON in str(error):
                 raise _not_numbers(model) from None
             raise
-        _same_model(model, str(answer.get("model")))
-        choices = sorted(answer["choices"], key=lambda choice: int(choice["index"]))
-        return [_likeliest(model, choice["logprobs"]["top_logprobs"][0], top) for choice in choices]
+        with understood():
+            _same_model(model, str(found.get("model")))
+            choices = sorted(found["choices"], key=lambda choice: int(choice["index"]))
+            rows = [_likeliest(model, choice["logprobs"]["top_logprobs"][0], top) for choice in choices]
+        if len(rows) != len(contexts):
+            raise EngineFailed(f"vLLM answered {len(rows)} prompts where {len(contexts)} were asked.")
+        return rows
 
     async def adapters(self) -> dict[str, str]:
-        """Return every served name and the folder that it was loaded from, the base model's included."""
-        answer = await self._json("GET", "/v1/models")
+        """Return every served name and the folder that it was loaded from, the base model's included.
+
+        Takes note of how long a context the server has (`context`).
+        """
+        found = await self._json("GET", "/v1/models")
         try:
-            return {str(card["id"]): str(card["root"]) for card in answer["data"]}
-        except (KeyError, TypeError):
+            served = {str(card["id"]): str(card["root"]) for card in found["data"]}
+            lengths = [card.get("max_model_len") for card in found["data"]]
+        except (KeyError, TypeError, AttributeError):
             raise EngineFailed("what answers there does not list its models as vLLM does.") from None
+        self.context = min((length for length in lengths if type(length) is int and length > 1), default=None)
+        return served
 
     async def load_adapter(self, name: str, path: Path) -> None:
         """Load the adapter folder `path` under `name`; a name that is already loaded is left as it is.
@@ -194,9 +222,10 @@ class EngineClient:
 
     async def alive(self, timeout: float = 5.0) -> bool:
         """Say whether vLLM answers its health check within `timeout` seconds; never raises."""
+        short = aiohttp.ClientTimeout(timeout)
         try:
-            async with self._http().get(f"{self._base}/health", timeout=aiohttp.ClientTimeout(timeout)) as response:
-                return response.ok
+            async with self._http().get(f"{self._base}/health", timeout=short, allow_redirects=False) as response:
+                return response.status == 200
         except (aiohttp.ClientError, TimeoutError):
             return False
 
@@ -205,16 +234,30 @@ class EngineClient:
         if self._session is not None:
             await self._session.close()
 
+    @contextlib.asynccontextmanager
+    async def _asked(
+        self, method: str, path: str, body: dict[str, Any] | None
+    ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
+        """Ask, and give an answer of status 200. No redirect is followed: the prompt is for this server alone."""
+        with translated(self.silence):
+            async with self._http().request(method, self._base + path, json=body, allow_redirects=False) as response:
+                if response.status != 200:
+                    raise await refusal(response)
+                yield response
+
     async def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        with _translated(self.silence):
-            async with self._http().request(method, self._base + path, json=body) as response:
-                if not response.ok:
-                    raise await _refusal(response)
-                # Loading an adapter answers with a plain sentence.
-                is_json = response.content_type == "application/json"
-                answer: dict[str, Any] = json.loads(await response.read()) if is_json else {}
-                self.heard = time.monotonic()
-                return answer
+        async with self._asked(method, path, body) as response:
+            found = await answer(response)
+            self.heard = time.monotonic()
+            return found
+
+
+async def _let_end(stream: AsyncIterator[dict[str, Any]]) -> None:
+    """Read what is left of a finished reply's stream, so that its connection can be used again; it may be anything."""
+    with contextlib.suppress(TimeoutError, ThumbwiseError, aiohttp.ClientError):
+        async with asyncio.timeout(_REST):
+            async for _ in stream:
+                pass
 
 
 def _sampling_fields(model: str, temperature: float, top_p: float, seed: int | None) -> dict[str, Any]:
@@ -232,29 +275,19 @@ def _sampling_fields(model: str, temperature: float, top_p: float, seed: int | N
     }
 
 
-async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
-    """Yield the JSON of each server-sent event up to [DONE]."""
-    rest = b""
-    async for data in response.content.iter_any():
-        *events, rest = (rest + data).split(b"\n\n")
-        for event in events:
-            if event == b"data: [DONE]":
-                return
-            if event.startswith(b"data: "):
-                yield orjson.loads(event[6:])
-
-
 def _chunk(event: dict[str, Any], model: str, with_logprobs: bool) -> Chunk | None:
     if "error" in event:
-        raise EngineFailed(f"vLLM stopped in mid-reply: {_sentence(event)}")
+        raise EngineFailed(f"vLLM stopped in mid-reply: {sentence(event)}")
     _same_model(model, str(event.get("model")))
     if not event["choices"]:
         return None
     choice = event["choices"][0]
-    reason = choice.get("finish_reason")
+    reason, text = choice.get("finish_reason"), choice["delta"].get("content") or ""
     if reason not in (None, "stop", "length"):  # "abort": vLLM is shutting down
-        raise EngineFailed(f"vLLM ended the reply with '{reason}': try again.")
-    ids = tuple(choice.get("token_ids") or ())
+        raise EngineFailed(f"vLLM ended the reply with '{reason!s:.40}': try again.")
+    if not isinstance(text, str):
+        raise TypeError("content is no text")
+    ids = _ids(choice.get("token_ids") or [])
     logprobs = tokens = None
     if with_logprobs:
         rows = (choice.get("logprobs") or {}).get("content") or ()
@@ -265,14 +298,20 @@ def _chunk(event: dict[str, Any], model: str, with_logprobs: bool) -> Chunk | No
             raise EngineFailed(f"vLLM sent {len(logprobs)} log-probabilities for {len(ids)} tokens.")
     prompt_ids = event.get("prompt_token_ids")
     return Chunk(
-        text=choice["delta"].get("content") or "",
+        text=text,
         response_ids=ids,
         finish_reason=reason,
         model=model,
-        prompt_ids=None if prompt_ids is None else tuple(prompt_ids),
+        prompt_ids=None if prompt_ids is None else _ids(prompt_ids),
         logprobs=logprobs,
         tokens=tokens,
     )
+
+
+def _ids(found: Any) -> tuple[int, ...]:
+    if not isinstance(found, list) or not all(type(value) is int and 0 <= value < 2**31 for value in found):
+        raise TypeError("token ids are no list of numbers")
+    return tuple(found)
 
 
 def _likeliest(model: str, row: dict[str, Any], top: int) -> dict[int, float]:
@@ -289,40 +328,4 @@ def _not_numbers(model: str) -> EngineFailed:
 
 def _same_model(asked: str, answered: str) -> None:
     if answered != asked:
-        raise EngineFailed(f"vLLM answered with {answered} where {asked} was asked for: reply dropped.")
-
-
-async def _refusal(response: aiohttp.ClientResponse) -> ThumbwiseError:
-    try:
-        sentence = _sentence(json.loads(await response.read()))
-    except ValueError:
-        sentence = f"HTTP {response.status}."
-    if response.status == 400:
-        return ThumbwiseError(f"vLLM refused the request: {sentence}")
-    if response.status == 503:
-        return EngineUnavailable(f"vLLM is busy: {sentence}")
-    return EngineFailed(f"vLLM failed: {sentence}")
-
-
-def _sentence(answer: dict[str, Any]) -> str:
-    """Return the message of one of vLLM's error bodies as a single line of at most 300 characters."""
-    error = answer.get("error") or answer
-    message = str(error.get("message", error) if isinstance(error, dict) else error)
-    line = " ".join(message.split())
-    if line.startswith(_DEAD):
-        return "its engine died and is started again, ask again in a minute."
-    line = line if len(line) <= 300 else line[:299] + "…"
-    return line if line.endswith((".", "!", "?", "…")) else line + "."
-
-
-@contextlib.contextmanager
-def _translated(silence: float) -> Iterator[None]:
-    """Turn aiohttp's errors into ours."""
-    try:
-        yield
-    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
-        raise EngineUnavailable("vLLM is not answering: it is starting or has stopped.") from None
-    except aiohttp.SocketTimeoutError:
-        raise Unheard(f"vLLM sent nothing for {silence:g} seconds: the reply is given up.") from None
-    except aiohttp.ClientError as error:
-        raise Unheard(f"The connection to vLLM broke ({type(error).__name__}): try again.") from None
+        raise EngineFailed(f"vLLM answered with {answered:.80} where {asked} was asked for: reply dropped.")
