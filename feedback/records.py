@@ -66,6 +66,8 @@ class Reply:
     finish_reason: str | None
     error: str | None
     thumb: Literal["up", "down"] | None = None
+    cut: Literal["", "length", "context"] = ""
+    """Why a reply that is done broke off: its own limit, or prompt and reply filled all that the model can read."""
 
 
 @dataclass(frozen=True)

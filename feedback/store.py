@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sqlite_utils import Database
 
@@ -334,4 +334,11 @@ def _reply(row: dict[str, Any]) -> Reply:
         finish_reason=row["finish_reason"],
         error=row["error"],
         thumb=row["thumb"] if row["thumb"] in ("up", "down") else None,
+        cut=_cut(row) if row["finish_reason"] == "length" else "",
     )
+
+
+def _cut(row: dict[str, Any]) -> Literal["length", "context"]:
+    """Whether a reply that broke off has as many tokens as were asked for, or the context ended before."""
+    written, sampling = json.loads(row["response_ids"] or "[]"), json.loads(row["sampling"])
+    return "length" if len(written) >= int(sampling.get("max_tokens", 0)) else "context"
