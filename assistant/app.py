@@ -23,6 +23,7 @@ from prometheus_client import generate_latest
 
 from thumbwise import __version__, gateway, logs, ops, responses
 from thumbwise.auth import Guard
+from thumbwise.browsers import Browsers, Cookies
 from thumbwise.comparisons import Comparisons
 from thumbwise.conversation import Conversations
 from thumbwise.engine import Engine
@@ -42,7 +43,7 @@ from thumbwise.versions import Versions
 
 if TYPE_CHECKING:
     from thumbwise.engine_client import EngineClient
-    from thumbwise.feedback.records import FeedbackRequest
+    from thumbwise.feedback.records import Asker, FeedbackRequest
     from thumbwise.home import Home
     from thumbwise.settings import Settings
 
@@ -75,6 +76,7 @@ class Assistant:
             log.info("%d replies were cut off by the last stop and are marked failed", cut)
         self.versions = Versions(self.store)
         self.keys = Keys(self.store)
+        self.browsers = Browsers(home.cookie_secret())
         self.plugins = PluginManager(home).load()
         self.policies = Policies(home, settings, self.versions, self.plugins, self.metrics)
         self.load = Load(settings, self.metrics)
@@ -181,14 +183,14 @@ class Assistant:
             raise EngineUnavailable(f"{why} Try again in a minute.")
         return self.engine.client
 
-    def vote(self, user_id: str, key: str, request: FeedbackRequest) -> str:
+    def vote(self, asker: Asker, key: str, request: FeedbackRequest) -> str:
         """Store one vote and tell the plugins; blocking. Returns the feedback id once it is durable."""
-        feedback_id, new = self.store.add_feedback(user_id, key, request)
+        feedback_id, new = self.store.add_feedback(asker, key, request)
         if new:
             self.metrics.feedback.labels(request.kind).inc()
             said = f"vote {feedback_id} ({request.kind})"
             logs.event(log, "vote", said, feedback_id=feedback_id, kind=request.kind)
-            event = {"id": feedback_id, "user": user_id, **request.model_dump()}
+            event = {"id": feedback_id, "user": asker.user, "person": asker.counted, **request.model_dump()}
             self.plugins.notify("on_feedback", event=event)
         return feedback_id
 
@@ -219,6 +221,7 @@ def create_api(assistant: Assistant) -> FastAPI:
         await assistant.stop()
 
     app = FastAPI(title="Thumbwise", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(Cookies, browsers=assistant.browsers)
     app.add_middleware(Guard, token=assistant.token)
     responses.install(app)
     app.include_router(gateway.router(assistant))

@@ -4,7 +4,7 @@ The assistant listens on loopback only, and any web page can make a browser post
 request that changes something must come from our own pages (Origin equal to scheme and Host) or from no
 browser at all (no Origin). The Host check stops names that were rebound to 127.0.0.1. Until there are
 accounts the user is `local`, or whom the request's `user` field names, or an API key's client
-(`thumbwise.keys`). Left out: cookies.
+(`thumbwise.keys`). Which browser it is counts for votes and limits only (`thumbwise.browsers`).
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from thumbwise.errors import ThumbwiseError
 
 if TYPE_CHECKING:
     from thumbwise.contracts import Message
+    from thumbwise.feedback.records import Asker
     from thumbwise.plugin_manager import PluginManager
     from thumbwise.policies import Policies
 
@@ -44,29 +45,29 @@ class Comparisons:
         self.rng = random.SystemRandom()
 
     async def open(
-        self, user_id: str, messages: Sequence[Message], k: int, max_tokens: int | None, source: str
+        self, asker: Asker, messages: Sequence[Message], k: int, max_tokens: int | None, source: str
     ) -> Opened:
         """Draw versions and sides and commit them; nothing is generated yet."""
         check_messages(messages)
         if not 2 <= k <= MAX_DRAFTS:
             raise ThumbwiseError(f"k must be 2 to {MAX_DRAFTS} drafts.")
         self.conversations.require_engine()
-        self.conversations.load.check(user_id, k)
+        self.conversations.load.check(asker, k)
         live = self.policies.live()
         sampling = self.conversations.sampling(max_tokens or self.conversations.settings.max_tokens)
-        with self.conversations.load.held(user_id, k):  # or all that come meanwhile would pass the check
+        with self.conversations.load.held(asker, k):  # or all that come meanwhile would pass the check
             shown = list(await asyncio.to_thread(self.plugins.candidates, messages, live, k, self.rng))
             self.rng.shuffle(shown)
             comparison_id, drafts = await asyncio.to_thread(
-                self.conversations.store.start_comparison, user_id, messages, shown, asdict(sampling), source
+                self.conversations.store.start_comparison, asker, messages, shown, asdict(sampling), source
             )
         turns = (Turn(draft, v, tuple(messages), sampling) for draft, v in zip(drafts, shown, strict=True))
         return Opened(comparison_id, tuple(turns))
 
-    async def write(self, opened: Opened, user_id: str) -> list[tuple[str, str]]:
+    async def write(self, opened: Opened, asker: Asker) -> list[tuple[str, str]]:
         """Generate all drafts at once; returns (draft id, text) in shown order. Raises what any draft raised."""
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._one(turn, user_id)) for turn in opened.turns]
+            tasks = [group.create_task(self._one(turn, asker)) for turn in opened.turns]
         texts = []
         for turn, task in zip(opened.turns, tasks, strict=True):
             result = task.result()
@@ -75,13 +76,13 @@ class Comparisons:
             texts.append((turn.message_id, result))
         return texts
 
-    async def _one(self, turn: Turn, user_id: str) -> str | ThumbwiseError:
+    async def _one(self, turn: Turn, asker: Asker) -> str | ThumbwiseError:
         try:
-            return (await self.conversations.write(turn, user_id))[0]
+            return (await self.conversations.write(turn, asker))[0]
         except ThumbwiseError as error:  # the other drafts end in their own time, and are stored as what they are
             return error
 
-    async def stream(self, opened: Opened, user_id: str) -> AsyncGenerator[list[str], None]:
+    async def stream(self, opened: Opened, asker: Asker) -> AsyncGenerator[list[str], None]:
         """Yield the drafts' texts in shown order as they grow, revealed at an equal rate; whole at the end.
 
         While drafts are being written each shows as many characters as the shortest that is unfinished.
@@ -91,7 +92,7 @@ class Comparisons:
         running = set(range(len(texts)))
 
         async def fill(index: int, turn: Turn) -> None:
-            async with aclosing(self.conversations.stream(turn, user_id)) as chunks:
+            async with aclosing(self.conversations.stream(turn, asker)) as chunks:
                 async for chunk in chunks:
                     texts[index] += chunk.text
             running.discard(index)

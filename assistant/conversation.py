@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from thumbwise.engine_client import Chunk, Sampling
 from thumbwise.errors import ThumbwiseError
-from thumbwise.feedback.records import LOCAL_USER, REFUSED, ReplyState
+from thumbwise.feedback.records import REFUSED, ReplyState
 from thumbwise.logs import event
 from thumbwise.versions import BASE
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from thumbwise.contracts import Message
     from thumbwise.engine_client import EngineClient
     from thumbwise.external import Pool
+    from thumbwise.feedback.records import Asker
     from thumbwise.feedback.store import Store
     from thumbwise.load import Load
     from thumbwise.metrics import Metrics
@@ -132,7 +133,7 @@ class Conversations:
 
     async def begin(
         self,
-        user_id: str,
+        asker: Asker,
         messages: Sequence[Message],
         sampling: Sampling,
         *,
@@ -143,14 +144,14 @@ class Conversations:
         """Ask vLLM, and commit the reply's row meanwhile. Raises ThumbwiseError for what cannot be asked."""
         check_messages(messages)
         engine, asked = self.require_engine(), time.monotonic()
-        self.load.check(user_id)
-        version = self.resolve(model, user_id, conversation_id)
+        self.load.check(asker)
+        version = self.resolve(model, asker.user, conversation_id)
         ahead = Ahead(engine.chat(version, messages, sampling))
         try:
-            with self.load.held(user_id):
+            with self.load.held(asker):
                 message_id = await asyncio.to_thread(
                     self.store.start_reply,
-                    user_id,
+                    asker,
                     messages,
                     version,
                     asdict(sampling),
@@ -162,14 +163,14 @@ class Conversations:
             raise
         return Turn(message_id, version, tuple(messages), sampling, conversation_id, ahead, asked)
 
-    async def stream(self, turn: Turn, user_id: str = LOCAL_USER) -> AsyncGenerator[Chunk, None]:
+    async def stream(self, turn: Turn, asker: Asker) -> AsyncGenerator[Chunk, None]:
         """Yield a turn's chunks; the text is committed before the chunk that carries the finish reason."""
         written = _Written()
         state: ReplyState = "stopped"
         failure: ThumbwiseError | None = None
         last = turn.asked
         metric, gaps = self.metrics.first_token.labels(turn.version), self.metrics.token_gap.labels(turn.version)
-        self.load.enter(user_id)
+        self.load.enter(asker)
         try:
             reply = turn.ahead or self.require_engine().chat(turn.version, turn.messages, turn.sampling)
             async with aclosing(reply) as chunks:
@@ -193,7 +194,7 @@ class Conversations:
             raise failure from error
         finally:
             # Not awaited: this also runs while the task is being cancelled. A reply that ended is not touched.
-            self.load.leave(user_id)
+            self.load.leave(asker)
             self.metrics.replies.labels(turn.version, state).inc()
             self.metrics.tokens.labels(turn.version).inc(len(written.response_ids))
             if state != "done":
@@ -203,10 +204,10 @@ class Conversations:
                     self._finish(turn, written, state, failure)
             _log_reply(turn, state, len(written.response_ids), time.monotonic() - turn.asked, failure)
 
-    async def write(self, turn: Turn, user_id: str = LOCAL_USER) -> tuple[str, Chunk]:
+    async def write(self, turn: Turn, asker: Asker) -> tuple[str, Chunk]:
         """Generate a whole reply; returns its text and a chunk with all of its tokens and the finish reason."""
         whole = _Written()
-        async with aclosing(self.stream(turn, user_id)) as chunks:
+        async with aclosing(self.stream(turn, asker)) as chunks:
             async for chunk in chunks:
                 whole.add(chunk)
                 last = chunk

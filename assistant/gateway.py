@@ -23,7 +23,7 @@ from thumbwise.contracts import Message
 from thumbwise.conversation import PUBLIC_NAME, Turn
 from thumbwise.engine_client import Chunk, Sampling
 from thumbwise.errors import NotFound, ThumbwiseError
-from thumbwise.feedback.records import FeedbackRequest
+from thumbwise.feedback.records import PROGRAMS, Asker, FeedbackRequest
 from thumbwise.keys import PREFIX
 from thumbwise.load import Stream, unless_gone
 from thumbwise.responses import error_body
@@ -180,8 +180,8 @@ async def _events(
         yield _event(error_body(str(error), error.status, error.code))
 
 
-def _user(assistant: Assistant, authorization: str | None, scope: str, named: str | None) -> str:
-    """Whom a request speaks for: the key's client, or whom that one names behind it. Raises 401 and 403.
+def _user(assistant: Assistant, authorization: str | None, scope: str, named: str | None) -> Asker:
+    """Who asks: the key's client, or whom that one names behind it. Raises 401 and 403.
 
     What is no key of ours is as good as none, since OpenAI's clients must send something; it is enough until the
     first key is made.
@@ -189,12 +189,13 @@ def _user(assistant: Assistant, authorization: str | None, scope: str, named: st
     text = bearer(authorization)
     if text.startswith(PREFIX):
         name = assistant.keys.check(text, scope).name
-        return f"{name}/{user_of(named)}" if named else name
+        return Asker(f"{name}/{user_of(named)}" if named else name, f"key:{name}")
     if assistant.keys.needed():
         raise ThumbwiseError(
             "Send an API key (`Authorization: Bearer tw-…`): `thumbwise keys create` makes one.", status=401
         )
-    return user_of(named)
+    user = user_of(named)
+    return Asker(user, f"name:{user}" if assistant.settings.names_are_people else PROGRAMS)
 
 
 def router(assistant: Assistant) -> APIRouter:
@@ -221,16 +222,16 @@ def _model(name: str) -> dict[str, Any]:
 def _add_chat(api: APIRouter, assistant: Assistant) -> None:
     @api.post("/v1/chat/completions")
     async def chat_completions(request: ChatRequest, http: Request, authorization: Authorization = None) -> Response:
-        user = _user(assistant, authorization, "chat", request.user)
+        asker = _user(assistant, authorization, "chat", request.user)
         conversations = assistant.conversations
         sampling = _sampling(request, conversations.sampling())
-        turn = await conversations.begin(user, _plain(request.messages), sampling, model=request.model)
+        turn = await conversations.begin(asker, _plain(request.messages), sampling, model=request.model)
         if request.stream:
             usage = bool(request.stream_options and request.stream_options.include_usage)
-            chunks = conversations.stream(turn, user)
+            chunks = conversations.stream(turn, asker)
             first = await unless_gone(http, anext(chunks))  # what fails before it still has a status of its own
             return Stream(_events(turn, first, chunks, usage))
-        text, last = await unless_gone(http, conversations.write(turn, user))
+        text, last = await unless_gone(http, conversations.write(turn, asker))
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": text},
@@ -262,11 +263,11 @@ def _add_votes(api: APIRouter, assistant: Assistant) -> None:
     async def comparisons(
         request: ComparisonRequest, http: Request, authorization: Authorization = None
     ) -> dict[str, Any]:
-        user = _user(assistant, authorization, "chat", request.user)
+        asker = _user(assistant, authorization, "chat", request.user)
         opened = await assistant.comparisons.open(
-            user, _plain(request.messages), request.k, request.max_tokens, source="api"
+            asker, _plain(request.messages), request.k, request.max_tokens, source="api"
         )
-        drafts = await unless_gone(http, assistant.comparisons.write(opened, user))
+        drafts = await unless_gone(http, assistant.comparisons.write(opened, asker))
         return {
             "comparison_id": opened.comparison_id,
             "drafts": [{"draft_id": draft, "text": text} for draft, text in drafts],
@@ -278,9 +279,9 @@ def _add_votes(api: APIRouter, assistant: Assistant) -> None:
         idempotency_key: Annotated[str | None, Header()] = None,
         authorization: Authorization = None,
     ) -> dict[str, str]:
-        user = _user(assistant, authorization, "feedback", body.user)
+        asker = _user(assistant, authorization, "feedback", body.user)
         if idempotency_key is None:
             raise ThumbwiseError("Send an Idempotency-Key header (a fresh UUID per vote), so that a retry is safe.")
         request = FeedbackRequest(**body.model_dump(exclude={"user"}))
-        feedback_id = await asyncio.to_thread(assistant.vote, user, idempotency_key, request)
+        feedback_id = await asyncio.to_thread(assistant.vote, asker, idempotency_key, request)
         return {"feedback_id": feedback_id}

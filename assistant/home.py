@@ -73,6 +73,11 @@ class Home:
         return self.root / "job.token"
 
     @property
+    def browser_secret(self) -> Path:
+        """What browsers' cookies are signed with, mode 0600."""
+        return self.root / "browser.secret"
+
+    @property
     def models(self) -> Path:
         """Prepared base models."""
         return self.root / "models"
@@ -99,12 +104,20 @@ class Home:
 
     def job_token(self) -> str:
         """Return the job's bearer token, made (0600) at the first call."""
-        with suppress(FileNotFoundError):
-            if token := self.token.read_text().strip():
-                return token
-        token = secrets.token_urlsafe(32)
-        write_durably(self.token, token.encode(), mode=0o600)
-        return token
+        return _secret(self.token)
+
+    def cookie_secret(self) -> str:
+        """Return what browsers' cookies are signed with, made (0600) at the first call."""
+        return _secret(self.browser_secret)
+
+
+def _secret(path: Path) -> str:
+    with suppress(FileNotFoundError):
+        if kept := path.read_text().strip():
+            return kept
+    made = secrets.token_urlsafe(32)
+    write_durably(path, made.encode(), mode=0o600)
+    return made
 
 
 class HomeLock:

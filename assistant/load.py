@@ -1,8 +1,10 @@
 """How much is being answered, and when to say no: by person, in all, and while the assistant is being stopped.
 
-A flood gets 429 or 503 with a `Retry-After` before it costs a row in the database or a place in vLLM's queue. A reader
-who takes nothing off the wire for SLOW seconds is let go, and vLLM drops the request. Left out: limits by the minute
-(what costs is what is open at once) and a queue of our own (vLLM's is first come, first served already).
+A person is a browser, a key, or all programs without one, whatever names they give: names cost nothing. Some places
+are kept for the pages, so that programs never take all. A flood gets 429 or 503 with a `Retry-After` before it costs a
+row in the database or a place in vLLM's queue. A reader who takes nothing off the wire for SLOW seconds is let go, and
+vLLM drops the request. Left out: limits by the minute (what costs is what is open at once) and a queue of our own
+(vLLM's is first come, first served already).
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ from typing import TYPE_CHECKING, TypeVar
 from fastapi.responses import StreamingResponse
 
 from thumbwise.errors import EngineUnavailable, ThumbwiseError
+from thumbwise.feedback.records import is_browser
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import Message, Send
 
+    from thumbwise.feedback.records import Asker
     from thumbwise.metrics import Metrics
     from thumbwise.settings import Settings
 
@@ -40,57 +44,61 @@ class Load:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings, self.metrics = settings, metrics
         self.stopping = False
-        self._by_user: Counter[str] = Counter()
+        self._by_person: Counter[str] = Counter()
         self._none = asyncio.Event()
         self._none.set()
 
     @property
     def open(self) -> int:
         """How many there are."""
-        return self._by_user.total()
+        return self._by_person.total()
 
-    def check(self, user: str, wanted: int = 1) -> None:
-        """Raise EngineUnavailable (503) or ThumbwiseError (429) where `user` cannot have `wanted` more now."""
+    def check(self, asker: Asker, wanted: int = 1) -> None:
+        """Raise EngineUnavailable (503) or ThumbwiseError (429) where `asker` cannot have `wanted` more now."""
         if self.stopping:
             self.metrics.refused.labels("stopping").inc()
             raise EngineUnavailable("The assistant is being stopped: try again in a minute.")
         limit = self.settings.local_in_flight
-        if self._by_user[user] + wanted > limit:
+        if self._by_person[asker.person] + wanted > limit:
             self.metrics.refused.labels("user").inc()
             raise ThumbwiseError(
-                f"{self._by_user[user]} of your requests are being answered, and at most {limit} may be at once: wait "
-                "for one to end.",
+                f"{self._by_person[asker.person]} of your requests are being answered, and at most {limit} may be at "
+                "once: wait for one to end.",
                 status=429,
             )
-        if self.open + wanted > self.settings.in_flight:
+        open_, places = self.open, self.settings.in_flight
+        if not asker.is_browser:
+            open_ = sum(count for person, count in self._by_person.items() if not is_browser(person))
+            places -= math.ceil(places * self.settings.page_share)
+        if open_ + wanted > places or self.open + wanted > self.settings.in_flight:
             self.metrics.refused.labels("all").inc()
             raise EngineUnavailable(f"{self.open} replies are being written, as many as may be: try again soon.")
 
-    def enter(self, user: str) -> None:
-        """Count one more of `user`'s, until `leave`."""
-        self._by_user[user] += 1
+    def enter(self, asker: Asker) -> None:
+        """Count one more of `asker`'s, until `leave`."""
+        self._by_person[asker.person] += 1
         self._none.clear()
         self.metrics.in_flight.inc()
 
-    def leave(self, user: str) -> None:
-        """Count one of `user`'s less."""
-        self._by_user[user] -= 1
-        if not self._by_user[user]:
-            del self._by_user[user]
+    def leave(self, asker: Asker) -> None:
+        """Count one of `asker`'s less."""
+        self._by_person[asker.person] -= 1
+        if not self._by_person[asker.person]:
+            del self._by_person[asker.person]
         self.metrics.in_flight.dec()
-        if not self._by_user:
+        if not self._by_person:
             self._none.set()
 
     @contextmanager
-    def held(self, user: str, number: int = 1) -> Iterator[None]:
-        """Count `number` more of `user`'s for as long as the block lasts."""
+    def held(self, asker: Asker, number: int = 1) -> Iterator[None]:
+        """Count `number` more of `asker`'s for as long as the block lasts."""
         for _ in range(number):
-            self.enter(user)
+            self.enter(asker)
         try:
             yield
         finally:
             for _ in range(number):
-                self.leave(user)
+                self.leave(asker)
 
     async def drain(self, seconds: float) -> bool:
         """Take nothing more on, and wait until what is open has ended; says whether it did within `seconds`."""

@@ -118,8 +118,16 @@ class Settings(BaseSettings):
     )
     max_tokens: int = Field(48, ge=1, description="longest draft in comparisons, rollouts and evaluation")
     chat_max_tokens: int = Field(512, ge=1, description="longest chat reply, in tokens")
-    local_in_flight: int = Field(32, ge=1, description="replies that one person may have open at once")
+    local_in_flight: int = Field(
+        32,
+        ge=1,
+        description="replies that one person may have open at once: a browser, a key, or all programs without one",
+    )
+    names_are_people: bool = Field(
+        False, description="whether each `user` that a program without a key names is a person: for rehearsals only"
+    )
     in_flight: int = Field(128, ge=1, description="replies that all together may have open at once")
+    page_share: float = Field(0.25, ge=0, lt=1, description="share of `in_flight` that only the pages may take")
     drain_seconds: float = Field(
         20.0, ge=0, description="seconds in which open replies may end after the assistant was asked to stop"
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from sqlite_utils import Database, Migrations
 
+from thumbwise.feedback.records import PROGRAMS
+
 migrations = Migrations("feedback")
 
 
@@ -99,3 +101,31 @@ def m002_by_version(db: Database) -> None:
 def m003_by_comparison(db: Database) -> None:
     """Find a comparison's drafts, which each vote on it does."""
     db.execute("CREATE INDEX replies_comparison ON replies (comparison_id)")
+
+
+BROWSERS_BEFORE = "browser:before"
+"""The person of all browser rows from before browsers were told apart."""
+
+
+@migrations()
+def m010_people(db: Database) -> None:
+    """Who counts as a person: a browser, a key, or all programs without one. `user_id` stays whose row it is."""
+    for table in ("comparisons", "replies", "feedback"):
+        db.execute(f"ALTER TABLE {table} ADD COLUMN person TEXT NOT NULL DEFAULT '{PROGRAMS}'")
+    pages = {
+        "comparisons": "user_id = 'local' AND source = 'page'",
+        "replies": "user_id = 'local' AND (conversation_id IS NOT NULL OR comparison_id IN"
+        f" (SELECT id FROM comparisons WHERE person = '{BROWSERS_BEFORE}'))",
+        "feedback": "user_id = 'local' AND (message_id IN (SELECT id FROM replies WHERE person = :browsers)"
+        " OR comparison_id IN (SELECT id FROM comparisons WHERE person = :browsers))".replace(
+            ":browsers", f"'{BROWSERS_BEFORE}'"
+        ),
+    }
+    for table, theirs in pages.items():
+        db.execute(f"UPDATE {table} SET person = '{BROWSERS_BEFORE}' WHERE {theirs}")
+    keys = [row["name"] for row in db.query("SELECT name FROM api_keys")] if "api_keys" in db.table_names() else []
+    for name in keys:
+        for table in pages:
+            db.execute(
+                f"UPDATE {table} SET person = 'key:' || ? WHERE user_id = ? OR instr(user_id, ? || '/') = 1", [name] * 3
+            )

@@ -19,6 +19,10 @@ from thumbwise.contracts import Message
 from thumbwise.errors import ThumbwiseError
 
 LOCAL_USER = "local"
+PROGRAMS = "programs"
+"""The person that all programs without a key are together: anybody can invent as many names as they like."""
+NEW_BROWSER = "browser:new"
+"""The person that all browsers are together which came less than a day ago, or have no cookie of ours."""
 MAX_COMMENT = 4000
 ReplyState = Literal["streaming", "done", "stopped", "failed"]
 REFUSED = "refused"
@@ -48,6 +52,34 @@ def sha256(text: str | bytes) -> str:
 def prompt_sha256(messages: Sequence[Message]) -> str:
     """The content address of a prompt; that of a conversation's first message is the group of all its turns."""
     return sha256(canonical(list(messages)))
+
+
+def is_browser(person: str) -> bool:
+    """Whether a person is a browser, or all new ones."""
+    return person.startswith("browser:")
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Who asks or votes. `user` owns the rows: whose chats and votes they are. `person` is whom limits hold for.
+
+    A person is `browser:<id of its cookie>`, `key:<name>`, or PROGRAMS; where names are people, also `name:<user>`.
+    """
+
+    user: str
+    person: str
+    young: bool = False
+    """A browser that came less than a day ago: whoever throws cookies away would be a new person each time."""
+
+    @property
+    def is_browser(self) -> bool:
+        """Whether it asks from a page."""
+        return is_browser(self.person)
+
+    @property
+    def counted(self) -> str:
+        """The person that votes and turns count for, as it stays in their rows."""
+        return NEW_BROWSER if self.young else self.person
 
 
 @dataclass(frozen=True)

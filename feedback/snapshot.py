@@ -23,19 +23,19 @@ _TOLD = """
         UNION SELECT r.id FROM replies r JOIN feedback f ON f.comparison_id = r.comparison_id)
 """
 _ON_COMPARISONS = f"""
-    SELECT f.id, f.user_id, f.kind, c.prompt_sha256, p.messages, c.shown, f.value
+    SELECT f.id, f.user_id, f.person, f.kind, c.prompt_sha256, p.messages, c.shown, f.value
     FROM current_feedback f JOIN comparisons c ON c.id = f.comparison_id
     JOIN prompts p ON p.sha256 = c.prompt_sha256 WHERE {TELLING} ORDER BY f.seq
 """
 _ON_REPLIES = """
-    SELECT f.id, f.user_id, f.kind, f.value, r.prompt_sha256, p.messages, r.id AS reply_id
+    SELECT f.id, f.user_id, f.person, f.kind, f.value, r.prompt_sha256, p.messages, r.id AS reply_id
     FROM current_feedback f JOIN replies r ON r.id = f.message_id JOIN prompts p ON p.sha256 = r.prompt_sha256
     WHERE f.kind IN ('thumb', 'comment', 'edit') AND r.state = 'done' ORDER BY f.seq
 """
 _PROMPTS = """
-    SELECT r.user_id, r.prompt_sha256, p.messages, min(r.created_at) AS first
+    SELECT r.user_id, r.person, r.prompt_sha256, p.messages, min(r.created_at) AS first
     FROM replies r JOIN prompts p ON p.sha256 = r.prompt_sha256
-    WHERE r.state = 'done' GROUP BY r.user_id, r.prompt_sha256 ORDER BY first
+    WHERE r.state = 'done' GROUP BY r.user_id, r.person, r.prompt_sha256 ORDER BY first
 """
 
 
@@ -47,7 +47,7 @@ def take_snapshot(store: Store, folder: Path) -> str:
     replies = {row["id"]: row for row in told}
     lines = [_on_comparison(row, replies) for row in on_comparisons]
     lines += [_on_reply(row, replies) for row in on_replies]
-    lines += [{"type": "prompt", "user": row["user_id"], **_prompt(row)} for row in prompts]
+    lines += [{"type": "prompt", **_whose(row), **_prompt(row)} for row in prompts]
     data = "".join(canonical(line) + "\n" for line in lines if line is not None).encode()
     snapshot_id = sha256(data)
     path = folder / f"{snapshot_id}.jsonl"
@@ -64,6 +64,11 @@ def read_snapshot(folder: Path, snapshot_id: str) -> bytes:
     return path.read_bytes()
 
 
+def _whose(row: dict[str, Any]) -> dict[str, Any]:
+    """Whose row it is, and the person that it counts for."""
+    return {"user": row["user_id"], "person": row["person"]}
+
+
 def _prompt(row: dict[str, Any]) -> dict[str, Any]:
     messages = json.loads(row["messages"])
     begins = next((n for n, message in enumerate(messages, 1) if message["role"] == "user"), len(messages))
@@ -76,7 +81,7 @@ def _on_comparison(row: dict[str, Any], replies: dict[str, dict[str, Any]]) -> d
         return None
     drafts = [_reply(replies[draft]) for draft in shown]
     vote = json.loads(row["value"])
-    line = {"id": row["id"], "user": row["user_id"], **_prompt(row)}
+    line = {"id": row["id"], **_whose(row), **_prompt(row)}
     if row["kind"] == "rank":
         tier = tier_of(vote, shown)
         return line | {"type": "ranking", "drafts": drafts, "tiers": [tier[draft] for draft in shown]}
@@ -94,7 +99,7 @@ def _on_reply(row: dict[str, Any], replies: dict[str, dict[str, Any]]) -> dict[s
     value = json.loads(row["value"])
     if value.get("thumb") == "clear":
         return None
-    line = {"type": row["kind"], "id": row["id"], "user": row["user_id"], **_prompt(row)}
+    line = {"type": row["kind"], "id": row["id"], **_whose(row), **_prompt(row)}
     if row["kind"] == "edit":
         return line | {"type": "demonstration", "text": value["text"]}
     line["reply"] = _reply(replies[row["reply_id"]])

@@ -18,6 +18,7 @@ from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.faults import fault_point
 from thumbwise.feedback.migrations import migrations
 from thumbwise.feedback.records import (
+    Asker,
     FeedbackRequest,
     Reply,
     ReplyState,
@@ -70,7 +71,7 @@ class Store(Writer):
 
     def start_reply(
         self,
-        user_id: str,
+        asker: Asker,
         messages: Sequence[Message],
         policy_version: str,
         sampling: dict[str, Any],
@@ -83,7 +84,8 @@ class Store(Writer):
         def work(db: Database) -> str:
             return self._insert_reply(
                 db,
-                user_id=user_id,
+                user_id=asker.user,
+                person=asker.counted,
                 prompt_sha256=self.add_prompt(db, messages),
                 policy_version=policy_version,
                 sampling=canonical(sampling),
@@ -179,7 +181,7 @@ class Store(Writer):
 
     def start_comparison(
         self,
-        user_id: str,
+        asker: Asker,
         messages: Sequence[Message],
         shown_versions: Sequence[str],
         sampling: dict[str, Any],
@@ -195,7 +197,8 @@ class Store(Writer):
             db.table("comparisons").insert(
                 {
                     "id": comparison_id,
-                    "user_id": user_id,
+                    "user_id": asker.user,
+                    "person": asker.counted,
                     "prompt_sha256": address,
                     "source": source,
                     "shown": "[]",
@@ -205,7 +208,8 @@ class Store(Writer):
             drafts = [
                 self._insert_reply(
                     db,
-                    user_id=user_id,
+                    user_id=asker.user,
+                    person=asker.counted,
                     prompt_sha256=address,
                     policy_version=version,
                     sampling=canonical(sampling),
@@ -241,7 +245,7 @@ class Store(Writer):
 
     # -- feedback ------------------------------------------------------------------------------------
 
-    def add_feedback(self, user_id: str, key: str, request: FeedbackRequest) -> tuple[str, bool]:
+    def add_feedback(self, asker: Asker, key: str, request: FeedbackRequest) -> tuple[str, bool]:
         """Store one vote; returns (feedback id, whether it is new). Durable when this returns.
 
         The same key and body give the same id again; the same key with another body is a Conflict. A
@@ -256,19 +260,20 @@ class Store(Writer):
             used = list(
                 db.query(
                     "SELECT id, body_sha256 FROM feedback WHERE user_id=? AND idempotency_key=?",
-                    [user_id, key],
+                    [asker.user, key],
                 )
             )
             if used:
                 if used[0]["body_sha256"] != body:
                     raise Conflict("This Idempotency-Key was used for another vote: send a fresh one.")
                 return str(used[0]["id"]), False
-            self._check_target(user_id, request, value)
+            self._check_target(asker.user, request, value)
             feedback_id = new_id("fb")
             db.table("feedback").insert(
                 {
                     "id": feedback_id,
-                    "user_id": user_id,
+                    "user_id": asker.user,
+                    "person": asker.counted,
                     "kind": request.kind,
                     "message_id": request.message_id,
                     "comparison_id": request.comparison_id,

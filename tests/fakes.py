@@ -11,6 +11,12 @@ from typing import Any
 from thumbwise.contracts import Message
 from thumbwise.engine_client import Chunk, Sampling
 from thumbwise.errors import ThumbwiseError
+from thumbwise.feedback.records import LOCAL_USER, Asker
+
+
+def asker(user: str = LOCAL_USER) -> Asker:
+    """Somebody who is a person of their own."""
+    return Asker(user, f"name:{user}")
 
 
 class FakeEngineClient:

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from fakes import asker
 from policy_world import OF_BASE, World, make_world
 
 from thumbwise import artifacts
@@ -33,14 +34,14 @@ def world(tmp_path: Path) -> World:
 
 def turn(world: World, user: str, version: str, state: ReplyState = "done", reason: str | None = "stop") -> str:
     store = world.versions.store
-    message = store.start_reply(user, PROMPT, version, {})
+    message = store.start_reply(asker(user), PROMPT, version, {})
     store.finish_reply(message, state, text="Hi.", finish_reason=reason)
     return message
 
 
 def thumb(world: World, user: str, message: str, value: str, key: str = "") -> None:
     request = FeedbackRequest(kind="thumb", message_id=message, value=value)
-    world.versions.store.add_feedback(user, key or message, request)
+    world.versions.store.add_feedback(asker(user), key or message, request)
 
 
 def people_of(world: World, version: str) -> Iterator[str]:
@@ -100,8 +101,8 @@ async def test_one_person_alone_brings_a_canary_to_its_end(world: World) -> None
         if world.versions.stable() == version:
             break
         place = store.start_conversation(LOCAL_USER, "Hello")
-        first = await conversations.begin(LOCAL_USER, PROMPT, Sampling(0.7, 8), conversation_id=place)
-        second = await conversations.begin(LOCAL_USER, PROMPT, Sampling(0.7, 8), conversation_id=place)
+        first = await conversations.begin(asker(), PROMPT, Sampling(0.7, 8), conversation_id=place)
+        second = await conversations.begin(asker(), PROMPT, Sampling(0.7, 8), conversation_id=place)
         assert first.version == second.version
         for begun in (first, second):
             store.finish_reply(begun.message_id, "done", text="Hi.", finish_reason="stop")
@@ -120,13 +121,15 @@ async def test_a_share_makes_a_version_canary_and_comparisons_draw_from_it_and_s
     assert await world.policies.promote(version, BASE, "again", 0.25) is None  # a job that asks once more
     pointer = world.versions.pointer()
     conversations = talks(world)
-    answered = {person: (await conversations.begin(person, PROMPT, Sampling(0.7, 8))).version for person in PEOPLE}
+    answered = {
+        person: (await conversations.begin(asker(person), PROMPT, Sampling(0.7, 8))).version for person in PEOPLE
+    }
     assert answered == {person: pointer.version_for(person) for person in PEOPLE}
     assert 0.1 < list(answered.values()).count(version) / len(PEOPLE) < 0.4
     older = world.receive(2)
     with pytest.raises(ThumbwiseError, match=f"{older} is staged and does not answer"):
-        await conversations.begin("anybody", PROMPT, Sampling(0.7, 8), model=older)
-    named = await conversations.begin(next(people_of(world, BASE)), PROMPT, Sampling(0.7, 8), model=version)
+        await conversations.begin(asker("anybody"), PROMPT, Sampling(0.7, 8), model=older)
+    named = await conversations.begin(asker(next(people_of(world, BASE))), PROMPT, Sampling(0.7, 8), model=version)
     assert named.version == version
 
 
@@ -187,7 +190,7 @@ async def test_only_turns_of_assigned_people_outside_comparisons_count(world: Wo
     turn(world, on, version, "stopped")  # by its reader: no fault
     turn(world, off, BASE, "failed")
     turn(world, off, version, "failed")  # named its version
-    world.versions.store.start_comparison(on, PROMPT, [version, BASE], {}, "api")
+    world.versions.store.start_comparison(asker(on), PROMPT, [version, BASE], {}, "api")
     for comparison in world.versions.store.rows("SELECT id FROM replies WHERE comparison_id IS NOT NULL"):
         world.versions.store.finish_reply(comparison["id"], "failed", text="", finish_reason=None)
     thumb(world, on, message, "down")

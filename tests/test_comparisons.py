@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
-from fakes import FakeEngineClient
+from fakes import FakeEngineClient, asker
 
 from thumbwise.app import Assistant
 from thumbwise.engine_client import Chunk
@@ -23,13 +23,13 @@ def engine(assistant: Assistant) -> FakeEngineClient:
 async def test_sides_are_drawn_evenly(assistant) -> None:
     assistant.policies.live = lambda: ["policy-0000", "policy-0001-aaaaaaaaaaaa"]  # type: ignore[method-assign]
     assistant.plugins.candidates = lambda conversation, live, k, rng: list(live)  # type: ignore[method-assign]
-    opened = [await assistant.comparisons.open("local", ASK, 2, None, "api") for _ in range(300)]
+    opened = [await assistant.comparisons.open(asker(), ASK, 2, None, "api") for _ in range(300)]
     left = sum(o.turns[0].version == "policy-0000" for o in opened)
     assert 105 < left < 195  # 5.2 standard deviations of a fair coin
 
 
 async def test_drafts_are_revealed_at_an_equal_rate_and_whole_at_the_end(assistant, engine) -> None:
-    opened = await assistant.comparisons.open("local", ASK, 2, None, "page")
+    opened = await assistant.comparisons.open(asker(), ASK, 2, None, "page")
     whole, gate, held, views = engine.chat, asyncio.Event(), iter([True, False]), []
 
     async def chat(*asked: Any) -> AsyncGenerator[Chunk, None]:
@@ -40,7 +40,7 @@ async def test_drafts_are_revealed_at_an_equal_rate_and_whole_at_the_end(assista
                 await gate.wait()
 
     engine.chat = chat
-    async for view in assistant.comparisons.stream(opened, "local"):
+    async for view in assistant.comparisons.stream(opened, asker()):
         views.append(view)
         if len(views) == 4:
             gate.set()
@@ -51,8 +51,8 @@ async def test_drafts_are_revealed_at_an_equal_rate_and_whole_at_the_end(assista
 
 async def test_closing_a_comparison_stops_every_draft(assistant, engine) -> None:
     engine.gate = asyncio.Event()
-    opened = await assistant.comparisons.open("local", ASK, 2, None, "page")
-    stream = assistant.comparisons.stream(opened, "local")
+    opened = await assistant.comparisons.open(asker(), ASK, 2, None, "page")
+    stream = assistant.comparisons.stream(opened, asker())
     await anext(stream)
     await stream.aclose()
     assert engine.open_streams == 0

@@ -31,7 +31,7 @@ from crash_tools import (
     tiny_home,
     trained,
 )
-from fakes import FakeEngine, FakeEngineClient
+from fakes import FakeEngine, FakeEngineClient, asker
 from live_server import Live, serving, wait_ready
 from safetensors.numpy import load, save
 from tiny_model import make_token_adapter
@@ -322,8 +322,8 @@ def test_a_reply_whose_end_meets_a_full_disk_is_an_error_and_failed_with_the_nex
 
 async def test_a_reply_whose_reader_leaves_a_full_disk_keeps_its_text_with_the_next_thing_stored(twin: Twin) -> None:
     conversations, store = twin.live.assistant.conversations, twin.live.assistant.store
-    turn = await conversations.begin(LOCAL_USER, [{"role": "user", "content": "Hello?"}], conversations.sampling())
-    chunks = conversations.stream(turn)
+    turn = await conversations.begin(asker(), [{"role": "user", "content": "Hello?"}], conversations.sampling())
+    chunks = conversations.stream(turn, asker())
     await anext(chunks)
     twin.fill_at("reply_ended")
     await chunks.aclose()

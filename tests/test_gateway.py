@@ -13,13 +13,14 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
-from fakes import FakeEngine, FakeEngineClient
+from fakes import FakeEngine, FakeEngineClient, asker
 from live_server import serving, wait_ready
 
 from thumbwise import auth
 from thumbwise.app import Assistant
 from thumbwise.auth import MAX_BODY
 from thumbwise.errors import EngineFailed, ThumbwiseError
+from thumbwise.feedback.records import Asker
 from thumbwise.home import Home
 
 CHAT = "/v1/chat/completions"
@@ -138,8 +139,8 @@ async def test_a_fault_of_ours_a_plugins_and_a_wrong_address_are_one_sentence_to
 
 async def test_the_row_is_committed_before_the_first_chunk_and_the_text_before_the_last(assistant, engine) -> None:
     engine.gate = asyncio.Event()
-    turn = await assistant.conversations.begin("local", ASK, assistant.conversations.sampling())
-    stream = assistant.conversations.stream(turn)
+    turn = await assistant.conversations.begin(asker(), ASK, assistant.conversations.sampling())
+    stream = assistant.conversations.stream(turn, asker())
     await anext(stream)
     assert stored(assistant)[0]["state"] == "streaming"
     engine.gate.set()
@@ -151,13 +152,13 @@ async def test_the_row_is_committed_before_the_first_chunk_and_the_text_before_t
 
 async def test_the_engine_begins_while_the_row_is_committed(assistant, engine) -> None:
     with assistant.store.lock:  # nothing can be committed
-        begun = asyncio.create_task(assistant.conversations.begin("local", ASK, assistant.conversations.sampling()))
+        begun = asyncio.create_task(assistant.conversations.begin(asker(), ASK, assistant.conversations.sampling()))
         while not engine.asked:
             await asyncio.sleep(0.01)
         assert (begun.done(), stored(assistant)) == (False, [])
     turn = await begun
     assert stored(assistant)[0]["state"] == "streaming"
-    text = "".join([chunk.text async for chunk in assistant.conversations.stream(turn)])
+    text = "".join([chunk.text async for chunk in assistant.conversations.stream(turn, asker())])
     assert (text, len(engine.asked)) == ("Hello there friend", 1)
 
 
@@ -166,14 +167,14 @@ async def test_a_row_that_cannot_be_committed_stops_the_engine(assistant, engine
     assistant.store.db.execute("PRAGMA max_page_count = 1")  # SQLite keeps to what there is: no page more
     ask = [{"role": "user", "content": "x" * 100_000}]
     with pytest.raises(ThumbwiseError, match="nothing was saved"):
-        await assistant.conversations.begin("local", ask, assistant.conversations.sampling())
+        await assistant.conversations.begin(asker(), ask, assistant.conversations.sampling())
     assert (len(engine.asked), engine.open_streams, stored(assistant)) == (1, 0, [])
 
 
 async def test_a_reader_who_leaves_stops_the_engine_and_the_reply_is_kept_as_stopped(assistant, engine) -> None:
     engine.gate = asyncio.Event()
-    turn = await assistant.conversations.begin("local", ASK, assistant.conversations.sampling())
-    stream = assistant.conversations.stream(turn)
+    turn = await assistant.conversations.begin(asker(), ASK, assistant.conversations.sampling())
+    stream = assistant.conversations.stream(turn, asker())
     await anext(stream)
     await stream.aclose()
     row = stored(assistant)[0]
@@ -213,7 +214,7 @@ async def test_an_engine_that_is_starting_is_503_with_retry_after(http, assistan
     assert (await http.get("/health/ready")).json()["stable"] == "policy-0000"
 
 
-async def test_a_user_may_have_so_many_requests_in_flight_and_no_more(http, assistant, engine) -> None:
+async def test_programs_without_a_key_share_their_limit_whatever_names_they_give(http, assistant, engine) -> None:
     engine.gate = asyncio.Event()
     limit = assistant.settings.local_in_flight
     open_requests = [
@@ -222,11 +223,11 @@ async def test_a_user_may_have_so_many_requests_in_flight_and_no_more(http, assi
     while engine.open_streams < limit:
         await asyncio.sleep(0.01)
     refused = await http.post("/v1/chat/completions", json={"messages": ASK})
-    other = asyncio.create_task(http.post("/v1/chat/completions", json={"messages": ASK, "user": "ann"}))
-    await asyncio.sleep(0.05)
+    named = await http.post("/v1/chat/completions", json={"messages": ASK, "user": "ann"})
+    assistant.load.check(Asker("local", "browser:a"))  # another person
     engine.gate.set()
-    answers = await asyncio.gather(*open_requests, other)
-    assert refused.status_code == 429
+    answers = await asyncio.gather(*open_requests)
+    assert (refused.status_code, named.status_code) == (429, 429)
     assert {answer.status_code for answer in answers} == {200}
 
 

@@ -31,8 +31,9 @@ async def test_a_key_names_its_client_in_what_is_stored(http, assistant) -> None
     key = assistant.keys.create("app")
     for body in (ASK, ASK | {"user": "ann"}):
         assert (await http.post(CHAT, json=body, headers=bearer(key))).status_code == 200
-    users = [row["user_id"] for row in assistant.store.rows("SELECT user_id FROM replies ORDER BY created_at")]
-    assert users == ["app", "app/ann"]
+    rows = assistant.store.rows("SELECT user_id, person FROM replies ORDER BY created_at")
+    assert [row["user_id"] for row in rows] == ["app", "app/ann"]
+    assert {row["person"] for row in rows} == {"key:app"}
 
 
 async def test_no_key_takes_the_name_of_whoever_has_rows_here_already(http, assistant) -> None:

@@ -18,13 +18,16 @@ import httpx
 import pytest
 from conftest import TinyEngine
 from crash_tools import Server, events, rows, said, tiny_home
-from fakes import FakeEngine, FakeEngineClient
+from fakes import FakeEngine, FakeEngineClient, asker
 from live_server import serving
 
-from thumbwise.app import Assistant
+from thumbwise.app import Assistant, create_api
 from thumbwise.cli_serve import listen
+from thumbwise.errors import EngineUnavailable, ThumbwiseError
+from thumbwise.feedback.records import Asker
 from thumbwise.home import Home
 from thumbwise.settings import Settings
+from thumbwise.training.rehearsal_home import environment
 
 ASK = {"messages": [{"role": "user", "content": "Hello?"}]}
 CHAT = "/v1/chat/completions"
@@ -33,7 +36,7 @@ CHAT = "/v1/chat/completions"
 @pytest.fixture
 async def assistant(tmp_path: Path) -> AsyncIterator[Assistant]:
     home = Home.find(tmp_path)
-    assistant = Assistant(home, Settings.load(home, in_flight=6, local_in_flight=4))
+    assistant = Assistant(home, Settings.load(home, in_flight=8, local_in_flight=4))
     engine = FakeEngineClient()
     engine.gate = asyncio.Event()
     assistant.engine = FakeEngine(engine)  # type: ignore[assignment]
@@ -41,9 +44,10 @@ async def assistant(tmp_path: Path) -> AsyncIterator[Assistant]:
     await assistant.stop()
 
 
-async def opened(http: httpx.AsyncClient, assistant: Assistant, count: int, **body: Any) -> list[asyncio.Task[Any]]:
+async def opened(http: httpx.AsyncClient, assistant: Assistant, count: int, key: str = "") -> list[asyncio.Task[Any]]:
     wanted = assistant.load.open + count
-    tasks = [asyncio.create_task(http.post(CHAT, json=ASK | body)) for _ in range(count)]
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    tasks = [asyncio.create_task(http.post(CHAT, json=ASK, headers=headers)) for _ in range(count)]
     while assistant.engine.client.open_streams < wanted:  # type: ignore[union-attr, attr-defined]
         await asyncio.sleep(0.01)
     return tasks
@@ -53,20 +57,47 @@ def refused(assistant: Assistant, limit: str) -> float | None:
     return assistant.metrics.registry.get_sample_value("thumbwise_refused_total", {"limit": limit})
 
 
-async def test_one_persons_flood_leaves_room_for_others_until_all_together_are_too_many(http, assistant) -> None:
-    tasks = await opened(http, assistant, 4, user="ann")
-    too_many = await http.post(CHAT, json=ASK | {"user": "ann"})
+async def test_one_clients_flood_leaves_room_for_others_and_all_programs_leave_room_for_the_pages(
+    http, assistant
+) -> None:
+    app, other = (assistant.keys.create(name) for name in ("app", "other"))
+    tasks = await opened(http, assistant, 4, app)
+    too_many = await http.post(CHAT, json=ASK | {"user": "ann"}, headers={"Authorization": f"Bearer {app}"})
     assert (too_many.status_code, too_many.headers["retry-after"]) == (429, "5")
-    tasks += await opened(http, assistant, 2, user="bob")
-    full = await http.post(CHAT, json=ASK | {"user": "eve"})
+    tasks += await opened(http, assistant, 2, other)
+    full = await http.post(CHAT, json=ASK, headers={"Authorization": f"Bearer {other}"})
     assert (full.status_code, full.headers["retry-after"]) == (503, "5")
     assert "6 replies" in said(full)
     assert (refused(assistant, "user"), refused(assistant, "all")) == (1, 1)
     assert len(assistant.store.rows("SELECT 1 FROM replies")) == 6  # who was turned away left nothing behind
+    assistant.load.check(Asker("local", "browser:a"), 2)  # the places that are kept for the pages
+    with pytest.raises(EngineUnavailable, match="6 replies"):
+        assistant.load.check(Asker("local", "browser:a"), 3)
     assistant.engine.client.gate.set()
     assert {task.status_code for task in await asyncio.gather(*tasks)} == {200}
     assert assistant.load.open == 0
-    assert (await http.post(CHAT, json=ASK | {"user": "ann"})).status_code == 200
+    assert (await http.post(CHAT, json=ASK, headers={"Authorization": f"Bearer {app}"})).status_code == 200
+
+
+async def test_no_browser_is_told_of_another_ones_requests(assistant) -> None:
+    first, second = Asker("local", "browser:a", young=True), Asker("local", "browser:b", young=True)
+    with assistant.load.held(first, 4):
+        with pytest.raises(ThumbwiseError, match="4 of your requests"):
+            assistant.load.check(first)
+        assistant.load.check(second, 4)
+
+
+async def test_names_are_people_where_a_rehearsal_says_so(tmp_path: Path) -> None:
+    home = Home.find(tmp_path)
+    rehearsed = environment(home, 8, 0)
+    assert rehearsed["THUMBWISE_NAMES_ARE_PEOPLE"] == "true"
+    assistant = Assistant(home, Settings.load(home, names_are_people=True))
+    assistant.engine = FakeEngine(FakeEngineClient())  # type: ignore[assignment]
+    transport = httpx.ASGITransport(create_api(assistant))
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:7860") as http:
+        assert (await http.post(CHAT, json=ASK | {"user": "ann"})).status_code == 200
+    assert assistant.store.rows("SELECT user_id, person FROM replies") == [{"user_id": "ann", "person": "name:ann"}]
+    await assistant.stop()
 
 
 async def test_a_comparison_takes_a_place_for_each_draft(http, assistant) -> None:
@@ -126,11 +157,11 @@ async def test_what_is_open_ends_while_nothing_new_begins(http, assistant) -> No
 
 async def test_a_stop_between_a_turns_row_and_its_stream_waits_for_the_stream(assistant) -> None:
     conversations = assistant.conversations
-    turn = await conversations.begin("ann", ASK["messages"], conversations.sampling())
+    turn = await conversations.begin(asker("ann"), ASK["messages"], conversations.sampling())
     draining = asyncio.create_task(assistant.load.drain(60))
     await asyncio.sleep(0)
     assert (assistant.load.stopping, assistant.load.open) == (True, 0)
-    written = asyncio.create_task(conversations.write(turn, "ann"))
+    written = asyncio.create_task(conversations.write(turn, asker("ann")))
     await asyncio.sleep(0.3)
     assert not draining.done()
     assistant.engine.client.gate.set()
@@ -149,7 +180,7 @@ async def test_a_plugin_that_chooses_versions_slowly_keeps_nobody_else_waiting(a
     where = []
     choose = assistant.plugins.candidates
     assistant.plugins.candidates = lambda *given: where.append(threading.current_thread()) or choose(*given)
-    await assistant.comparisons.open("ann", ASK["messages"], 2, None, "api")
+    await assistant.comparisons.open(asker("ann"), ASK["messages"], 2, None, "api")
     assert where != [threading.main_thread()]
 
 
@@ -157,10 +188,10 @@ async def test_a_finished_reply_is_stored_though_its_reader_left_before_its_turn
     conversations, executor, busy = assistant.conversations, ThreadPoolExecutor(1), threading.Barrier(2)
     asyncio.get_running_loop().set_default_executor(executor)
     assistant.engine.client.gate.set()
-    turn = await conversations.begin("ann", ASK["messages"], conversations.sampling())
+    turn = await conversations.begin(asker("ann"), ASK["messages"], conversations.sampling())
     executor.submit(lambda: (busy.wait(), busy.wait()))  # as where all threads wait for the disk
     busy.wait()
-    written = asyncio.create_task(conversations.write(turn, "ann"))
+    written = asyncio.create_task(conversations.write(turn, asker("ann")))
     while executor._work_queue.empty():
         await asyncio.sleep(0.01)
     written.cancel()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import FakeEngineClient
+from fakes import FakeEngineClient, asker
 from policy_world import OF_BASE, SHAPES, TRAINER, Change, World, candidate, make_world
 
 from thumbwise import app, artifacts, versions
@@ -309,7 +309,7 @@ def test_a_home_keeps_its_base_model_once_there_are_replies(world: World) -> Non
     bind, store = world.versions.bind, world.versions.store
     bind("a", "first")
     bind("b", "second")  # nothing is lost by it
-    store.start_reply("ann", [Message(role="user", content="Hello?")], versions.BASE, {})
+    store.start_reply(asker("ann"), [Message(role="user", content="Hello?")], versions.BASE, {})
     bind("b", "second")
     with pytest.raises(Conflict, match=r"base model second, which is not third: start with the one it was"):
         bind("c", "third")
@@ -328,7 +328,7 @@ async def test_an_assistant_with_another_base_model_starts_no_engine_and_says_wh
     home = Home.find(tmp_path)
     assistant = Assistant(home, Settings.load(home))
     assistant.versions.bind("a", "first")
-    assistant.store.start_reply("ann", [Message(role="user", content="Hello?")], versions.BASE, {})
+    assistant.store.start_reply(asker("ann"), [Message(role="user", content="Hello?")], versions.BASE, {})
     monkeypatch.setattr(app, "prepare", lambda *args: PreparedModel(tmp_path, "b", "second"))
     await assistant._bring_up()
     assert "first, which is not second" in assistant.status().detail

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from fakes import asker
 
 from thumbwise.cli import main
 from thumbwise.contracts import Message
@@ -20,7 +21,7 @@ ASK: list[Message] = [{"role": "user", "content": "Why is the sky blue?"}]
 
 
 def reply(store: Store, version: str, tokens: int, state: ReplyState = "done", end: str = "stop") -> str:
-    message = store.start_reply("local", ASK, version, {})
+    message = store.start_reply(asker(), ASK, version, {})
     store.finish_reply(message, state, text="Because.", finish_reason=end, response_ids=range(tokens))
     return message
 
@@ -28,11 +29,11 @@ def reply(store: Store, version: str, tokens: int, state: ReplyState = "done", e
 def vote(store: Store, kind: str, target: str, value: Any) -> None:
     on = "message_id" if kind == "thumb" else "comparison_id"
     key = f"{target}-{len(store.rows('SELECT seq FROM feedback'))}"
-    store.add_feedback("local", key, FeedbackRequest.model_validate({"kind": kind, on: target, "value": value}))
+    store.add_feedback(asker(), key, FeedbackRequest.model_validate({"kind": kind, on: target, "value": value}))
 
 
 def compare(store: Store, versions: Sequence[str]) -> tuple[str, list[str]]:
-    comparison, drafts = store.start_comparison("local", ASK, versions, {}, "api")
+    comparison, drafts = store.start_comparison(asker(), ASK, versions, {}, "api")
     for draft in drafts:
         store.finish_reply(draft, "done", text="So.", finish_reason="length", response_ids=[1])
     return comparison, drafts
@@ -48,7 +49,7 @@ def test_length_is_of_whole_replies_outside_comparisons(store: Store) -> None:
     reply(store, "a", 5, "stopped")
     reply(store, "a", 3, "failed")
     compare(store, ["a", "b"])
-    store.start_reply("local", ASK, "a", {})  # streams still
+    store.start_reply(asker(), ASK, "a", {})  # streams still
     found = by_version(store)
     assert found["a"] == Reception("a", 4, 1, 1, 168.0, 0.75, 0, 0, {})
     assert found["b"] == Reception("b", 0, 0, 0, None, None, 0, 0, {})

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import asker
 from sqlite_utils import Database
 
 from thumbwise.contracts import Message
@@ -29,13 +30,13 @@ SAMPLING = {"temperature": 0.7, "max_tokens": 48}
 
 
 def reply(store: Store, user: str = "local", text: str = "Because.", state: str = "done") -> str:
-    message_id = store.start_reply(user, ASK, "policy-0000", SAMPLING)
+    message_id = store.start_reply(asker(user), ASK, "policy-0000", SAMPLING)
     store.finish_reply(message_id, state, text=text, finish_reason="stop", prompt_ids=[1, 2], response_ids=[3, 4])
     return message_id
 
 
 def comparison(store: Store, user: str = "local", texts: tuple[str, ...] = ("one", "two")) -> tuple[str, list[str]]:
-    comparison_id, drafts = store.start_comparison(user, ASK, ["policy-0000"] * len(texts), SAMPLING, "api")
+    comparison_id, drafts = store.start_comparison(asker(user), ASK, ["policy-0000"] * len(texts), SAMPLING, "api")
     for draft, text in zip(drafts, texts, strict=True):
         store.finish_reply(draft, "done", text=text, finish_reason="length", prompt_ids=[1], response_ids=[5])
     return comparison_id, drafts
@@ -63,7 +64,10 @@ def test_migrations_run_once_and_again_change_nothing(tmp_path: Path) -> None:
     for _ in range(2):
         Store(tmp_path / "feedback.db").close()
     db = Database(tmp_path / "feedback.db")
-    assert [m.name for m in migrations.applied(db)] == ["m001_first", "m002_by_version", "m003_by_comparison"]
+    names = [m.name for m in migrations.applied(db)]
+    assert names[:3] == ["m001_first", "m002_by_version", "m003_by_comparison"]
+    assert len(names) == len(set(names))
+    assert migrations.pending(db) == []
     assert db["feedback"].count == 0
 
 
@@ -82,16 +86,16 @@ def test_a_reply_that_broke_off_says_whether_its_own_limit_or_the_context_ended_
 def test_no_method_leaves_a_transaction_open(store: Store) -> None:
     message_id = reply(store)
     comparison_id, _ = comparison(store)
-    store.add_feedback("local", "k1", thumb(message_id))
-    store.add_feedback("local", "k2", pair(comparison_id))
+    store.add_feedback(asker(), "k1", thumb(message_id))
+    store.add_feedback(asker(), "k2", pair(comparison_id))
     with pytest.raises(NotFound):
-        store.add_feedback("local", "k3", thumb("msg_unknown"))
+        store.add_feedback(asker(), "k3", thumb("msg_unknown"))
     store.fail_unfinished()
     assert not store.db.conn.in_transaction
 
 
 def test_a_vote_is_visible_to_another_connection_as_soon_as_it_is_acknowledged(store: Store, tmp_path: Path) -> None:
-    feedback_id, _ = store.add_feedback("local", "k1", thumb(reply(store)))
+    feedback_id, _ = store.add_feedback(asker(), "k1", thumb(reply(store)))
     other = sqlite3.connect(f"file:{tmp_path / 'feedback.db'}?mode=ro", uri=True)
     assert other.execute("SELECT id FROM feedback").fetchall() == [(feedback_id,)]
     other.close()
@@ -99,29 +103,32 @@ def test_a_vote_is_visible_to_another_connection_as_soon_as_it_is_acknowledged(s
 
 def test_the_same_key_and_body_give_the_same_id_and_one_row(store: Store) -> None:
     message_id = reply(store)
-    first = store.add_feedback("local", "key", thumb(message_id))
-    again = store.add_feedback("local", "key", thumb(message_id))
+    first = store.add_feedback(asker(), "key", thumb(message_id))
+    again = store.add_feedback(asker(), "key", thumb(message_id))
     assert (first[1], again) == (True, (first[0], False))
     assert store.counts()["thumb"] == 1
 
 
 def test_the_same_key_with_another_body_is_a_conflict(store: Store) -> None:
     message_id = reply(store)
-    store.add_feedback("local", "key", thumb(message_id, "up"))
+    store.add_feedback(asker(), "key", thumb(message_id, "up"))
     with pytest.raises(Conflict, match="Idempotency-Key"):
-        store.add_feedback("local", "key", thumb(message_id, "down"))
+        store.add_feedback(asker(), "key", thumb(message_id, "down"))
     assert store.reply(message_id, "local").thumb == "up"
 
 
 def test_a_key_belongs_to_its_user(store: Store) -> None:
     mine, theirs = reply(store, "ann"), reply(store, "bob")
-    assert store.add_feedback("ann", "key", thumb(mine))[0] != store.add_feedback("bob", "key", thumb(theirs))[0]
+    assert (
+        store.add_feedback(asker("ann"), "key", thumb(mine))[0]
+        != store.add_feedback(asker("bob"), "key", thumb(theirs))[0]
+    )
 
 
 def test_feedback_is_append_only_and_the_latest_thumb_counts(store: Store) -> None:
     message_id = reply(store)
     for i, value in enumerate(("up", "down", "clear", "down")):
-        store.add_feedback("local", f"k{i}", thumb(message_id, value))
+        store.add_feedback(asker(), f"k{i}", thumb(message_id, value))
     assert store.counts()["thumb"] == 4
     assert store.reply(message_id, "local").thumb == "down"
     assert len(store.rows("SELECT * FROM current_feedback")) == 1
@@ -131,27 +138,27 @@ def test_only_the_user_who_was_given_a_message_may_judge_it(store: Store) -> Non
     message_id = reply(store, "ann")
     comparison_id, _ = comparison(store, "ann")
     with pytest.raises(NotFound):
-        store.add_feedback("bob", "k1", thumb(message_id))
+        store.add_feedback(asker("bob"), "k1", thumb(message_id))
     with pytest.raises(NotFound):
-        store.add_feedback("bob", "k2", pair(comparison_id))
+        store.add_feedback(asker("bob"), "k2", pair(comparison_id))
     assert store.counts() == {"untied_pairs": 0}
 
 
 def test_a_reply_that_is_still_streaming_or_failed_takes_no_vote(store: Store) -> None:
-    streaming = store.start_reply("local", ASK, "policy-0000", SAMPLING)
+    streaming = store.start_reply(asker(), ASK, "policy-0000", SAMPLING)
     failed = reply(store, state="failed")
     for message_id in (streaming, failed):
         with pytest.raises(Conflict):
-            store.add_feedback("local", message_id, thumb(message_id))
+            store.add_feedback(asker(), message_id, thumb(message_id))
 
 
 def test_a_comparison_takes_one_vote(store: Store) -> None:
     comparison_id, drafts = comparison(store)
-    store.add_feedback("local", "k1", pair(comparison_id, "left"))
+    store.add_feedback(asker(), "k1", pair(comparison_id, "left"))
     with pytest.raises(Conflict, match="already"):
-        store.add_feedback("local", "k2", pair(comparison_id, "right"))
+        store.add_feedback(asker(), "k2", pair(comparison_id, "right"))
     with pytest.raises(Conflict, match="together"):
-        store.add_feedback("local", "k3", thumb(drafts[0]))
+        store.add_feedback(asker(), "k3", thumb(drafts[0]))
     assert store.comparison(comparison_id, "local").choice == "left"
 
 
@@ -177,13 +184,13 @@ def test_a_rank_names_every_draft_once(store: Store) -> None:
     comparison_id, drafts = comparison(store, texts=("a", "b", "c"))
     wrong = FeedbackRequest(kind="rank", comparison_id=comparison_id, value={"tiers": [[drafts[0]]]})
     with pytest.raises(ThumbwiseError, match="every draft"):
-        store.add_feedback("local", "k1", wrong)
+        store.add_feedback(asker(), "k1", wrong)
     right = FeedbackRequest(kind="rank", comparison_id=comparison_id, value={"tiers": [drafts[1:], drafts[:1]]})
-    assert store.add_feedback("local", "k2", right)[1]
+    assert store.add_feedback(asker(), "k2", right)[1]
 
 
 def test_replies_cut_off_by_a_crash_become_failed_at_the_next_start(store: Store) -> None:
-    cut = store.start_reply("local", ASK, "policy-0000", SAMPLING)
+    cut = store.start_reply(asker(), ASK, "policy-0000", SAMPLING)
     kept = reply(store)
     assert store.fail_unfinished() == 1
     assert [store.reply(m, "local").state for m in (cut, kept)] == ["failed", "done"]
@@ -200,7 +207,7 @@ def test_a_conversation_is_rebuilt_from_its_newest_reply(store: Store) -> None:
     ids: list[str] = []
     for text in ("one", "two", "three"):
         parent = ids[-1] if ids else None
-        ids.append(store.start_reply("local", ASK, "policy-0000", SAMPLING, conversation_id=talk, parent_id=parent))
+        ids.append(store.start_reply(asker(), ASK, "policy-0000", SAMPLING, conversation_id=talk, parent_id=parent))
         store.finish_reply(ids[-1], "done", text=text, finish_reason="stop")
     assert [r.text for r in store.conversation(talk, "local")] == ["one", "two", "three"]
     assert store.conversation(talk, "somebody else") == []
@@ -210,14 +217,14 @@ def test_a_snapshot_holds_votes_and_token_ids_and_is_named_by_its_content(store:
     comparison_id, _ = comparison(store)
     skipped, _ = comparison(store)
     up, cleared = reply(store), reply(store)
-    store.add_feedback("local", "k1", pair(comparison_id, "right"))
-    store.add_feedback("local", "k2", pair(skipped, "skip"))
-    store.add_feedback("local", "k3", thumb(up))
-    store.add_feedback("local", "k4", thumb(cleared, "clear"))
+    store.add_feedback(asker(), "k1", pair(comparison_id, "right"))
+    store.add_feedback(asker(), "k2", pair(skipped, "skip"))
+    store.add_feedback(asker(), "k3", thumb(up))
+    store.add_feedback(asker(), "k4", thumb(cleared, "clear"))
     comment = FeedbackRequest(kind="comment", message_id=up, value={"text": "nice"})
-    store.add_feedback("local", "k5", comment)
+    store.add_feedback(asker(), "k5", comment)
     corrected = FeedbackRequest(kind="edit", message_id=up, value={"text": "Because of Rayleigh."})
-    store.add_feedback("local", "k6", corrected)
+    store.add_feedback(asker(), "k6", corrected)
     snapshot_id = take_snapshot(store, tmp_path)
     data = read_snapshot(tmp_path, snapshot_id)
     lines = [json.loads(line) for line in data.splitlines()]
@@ -235,11 +242,11 @@ def test_votes_do_not_wait_while_a_snapshot_is_put_together(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     up = reply(store)
-    store.add_feedback("local", "k", thumb(up))
+    store.add_feedback(asker(), "k", thumb(up))
 
     def vote_meanwhile(row: Any, replies: Any) -> Any:
         with ThreadPoolExecutor(1) as others:
-            others.submit(store.add_feedback, "local", "meanwhile", thumb(up, "clear")).result(timeout=10)
+            others.submit(store.add_feedback, asker(), "meanwhile", thumb(up, "clear")).result(timeout=10)
         return line_of(row, replies)
 
     line_of = snapshot._on_reply
@@ -255,9 +262,9 @@ def test_all_turns_of_a_conversation_are_one_group_and_other_conversations_are_o
     said: Message = {"role": "assistant", "content": "Because."}
     asks = [ASK, [*ASK, said, {"role": "user", "content": "Why?"}], [*ASK, said, *ASK], [system, *ASK]]
     for number, ask in enumerate(asks):
-        message = store.start_reply("local", ask, "policy-0000", SAMPLING)
+        message = store.start_reply(asker(), ask, "policy-0000", SAMPLING)
         store.finish_reply(message, "done", text="x", finish_reason="stop", prompt_ids=[1], response_ids=[3])
-        store.add_feedback("local", f"k{number}", thumb(message))
+        store.add_feedback(asker(), f"k{number}", thumb(message))
     lines = [json.loads(line) for line in read_snapshot(tmp_path, take_snapshot(store, tmp_path)).splitlines()]
     groups = {canonical(line["prompt"]): line["group"] for line in lines}
     assert len(groups) == 4
@@ -269,9 +276,9 @@ def test_a_ranking_is_exported_in_shown_order_with_the_tier_of_each_draft(store:
     comparison_id, (a, b, c) = comparison(store, texts=("one", "two", "three"))
     unusable, _ = comparison(store, texts=("one", "two", "three"))
     rank = FeedbackRequest(kind="rank", comparison_id=comparison_id, value={"tiers": [[c], [a, b]]})
-    store.add_feedback("local", "k1", rank)
+    store.add_feedback(asker(), "k1", rank)
     none = FeedbackRequest(kind="rank", comparison_id=unusable, value="none_usable")
-    store.add_feedback("local", "k2", none)
+    store.add_feedback(asker(), "k2", none)
     lines = [json.loads(line) for line in read_snapshot(tmp_path, take_snapshot(store, tmp_path)).splitlines()]
     assert [line["type"] for line in lines] == ["ranking", "prompt"]
     assert [draft["text"] for draft in lines[0]["drafts"]] == ["one", "two", "three"]
@@ -284,7 +291,7 @@ def test_a_ranking_is_exported_in_shown_order_with_the_tier_of_each_draft(store:
 def test_an_unfinished_reply_never_reaches_a_snapshot(store: Store, tmp_path: Path, state: str) -> None:
     message_id = reply(store, state=state)
     if state == "stopped":
-        store.add_feedback("local", "k", thumb(message_id))
+        store.add_feedback(asker(), "k", thumb(message_id))
     assert read_snapshot(tmp_path, take_snapshot(store, tmp_path)) == b""
 
 
@@ -296,7 +303,7 @@ def test_a_snapshot_id_that_is_not_one_is_not_found(tmp_path: Path, name: str) -
 
 def test_many_threads_can_vote_at_once(store: Store) -> None:
     ids = [reply(store) for _ in range(20)]
-    threads = [threading.Thread(target=store.add_feedback, args=("local", m, thumb(m))) for m in ids]
+    threads = [threading.Thread(target=store.add_feedback, args=(asker(), m, thumb(m))) for m in ids]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -311,13 +318,13 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_half_saved(store: Store) -> 
 
     def vote_until_full() -> None:
         for i in range(200):
-            store.add_feedback("local", f"k{i}", thumb(message_id))
+            store.add_feedback(asker(), f"k{i}", thumb(message_id))
 
     with pytest.raises(ThumbwiseError, match="nothing was saved"):
         vote_until_full()
     saved = store.counts()["thumb"]
     store.db.execute("PRAGMA max_page_count = 1000000")
-    store.add_feedback("local", "later", thumb(message_id))
+    store.add_feedback(asker(), "later", thumb(message_id))
     assert store.counts()["thumb"] == saved + 1
 
 
@@ -325,7 +332,7 @@ def _vote_until_killed(path: str, pipe: multiprocessing.connection.Connection) -
     store = Store(Path(path))
     message_id = reply(store)
     for i in range(100_000):
-        pipe.send(store.add_feedback("local", f"k{i}", thumb(message_id))[0])
+        pipe.send(store.add_feedback(asker(), f"k{i}", thumb(message_id))[0])
 
 
 def test_votes_acknowledged_before_a_kill_are_there_after_it(tmp_path: Path) -> None:

@@ -13,13 +13,12 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal
-from uuid import uuid4
 
 import gradio as gr
 
 from thumbwise.conversation import Turn, check_messages
 from thumbwise.errors import Conflict, ThumbwiseError
-from thumbwise.feedback.records import LOCAL_USER, MAX_COMMENT, FeedbackRequest, Reply
+from thumbwise.feedback.records import LOCAL_USER, MAX_COMMENT, Asker, FeedbackRequest, Reply, new_id
 from thumbwise.pages.live import Live
 from thumbwise.pages.look import THUMB, html
 from thumbwise.pages.markup import escape
@@ -63,8 +62,7 @@ class ChatPage:
     """The page at `/`."""
 
     def __init__(self, assistant: Assistant) -> None:
-        self.assistant = assistant
-        self.store = assistant.store
+        self.assistant, self.browsers, self.store = assistant, assistant.browsers, assistant.store
         self.live: dict[str, Live[str]] = {}  # replies that are being written, by conversation
         self._asking = asyncio.Lock()
         self._voting = asyncio.Lock()  # first come, first stored: the last click is the one that counts
@@ -130,7 +128,7 @@ class ChatPage:
             **bound([self.view, self.status], [self.chat, *panel], concurrency_limit=1, trigger_mode="multiple"),
         )
         gr.on([self.comment.submit, self.save.click], self._comment, **bound([self.comment, self.view], panel))
-        self.dismiss.click(self._dismiss, **bound([self.view], panel))
+        self.dismiss.click(self._no_panel, **bound([self.view], panel))
         self.top.timer.tick(self._tick, **bound([self.view], [*self.top.outputs, self.send]))
 
     # -- what the page shows -------------------------------------------------------------------------
@@ -204,6 +202,7 @@ class ChatPage:
 
     async def _load(self, view: View, request: gr.Request) -> AsyncGenerator[Updates, None]:
         """Rebuild the page: the conversation that the address names, else the newest."""
+        view.cookie = self.browsers.text_in(request.cookies)
         named = request.query_params.get("c")
         if named != "new" and not await self._owns(named):
             newest = await asyncio.to_thread(self.store.conversations, LOCAL_USER, 1)
@@ -271,27 +270,28 @@ class ChatPage:
             if view.epoch != epoch:
                 raise Conflict("The page turned to another conversation: go back to send it there, or send it here.")
             self.assistant.require_engine()
+            asker = self.browsers.asker(view.cookie)
             path = await self._path(id_)
             messages = prompt_of(path, text)
             check_messages(messages)
             if id_ is None:
-                self.assistant.load.check(LOCAL_USER)  # a refusal leaves no empty conversation behind
+                self.assistant.load.check(asker)  # a refusal leaves no empty conversation behind
                 id_ = await asyncio.to_thread(self.store.start_conversation, LOCAL_USER, excerpt(text, 80))
                 if view.epoch == epoch:
                     view.conversation_id = id_
             turn = await self.assistant.conversations.begin(
-                LOCAL_USER,
+                asker,
                 messages,
                 self.assistant.conversations.sampling(),
                 conversation_id=id_,
                 parent_id=path[-1].id if path else None,
             )
-            self._write(turn, id_)
+            self._write(turn, asker, id_)
 
-    def _write(self, turn: Turn, conversation_id: str) -> None:
+    def _write(self, turn: Turn, asker: Asker, conversation_id: str) -> None:
         async def frames() -> AsyncGenerator[str, None]:
             text = ""
-            async with aclosing(self.assistant.conversations.stream(turn, LOCAL_USER)) as chunks:
+            async with aclosing(self.assistant.conversations.stream(turn, asker)) as chunks:
                 async for chunk in chunks:
                     text += chunk.text
                     yield text
@@ -300,8 +300,7 @@ class ChatPage:
         live.task.add_done_callback(lambda task: self.live.pop(conversation_id, None))
 
     async def _stop(self, view: View) -> Updates:
-        live = self.live.get(view.conversation_id or "")
-        if live is not None:
+        if (live := self.live.get(view.conversation_id or "")) is not None:
             await live.stop()
         return await self._page(view)
 
@@ -334,7 +333,7 @@ class ChatPage:
         again = view.clicked[0] == reply.id and time.monotonic() - view.clicked[1] < DOUBLE_CLICK_SECONDS
         if value == "clear" and again:
             return {}
-        await self._store(FeedbackRequest(kind="thumb", message_id=reply.id, value=value))
+        await self._store(view, FeedbackRequest(kind="thumb", message_id=reply.id, value=value))
         if value == "clear":
             gr.Info("Your thumb is taken back.", duration=4)
             return self._no_panel(view)
@@ -352,23 +351,21 @@ class ChatPage:
             return self._no_panel(view)
         request = FeedbackRequest(kind="comment", message_id=view.commenting_on, value={"text": text.strip()})
         try:
-            await self._store(request)
+            await self._store(view, request)
         except ThumbwiseError as error:
             gr.Warning(str(error), title="Not saved")
             return {self.panel: gr.update()}
         gr.Success("Saved. Thank you for the comment.", duration=4)
         return self._no_panel(view)
 
-    async def _store(self, request: FeedbackRequest) -> None:
+    async def _store(self, view: View, request: FeedbackRequest) -> None:
+        asker = self.browsers.asker(view.cookie)
         async with self._voting:
-            await asyncio.to_thread(self.assistant.vote, LOCAL_USER, f"page-{uuid4().hex}", request)
+            await asyncio.to_thread(self.assistant.vote, asker, new_id("page"), request)
 
     def _unchanged(self) -> Updates:
         """What a handler gives back where nothing changes: without any value Gradio would clear its outputs."""
         return {self.status: gr.skip()}
-
-    async def _dismiss(self, view: View) -> Updates:
-        return self._no_panel(view)
 
     def _no_panel(self, view: View) -> Updates:
         view.commenting_on = None

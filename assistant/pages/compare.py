@@ -64,6 +64,7 @@ class CompareView:
     epoch: int = 0  # grows when the page turns to another comparison, which ends an older follower
     suggestion: int = -1  # which prompt is suggested next; drawn when the page is loaded
     top: Shown | None = None
+    cookie: str = ""  # of the browser that loaded the page
 
 
 class ComparePage:
@@ -213,6 +214,7 @@ class ComparePage:
 
     async def _load(self, view: CompareView, request: gr.Request) -> AsyncGenerator[Updates, None]:
         """Open the comparison that the address names, or an empty page."""
+        view.cookie = self.assistant.browsers.text_in(request.cookies)
         view.comparison_id = request.query_params.get("c")
         stored = await self._stored(view)
         if stored is None or (_state(stored)[0] == "failed" and stored.id not in self.live):
@@ -239,14 +241,15 @@ class ComparePage:
             if not text.strip():
                 raise ThumbwiseError("Write a prompt first, or choose one of the suggestions.")
             messages = [Message(role="user", content=text)]
-            opened = await self.assistant.comparisons.open(LOCAL_USER, messages, 2, None, source="page")
+            asker = self.assistant.browsers.asker(view.cookie)
+            opened = await self.assistant.comparisons.open(asker, messages, 2, None, source="page")
         except ThumbwiseError as error:
             gr.Warning(str(error), title="Not sent")
             yield {self.go: gr.skip()}  # without any value Gradio would clear the outputs
             return
 
         async def frames() -> AsyncGenerator[Pair, None]:
-            async with aclosing(self.assistant.comparisons.stream(opened, LOCAL_USER)) as drafts:
+            async with aclosing(self.assistant.comparisons.stream(opened, asker)) as drafts:
                 async for left, right in drafts:
                     yield left, right
 
@@ -268,7 +271,8 @@ class ComparePage:
         value = {"choice": choice, "strength": strength}
         request = FeedbackRequest(kind="pair", comparison_id=view.comparison_id, value=value)
         try:
-            await asyncio.to_thread(self.assistant.vote, LOCAL_USER, f"page-{uuid4().hex}", request)
+            asker = self.assistant.browsers.asker(view.cookie)
+            await asyncio.to_thread(self.assistant.vote, asker, f"page-{uuid4().hex}", request)
         except ThumbwiseError as error:
             gr.Warning(str(error), title="Not saved")
         return await self._page(view)

@@ -36,6 +36,7 @@ class View:
     lists: int = 1  # how many times LISTED conversations are listed
     top: Shown | None = None
     thumbs: list[str | None] = field(default_factory=list)
+    cookie: str = ""  # of the browser that loaded the page
 
 
 def prompt_of(path: Iterable[Reply], text: str) -> list[Message]:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from browser.chromium import Site, forge, picture
+from fakes import asker
 from playwright.sync_api import Page, expect
 
 from thumbwise.pages import chat
@@ -100,7 +101,7 @@ def test_another_conversation_than_ones_own_cannot_be_opened(site: Site) -> None
     store = site.assistant.store
     theirs = store.start_conversation("somebody", "Theirs")
     asked: list[Any] = [{"role": "user", "content": "A secret"}]
-    reply = store.start_reply("somebody", asked, "policy-0000", {}, conversation_id=theirs)
+    reply = store.start_reply(asker("somebody"), asked, "policy-0000", {}, conversation_id=theirs)
     store.finish_reply(reply, "done", text="Kept.", finish_reason="stop")
     page = site.open(f"/?c={theirs}")
     expect(page.locator("#tw-list")).not_to_contain_text("Theirs")
