@@ -12,7 +12,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Mapping
-from http.cookies import SimpleCookie
 from typing import TYPE_CHECKING
 
 from itsdangerous import BadSignature, TimestampSigner
@@ -60,9 +59,7 @@ class Browsers:
 
     def header(self, text: str) -> str:
         """The Set-Cookie header that keeps `text` for as long as may be."""
-        cookie = SimpleCookie({self.name: text})
-        cookie[self.name].update({"max-age": KEPT_SECONDS, "path": "/", "httponly": True, "samesite": "Lax"})
-        return cookie[self.name].OutputString()
+        return f"{self.name}={text}; Max-Age={KEPT_SECONDS}; Path=/; HttpOnly; SameSite=Lax"
 
 
 class Cookies:
