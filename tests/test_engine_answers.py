@@ -235,9 +235,9 @@ async def test_a_bug_in_mid_reply_is_a_failed_reply_and_not_one_that_its_reader_
 ) -> None:
     fake: Any = assistant.engine.client  # type: ignore[union-attr]
     fake.fail_after, fake.failure = 1, raised
-    turn = await assistant.conversations.begin("local", ASK, SAMPLING)  # type: ignore[arg-type]
+    turn = await assistant.conversations.begin(asker(), ASK, SAMPLING)  # type: ignore[arg-type]
     with pytest.raises(ThumbwiseError, match="its log says what"):
-        async for _ in assistant.conversations.stream(turn):
+        async for _ in assistant.conversations.stream(turn, asker()):
             pass
     (row,) = assistant.store.rows("SELECT state, error FROM replies")
     assert row["state"] == "failed"

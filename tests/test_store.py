@@ -78,7 +78,7 @@ def test_migrations_run_once_and_again_change_nothing(tmp_path: Path) -> None:
 def test_a_reply_that_broke_off_says_whether_its_own_limit_or_the_context_ended_it(
     store: Store, reason: str, tokens: int, cut: str
 ) -> None:
-    message_id = store.start_reply("local", ASK, "policy-0000", SAMPLING)
+    message_id = store.start_reply(asker(), ASK, "policy-0000", SAMPLING)
     store.finish_reply(message_id, "done", text="x", finish_reason=reason, response_ids=[5] * tokens)
     assert store.reply(message_id, "local").cut == cut
 
