@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import asker
 from test_engine_client import ASK, DONE, SAMPLING, event, read, stub
 
 from thumbwise.app import Assistant
