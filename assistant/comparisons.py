@@ -61,7 +61,7 @@ class Comparisons:
             comparison_id, drafts = await asyncio.to_thread(
                 self.conversations.store.start_comparison, asker, messages, shown, asdict(sampling), source
             )
-        turns = (Turn(draft, v, tuple(messages), sampling) for draft, v in zip(drafts, shown, strict=True))
+        turns = (Turn(draft, v, tuple(messages), sampling, draft=True) for draft, v in zip(drafts, shown, strict=True))
         return Opened(comparison_id, tuple(turns))
 
     async def write(self, opened: Opened, asker: Asker) -> list[tuple[str, str]]:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PUBLIC_NAME = "thumbwise"
+DRAFT = "draft"
+"""In the metrics, whoever writes the draft of a comparison."""
 MAX_MESSAGES = 200
 MAX_CHARACTERS = 200_000
 _UNFORESEEN = "Something went wrong in the assistant while the reply was written: its log says what."
@@ -74,6 +76,13 @@ class Turn:
     """What vLLM was asked already; drafts of a comparison are asked for when somebody reads them."""
     asked: float = field(default_factory=time.monotonic)
     """When it was asked for, on that clock."""
+    draft: bool = False
+    """Of a comparison, which is blind until its vote: the metrics must not tell who writes it."""
+
+    @property
+    def label(self) -> str:
+        """What the metrics call who writes it."""
+        return DRAFT if self.draft else self.version
 
 
 @dataclass
@@ -169,7 +178,7 @@ class Conversations:
         state: ReplyState = "stopped"
         failure: ThumbwiseError | None = None
         last = turn.asked
-        metric, gaps = self.metrics.first_token.labels(turn.version), self.metrics.token_gap.labels(turn.version)
+        metric, gaps = self.metrics.first_token.labels(turn.label), self.metrics.token_gap.labels(turn.label)
         self.load.enter(asker)
         try:
             reply = turn.ahead or self.require_engine().chat(turn.version, turn.messages, turn.sampling)
@@ -195,8 +204,8 @@ class Conversations:
         finally:
             # Not awaited: this also runs while the task is being cancelled. A reply that ended is not touched.
             self.load.leave(asker)
-            self.metrics.replies.labels(turn.version, state).inc()
-            self.metrics.tokens.labels(turn.version).inc(len(written.response_ids))
+            self.metrics.replies.labels(turn.label, state).inc()
+            self.metrics.tokens.labels(turn.label).inc(len(written.response_ids))
             if state != "done":
                 # A full disk is no news to the reader of a reply that failed, and one that left hears nothing:
                 # the store writes this end as soon as it can.

@@ -15,7 +15,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.replies = Counter(
             "thumbwise_replies",
-            "Replies by version and how they ended",
+            "Replies by version (`draft`: of comparisons, which are blind) and how they ended",
             ["version", "state"],
             registry=self.registry,
         )

@@ -57,3 +57,12 @@ async def test_closing_a_comparison_stops_every_draft(assistant, engine) -> None
     await stream.aclose()
     assert engine.open_streams == 0
     assert {row["state"] for row in assistant.store.rows("SELECT state FROM replies")} == {"stopped"}
+
+
+async def test_the_metrics_tell_nobody_who_writes_a_draft(http, assistant) -> None:
+    assistant.policies.live = lambda: ["policy-0000", "policy-0001-aaaaaaaaaaaa"]  # type: ignore[method-assign]
+    metrics = (await http.get("/metrics")).text
+    assert (await http.post("/v1/comparisons", json={"messages": ASK, "k": 4})).status_code == 200
+    found = [line for line in (await http.get("/metrics")).text.splitlines() if line not in metrics.splitlines()]
+    assert any("thumbwise_tokens_total" in line for line in found)
+    assert not [line for line in found if "policy-" in line]
