@@ -11,7 +11,10 @@ import html5lib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tricky_messages import TRICKS
 
+from thumbwise.pages import dialect, markup
+from thumbwise.pages.dialect import MOST_WORK
 from thumbwise.pages.formulas import ALL_FORMULAS, LONGEST, mathml
 from thumbwise.pages.markup import escape, plain, render
 
@@ -26,37 +29,6 @@ ATTRIBUTES = {
     *("display", "mathvariant", "stretchy", "fence", "separator", "accent", "largeop", "movablelimits", "form"),
     *("minsize", "maxsize", "width", "linethickness", "displaystyle", "scriptlevel", "columnalign"),
 }
-
-OVERLAY = '<label for="tw-much-1" id="tw-much-2" style="position:fixed;inset:0">x</label>'
-TRICKS = [
-    f"Tildes ~~~ in a line {OVERLAY}",
-    f"An open fence ``` in a line {OVERLAY}",
-    f"An escaped backtick \\` {OVERLAY} `",
-    f"$$ {OVERLAY} $$",
-    f"$ {OVERLAY} $",
-    f"$\\text{{{OVERLAY}}}$",
-    f"```` \n```\n{OVERLAY}\n```\n",
-    f"`code over\na line` {OVERLAY}",
-    f"```\n{OVERLAY}",
-    f"| {OVERLAY} | b |\n|-|-|\n| {OVERLAY} | ` |",
-    f"> {OVERLAY}\n\n- {OVERLAY}\n\n# {OVERLAY}\n\n{OVERLAY}\n===",
-    f'[x](https://e.org "{OVERLAY}") <https://e.org/{OVERLAY}>',
-    f"```{OVERLAY}\nx\n```",
-    "<form action=/v1/feedback><input name=x><button>vote</button></form>",
-    "<video autoplay src=https://e.org/v.mp4></video><img src=x onerror=alert(1)>",
-    "<svg><style><img src=x onerror=alert(1)></style></svg>",
-    '<math><annotation-xml encoding="text/html"><form id=x></form></annotation-xml></math>',
-    "<math><mtext><table><mglyph><style><!--</style><img title='--&gt;&lt;img src=1 onerror=alert(1)&gt;'>",
-    "<!-- <b> --> <![CDATA[ <b> ]]> <?php ?> <!DOCTYPE html>",
-    "[a](javascript:alert(1)) [b](data:text/html,x) [c](vbscript:x) [d](/ops) [e](#tw-votes) <javascript:alert(1)>",
-    "[a](JaVaScRiPt:alert(1)) [b](&#106;avascript:alert(1)) [c](java\tscript:x) ![d](javascript:x)",
-    "$\\href{javascript:alert(1)}{x}$ $\\style{position:fixed}{x}$ $\\class{tw-vote}{x}$ $\\unicode{41;<b>}$",
-    "$\\hspace{-999em}x$ $\\rule{999em}{999em}$ $\\raise{999em}{x}$ $\\colorbox{red}{x}$ $\\verb|<b>|$",
-    "$$\\begin{matrix}<b>&</b>\\\\x\\end{matrix}$$ \\[ <form> \\] \\( <input> \\)",
-    "```mermaid\ngraph TD; A[<img src=x>]-->B\n%%{init: {'themeCSS': 'url(https://e.org)'}}%%\n```",
-    "![p](https://e.org/p.png) [![q](https://e.org/q.png)](https://e.org) ![](https://e.org/r.png)",
-    "${alert(1)} {{constructor}} `${x}` \\u0041",
-]
 
 
 def elements(html: str) -> Iterator[tuple[str, dict[str, str]]]:
@@ -233,6 +205,104 @@ def test_formulas_of_a_message_are_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     seen.clear()
     assert "x+x" in text_of(render(f"$${'x+' * LONGEST}x$$"))
     assert not seen
+
+
+ODD = [
+    *(
+        "[",
+        "![",
+        "[a](",
+        "](",
+        "*",
+        "**a ",
+        "a**",
+        "_a ",
+        "~~a ",
+        "`",
+        "`a",
+        "$",
+        "$a ",
+        "\\(",
+        "\\[\n",
+        "$$a\n",
+        "<",
+        "<a ",
+        "&",
+    ),
+    *(
+        "> ",
+        "> a\n",
+        "- ",
+        "- a\n",
+        "1. a\n",
+        " - a\n",
+        "# a\n",
+        "=\n",
+        "a\n=\n",
+        "a\n---\n",
+        "|",
+        "|a|\n|-|\n",
+        "|-",
+        "```\n",
+        "~~~\n",
+    ),
+    *(
+        "[a]: b\n",
+        "[a][",
+        "://",
+        "http://",
+        "http://a ",
+        "<http://a>",
+        ":",
+        "a@b ",
+        "www.a ",
+        "\n",
+        " ",
+        "\t",
+        "\\",
+        "[![",
+        "*_",
+        "$x$ ",
+    ),
+]
+TABLES = [
+    "|a" * 200 + "\n" + "|-" * 200 + "\n" + "|b\n" * 10_000,
+    "|a" * 1_000 + "\n" + "|-" * 1_000 + "\n" + "|\n" * 10_000,
+    ("|a" * 40 + "\n" + "|-" * 40 + "\n" + "|\n" * 100 + "\n") * 50,
+]
+
+
+@pytest.mark.parametrize("text", [odd * (markup.LONGEST // len(odd)) for odd in ODD] + TABLES)
+def test_no_message_costs_more_than_it_may(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    work: list[int] = []
+    spend = dialect._spend
+    monkeypatch.setattr(
+        dialect, "_spend", lambda env, more: bool(work.append(env.get("work", 0) + more)) or spend(env, more)
+    )
+    text = text[: markup.LONGEST]
+    html = markup._rendered(text)
+    assert max(work, default=0) <= MOST_WORK or "tw-plain" in html
+    assert len(work) <= MOST_WORK + 1
+    check(html)
+    assert "tw-plain" in render(text * 4)
+    assert "tw-plain" in render(text + "x" * markup.LONGEST)
+
+
+def test_a_long_reply_is_still_read_as_markdown() -> None:
+    words = "Some *words* and `code`, a [link](https://e.org), $x^2$.\n\n- one\n- two\n\n```\ncode\n```\n\n"
+    assert "tw-plain" not in render(words * (30_000 // len(words)))
+    assert "tw-plain" not in render("Words and words. " * 2_900)
+
+
+def test_a_message_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = render("Said *once* only.")
+    monkeypatch.setattr(markup, "_MARKDOWN", None)
+    assert render("Said *once* only.") == first
+
+
+def test_what_a_parser_cannot_read_is_shown_as_it_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(markup, "_MARKDOWN", None)
+    assert text_of(markup._rendered("*This* <b>")) == "*This* <b>"
 
 
 def test_definitions_do_not_multiply() -> None:

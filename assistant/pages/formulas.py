@@ -20,7 +20,6 @@ from markdown_it.token import Token
 
 LONGEST = 2_000  # characters of one formula
 ALL_FORMULAS = 8_000  # characters of all formulas of one message: the library needs about 20 microseconds for each
-_FARTHEST = 8_000  # how far the end of a formula is looked for
 _LINES = 60  # lines of one formula
 _MARKS = frozenset("\\^_=+-*/<>{}|")  # one of them makes words between dollars a formula
 
@@ -84,13 +83,16 @@ def _fits(delimiters: _Delimiters, src: str, start: int, end: int) -> bool:
     return not _prose(content.strip())
 
 
-def _closing(src: str, closing: str, start: int, limit: int) -> int:
+def _closing(state: StateInline, closing: str, start: int) -> int:
     """Where the formula that begins at `start` ends, or -1; a dollar behind a backslash is no end."""
-    limit = min(limit, start + _FARTHEST)
-    end = src.find(closing, start, limit)
-    while end > start and closing[0] == "$" and src[end - 1] == "\\":
-        end = src.find(closing, end + 1, limit)
-    return end
+    known: dict[str, tuple[str, int]] = state.env.setdefault("closings", {})  # so that no stretch is searched twice
+    src, end = known.get(closing, ("", 0))
+    if src is not state.src or 0 <= end < start:
+        end = state.src.find(closing, start)
+        while end > start and closing[0] == "$" and state.src[end - 1] == "\\":
+            end = state.src.find(closing, end + 1)
+        known[closing] = (state.src, end)
+    return end if end + len(closing) <= state.posMax else -1
 
 
 def _inline(state: StateInline, silent: bool) -> bool:
@@ -98,7 +100,7 @@ def _inline(state: StateInline, silent: bool) -> bool:
         if not state.src.startswith(delimiters.opening, state.pos):
             continue
         start = state.pos + len(delimiters.opening)
-        end = _closing(state.src, delimiters.closing, start, state.posMax)
+        end = _closing(state, delimiters.closing, start)
         if end <= start or not _fits(delimiters, state.src, start, end):
             return False
         if not silent:
@@ -118,7 +120,7 @@ def _block(state: StateBlock, line: int, end_line: int, silent: bool) -> bool:
     for number in range(line, min(end_line, line + _LINES)):
         if number > line:
             start = min(state.bMarks[number] + state.tShift[number], state.eMarks[number])
-            if state.sCount[number] < state.blkIndent:
+            if state.sCount[number] < state.blkIndent or state.src.startswith("\\[", start):
                 return False
         text = state.src[start : state.eMarks[number]].rstrip()
         if delimiters.closing in text:

@@ -9,26 +9,16 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import nh3
-from markdown_it import MarkdownIt
-from markdown_it.common.utils import escapeHtml
-from markdown_it.renderer import RendererHTML
-from markdown_it.rules_core import StateCore
-from markdown_it.token import Token
-from mdit_py_plugins.gfm_autolink import gfm_autolink_plugin
 
-from thumbwise.pages.formulas import formulas
+from thumbwise.pages.dialect import BLOCKS, SCHEMES, parser
 
-LONGEST = 30_000
+LONGEST = 50_000
 """Characters of a message that is read as Markdown. A longer one is shown as it was typed."""
 
 _TEMPLATES = str.maketrans({"{": "&#123;", "$": "&#36;", "`": "&#96;", "\\": "&#92;"})
-_SCHEMES = ("http", "https", "mailto")
-_BLOCKS = ("p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "blockquote", "table")
 _MATH = (
     *("math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "mfrac", "msqrt", "mroot", "msub", "msup", "msubsup"),
     *("munder", "mover", "munderover", "mtable", "mtr", "mtd", "mstyle", "mpadded", "mphantom"),
@@ -37,7 +27,7 @@ _WIDTHS = {"0", "0em", "0.167em", "0.222em", "0.278em", "0.333em", "0.5em", "1em
 _SIZES = {"1.2em", "1.623em", "2.047em", "2.470em"}
 _TRUTH = {"true", "false"}
 _VALUES: dict[str, dict[str, set[str]]] = {
-    **{block: {"dir": {"auto"}} for block in _BLOCKS},
+    **{block: {"dir": {"auto"}} for block in BLOCKS},
     "pre": {"dir": {"ltr"}},
     **{cell: {"align": {"left", "center", "right"}} for cell in ("th", "td")},
     "math": {"display": {"block", "inline"}},
@@ -57,7 +47,7 @@ _VALUES: dict[str, dict[str, set[str]]] = {
 }
 _SANITISER = nh3.Cleaner(
     tags={
-        *_BLOCKS,
+        *BLOCKS,
         *_MATH,
         *("a", "br", "code", "em", "hr", "li", "pre", "s", "strong", "tbody", "td", "th", "thead", "tr"),
     },
@@ -65,70 +55,12 @@ _SANITISER = nh3.Cleaner(
     tag_attribute_values=_VALUES,
     set_tag_attribute_values={"a": {"target": "_blank"}},
     link_rel="noopener noreferrer nofollow",
-    url_schemes=set(_SCHEMES),
+    url_schemes=set(SCHEMES),
     url_relative="deny",
 )
 
 
-def _allowed(url: str) -> bool:
-    # The plugin for bare addresses takes `xmpp:` off the text before it asks: the sanitiser takes the address away.
-    return url.lower().startswith(tuple(f"{scheme}:" for scheme in (*_SCHEMES, "xmpp")))
-
-
-def _fence(_: Any, tokens: Sequence[Token], index: int, options: Mapping[str, Any], env: Mapping[str, Any]) -> str:
-    token = tokens[index]
-    language = token.info.strip()
-    data = f' data-language="{escapeHtml(language)}"' if language else ""
-    return f'<pre dir="ltr"><code{data}>{escapeHtml(token.content)}</code></pre>\n'
-
-
-_TEXT = RendererHTML()
-
-
-def _picture(image: Token, in_link: bool, md: MarkdownIt, env: Any) -> list[Token]:
-    """A link to a picture, so that nothing is asked for before somebody follows it."""
-    source = str(image.attrs["src"])
-    text = Token("text", "", 0, content=_TEXT.renderInlineAsText(image.children, md.options, env) or source)
-    if in_link:
-        return [text]
-    return [Token("link_open", "a", 1, attrs={"href": source}), text, Token("link_close", "a", -1)]
-
-
-def _without_pictures(tokens: Sequence[Token], md: MarkdownIt, env: Any) -> list[Token]:
-    kept: list[Token] = []
-    links = 0
-    for token in tokens:
-        links += token.nesting if token.tag == "a" else 0
-        kept += _picture(token, links > 0, md, env) if token.type == "image" else [token]
-    return kept
-
-
-def _finish(state: StateCore) -> None:
-    """Directions of writing, alignments without a style, and links for pictures."""
-    for token in state.tokens:
-        if token.level == 0 and token.nesting == 1 and token.tag in _BLOCKS:
-            token.attrSet("dir", "auto")
-        elif token.type == "code_block":
-            token.attrSet("dir", "ltr")
-        elif token.tag in ("th", "td") and token.nesting == 1 and "style" in token.attrs:
-            token.attrSet("align", str(token.attrs.pop("style")).removeprefix("text-align:"))
-        elif token.children and any(child.type == "image" for child in token.children):
-            token.children = _without_pictures(token.children, state.md, state.env)
-
-
-def _parser() -> MarkdownIt:
-    md = MarkdownIt("commonmark", {"html": False, "breaks": True, "xhtmlOut": False})
-    md.enable(["table", "strikethrough"])
-    # Reference definitions would be left out of what is shown; entities are shown as they were typed.
-    md.disable(["html_block", "html_inline", "entity", "reference"])
-    md.use(gfm_autolink_plugin).use(formulas)
-    md.validateLink = _allowed  # type: ignore[method-assign]
-    md.core.ruler.push("finish", _finish)
-    md.add_render_rule("fence", _fence)
-    return md
-
-
-_MARKDOWN = _parser()
+_MARKDOWN = parser()
 
 
 def render(text: str) -> str:
@@ -137,7 +69,9 @@ def render(text: str) -> str:
     >>> render("**Yes** <b>")
     '<div class="tw-md"><p dir="auto"><strong>Yes</strong> &lt;b&gt;</p>\\n</div>'
     """
-    return _short(text) if len(text) <= LONGEST // 8 else _long(text) if len(text) <= LONGEST else plain(text)
+    if len(text) > LONGEST:
+        return plain(text)
+    return _short(text) if len(text) <= 4_000 else _long(text)
 
 
 def plain(text: str) -> str:
