@@ -91,7 +91,8 @@ class Keys:
         with self.store.write() as db:
             if list(db.query("SELECT 1 FROM api_keys WHERE name = ?", [name])):
                 raise Conflict(f"There is, or was, a key {name}: choose another name.")
-            whose = "WHERE user_id = :name OR instr(user_id, :name || '/') = 1"  # users of a key are named `key/user`
+            # Users of a key are named `key/user`; "0" comes right after "/".
+            whose = "WHERE user_id = :name OR (user_id >= :name || '/' AND user_id < :name || '0')"
             taken = f"SELECT 1 FROM replies {whose} UNION ALL SELECT 1 FROM feedback {whose} LIMIT 1"
             if name == LOCAL_USER or list(db.query(taken, {"name": name})):
                 raise Conflict(f"{name} has said something here already: choose another name.")

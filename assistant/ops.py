@@ -15,7 +15,7 @@ from thumbwise import artifacts
 from thumbwise.auth import check_token
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.reception import reception
-from thumbwise.feedback.snapshot import read_snapshot, take_snapshot
+from thumbwise.feedback.snapshot import snapshot_path, take_snapshot
 from thumbwise.runs import Outcome
 
 if TYPE_CHECKING:
@@ -133,8 +133,8 @@ def _add_runs(api: APIRouter, assistant: Assistant) -> None:
 
     @api.get("/snapshots/{snapshot_id}")
     async def snapshot(snapshot_id: str) -> Response:
-        data = await asyncio.to_thread(read_snapshot, assistant.home.snapshots, snapshot_id)
-        return Response(data, media_type="application/x-ndjson")
+        path = snapshot_path(assistant.home.snapshots, snapshot_id)
+        return FileResponse(path, media_type="application/x-ndjson")
 
 
 def _add_candidates(api: APIRouter, assistant: Assistant) -> None:

@@ -103,6 +103,49 @@ def m003_by_comparison(db: Database) -> None:
     db.execute("CREATE INDEX replies_comparison ON replies (comparison_id)")
 
 
+@migrations()
+def m004_current_by_target(db: Database) -> None:
+    """The latest word of each user and kind on a reply, found by index. A comparison takes one vote and needs none.
+
+    One view for both targets would compare with NULL, which finds every row of the other one again and again.
+    """
+    db.executescript("""
+        DROP VIEW current_feedback;
+        CREATE VIEW current_on_replies AS
+            SELECT f.* FROM feedback f WHERE f.message_id IS NOT NULL AND NOT EXISTS (
+                SELECT 1 FROM feedback g WHERE g.message_id = f.message_id AND g.kind = f.kind
+                AND g.user_id = f.user_id AND g.seq > f.seq
+            );
+    """)
+
+
+@migrations()
+def m005_heads(db: Database) -> None:
+    """Where a conversation ends and which was asked last, by order: a clock may be set back."""
+    db.executescript("""
+        -- The last reply that was begun; replies.created_at is no order. By rowid, the order of writing.
+        ALTER TABLE conversations ADD COLUMN head TEXT REFERENCES replies(id);
+        -- UTC nanoseconds of the last question, or just above the user's greatest where the clock says less.
+        ALTER TABLE conversations ADD COLUMN asked_at INTEGER NOT NULL DEFAULT 0;
+        UPDATE conversations SET
+            head = (SELECT id FROM replies r WHERE r.conversation_id = conversations.id ORDER BY r.rowid DESC LIMIT 1),
+            asked_at = coalesce(
+                (SELECT max(created_at) FROM replies r WHERE r.conversation_id = conversations.id), created_at);
+        CREATE INDEX conversations_asked ON conversations (user_id, asked_at);
+    """)
+
+
+@migrations()
+def m006_by_user_and_prompt(db: Database) -> None:
+    """Find what a user was told or compared, and who was asked a prompt."""
+    db.executescript("""
+        CREATE INDEX replies_user ON replies (user_id, created_at);
+        CREATE INDEX replies_prompt ON replies (prompt_sha256, user_id);
+        CREATE INDEX comparisons_user ON comparisons (user_id, created_at);
+        CREATE INDEX comparisons_prompt ON comparisons (prompt_sha256);
+    """)
+
+
 BROWSERS_BEFORE = "browser:before"
 """The person of all browser rows from before browsers were told apart."""
 

@@ -18,23 +18,28 @@ from typing import TYPE_CHECKING
 from thumbwise.feedback.records import TELLING, tier_of
 
 if TYPE_CHECKING:
+    from sqlite_utils import Database
+
     from thumbwise.feedback.store import Store
 
-_REPLIES = """
-    SELECT sum(state = 'done') AS done, sum(state = 'stopped') AS stopped, sum(state = 'failed') AS failed,
+REPLIES = """
+    SELECT policy_version AS version, sum(state = 'done') AS done, sum(state = 'stopped') AS stopped,
+        sum(state = 'failed') AS failed,
         avg(CASE WHEN state = 'done' THEN json_array_length(response_ids) END) AS tokens,
         avg(CASE WHEN state = 'done' THEN finish_reason = 'stop' END) AS ended
-    FROM replies WHERE policy_version = ? AND comparison_id IS NULL AND state <> 'streaming'
+    FROM replies WHERE comparison_id IS NULL AND state <> 'streaming' GROUP BY policy_version
 """
-_THUMBS = """
-    SELECT json_extract(f.value, '$.thumb') AS thumb, count(*) AS n
-    FROM current_feedback f JOIN replies r ON r.id = f.message_id
-    WHERE f.kind = 'thumb' AND r.policy_version = ? GROUP BY thumb
+THUMBS = """
+    SELECT r.policy_version AS version, json_extract(f.value, '$.thumb') AS thumb, count(*) AS n
+    FROM current_on_replies f JOIN replies r ON r.id = f.message_id
+    WHERE f.kind = 'thumb' GROUP BY version, thumb
 """
-_VOTES = f"""
-    SELECT f.value, c.shown FROM current_feedback f JOIN comparisons c ON c.id = f.comparison_id WHERE {TELLING}
+VOTES = f"""
+    SELECT f.value, c.shown FROM feedback f JOIN comparisons c ON c.id = f.comparison_id WHERE {TELLING}
 """
-_DRAFTS = "SELECT id, policy_version FROM replies WHERE comparison_id IS NOT NULL"
+DRAFTS = "SELECT id, policy_version FROM replies WHERE comparison_id IS NOT NULL"
+NOTHING = {"done": 0, "stopped": 0, "failed": 0, "tokens": None, "ended": None}
+VERSIONS = "SELECT DISTINCT policy_version AS version FROM replies ORDER BY 1"
 
 
 @dataclass
@@ -66,33 +71,28 @@ class Reception:
 
 
 def reception(store: Store) -> list[Reception]:
-    """How people took each version that answered somebody, by name; blocking."""
-    preferred = _preferences(store)
-    versions = [row["policy_version"] for row in store.rows("SELECT DISTINCT policy_version FROM replies ORDER BY 1")]
-    return [_of(store, version, dict(preferred[version])) for version in versions]
+    """How people took each version that answered somebody, by name; blocking, and off the store's lock."""
+    with store.reading() as db:
+        versions = [str(row["version"]) for row in db.query(VERSIONS)]
+        said = {row["version"]: row for row in db.query(REPLIES)}
+        thumbs = {(row["version"], row["thumb"]): int(row["n"]) for row in db.query(THUMBS)}
+        preferred = _preferences(db)
+    return [
+        Reception(
+            **said.get(version, {**NOTHING, "version": version}),
+            up=thumbs.get((version, "up"), 0),
+            down=thumbs.get((version, "down"), 0),
+            preferred=dict(preferred[version]),
+        )
+        for version in versions
+    ]
 
 
-def _of(store: Store, version: str, preferred: dict[str, Preference]) -> Reception:
-    (said,) = store.rows(_REPLIES, [version])
-    thumbs = {row["thumb"]: int(row["n"]) for row in store.rows(_THUMBS, [version])}
-    return Reception(
-        version=version,
-        done=said["done"] or 0,
-        stopped=said["stopped"] or 0,
-        failed=said["failed"] or 0,
-        tokens=said["tokens"],
-        ended=said["ended"],
-        up=thumbs.get("up", 0),
-        down=thumbs.get("down", 0),
-        preferred=preferred,
-    )
-
-
-def _preferences(store: Store) -> defaultdict[str, defaultdict[str, Preference]]:
+def _preferences(db: Database) -> defaultdict[str, defaultdict[str, Preference]]:
     """By version and other version, over all votes on comparisons."""
-    version_of = {row["id"]: row["policy_version"] for row in store.rows(_DRAFTS)}
+    version_of = {row["id"]: row["policy_version"] for row in db.query(DRAFTS)}
     preferred: defaultdict[str, defaultdict[str, Preference]] = defaultdict(lambda: defaultdict(Preference))
-    for row in store.rows(_VOTES):
+    for row in db.query(VOTES):
         tier = tier_of(json.loads(row["value"]), json.loads(row["shown"]))
         for one, other in permutations(tier, 2):
             if version_of[one] != version_of[other]:

@@ -1,67 +1,101 @@
 """An immutable export of everything consented: the training job's only view of the feedback.
 
-One JSON object a line, sorted, so that the same feedback always gives the same bytes; the SHA-256 of those
-bytes is the snapshot's id and file name. Replies that failed, were stopped, or are still streaming never
-leave here. A corrected reply is a demonstration. All turns of a conversation are one group, which no split divides:
-the later ones contain the earlier ones. Left out: likert ratings, until a trainer reads them.
+One JSON object a line, in the order in which it was said, so that the same feedback always gives the same bytes; the
+SHA-256 of those bytes is the snapshot's id and file name. Replies that failed, were stopped, or are still streaming
+never leave here. A corrected reply is a demonstration. All turns of a conversation are one group, which no split
+divides: the later ones contain the earlier ones. It is written line by line from a read-only connection, so it takes
+little memory, and nobody waits for it. Left out: likert ratings, until a trainer reads them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import secrets
+from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from thumbwise.errors import NotFound
-from thumbwise.feedback.records import TELLING, canonical, prompt_sha256, sha256, tier_of
-from thumbwise.feedback.store import Store
-from thumbwise.home import write_durably
+from sqlite_utils import Database
 
-_TOLD = """
-    SELECT * FROM replies WHERE state = 'done' AND id IN (
-        SELECT message_id FROM feedback WHERE message_id IS NOT NULL
-        UNION SELECT r.id FROM replies r JOIN feedback f ON f.comparison_id = r.comparison_id)
+from thumbwise.errors import NotFound
+from thumbwise.feedback.records import TELLING, canonical, prompt_sha256, tier_of
+from thumbwise.feedback.store import Store
+from thumbwise.home import fsync_folder
+
+_DRAFT = "r.id AS reply_id, r.text, r.response_ids, r.finish_reason, r.policy_version, r.sampling"
+ON_COMPARISONS = f"""
+    SELECT f.seq, f.id, f.user_id, f.person, f.kind, f.value, c.shown, p.messages, {_DRAFT}, r.prompt_ids
+    FROM feedback f CROSS JOIN comparisons c ON c.id = f.comparison_id
+    CROSS JOIN prompts p ON p.sha256 = c.prompt_sha256 CROSS JOIN replies r ON r.comparison_id = c.id
+    WHERE r.state = 'done' AND {TELLING} ORDER BY f.seq
 """
-_ON_COMPARISONS = f"""
-    SELECT f.id, f.user_id, f.person, f.kind, c.prompt_sha256, p.messages, c.shown, f.value
-    FROM current_feedback f JOIN comparisons c ON c.id = f.comparison_id
-    JOIN prompts p ON p.sha256 = c.prompt_sha256 WHERE {TELLING} ORDER BY f.seq
-"""
-_ON_REPLIES = """
-    SELECT f.id, f.user_id, f.person, f.kind, f.value, r.prompt_sha256, p.messages, r.id AS reply_id
-    FROM current_feedback f JOIN replies r ON r.id = f.message_id JOIN prompts p ON p.sha256 = r.prompt_sha256
+"""A row for each draft. CROSS JOIN: in this order of tables, so that nothing has to be sorted, which needs room."""
+ON_REPLIES = f"""
+    SELECT f.id, f.user_id, f.person, f.kind, f.value, p.messages, {_DRAFT},
+        CASE WHEN f.kind <> 'edit' THEN r.prompt_ids END AS prompt_ids
+    FROM current_on_replies f CROSS JOIN replies r ON r.id = f.message_id
+    CROSS JOIN prompts p ON p.sha256 = r.prompt_sha256
     WHERE f.kind IN ('thumb', 'comment', 'edit') AND r.state = 'done' ORDER BY f.seq
 """
-_PROMPTS = """
-    SELECT r.user_id, r.person, r.prompt_sha256, p.messages, min(r.created_at) AS first
-    FROM replies r JOIN prompts p ON p.sha256 = r.prompt_sha256
-    WHERE r.state = 'done' GROUP BY r.user_id, r.person, r.prompt_sha256 ORDER BY first
+PROMPTS = """
+    SELECT r.user_id, r.person, p.messages FROM replies r CROSS JOIN prompts p ON p.sha256 = r.prompt_sha256
+    WHERE r.state = 'done' AND NOT EXISTS (
+        SELECT 1 FROM replies o WHERE o.prompt_sha256 = r.prompt_sha256 AND o.user_id = r.user_id
+        AND o.person = r.person AND o.state = 'done' AND o.rowid < r.rowid)
+    ORDER BY r.rowid
 """
+"""Each prompt of each user once, where it was answered first; the rowid is the order of writing."""
+_PROCESS = secrets.token_hex(4)
+_UNFINISHED = ".making-"
 
 
 def take_snapshot(store: Store, folder: Path) -> str:
     """Write a snapshot of `store` into `folder` as `<sha256>.jsonl`; returns the id (the SHA-256)."""
-    with store.lock:  # one consistent view: nothing is written between these reads; no longer, for votes wait for it
-        told, on_comparisons = store.rows(_TOLD), store.rows(_ON_COMPARISONS)
-        on_replies, prompts = store.rows(_ON_REPLIES), store.rows(_PROMPTS)
-    replies = {row["id"]: row for row in told}
-    lines = [_on_comparison(row, replies) for row in on_comparisons]
-    lines += [_on_reply(row, replies) for row in on_replies]
-    lines += [{"type": "prompt", **_whose(row), **_prompt(row)} for row in prompts]
-    data = "".join(canonical(line) + "\n" for line in lines if line is not None).encode()
-    snapshot_id = sha256(data)
-    path = folder / f"{snapshot_id}.jsonl"
-    if not path.exists():
-        write_durably(path, data)
-    return snapshot_id
+    for left in folder.glob(f"{_UNFINISHED}*"):
+        if not left.name.startswith(_UNFINISHED + _PROCESS):  # a process that was killed left it
+            left.unlink(missing_ok=True)
+    side, hashed = folder / f"{_UNFINISHED}{_PROCESS}-{secrets.token_hex(4)}", hashlib.sha256()
+    try:
+        with store.reading() as db, open(side, "wb", opener=_private) as file:
+            for line in _lines(db):
+                data = canonical(line).encode() + b"\n"
+                hashed.update(data)
+                file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        side.replace(folder / f"{hashed.hexdigest()}.jsonl")
+    finally:
+        side.unlink(missing_ok=True)
+    fsync_folder(folder)
+    return hashed.hexdigest()
 
 
-def read_snapshot(folder: Path, snapshot_id: str) -> bytes:
-    """Return a snapshot's bytes; raises NotFound for an id that is not one."""
+def snapshot_path(folder: Path, snapshot_id: str) -> Path:
+    """The file of a snapshot; raises NotFound for an id that is not one."""
     path = folder / f"{snapshot_id}.jsonl"
     if not (len(snapshot_id) == 64 and snapshot_id.isalnum() and path.is_file()):
         raise NotFound(f"There is no snapshot {snapshot_id[:64]!r}.")
-    return path.read_bytes()
+    return path
+
+
+def _private(name: str, flags: int) -> int:
+    return os.open(name, flags, 0o600)
+
+
+def _lines(db: Database) -> Iterator[dict[str, Any]]:
+    """Every line, of one moment."""
+    for _, drafts in groupby(db.query(ON_COMPARISONS), itemgetter("seq")):
+        if line := _on_comparison(list(drafts)):
+            yield line
+    for row in db.query(ON_REPLIES):
+        if line := _on_reply(row):
+            yield line
+    for row in db.query(PROMPTS):
+        yield {"type": "prompt", **_whose(row), **_prompt(row)}
 
 
 def _whose(row: dict[str, Any]) -> dict[str, Any]:
@@ -75,8 +109,10 @@ def _prompt(row: dict[str, Any]) -> dict[str, Any]:
     return {"group": prompt_sha256(messages[:begins]), "prompt": messages}
 
 
-def _on_comparison(row: dict[str, Any], replies: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-    shown = json.loads(row["shown"])
+def _on_comparison(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """A vote by the rows of its drafts; None where one of them was not finished."""
+    row, shown = rows[0], json.loads(rows[0]["shown"])
+    replies = {draft["reply_id"]: draft for draft in rows}
     if not all(draft in replies for draft in shown):
         return None
     drafts = [_reply(replies[draft]) for draft in shown]
@@ -95,20 +131,21 @@ def _on_comparison(row: dict[str, Any], replies: dict[str, dict[str, Any]]) -> d
     }
 
 
-def _on_reply(row: dict[str, Any], replies: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+def _on_reply(row: dict[str, Any]) -> dict[str, Any] | None:
+    """A vote on a reply; None where a thumb was taken back."""
     value = json.loads(row["value"])
     if value.get("thumb") == "clear":
         return None
     line = {"type": row["kind"], "id": row["id"], **_whose(row), **_prompt(row)}
     if row["kind"] == "edit":
         return line | {"type": "demonstration", "text": value["text"]}
-    line["reply"] = _reply(replies[row["reply_id"]])
+    line["reply"] = _reply(row)
     return line | ({"up": value["thumb"] == "up"} if row["kind"] == "thumb" else {"text": value["text"]})
 
 
 def _reply(row: dict[str, Any]) -> dict[str, Any]:
     return {
-        "id": row["id"],
+        "id": row["reply_id"],
         "text": row["text"],
         "prompt_ids": json.loads(row["prompt_ids"]),
         "response_ids": json.loads(row["response_ids"]),

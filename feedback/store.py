@@ -7,6 +7,8 @@ How things are written is in `writer.py`. All methods are synchronous and thread
 from __future__ import annotations
 
 import json
+import threading
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +19,9 @@ from thumbwise.contracts import Message
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.faults import fault_point
 from thumbwise.feedback.migrations import migrations
+from thumbwise.feedback.prompts import add_prompt, shorten
 from thumbwise.feedback.records import (
+    REFUSED,
     Asker,
     FeedbackRequest,
     Reply,
@@ -26,7 +30,6 @@ from thumbwise.feedback.records import (
     canonical,
     new_id,
     now_ns,
-    prompt_sha256,
     sha256,
 )
 from thumbwise.feedback.writer import Writer
@@ -35,6 +38,15 @@ _END = (
     "UPDATE replies SET state=?, text=?, finish_reason=?, prompt_ids=?, response_ids=?, error=?, finished_at=?"
     " WHERE id=? AND state='streaming'"
 )
+_ASKED = """
+    UPDATE conversations SET head = :head, asked_at = max(:now, 1 + (
+        SELECT max(asked_at) FROM conversations o WHERE o.user_id = conversations.user_id)) WHERE id = :id
+"""
+"""Conversations are listed by `asked_at`, and a clock that was set back puts none below one asked before it."""
+COUNTS = """
+    SELECT kind, kind = 'pair' AND json_extract(value, '$.choice') IN ('left', 'right') AS untied,
+        count(*) AS n, max(seq) AS last FROM feedback GROUP BY 1, 2
+"""
 _REPLY = """
     SELECT r.*, p.messages, (
         SELECT json_extract(value, '$.thumb') FROM feedback f
@@ -50,24 +62,23 @@ class Store(Writer):
         """Open (or make) the database at `path` and bring its schema up to date."""
         super().__init__(path)
         self.migrate(migrations)
+        self._counting = threading.Lock()
+        self._counts: Counter[str] | None = None
+        self._counted = 0  # the newest vote that was read for them
 
     # -- conversations and replies -------------------------------------------------------------------
 
-    def add_prompt(self, db: Database, messages: Sequence[Message]) -> str:
-        """Store a prompt inside a transaction and return its address."""
-        address = prompt_sha256(messages)
-        db.execute(
-            "INSERT INTO prompts (sha256, messages) VALUES (?, ?) ON CONFLICT DO NOTHING",
-            [address, canonical(list(messages))],
-        )
-        return address
-
     def start_conversation(self, user_id: str, title: str) -> str:
         """Make an empty conversation and return its id."""
-        row = {"id": new_id("conv"), "user_id": user_id, "title": title[:80], "created_at": now_ns()}
-        with self.write() as db:
+        conversation_id = new_id("conv")
+
+        def work(db: Database) -> str:
+            row = {"id": conversation_id, "user_id": user_id, "title": title[:80], "created_at": now_ns()}
             db.table("conversations").insert(row)
-        return str(row["id"])
+            db.execute(_ASKED, {"id": conversation_id, "head": None, "now": row["created_at"]})
+            return conversation_id
+
+        return self.share(work)
 
     def start_reply(
         self,
@@ -82,16 +93,19 @@ class Store(Writer):
         """Commit a reply's row (state `streaming`) before its first chunk; returns the message id."""
 
         def work(db: Database) -> str:
-            return self._insert_reply(
+            message_id = self._insert_reply(
                 db,
                 user_id=asker.user,
                 person=asker.counted,
-                prompt_sha256=self.add_prompt(db, messages),
+                prompt_sha256=add_prompt(db, messages),
                 policy_version=policy_version,
                 sampling=canonical(sampling),
                 conversation_id=conversation_id,
                 parent_id=parent_id,
             )
+            if conversation_id is not None:
+                db.execute(_ASKED, {"id": conversation_id, "head": message_id, "now": now_ns()})
+            return message_id
 
         message_id = self.share(work)
         fault_point("reply_begun")
@@ -122,7 +136,9 @@ class Store(Writer):
         values = [state, text, finish_reason, *ids, error, now_ns(), message_id]
 
         def work(db: Database) -> None:
-            db.execute(_END, values)
+            ended = db.execute(_END, values).rowcount
+            if ended and finish_reason == REFUSED:
+                shorten(db, message_id)
             fault_point("reply_ended")
 
         try:
@@ -151,14 +167,17 @@ class Store(Writer):
         return _reply(found[0])
 
     def conversation(self, conversation_id: str, user_id: str) -> list[Reply]:
-        """Return the path of replies that ends in the conversation's newest, oldest first."""
-        found = self.rows(
-            _REPLY + " WHERE r.conversation_id = ? AND r.user_id = ? ORDER BY r.created_at, r.id",
-            [conversation_id, user_id],
-        )
-        by_id = {row["id"]: row for row in found}
+        """Return the path of replies that ends in the conversation's last one, oldest first.
+
+        The last one is the one begun last (its `head`), whatever the clock said.
+        """
+        whose = [conversation_id, user_id]
+        with self.lock:  # both of one moment
+            found = self.rows("SELECT head FROM conversations WHERE id = ? AND user_id = ?", whose)
+            rows = self.rows(_REPLY + " WHERE r.conversation_id = ? AND r.user_id = ?", whose)
+        by_id = {row["id"]: row for row in rows}
         path: list[Reply] = []
-        at = found[-1]["id"] if found else None
+        at = found[0]["head"] if found else None
         while at is not None and at in by_id:
             path.append(_reply(by_id[at]))
             at = by_id[at]["parent_id"]
@@ -167,9 +186,7 @@ class Store(Writer):
     def conversations(self, user_id: str, limit: int) -> list[tuple[str, str]]:
         """Return (id, title) of the user's conversations, the one with the newest question first."""
         found = self.rows(
-            "SELECT id, title FROM conversations c WHERE user_id = ? ORDER BY coalesce("
-            "(SELECT max(created_at) FROM replies WHERE conversation_id = c.id), created_at) DESC, id DESC LIMIT ?",
-            [user_id, limit],
+            "SELECT id, title FROM conversations WHERE user_id = ? ORDER BY asked_at DESC LIMIT ?", [user_id, limit]
         )
         return [(row["id"], row["title"]) for row in found]
 
@@ -193,7 +210,7 @@ class Store(Writer):
         """
         comparison_id = new_id("cmp")
         with self.write() as db:
-            address = self.add_prompt(db, messages)
+            address = add_prompt(db, messages)
             db.table("comparisons").insert(
                 {
                     "id": comparison_id,
@@ -256,7 +273,7 @@ class Store(Writer):
         if not 1 <= len(key) <= 200:
             raise ThumbwiseError("Idempotency-Key must have 1 to 200 characters: send a fresh UUID per vote.")
 
-        def work(db: Database) -> tuple[str, bool]:
+        def work(db: Database) -> tuple[str, int]:
             used = list(
                 db.query(
                     "SELECT id, body_sha256 FROM feedback WHERE user_id=? AND idempotency_key=?",
@@ -266,10 +283,10 @@ class Store(Writer):
             if used:
                 if used[0]["body_sha256"] != body:
                     raise Conflict("This Idempotency-Key was used for another vote: send a fresh one.")
-                return str(used[0]["id"]), False
+                return str(used[0]["id"]), 0
             self._check_target(asker.user, request, value)
             feedback_id = new_id("fb")
-            db.table("feedback").insert(
+            row = db.table("feedback").insert(
                 {
                     "id": feedback_id,
                     "user_id": asker.user,
@@ -285,12 +302,13 @@ class Store(Writer):
                 }
             )
             fault_point("vote_written")
-            return feedback_id, True
+            return feedback_id, int(row.last_rowid or 0)
 
-        feedback_id, new = self.share(work)
-        if new:
+        feedback_id, seq = self.share(work)
+        if seq:
             fault_point("vote_committed")
-        return feedback_id, new
+            self._count(seq, request.kind, value)
+        return feedback_id, bool(seq)
 
     def _check_target(self, user_id: str, request: FeedbackRequest, value: dict[str, Any]) -> None:
         if request.message_id is not None:
@@ -314,15 +332,26 @@ class Store(Writer):
             raise ThumbwiseError("A rank must name every draft of the comparison exactly once.")
 
     def counts(self) -> dict[str, int]:
-        """Number of feedback rows by kind, and of untied pair votes as `untied_pairs`."""
-        counts = {
-            row["kind"]: int(row["n"]) for row in self.rows("SELECT kind, count(*) AS n FROM feedback GROUP BY kind")
-        }
-        untied = self.rows(
-            "SELECT count(*) AS n FROM feedback WHERE kind='pair'"
-            " AND json_extract(value, '$.choice') IN ('left', 'right')"
-        )
-        return counts | {"untied_pairs": int(untied[0]["n"])}
+        """Number of feedback rows by kind, and of untied pair votes as `untied_pairs`.
+
+        Read once, then kept in memory: a page asks after each vote.
+        """
+        with self._counting:
+            if self._counts is None:
+                self._counts = Counter(untied_pairs=0)
+                with self.reading() as db:
+                    for row in db.query(COUNTS):
+                        self._counts[row["kind"]] += row["n"]
+                        self._counts["untied_pairs"] += row["n"] * bool(row["untied"])
+                        self._counted = max(self._counted, row["last"])
+            return dict(self._counts)
+
+    def _count(self, seq: int, kind: str, value: dict[str, Any]) -> None:
+        """Count a vote that was committed, unless `counts` has read it already."""
+        with self._counting:
+            if self._counts is not None and seq > self._counted:
+                self._counts[kind] += 1
+                self._counts["untied_pairs"] += kind == "pair" and value["choice"] in ("left", "right")
 
 
 def _reply(row: dict[str, Any]) -> Reply:

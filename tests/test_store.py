@@ -2,52 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
 import sqlite3
 import threading
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fakes import asker
 from sqlite_utils import Database
+from stored import ASK, SAMPLING, comparison, pair, reply, thumb
 
 from thumbwise.contracts import Message
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
-from thumbwise.feedback import snapshot
+from thumbwise.feedback import records
 from thumbwise.feedback.migrations import migrations
-from thumbwise.feedback.records import FeedbackRequest, canonical, sha256
-from thumbwise.feedback.snapshot import read_snapshot, take_snapshot
+from thumbwise.feedback.records import REFUSED, FeedbackRequest, canonical
 from thumbwise.feedback.store import Store
-from thumbwise.training.data import parse
-
-ASK: list[Message] = [{"role": "user", "content": "Why is the sky blue?"}]
-SAMPLING = {"temperature": 0.7, "max_tokens": 48}
-
-
-def reply(store: Store, user: str = "local", text: str = "Because.", state: str = "done") -> str:
-    message_id = store.start_reply(asker(user), ASK, "policy-0000", SAMPLING)
-    store.finish_reply(message_id, state, text=text, finish_reason="stop", prompt_ids=[1, 2], response_ids=[3, 4])
-    return message_id
-
-
-def comparison(store: Store, user: str = "local", texts: tuple[str, ...] = ("one", "two")) -> tuple[str, list[str]]:
-    comparison_id, drafts = store.start_comparison(asker(user), ASK, ["policy-0000"] * len(texts), SAMPLING, "api")
-    for draft, text in zip(drafts, texts, strict=True):
-        store.finish_reply(draft, "done", text=text, finish_reason="length", prompt_ids=[1], response_ids=[5])
-    return comparison_id, drafts
-
-
-def thumb(message_id: str, value: str = "up") -> FeedbackRequest:
-    return FeedbackRequest(kind="thumb", message_id=message_id, value=value)
-
-
-def pair(comparison_id: str, choice: str = "left") -> FeedbackRequest:
-    return FeedbackRequest(kind="pair", comparison_id=comparison_id, value={"choice": choice})
 
 
 def test_the_database_is_opened_with_durable_settings(store: Store) -> None:
@@ -64,9 +39,6 @@ def test_migrations_run_once_and_again_change_nothing(tmp_path: Path) -> None:
     for _ in range(2):
         Store(tmp_path / "feedback.db").close()
     db = Database(tmp_path / "feedback.db")
-    names = [m.name for m in migrations.applied(db)]
-    assert names[:3] == ["m001_first", "m002_by_version", "m003_by_comparison"]
-    assert len(names) == len(set(names))
     assert migrations.pending(db) == []
     assert db["feedback"].count == 0
 
@@ -131,7 +103,7 @@ def test_feedback_is_append_only_and_the_latest_thumb_counts(store: Store) -> No
         store.add_feedback(asker(), f"k{i}", thumb(message_id, value))
     assert store.counts()["thumb"] == 4
     assert store.reply(message_id, "local").thumb == "down"
-    assert len(store.rows("SELECT * FROM current_feedback")) == 1
+    assert len(store.rows("SELECT * FROM current_on_replies")) == 1
 
 
 def test_only_the_user_who_was_given_a_message_may_judge_it(store: Store) -> None:
@@ -213,92 +185,136 @@ def test_a_conversation_is_rebuilt_from_its_newest_reply(store: Store) -> None:
     assert store.conversation(talk, "somebody else") == []
 
 
-def test_a_snapshot_holds_votes_and_token_ids_and_is_named_by_its_content(store: Store, tmp_path: Path) -> None:
-    comparison_id, _ = comparison(store)
-    skipped, _ = comparison(store)
-    up, cleared = reply(store), reply(store)
-    store.add_feedback(asker(), "k1", pair(comparison_id, "right"))
-    store.add_feedback(asker(), "k2", pair(skipped, "skip"))
-    store.add_feedback(asker(), "k3", thumb(up))
-    store.add_feedback(asker(), "k4", thumb(cleared, "clear"))
-    comment = FeedbackRequest(kind="comment", message_id=up, value={"text": "nice"})
-    store.add_feedback(asker(), "k5", comment)
-    corrected = FeedbackRequest(kind="edit", message_id=up, value={"text": "Because of Rayleigh."})
-    store.add_feedback(asker(), "k6", corrected)
-    snapshot_id = take_snapshot(store, tmp_path)
-    data = read_snapshot(tmp_path, snapshot_id)
-    lines = [json.loads(line) for line in data.splitlines()]
-    assert sha256(data) == snapshot_id == take_snapshot(store, tmp_path)
-    assert [line["type"] for line in lines] == ["comparison", "thumb", "comment", "demonstration", "prompt"]
-    assert lines[0]["choice"] == "right"
-    assert lines[0]["left"]["text"] == "one"
-    assert lines[1]["reply"]["response_ids"] == [3, 4]
-    assert lines[3]["text"] == "Because of Rayleigh."
-    assert parse(data).demonstrations[0].prompt == tuple(ASK)
-    assert {line["group"] for line in lines} == {sha256(canonical(ASK))}
+def turn(store: Store, talk: str, question: str) -> None:
+    """Ask in a conversation as the page does: below its last reply."""
+    path = store.conversation(talk, "local")
+    asked: list[Message] = [{"role": "user", "content": question}]
+    parent = path[-1].id if path else None
+    id_ = store.start_reply(asker(), asked, "policy-0000", SAMPLING, conversation_id=talk, parent_id=parent)
+    store.finish_reply(id_, "done", text="Yes.", finish_reason="stop")
 
 
-def test_votes_do_not_wait_while_a_snapshot_is_put_together(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def questions(store: Store, talk: str) -> list[str]:
+    return [reply.prompt[-1]["content"] for reply in store.conversation(talk, "local")]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Set the clock forward by so many hours, or back."""
+    now = time.time_ns
+
+    def set_(hours: int) -> None:
+        monkeypatch.setattr(records.time, "time_ns", lambda: now() + hours * 3600 * 10**9)
+
+    return set_
+
+
+def test_a_clock_that_is_set_back_loses_no_turn(store: Store, clock: Callable[[int], None]) -> None:
+    talk = store.start_conversation("local", "Sky")
+    for number, hours in enumerate((0, -1, -2, 3, -5)):
+        clock(hours)
+        turn(store, talk, f"q{number}")
+        assert questions(store, talk) == [f"q{n}" for n in range(number + 1)]
+
+
+def test_conversations_are_listed_by_their_last_question_whatever_the_clock_says(
+    store: Store, clock: Callable[[int], None]
 ) -> None:
-    up = reply(store)
-    store.add_feedback(asker(), "k", thumb(up))
-
-    def vote_meanwhile(row: Any, replies: Any) -> Any:
-        with ThreadPoolExecutor(1) as others:
-            others.submit(store.add_feedback, asker(), "meanwhile", thumb(up, "clear")).result(timeout=10)
-        return line_of(row, replies)
-
-    line_of = snapshot._on_reply
-    monkeypatch.setattr(snapshot, "_on_reply", vote_meanwhile)
-    data = read_snapshot(tmp_path, take_snapshot(store, tmp_path))
-    assert json.loads(data.splitlines()[0])["up"] is True  # of one moment
+    first = store.start_conversation("local", "first")
+    clock(-1)
+    second = store.start_conversation("local", "second")
+    assert [id_ for id_, _ in store.conversations("local", 9)] == [second, first]
+    turn(store, first, "q")
+    clock(-2)
+    assert [id_ for id_, _ in store.conversations("local", 9)] == [first, second]
+    turn(store, second, "q")
+    assert [id_ for id_, _ in store.conversations("local", 1)] == [second]
+    assert store.conversations("somebody else", 9) == []
 
 
-def test_all_turns_of_a_conversation_are_one_group_and_other_conversations_are_others(
-    store: Store, tmp_path: Path
-) -> None:
-    system: Message = {"role": "system", "content": "Be brief."}
-    said: Message = {"role": "assistant", "content": "Because."}
-    asks = [ASK, [*ASK, said, {"role": "user", "content": "Why?"}], [*ASK, said, *ASK], [system, *ASK]]
-    for number, ask in enumerate(asks):
-        message = store.start_reply(asker(), ask, "policy-0000", SAMPLING)
-        store.finish_reply(message, "done", text="x", finish_reason="stop", prompt_ids=[1], response_ids=[3])
-        store.add_feedback(asker(), f"k{number}", thumb(message))
-    lines = [json.loads(line) for line in read_snapshot(tmp_path, take_snapshot(store, tmp_path)).splitlines()]
-    groups = {canonical(line["prompt"]): line["group"] for line in lines}
-    assert len(groups) == 4
-    assert len(set(groups.values())) == 2
-    assert groups[canonical([system, *ASK])] == sha256(canonical([system, *ASK]))
+def test_an_older_home_keeps_its_conversations_and_their_order(tmp_path: Path) -> None:
+    """Also where the clock had gone back in it: the order of writing counts."""
+    with closing(sqlite3.connect(tmp_path / "feedback.db", isolation_level=None)) as connection:
+        db = Database(connection)
+        migrations.apply(db, stop_before="m004_current_by_target")
+        db.execute("INSERT INTO prompts VALUES ('p', ?)", [canonical(ASK)])
+        for number, talk in enumerate(("empty", "old", "new")):
+            db.execute("INSERT INTO conversations VALUES (?, 'local', ?, ?)", [talk, talk, number])
+        insert = (
+            "INSERT INTO replies (id, user_id, prompt_sha256, conversation_id, parent_id, policy_version, sampling,"
+        )
+        insert += " state, created_at) VALUES (?, 'local', 'p', ?, ?, 'policy-0000', '{}', 'done', ?)"
+        for row in (("o1", "old", None, 10), ("o2", "old", "o1", 90), ("n1", "new", None, 99), ("o3", "old", "o2", 20)):
+            db.execute(insert, row)
+    store = Store(tmp_path / "feedback.db")
+    assert [reply.id for reply in store.conversation("old", "local")] == ["o1", "o2", "o3"]
+    assert [id_ for id_, _ in store.conversations("local", 9)] == ["new", "old", "empty"]
+    turn(store, "empty", "q")
+    assert [id_ for id_, _ in store.conversations("local", 9)] == ["empty", "new", "old"]
+    store.close()
 
 
-def test_a_ranking_is_exported_in_shown_order_with_the_tier_of_each_draft(store: Store, tmp_path: Path) -> None:
-    comparison_id, (a, b, c) = comparison(store, texts=("one", "two", "three"))
-    unusable, _ = comparison(store, texts=("one", "two", "three"))
-    rank = FeedbackRequest(kind="rank", comparison_id=comparison_id, value={"tiers": [[c], [a, b]]})
-    store.add_feedback(asker(), "k1", rank)
-    none = FeedbackRequest(kind="rank", comparison_id=unusable, value="none_usable")
-    store.add_feedback(asker(), "k2", none)
-    lines = [json.loads(line) for line in read_snapshot(tmp_path, take_snapshot(store, tmp_path)).splitlines()]
-    assert [line["type"] for line in lines] == ["ranking", "prompt"]
-    assert [draft["text"] for draft in lines[0]["drafts"]] == ["one", "two", "three"]
-    assert lines[0]["tiers"] == [1, 1, 0]
-    (ranking,) = parse(read_snapshot(tmp_path, take_snapshot(store, tmp_path))).labels.rankings
-    assert ([d.response for d in ranking.drafts], ranking.tiers) == (["one", "two", "three"], (1, 1, 0))
+def test_votes_are_counted_the_same_whether_before_or_after_the_first_look(store: Store) -> None:
+    votes = [thumb(reply(store)), pair(comparison(store)[0], "left"), pair(comparison(store)[0], "tie")]
+    store.add_feedback(asker(), "k0", thumb(reply(store)))
+    counted = store.counts()
+    for number, vote in enumerate(votes, 1):
+        store.add_feedback(asker(), f"k{number}", vote)
+    store.add_feedback(asker(), "k1", votes[0])  # once more
+    with closing(Store(store.path)) as other:
+        assert store.counts() == other.counts() == {"thumb": 2, "pair": 2, "untied_pairs": 1}
+    assert counted == {"thumb": 1, "untied_pairs": 0}
 
 
-@pytest.mark.parametrize("state", ["stopped", "failed"])
-def test_an_unfinished_reply_never_reaches_a_snapshot(store: Store, tmp_path: Path, state: str) -> None:
-    message_id = reply(store, state=state)
-    if state == "stopped":
-        store.add_feedback(asker(), "k", thumb(message_id))
-    assert read_snapshot(tmp_path, take_snapshot(store, tmp_path)) == b""
+LONG: list[Message] = [
+    {"role": "user", "content": "Hello."},
+    {"role": "assistant", "content": "Yes?"},
+    {"role": "user", "content": "long " * 40_000},
+]
 
 
-@pytest.mark.parametrize("name", ["../feedback", "a" * 64, "x"])
-def test_a_snapshot_id_that_is_not_one_is_not_found(tmp_path: Path, name: str) -> None:
-    with pytest.raises(NotFound):
-        read_snapshot(tmp_path, name)
+def stored(store: Store) -> int:
+    """Characters of all prompts."""
+    return int(store.rows("SELECT coalesce(sum(length(messages)), 0) AS n FROM prompts")[0]["n"])
+
+
+def test_a_prompt_that_vllm_refuses_does_not_stay_on_the_disk(store: Store) -> None:
+    for number in range(5):
+        asked = [*LONG[:-1], {**LONG[-1], "content": f"{number} {LONG[-1]['content']}"}]
+        message = store.start_reply(asker("app"), asked, "policy-0000", SAMPLING)
+        assert len(store.reply(message, "app").prompt) == 3
+        store.finish_reply(message, "failed", text="", finish_reason=REFUSED, error="It is too long.")
+        (kept,) = store.reply(message, "app").prompt
+        assert kept["content"].startswith(f"{number} long long")
+    assert stored(store) < 10_000
+    assert store.rows("PRAGMA foreign_key_check") == []
+
+
+def test_what_a_reader_of_a_conversation_asked_is_kept_where_vllm_refused_it(store: Store) -> None:
+    talk = store.start_conversation("local", "Sky")
+    asked = [*LONG[:-1], {**LONG[-1], "content": "long " * 3_000}]
+    message = store.start_reply(asker(), asked, "policy-0000", SAMPLING, conversation_id=talk)
+    store.finish_reply(message, "failed", text="", finish_reason=REFUSED, error="It is too long.")
+    assert store.conversation(talk, "local")[0].prompt == (asked[-1],)
+
+
+def test_a_refused_prompt_that_something_else_refers_to_stays(store: Store) -> None:
+    done = store.start_reply(asker(), LONG, "policy-0000", SAMPLING)
+    store.finish_reply(done, "done", text="Yes.", finish_reason="stop")
+    refused = store.start_reply(asker(), LONG, "policy-0000", SAMPLING)
+    store.finish_reply(refused, "failed", text="", finish_reason=REFUSED)
+    assert store.reply(done, "local").prompt == tuple(LONG)
+    assert len(store.reply(refused, "local").prompt) == 1
+
+
+def test_a_comparisons_prompt_is_shortened_once_all_drafts_were_refused(store: Store) -> None:
+    id_, (one, two) = store.start_comparison(asker(), LONG, ["policy-0000"] * 2, SAMPLING, "api")
+    store.finish_reply(one, "failed", text="", finish_reason=REFUSED)
+    assert store.comparison(id_, "local").prompt == tuple(LONG)
+    store.finish_reply(two, "failed", text="", finish_reason=REFUSED)
+    assert len(store.comparison(id_, "local").prompt) == 1
+    assert stored(store) < 2_000
+    assert store.rows("PRAGMA foreign_key_check") == []
 
 
 def test_many_threads_can_vote_at_once(store: Store) -> None:

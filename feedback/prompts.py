@@ -1,0 +1,54 @@
+"""Prompts, content-addressed: stored once each, and shortened where vLLM refused them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from sqlite_utils import Database
+
+from thumbwise.contracts import Message
+from thumbwise.feedback.records import REFUSED, canonical, prompt_sha256
+
+_PROMPT_OF = """
+    SELECT r.prompt_sha256, r.conversation_id, r.comparison_id, p.messages
+    FROM replies r JOIN prompts p ON p.sha256 = r.prompt_sha256 WHERE r.id = ?
+"""
+_SHORTEN_COMPARISON = """
+    UPDATE comparisons SET prompt_sha256 = :new WHERE id = :comparison AND NOT EXISTS (
+        SELECT 1 FROM replies WHERE comparison_id = :comparison AND coalesce(finish_reason, '') <> :refused)
+"""
+_FORGET_PROMPT = """
+    DELETE FROM prompts WHERE sha256 = :old AND NOT EXISTS (SELECT 1 FROM replies WHERE prompt_sha256 = :old)
+    AND NOT EXISTS (SELECT 1 FROM comparisons WHERE prompt_sha256 = :old)
+"""
+KEPT_OF_A_QUESTION, KEPT_OF_A_REQUEST = 20_000, 1_000
+"""Characters of a refused question that are kept: in a conversation, whose reader may want it back, and elsewhere."""
+
+
+def add_prompt(db: Database, messages: Sequence[Message]) -> str:
+    """Store a prompt inside a transaction and return its address."""
+    address = prompt_sha256(messages)
+    db.execute(
+        "INSERT INTO prompts (sha256, messages) VALUES (?, ?) ON CONFLICT DO NOTHING",
+        [address, canonical(list(messages))],
+    )
+    return address
+
+
+def shorten(db: Database, message_id: str) -> None:
+    """Keep the question alone of a reply's prompt, and no more than its beginning where it is long.
+
+    For what vLLM refused: requests that cost nothing would fill the disk. A prompt that others refer to stays.
+    """
+    (row,) = db.query(_PROMPT_OF, [message_id])
+    question = json.loads(row["messages"])[-1:]
+    kept = KEPT_OF_A_QUESTION if row["conversation_id"] else KEPT_OF_A_REQUEST
+    for message in question:
+        if len(message["content"]) > kept:
+            message["content"] = message["content"][:kept] + " […]"
+    new = {"new": add_prompt(db, question), "id": message_id, "comparison": row["comparison_id"], "refused": REFUSED}
+    db.execute("UPDATE replies SET prompt_sha256 = :new WHERE id = :id", new)
+    if row["comparison_id"]:
+        db.execute(_SHORTEN_COMPARISON, new)
+    db.execute(_FORGET_PROMPT, {"old": row["prompt_sha256"]})
