@@ -58,7 +58,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One side-by-side vote. `choice` is left, right, tie or both_bad; `group` keeps a prompt in one fold."""
+    """One side-by-side vote. `choice` is left, right, tie or both_bad; `group` keeps a prompt in one fold.
+
+    `user` is the name that it was given under, `person` whom it counts as (empty: the name).
+    """
 
     id: str
     user: str
@@ -67,6 +70,7 @@ class Comparison:
     right: Sample
     choice: Literal["left", "right", "tie", "both_bad"]
     strength: int = 1
+    person: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Ranking:
     group: str
     drafts: tuple[Sample, ...]
     tiers: tuple[int, ...]
+    person: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,15 +94,20 @@ class Thumb:
     group: str
     sample: Sample
     up: bool
+    person: str = ""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Everything that people said, as one snapshot holds it."""
+    """What people said, as one snapshot holds it, less the votes of a person over that person's part.
+
+    `given` is how many votes each person gave, those too that were set aside; of the others it may be left out.
+    """
 
     comparisons: tuple[Comparison, ...] = ()
     thumbs: tuple[Thumb, ...] = ()
     rankings: tuple[Ranking, ...] = ()
+    given: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,10 +127,15 @@ Judge = Callable[[str, list[str]], list[float]]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that waits for its reply; `group` (a topic, or the prompt's hash) is never split."""
+    """A conversation that waits for its reply; `group` (a topic, or the prompt's hash) is never split.
+
+    `person` asked it, under the name `user`; both are empty for prompts of ours.
+    """
 
     messages: tuple[Message, ...]
     group: str
+    person: str = ""
+    user: str = ""
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ from thumbwise.training.votes import Array, Votes, bootstrap, gather
 L2_STRENGTHS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 END_SHARES = (1 / 16, 1 / 2)
 LAST_SHARES = (0.0, 1 / 4)
+DOUBTED = 0.25
+"""Whose votes count for less is named."""
 ENDS = 3
 """How many features say how a reply ended; they are the last."""
 
@@ -114,8 +116,8 @@ class BradleyTerry:
                 "or thumbs both up and down."
             )
         views = self._measure(samples, votes)
+        trust = self._trust(views, votes, strict=True)
         right, prompts = self._cross_validate(views, votes, seed)
-        trust = self._trust(views, votes)
         votes = votes.reweighted(trust[votes.rater])
         prior = self._choose_prior(views, votes, seed + 1)
         view, smoothing = views[prior.last_share], self.train.rm_label_smoothing
@@ -136,7 +138,8 @@ class BradleyTerry:
             "position_bias": head.position, "thumb_threshold": head.threshold,
             "layers": list(self.layers), "comparisons": int(votes.is_pair.sum()), "ties": int(votes.is_tie.sum()),
             "thumbs": int(votes.is_thumb.sum()), "raters": votes.raters,
-            "distrusted_raters": int((trust < 0.25).sum()),
+            "distrusted_raters": int((trust < DOUBTED).sum()),
+            "doubted": {votes.names[n]: int(votes.counts[n]) for n in np.flatnonzero(trust < DOUBTED)},
         }  # fmt: skip
         if not len(right):
             return FitReport(0.5, 0, dict(self.details))
@@ -262,14 +265,14 @@ class BradleyTerry:
         told = ~np.isnan(right)
         return right[told], [group for group, tells in zip(votes.group, told, strict=True) if tells]
 
-    def _trust(self, views: Views, votes: Votes) -> Array:
+    def _trust(self, views: Views, votes: Votes, strict: bool = False) -> Array:
         """A factor for each rater's votes, [raters]; all 1 where `rm_rater_weights` is off or raters are few."""
         from thumbwise.training.heads import observed
         from thumbwise.training.reliability import rater_weights
 
         if not self.train.rm_rater_weights:
             return np.ones(votes.raters)
-        return rater_weights(observed(views[0.0].features, votes), votes, self.train.rm_rater_cap)
+        return rater_weights(observed(views[0.0].features, votes), votes, self.train.rm_rater_cap, strict)
 
     def _choose_prior(self, views: Views, votes: Votes, seed: int) -> Prior:
         from thumbwise.training.data import folds

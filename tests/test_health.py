@@ -32,7 +32,7 @@ def rows(**changes: Any) -> list[dict[str, float]]:
 
 
 def test_every_watched_metric_of_a_good_run_is_in_the_panel_and_none_is_diagnosed() -> None:
-    findings = examine(rows(), {"rm_accuracy": 0.66, "proxy_excess": 0.1})
+    findings = examine(rows(), {"rm_accuracy": 0.66, "proxy_excess": 0.1, "doubted": 0})
     assert {finding.metric for finding in findings} == set(WATCHED)
     assert [finding for finding in findings if finding.diagnosis] == []
     assert "ok    kl 4.64 (rises to train.kl_target; 0.3 to 10)" in [finding.line() for finding in findings]
@@ -70,6 +70,12 @@ def test_the_reward_model_is_held_against_votes_that_it_never_saw() -> None:
         ("rm_accuracy", True),
         ("proxy_excess", True),
     ]
+
+
+def test_people_whom_the_others_contradict_are_named() -> None:
+    (finding,) = examine([], {"doubted": 2}, {"doubted": "31 of key:a, 12 of browser:b."})
+    assert finding.line().endswith("look at what they vote for. 31 of key:a, 12 of browser:b.")
+    assert not examine([], {"doubted": 0}, {"doubted": "None."})[0].diagnosis
 
 
 def test_the_end_is_the_last_quarter_and_metrics_that_an_algorithm_lacks_are_left_out() -> None:

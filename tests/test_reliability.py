@@ -15,8 +15,9 @@ from thumbwise.contracts import Labels, RunContext
 from thumbwise.plugins.bradley_terry import BradleyTerry
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.models import Backbone
-from thumbwise.training.reliability import LEAST_RATERS, capped, rater_weights, trust
-from thumbwise.training.votes import FEW, Votes, bootstrap
+from thumbwise.training.people import FEW, LEAST_CROWD, capped
+from thumbwise.training.reliability import Camps, rater_weights, trust
+from thumbwise.training.votes import Votes, bootstrap
 
 TRAIN = TrainSettings(dtype="float32", rm_heads=2, rm_folds=3, micro_batch=16)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -90,11 +91,11 @@ def crowd(seed: int, contrary: int, thumbs: bool = False) -> tuple[np.ndarray, V
     return seen, votes_on(index, right, good, tuple(map(str, index)), rater, RATERS)
 
 
-@pytest.mark.parametrize("thumbs", [False, True])
-def test_contrary_raters_are_found_where_all_votes_together_say_nearly_nothing(thumbs: bool) -> None:
-    found = [rater_weights(*crowd(seed, 4, thumbs), share=0.25) for seed in range(10)]
-    assert np.mean([weights[:4].mean() for weights in found]) < 0.15
-    assert np.mean([weights[4:].mean() for weights in found]) > 0.85
+@pytest.mark.parametrize(("thumbs", "contrary"), [(False, 4), (True, 2)])
+def test_contrary_raters_are_found_where_all_votes_together_say_nearly_nothing(thumbs: bool, contrary: int) -> None:
+    found = [rater_weights(*crowd(seed, contrary, thumbs), share=0.25) for seed in range(10)]
+    assert np.mean([weights[:contrary].mean() for weights in found]) < 0.15
+    assert np.mean([weights[contrary:].mean() for weights in found]) > 0.85
 
 
 @pytest.mark.parametrize("thumbs", [False, True])
@@ -102,8 +103,46 @@ def test_an_honest_crowd_keeps_its_weight(thumbs: bool) -> None:
     assert np.mean([rater_weights(*crowd(seed, 0, thumbs), share=0.25).mean() for seed in range(10)]) > 0.85
 
 
-def test_of_two_camps_none_is_dropped() -> None:
-    assert rater_weights(*crowd(0, 9), share=0.25).tolist() == [1.0] * RATERS
+def test_of_two_camps_none_is_dropped_and_a_run_ends_with_their_names() -> None:
+    seen, votes = crowd(0, 9)
+    votes = replace(votes, names=tuple(f"browser:{n}" for n in range(RATERS)))
+    assert rater_weights(seen, votes, share=0.25).tolist() == [1.0] * RATERS
+    with pytest.raises(Camps, match="9 of 20 people with 10 votes or more") as caught:
+        rater_weights(seen, votes, share=0.25, strict=True)
+    assert "browser:0, browser:1" in str(caught.value)
+    assert "train.rm_rater_weights" in str(caught.value)
+
+
+def one_against(seed: int, people: int, against: int) -> tuple[np.ndarray, Votes]:
+    """`people` with thirty votes each, and one person (the last) with `against` votes, all of them wrong."""
+    draws = np.random.default_rng(seed)
+    rater = np.append(np.repeat(np.arange(people), EACH), np.full(against, people))
+    seen = draws.normal(size=(len(rater), SIZE)) * np.linspace(2, 0.1, SIZE)
+    good = (seen @ draws.normal(size=SIZE) > 0) != ((rater == people) | (draws.random(len(rater)) < 1 / 6))
+    index = np.arange(len(rater))
+    return seen, votes_on(index, index + len(rater), good, tuple(map(str, index)), rater, people + 1)
+
+
+def test_one_who_gave_most_of_the_votes_is_silenced_by_many_people_but_not_by_a_handful() -> None:
+    for seed in range(5):
+        seen, votes = one_against(seed, people=20, against=200)
+        given = np.append(np.full(20, EACH), 1200.0)  # a thousand of them were set aside
+        weights = rater_weights(seen, replace(votes, given=given), share=0.25, strict=True)
+        assert weights[-1] == 0.0
+        assert weights[:-1].mean() > 0.85
+        seen, votes = one_against(seed, people=4, against=50)
+        given = np.append(np.full(4, EACH), 5000.0)
+        assert rater_weights(seen, replace(votes, given=given), share=0.25, strict=True)[-1] > 0.5
+
+
+def test_guests_with_a_vote_each_silence_nobody() -> None:
+    """Of a hundred that all contradict the few who vote, none has ten votes."""
+    found = []
+    for seed in range(5):
+        seen, votes = one_against(seed, people=5, against=100)
+        guests = np.where(votes.rater == 5, 5 + np.arange(len(votes.rater)) - 5 * EACH, votes.rater)
+        found.append(rater_weights(seen, replace(votes, rater=guests, raters=105), share=0.25, strict=True)[:5].mean())
+    assert np.mean(found) > 0.7
 
 
 def test_replies_that_are_all_alike_say_nothing_of_anybody() -> None:
@@ -141,9 +180,9 @@ def test_a_few_guests_with_a_vote_each_do_not_outweigh_the_one_who_votes() -> No
 
 def test_a_few_people_are_not_held_against_each_other() -> None:
     seen, votes = crowd(0, 1)
-    few = votes.pick(votes.rater < LEAST_RATERS - 1)
-    weights = rater_weights(seen[: len(few.left)], replace(few, raters=LEAST_RATERS - 1), 0.1)
-    assert weights.tolist() == [1.0] * (LEAST_RATERS - 1)
+    few = votes.pick(votes.rater < LEAST_CROWD - 1)
+    weights = rater_weights(seen[: len(few.left)], replace(few, raters=LEAST_CROWD - 1), 0.1)
+    assert weights.tolist() == [1.0] * (LEAST_CROWD - 1)
 
 
 @pytest.mark.slow
@@ -152,8 +191,8 @@ def test_votes_against_the_crowd_are_found_and_cost_less(tmp_path_factory: pytes
     context = RunContext(backbone, TRAIN, 0.7, 8, (), (), tmp_path_factory.mktemp("run"))
     turned = {"left": "right", "right": "left"}
     made = [
-        replace(c, choice=turned[c.choice]) if c.user in ("u0", "u1") else c
-        for c in make_labels(180, ties=0).comparisons
+        replace(c, user=f"u{n % 12}", choice=turned[c.choice] if n % 12 < 2 else c.choice)
+        for n, c in enumerate(make_labels(180, ties=0).comparisons)
     ]
     clean = make_labels(400, ties=0).comparisons[200:]
 

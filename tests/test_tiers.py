@@ -92,6 +92,23 @@ def test_a_dry_run_says_what_would_be_done_and_registers_nothing(tmp_path: Path)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run-1"]
 
 
+def test_a_dry_run_names_whose_votes_are_set_aside_and_whom_the_last_run_doubted(tmp_path: Path) -> None:
+    lines = [json.loads(line) for line in SNAPSHOT.decode().splitlines()]
+    for line in lines:
+        line["person"] = "programs" if line["user"] != "u1" else "browser:a"
+    assistant = FakeAssistant("".join(json.dumps(line) + "\n" for line in lines).encode())
+    for number, doubted in ((1, {"key:a": 3}), (2, {"key:b": 31})):
+        run = tmp_path / "runs" / f"run-{number}"
+        run.mkdir(parents=True)
+        (run / "fit.json").write_text(json.dumps({"fit": {"details": {"doubted": doubted}}}))
+    said = plan(tmp_path, assistant, min_votes=5)
+    assert said.people == 2
+    assert list(said.aside) == ["programs"]
+    assert f"over one person's part: {said.aside['programs']} of programs." in said.text()
+    assert said.doubted == {"key:b": 31}
+    assert "others contradict them: 31 of key:b." in said.text()
+
+
 def test_a_dry_run_with_too_little_says_so_and_an_unknown_name_is_refused(tmp_path: Path) -> None:
     said = plan(tmp_path, FakeAssistant(SNAPSHOT), min_votes=100)
     assert said.algorithm is None

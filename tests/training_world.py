@@ -72,7 +72,7 @@ def make_snapshot(
             )
     for n in range(corrections):
         prompt = [{"role": "user", "content": f"Say something about number {n}."}]
-        common = {"user": "u1", "group": f"c{n}", "prompt": prompt}
+        common = {"user": f"u{n % 7}", "group": f"c{n}", "prompt": prompt}
         lines.append(_line("demonstration", id=f"d{n}", text="The capital of France is Paris.", **common))
     lines.append(_line("comment", id="c", user="u", group="g", prompt=[], text="nice", reply=reply("z", 0.5)))
     return "".join(line + "\n" for line in lines).encode()

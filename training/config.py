@@ -41,14 +41,14 @@ class TrainSettings(BaseModel):
     rm_folds: int = Field(5, ge=2, description="folds of the reward model's cross-validation, by prompt")
     rm_heads: int = Field(8, ge=2, description="bootstrapped heads that give the reward its deviation")
     rm_rater_weights: bool = Field(
-        True, description="weigh each rater's votes by how they fit all others' (from 5 raters)"
+        True, description="weigh each person's votes by how they fit all others' (from 5 people with 10 votes)"
     )
     rm_rater_cap: float = Field(
         0.25,
         gt=0,
         le=1,
-        description="largest part of all votes' weight that one rater may have, or 50 votes "
-        "where that is more (from 5 raters)",
+        description="largest part of all votes that one person may have, or 50 votes where that is more (from 5 people "
+        "with 10 votes; of fewer, programs without a key may not outvote the others); 1 hears all votes",
     )
     thumb_weight: float = Field(0.5, ge=0, le=1, description="weight of a thumb beside a comparison's 1")
     std_penalty: float = Field(
@@ -56,7 +56,7 @@ class TrainSettings(BaseModel):
     )
 
     sft_demonstrations: int = Field(
-        50, ge=5, description="corrected replies from which the round begins with SFT on them"
+        50, ge=5, description="corrected replies, a quarter of them by one person, from which the round begins with SFT"
     )
     sft_epochs: int = Field(
         4, ge=1, description="passes over them at most; the one with the least held-out loss is kept"

@@ -12,35 +12,64 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
 from thumbwise.contracts import Comparison, Labels, Message, Prompt, Ranking, Sample, Thumb
 from thumbwise.errors import ThumbwiseError
+from thumbwise.training import people
 from thumbwise.training.config import TrainSettings
-from thumbwise.training.votes import gather
+from thumbwise.training.votes import gather, heard, votes_by_person
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A reply as a person corrected it; `group` keeps a prompt on one side of every split."""
+    """A reply as a person corrected it, under the name `user`; `group` keeps a prompt on one side of every split."""
 
     id: str
     user: str
     group: str
     prompt: tuple[Message, ...]
     text: str
+    person: str = ""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What people said, and the prompts of theirs that rollouts may start from."""
+    """What people said, and the prompts of theirs that rollouts may start from; see `heard`."""
 
     labels: Labels
     prompts: tuple[Prompt, ...]
     demonstrations: tuple[Demonstration, ...] = ()
+
+    def heard(self, train: TrainSettings) -> Snapshot:
+        """The snapshot without the votes and corrections of a person that are over that person's part.
+
+        Where several people are about, one alone does not make SFT begin: corrections are counted from several.
+        """
+        labels = heard(self.labels, train.thumb_weight, train.rm_rater_cap, train.min_votes)
+        about = Counter[str]()
+        for person, votes in votes_by_person(self.labels).items():
+            about[people.unknown_as_one(person)] += votes
+        about.update(people.unknown_as_one(said.person) for said in (*self.prompts, *self.demonstrations))
+        if people.alone(about):
+            return replace(self, labels=labels)
+
+        def person(demonstration: Demonstration) -> str:
+            return people.unknown_as_one(demonstration.person)
+
+        parts = people.equal_parts(Counter(map(person, self.demonstrations)))
+        taught = people.within(self.demonstrations, parts, person, lambda said: (said.user, said.id))
+        return replace(self, labels=labels, demonstrations=tuple(taught))
+
+    @property
+    def aside(self) -> dict[str, int]:
+        """How many votes of each person were set aside, the most first."""
+        kept = votes_by_person(replace(self.labels, given={}))
+        return dict((Counter(self.labels.given) - kept).most_common())
 
     def telling(self, train: TrainSettings) -> int:
         """Votes that say which reply is better: what the reward model learns from. Ties only say how near two are.
@@ -90,14 +119,14 @@ def parse(data: bytes) -> Snapshot:
                 comparisons.append(_comparison(row, messages))
             elif row["type"] == "thumb":
                 reply = _sample(row["reply"], messages)
-                thumbs.append(Thumb(row["id"], row["user"], row["group"], reply, bool(row["up"])))
+                thumbs.append(Thumb(*_by(row), reply, bool(row["up"]), person=_person(row)))
             elif row["type"] == "ranking":
                 drafts = tuple(_sample(draft, messages) for draft in row["drafts"])
-                rankings.append(Ranking(row["id"], row["user"], row["group"], drafts, _tiers(row["tiers"], drafts)))
+                rankings.append(Ranking(*_by(row), drafts, _tiers(row["tiers"], drafts), person=_person(row)))
             elif row["type"] == "demonstration":
-                demonstrations.append(Demonstration(row["id"], row["user"], row["group"], messages, row["text"]))
+                demonstrations.append(Demonstration(*_by(row), messages, row["text"], person=_person(row)))
             elif row["type"] == "prompt":
-                prompts.setdefault(_key(messages), Prompt(messages, row["group"]))
+                prompts.setdefault(_key(messages), Prompt(messages, row["group"], _person(row), row["user"]))
         except (ValueError, KeyError, TypeError) as error:
             raise ThumbwiseError(
                 f"Line {number} of the snapshot cannot be read ({type(error).__name__}: {error}); the assistant and "
@@ -112,7 +141,16 @@ def _comparison(row: dict[str, Any], messages: tuple[Message, ...]) -> Compariso
     choice = row["choice"]
     if choice not in ("left", "right", "tie", "both_bad"):
         raise ValueError(f"choice {choice!r}")
-    return Comparison(row["id"], row["user"], row["group"], left, right, choice, int(row["strength"]))
+    return Comparison(*_by(row), left, right, choice, int(row["strength"]), person=_person(row))
+
+
+def _by(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["id"], row["user"], row["group"]
+
+
+def _person(row: dict[str, Any]) -> str:
+    """Whom a line counts as; a run that is gone on with may have a snapshot of when each name was a person."""
+    return str(row.get("person", row["user"]))
 
 
 def _tiers(tiers: Sequence[int], drafts: Sequence[Sample]) -> tuple[int, ...]:
@@ -172,13 +210,23 @@ def split_prompts(
     """Hold out `share` of the groups, and of their prompts `wanted` (half people's where there are enough).
 
     No group is on both sides, and a seed prompt that a person also wrote counts as theirs. The groups `taught`, which
-    SFT learns from, are not held out.
+    SFT learns from, are not held out. Of several people nobody has more than a part of either side's.
     """
     theirs = {_key(p.messages) for p in own}
-    own_in, own_out = _by_group(own, share, seed, taught)
+    several = not people.alone(Counter(map(_asker, own)))
+    own_in, own_out = (_parts(side) if several else side for side in _by_group(own, share, seed, taught))
     seeds_in, seeds_out = _by_group([p for p in seeds if _key(p.messages) not in theirs], share, seed, taught)
     n_own = min(len(own_out), max(wanted // 2, wanted - len(seeds_out)))
     return PromptSplit(own_in, seeds_in, own_out[:n_own] + seeds_out[: wanted - n_own])
+
+
+def _asker(prompt: Prompt) -> str:
+    return people.unknown_as_one(prompt.person)
+
+
+def _parts(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
+    parts = people.equal_parts(Counter(map(_asker, prompts)))
+    return tuple(people.within(prompts, parts, _asker, lambda p: (p.user, json.dumps(_key(p.messages)))))
 
 
 def _by_group(

@@ -1,7 +1,8 @@
 """What `thumbwise train` would do with the votes so far, without doing it: no run is registered, nothing trained.
 
 Torch is not imported, so the answer takes a second. Left out: a guess at how long training takes on a machine
-where it never ran; where it did, the last run's time is told.
+where it never ran; where it did, the last run's time is told. Whose votes the others contradict takes the model to
+say, so those are told that the last reward model doubted.
 """
 
 from __future__ import annotations
@@ -16,13 +17,19 @@ from thumbwise.home import Home
 from thumbwise.plugin_manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.training.client import OpsClient
-from thumbwise.training.data import Snapshot, parse
-from thumbwise.training.tiers import check_rank, choose, too_little
+from thumbwise.training.data import parse
+from thumbwise.training.runs import FIT
+from thumbwise.training.tiers import check_rank, choose, told_aside, told_doubted, too_little
+from thumbwise.training.votes import votes_by_person
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a run would learn from, with which plugins, and why (or why not); `algorithm` None: none yet."""
+    """What a run would learn from, with which plugins, and why (or why not); `algorithm` None: none yet.
+
+    `aside` are the votes of each person that are over that person's part, `doubted` the people whose votes the last
+    run's reward model found to contradict the others', and how many they gave.
+    """
 
     comparisons: int
     rankings: int
@@ -36,6 +43,8 @@ class DryRun:
     why: str
     last_run_seconds: float | None
     sft: bool
+    aside: dict[str, int]
+    doubted: dict[str, int]
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain JSON."""
@@ -47,6 +56,8 @@ class DryRun:
             f"votes: {self.comparisons} comparisons, {self.rankings} rankings, {self.thumbs} thumbs by {self.people} "
             f"people on {self.prompts} prompts; {self.telling} of them say which reply is better",
             f"corrected replies: {self.corrections}{'' if self.sft else ', too few to begin with SFT on them'}",
+            *([told_aside(self.aside)] if self.aside else []),
+            *([told_doubted(self.doubted)] if self.doubted else []),
             f"reward model: {self.reward}",
             f"policy algorithm: {self.algorithm or 'none yet'}",
         ]
@@ -68,7 +79,7 @@ def dry_run(
     plugins.check_training(settings.reward, algorithm, settings.train.rollouts)
     check_rank(settings)
     with OpsClient(url, token, transport) as client:
-        snapshot = parse(client.snapshot(client.take_snapshot()))
+        snapshot = parse(client.snapshot(client.take_snapshot())).heard(settings.train)
     why: str | None = too_little(snapshot, settings.train)
     name = None
     if not why:
@@ -76,14 +87,15 @@ def dry_run(
     labels = snapshot.labels
     return DryRun(
         len(labels.comparisons), len(labels.rankings), len(labels.thumbs), snapshot.telling(settings.train),
-        _people(snapshot), len(snapshot.prompts), len(snapshot.demonstrations), name, settings.reward, why or "",
-        _last_seconds(home), snapshot.sft(settings.train),
+        len(votes_by_person(labels)), len(snapshot.prompts), len(snapshot.demonstrations), name, settings.reward,
+        why or "", _last_seconds(home), snapshot.sft(settings.train), snapshot.aside, _doubted(home),
     )  # fmt: skip
 
 
-def _people(snapshot: Snapshot) -> int:
-    labels = snapshot.labels
-    return len({vote.user for votes in (labels.comparisons, labels.rankings, labels.thumbs) for vote in votes})
+def _doubted(home: Home) -> dict[str, int]:
+    fits = sorted(home.runs.glob(f"*/{FIT}"), key=lambda path: path.stat().st_mtime)
+    found: dict[str, int] = json.loads(fits[-1].read_text())["fit"]["details"].get("doubted", {}) if fits else {}
+    return found
 
 
 def _last_seconds(home: Home) -> float | None:

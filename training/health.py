@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from thumbwise.training.metrics import AT_THE_END, GLOSSARY, Metric, Watch
@@ -31,8 +31,13 @@ class Finding:
         return f"{'LOOK' if self.diagnosis else 'ok':4}  {self.metric} {self.value:.3g} ({self.healthy}){look}"
 
 
-def examine(rows: Sequence[Mapping[str, float]], at_the_end: Mapping[str, float]) -> list[Finding]:
-    """Every watched metric that the iterations' `rows`, or `at_the_end`, have; those to look at come first."""
+def examine(
+    rows: Sequence[Mapping[str, float]], at_the_end: Mapping[str, float], details: Mapping[str, str] | None = None
+) -> list[Finding]:
+    """Every watched metric that the iterations' `rows`, or `at_the_end`, have; those to look at come first.
+
+    `details` are sentences that follow a metric's diagnosis where it has one.
+    """
     findings = []
     for name, metric in GLOSSARY.items():
         series = [row[name] for row in rows if name in row]  # a plugin may have no figure for some iterations
@@ -42,7 +47,10 @@ def examine(rows: Sequence[Mapping[str, float]], at_the_end: Mapping[str, float]
             findings.append(_finding(name, metric, metric.watch, _limited(metric.watch, start, end)))
     for name, metric in AT_THE_END.items():
         if metric.watch and name in at_the_end:
-            findings.append(_finding(name, metric, metric.watch, at_the_end[name]))
+            found = _finding(name, metric, metric.watch, at_the_end[name])
+            if found.diagnosis and details and name in details:
+                found = replace(found, diagnosis=f"{found.diagnosis} {details[name]}")
+            findings.append(found)
     return sorted(findings, key=lambda finding: not finding.diagnosis)
 
 

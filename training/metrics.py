@@ -159,6 +159,10 @@ AT_THE_END: dict[str, Metric] = {
         Watch("value", high=0.25, above="The reward model likes the candidate better than it knows people: ask people "
               "to compare the two before you trust it."),
     ),
+    "doubted": Metric(
+        "people whose votes count for less than a quarter, since others' contradict them", "people", "",
+        Watch("value", high=0.0, above="Somebody votes against the others: look at what they vote for."),
+    ),
 }  # fmt: skip
 
 

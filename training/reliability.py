@@ -9,9 +9,12 @@ a coin, and below 0 for somebody who votes against, whose votes are then dropped
 Beliefs hang on each other. Begun with everybody trusted they stay there where contrary votes have made the opinion of
 all no better than chance. So they begin with how far each two raters bear each other out: the leading eigenvector of
 that shows the camps (Dalvi et al. 2013, "Aggregating crowdsourced binary ratings", WWW, for items that several have
-voted on; here votes on different replies meet in a ridge regression on the features). The larger camp is believed.
+voted on; here votes on different replies meet in a ridge regression on the features). The camp with more people
+in it is believed, of those with ten votes or more: votes are cheap for a program, and so are guests with a vote each.
+Where that would silence many, nothing is chosen, because which camp is right is not in the votes.
 
-Left out: turning contrary votes round in the reward model, because whoever knows of it could steer by it.
+A rater is a person (`thumbwise.training.people`). Left out: turning contrary votes round in the reward model, because
+whoever knows of it could steer by it.
 """
 
 from __future__ import annotations
@@ -19,17 +22,25 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from thumbwise.training.votes import FEW, Array, Votes
+from thumbwise.errors import ThumbwiseError
+from thumbwise.training.people import FEW, LEAST_CROWD, SETTLED, capped
+from thumbwise.training.votes import Array, Votes
 
 ETA = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
 PRIOR = np.array([0.06, 0.02, 0.06, 0.2, 0.66])
 SCALES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 """Of margins with a root mean square of 1, to log-odds; the likeliest is taken (0: they say nothing)."""
-LEAST_RATERS = 5
-"""Below that there is no crowd to hold anybody against."""
+MOST_SILENCED = 0.2
+"""Of the people with SETTLED votes; where more would be, there are camps."""
 MOST_DROPPED = 0.45
-"""Of the votes; where more would be, there are camps, and which of them is right is not in the votes."""
+"""Of the votes as they were given; more are dropped only where as many as SETTLED settled people are believed."""
 ROUNDS = 10
+NAMED = 8
+"""People who are named in a sentence."""
+
+
+class Camps(ThumbwiseError):
+    """Trust would silence too many people; says who they are."""
 
 
 def trust(margins: Array, lean: Array, rater: NDArray[np.int64], raters: int, counts: Array) -> Array:
@@ -52,25 +63,6 @@ def trust(margins: Array, lean: Array, rater: NDArray[np.int64], raters: int, co
     return beliefs
 
 
-def capped(totals: Array, share: float, least: float) -> Array:
-    """Factors [raters] that bring nobody's part of the sum over `share`, or over an equal part where that is more.
-
-    Nobody is brought below `least` votes: beside a few guests with a vote each, the one who votes is worth hearing.
-    """
-    down = np.sort(totals)[::-1]
-    share = max(share, 1 / max(1, int((totals > 0).sum())))
-    level = np.inf
-    for over in range(len(down)):  # how many are brought down to the level at which each of them has exactly `share`
-        if over * share >= 1 - 1e-9:
-            level = down[over - 1]
-            break
-        level = share * down[over:].sum() / (1 - over * share)
-        if down[over] <= level * (1 + 1e-9):
-            break
-    factors: Array = np.minimum(1.0, max(level, least) / np.maximum(totals, 1e-12))
-    return factors
-
-
 class Crowd:
     """What each rater's votes say, as a direction among the features, and how votes look from there."""
 
@@ -79,6 +71,7 @@ class Crowd:
         self.rater, thumb = votes.rater, votes.is_thumb
         self.sign = np.where(votes.is_tie, 0.0, 2 * votes.good - 1)
         self.totals = np.bincount(votes.rater, votes.weight, votes.raters)
+        self.settled = votes.counts >= SETTLED
         # Where somebody's thumbs turn is their own: only what they like better than the rest of theirs tells.
         thumbs = np.bincount(votes.rater, thumb, votes.raters)
         ups = np.bincount(votes.rater, thumb * votes.good, votes.raters)
@@ -103,25 +96,27 @@ class Crowd:
     def camps(self, factors: Array) -> Array:
         """Leading eigenvector of the raters' agreement, [raters], its largest part 1; above 0 is the larger camp.
 
-        `factors` [raters] weigh their votes.
+        `factors` [raters] weigh their votes. The larger camp is that of more settled people.
         """
         among = self.agreement * factors[:, None] * factors
         np.fill_diagonal(among, 0.0)
         first = np.linalg.eigh(among)[1][:, -1]
-        larger = np.sign(np.sign(first) @ (factors * self.totals))
+        larger = np.sign(np.sign(first) @ self.settled)
         found: Array = larger * first / max(float(np.abs(first).max()), 1e-12)
         return found
 
 
-def rater_weights(seen: Array, votes: Votes, share: float) -> Array:
-    """A factor in [0, 1] a rater, [raters]: trust times what the cap leaves; all 1 where there are few raters.
+def rater_weights(seen: Array, votes: Votes, share: float, strict: bool = False) -> Array:
+    """A factor in [0, 1] a rater, [raters]: trust times what the cap leaves; all 1 where there is no crowd.
 
     Nobody has more than `share` of all weight, or than FEW votes where that is more. Only evidence against somebody
-    costs weight: with a few votes each, praise would be luck.
+    costs weight: with a few votes each, praise would be luck. Where trust would silence too many, it is left out; with
+    `strict` that raises Camps.
     """
-    if votes.raters < LEAST_RATERS:
+    if (votes.counts >= SETTLED).sum() < LEAST_CROWD:
         return np.ones(votes.raters)
     crowd = Crowd(seen, votes)
+    settled = crowd.settled
 
     def cap(beliefs: Array) -> Array:
         found: Array = beliefs * capped(crowd.totals * np.abs(beliefs), share, FEW)
@@ -133,6 +128,22 @@ def rater_weights(seen: Array, votes: Votes, share: float) -> Array:
     beliefs = crowd.camps(everybody)
     for _ in range(ROUNDS):
         beliefs = trust(crowd.margins(cap(beliefs)), crowd.lean, votes.rater, votes.raters, counts)
-    trusted = beliefs.clip(0, 1)
-    dropped = 1 - (crowd.totals * everybody * trusted).sum() / max(float((crowd.totals * everybody).sum()), 1e-12)
-    return everybody if dropped > MOST_DROPPED else cap(trusted)
+    silenced = beliefs <= 0
+    if (silenced & settled).sum() > max(1, MOST_SILENCED * settled.sum()):
+        if strict:
+            raise Camps(_two_camps(votes, silenced & settled, int(settled.sum())))
+        return everybody
+    dropped = votes.counts[silenced].sum() / max(float(votes.counts.sum()), 1.0)
+    if dropped > MOST_DROPPED and (settled & ~silenced).sum() < SETTLED:
+        return everybody  # a handful does not silence whoever gave most of the votes
+    return cap(beliefs.clip(0, 1))
+
+
+def _two_camps(votes: Votes, silenced: NDArray[np.bool_], settled: int) -> str:
+    names = [votes.names[number] for number in np.flatnonzero(silenced)] if votes.names else []
+    whose = f" ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})" if names else ""
+    return (
+        f"The votes are of two camps, and which of them is right is not in the votes: {silenced.sum()} of {settled} "
+        f"people with {SETTLED} votes or more contradict the others{whose}. Look at what they vote for; "
+        "train.rm_rater_weights = false in config.toml hears both sides alike."
+    )

@@ -56,17 +56,17 @@ from thumbwise.training.progress import RunProgress
 from thumbwise.training.ptx import keep_file
 from thumbwise.training.replies import finish_rate
 from thumbwise.training.reward import ShapedReward
-from thumbwise.training.runs import SNAPSHOT, TrainResult, nothing_new, read_json, write_json
+from thumbwise.training.runs import FIT, SNAPSHOT, TrainResult, nothing_new, read_json, write_json
 from thumbwise.training.selection import earlier, select
 from thumbwise.training.sft import SFTReport, learn
-from thumbwise.training.tiers import choose, too_little
+from thumbwise.training.tiers import choose, told_aside, told_doubted, too_little
 
 BASE = "policy-0000"
 STABLE = "stable"
 PROBES = 8
 CALIBRATION = 64
 """Replies of the reference on which the reward gets mean 0 and deviation 1."""
-FIT, CANDIDATE, SFT, SFT_WEIGHTS = "fit.json", "candidate.json", "sft.json", "sft.safetensors"
+CANDIDATE, SFT, SFT_WEIGHTS = "candidate.json", "sft.json", "sft.safetensors"
 
 
 @dataclass
@@ -105,7 +105,10 @@ class Round:
         if not path.exists() or sha256(path.read_bytes()) != self.given.snapshot_id:
             write_durably(path, self.client.snapshot(self.given.snapshot_id))
         fault_point("snapshot")
-        return parse(path.read_bytes())
+        snapshot = parse(path.read_bytes()).heard(self.settings.train)
+        if snapshot.aside:
+            self.progress.say(told_aside(snapshot.aside))
+        return snapshot
 
     def _make_candidate(self, snapshot: Snapshot) -> tuple[Candidate, dict[str, Any], list[GateReport]]:
         """Reward model, policy, gates: a candidate with its metrics and reports, kept in the run's folder."""
@@ -139,17 +142,17 @@ class Round:
         if context.backbone.base_sha256() != weights:
             raise ThumbwiseError("Training changed the frozen base weights: the plugin that did so must be mended.")
         metrics = figures(evidence) | {"stopped": f"stopped:{selected.stopped}" if selected.stopped else ""}
-        self._show_health(metrics)
+        self._show_health(metrics, fit.details.get("doubted", {}))
         candidate = self._candidate(context, snapshot, metrics, reports)
         fault_point("candidate")
         return candidate, metrics, reports
 
-    def _show_health(self, metrics: dict[str, Any]) -> None:
+    def _show_health(self, metrics: dict[str, Any], doubted: dict[str, int]) -> None:
         """Print the health panel, and leave it and the curves in the run's folder."""
         rows = MetricsLog(self.folder).rows()
         excess = metrics["win_rate_proxy"] - metrics["rm_accuracy"]
-        at_the_end = {"rm_accuracy": metrics["rm_accuracy"], "proxy_excess": excess}
-        findings = examine(rows, at_the_end)
+        at_the_end = {"rm_accuracy": metrics["rm_accuracy"], "proxy_excess": excess, "doubted": len(doubted)}
+        findings = examine(rows, at_the_end, {"doubted": told_doubted(doubted)})
         for finding in findings:
             self.progress.say(finding.line())
         write_json(self.folder / "health.json", [asdict(finding) for finding in findings])

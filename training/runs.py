@@ -25,7 +25,7 @@ from thumbwise.training.client import Run
 from thumbwise.training.config import GateSettings, TrainSettings
 
 Outcome = Literal["promoted", "rejected", "too_little_data", "failed"]
-RECORD, RESULT, SNAPSHOT = "run.json", "result.json", "snapshot.jsonl"
+RECORD, RESULT, SNAPSHOT, FIT = "run.json", "result.json", "snapshot.jsonl", "fit.json"
 
 
 @dataclass

@@ -7,12 +7,16 @@ settings, because they hang on how noisy people are. Left out: tiers above PPO.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from thumbwise.errors import ThumbwiseError
 from thumbwise.settings import Settings
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.data import Snapshot
 
 AUTO = "auto"
+NAMED = 5
+"""People who are named in a sentence."""
 
 
 def too_little(snapshot: Snapshot, train: TrainSettings) -> str:
@@ -20,10 +24,31 @@ def too_little(snapshot: Snapshot, train: TrainSettings) -> str:
     votes = snapshot.telling(train)
     if votes >= train.min_votes:
         return ""
-    return (
+    said = (
         f"There are {votes} votes that say which reply is better, and training begins at {train.min_votes} "
         "(setting train.min_votes): collect more votes."
     )
+    if not snapshot.aside:
+        return said
+    return (
+        f"{said} {told_aside(snapshot.aside)} Get other people to vote, give a program that you trust a key "
+        "(`thumbwise keys create`), or set train.rm_rater_cap to 1, which hears all votes."
+    )
+
+
+def told_aside(aside: Mapping[str, int]) -> str:
+    """Whose votes were set aside, in a sentence."""
+    return f"Votes set aside, over one person's part: {_whose(aside)}."
+
+
+def told_doubted(doubted: Mapping[str, int]) -> str:
+    """Whose votes the reward model doubts, in a sentence."""
+    return f"Votes that hardly count, for those of others contradict them: {_whose(doubted)}."
+
+
+def _whose(votes: Mapping[str, int]) -> str:
+    whose = ", ".join(f"{count} of {person}" for person, count in list(votes.items())[:NAMED])
+    return f"{whose} and of {len(votes) - NAMED} more" if len(votes) > NAMED else whose
 
 
 def check_rank(settings: Settings) -> None:

@@ -7,6 +7,7 @@ comparisons, however many pairs they make. Left out: comments, and demonstration
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thumbwise.contracts import Labels, Sample
+from thumbwise.contracts import Comparison, Labels, Ranking, Sample, Thumb
+from thumbwise.training import people
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Vote = Comparison | Ranking | Thumb
 TIE = 0.5
 FEW = 50
 """Comparisons with a winner, by weight, below which thumbs are heard as if there were that many, and counted too."""
@@ -29,8 +32,9 @@ class Votes:
     """Votes on N replies, by row number: comparisons, then thumbs (`right` is -1 for a thumb).
 
     `good` is 1 where the left reply won or the thumb is up, 0 where not, TIE for a tie; `weight` counts a vote;
-    `group` names its prompt; `rater` [n] is who gave it, a number below `raters`; `thumbs_tell` is whether accuracy is
-    counted on thumbs too, because comparisons are FEW or thumbs outweigh them.
+    `group` names its prompt; `rater` [n] is the person who gave it, a number below `raters`; `thumbs_tell` is whether
+    accuracy is counted on thumbs too, because comparisons are FEW or thumbs outweigh them. `names` are the people's,
+    and `given` [raters] how many votes each gave, with those that were set aside.
     """
 
     left: Ints
@@ -41,6 +45,13 @@ class Votes:
     rater: Ints
     raters: int
     thumbs_tell: bool
+    names: tuple[str, ...] = ()
+    given: Array | None = None
+
+    @property
+    def counts(self) -> Array:
+        """How many votes each person gave, [raters]."""
+        return np.bincount(self.rater, minlength=self.raters).astype(float) if self.given is None else self.given
 
     def pick(self, which: NDArray[np.bool_]) -> Votes:
         """The votes where `which` is true."""
@@ -82,7 +93,7 @@ def gather(labels: Labels, thumb_weight: float) -> tuple[list[Sample], Votes]:
     """
     rows: dict[Any, int] = {}
     samples: list[Sample] = []
-    users: dict[str, int] = {}
+    names: dict[str, int] = {}
 
     def row(sample: Sample) -> int:
         key = sample.meta.get("id") or (sample.prompt_ids, sample.response_ids)
@@ -91,12 +102,11 @@ def gather(labels: Labels, thumb_weight: float) -> tuple[list[Sample], Votes]:
             samples.append(sample)
         return rows[key]
 
-    def rater(user: str) -> int:
-        return users.setdefault(user, len(users))
+    def rater(vote: Vote) -> int:
+        return names.setdefault(person_of(vote), len(names))
 
     found = [
-        (row(c.left), row(c.right), OUTCOME[c.choice], float(c.strength), c.group, rater(c.user))
-        for c in labels.comparisons
+        (row(c.left), row(c.right), OUTCOME[c.choice], float(c.strength), c.group, rater(c)) for c in labels.comparisons
     ]
     for ranking in labels.rankings:
         numbers, tiers = [row(draft) for draft in ranking.drafts], ranking.tiers
@@ -104,16 +114,53 @@ def gather(labels: Labels, thumb_weight: float) -> tuple[list[Sample], Votes]:
         for a, b in pairs:
             good = TIE if tiers[a] == tiers[b] else float(tiers[a] < tiers[b])
             counts = (len(numbers) - 1) / len(pairs)
-            found.append((numbers[a], numbers[b], good, counts, ranking.group, rater(ranking.user)))
+            found.append((numbers[a], numbers[b], good, counts, ranking.group, rater(ranking)))
+    given = votes_by_person(labels)
     untied = sum(vote[3] for vote in found if vote[2] != TIE)
     share = min(thumb_weight, max(untied, FEW) / max(1, len(labels.thumbs)))
     if share > 0:
-        found += [(row(t.sample), -1, float(t.up), share, t.group, rater(t.user)) for t in labels.thumbs]
+        found += [(row(t.sample), -1, float(t.up), share, t.group, rater(t)) for t in labels.thumbs]
     left, right, outcome, weight, group, who = zip(*found, strict=True) if found else ((),) * 6
     return samples, Votes(
         np.array(left, np.int64), np.array(right, np.int64), np.array(outcome), np.array(weight), tuple(group),
-        np.array(who, np.int64), len(users), untied < max(FEW, thumb_weight * len(labels.thumbs)),
+        np.array(who, np.int64), len(names), untied < max(FEW, thumb_weight * len(labels.thumbs)), tuple(names),
+        np.array([given[name] for name in names], float),
     )  # fmt: skip
+
+
+def person_of(vote: Vote) -> str:
+    """Whom a vote counts as."""
+    return vote.person or vote.user
+
+
+def votes_by_person(labels: Labels) -> Counter[str]:
+    """How many votes each person gave, with those that were set aside; a ranking of K is K - 1."""
+    found: Counter[str] = Counter()
+    for vote in (*labels.comparisons, *labels.thumbs, *labels.rankings):
+        found[person_of(vote)] += len(vote.drafts) - 1 if isinstance(vote, Ranking) else 1
+    return found | Counter(labels.given)
+
+
+def heard(labels: Labels, thumb_weight: float, share: float, enough: int) -> Labels:
+    """The labels without the votes of a person that are over that person's part (`thumbwise.training.people`)."""
+
+    def weight(vote: Vote) -> float:
+        if isinstance(vote, Ranking):
+            return len(vote.drafts) - 1
+        return float(vote.strength) if isinstance(vote, Comparison) else thumb_weight
+
+    votes: list[Vote] = [*labels.comparisons, *labels.rankings, *labels.thumbs]
+    counts, weights = votes_by_person(labels), dict[str, float]()
+    for vote in votes:
+        weights[person_of(vote)] = weights.get(person_of(vote), 0.0) + weight(vote)
+    limits = people.vote_limits(weights, counts, share, enough)
+    kept = people.within(votes, limits, person_of, lambda vote: (vote.user, vote.id), weight)
+    return Labels(
+        tuple(vote for vote in kept if isinstance(vote, Comparison)),
+        tuple(vote for vote in kept if isinstance(vote, Thumb)),
+        tuple(vote for vote in kept if isinstance(vote, Ranking)),
+        counts,
+    )
 
 
 def bootstrap(votes: Votes, rng: np.random.Generator) -> Votes:

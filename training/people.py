@@ -1,0 +1,126 @@
+"""How much of what is learned from may be one person's: votes, corrections and prompts over that are set aside.
+
+A person is whom the assistant counts as one: a browser, an API key with all the names below it, or all programs
+without a key together. Names below a person divide its part. What is set aside does not come back with less weight:
+a thousand votes at a weight of fifty would still be a thousand votes to cross-validation, and speak more clearly
+than fifty. Which ones stay is by names in turn and by a hash, so the same votes stay every time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+PROGRAMS, NEW = "programs", "browser:new"
+"""Many may stand behind these two: all programs without a key, and all browsers in their first day."""
+SETTLED = 10
+"""Votes from which somebody is one of a crowd, and others' votes from which a person is not alone."""
+LEAST_CROWD = 5
+"""Settled people below which there is no crowd to hold anybody against."""
+FEW = 50
+"""Votes that nobody is brought below in a crowd: beside a few guests, the one who votes is worth hearing."""
+SHARE = 0.25
+"""Of corrections and prompts, the most that may be one person's where there are several."""
+
+Item = TypeVar("Item")
+
+
+def capped(totals: NDArray[np.float64], share: float, least: float) -> NDArray[np.float64]:
+    """Factors [people] that bring nobody's part of the sum over `share`, or over an equal part where that is more.
+
+    Nobody is brought below `least`.
+    """
+    down = np.sort(totals)[::-1]
+    share = max(share, 1 / max(1, int((totals > 0).sum())))
+    level = np.inf
+    for over in range(len(down)):  # how many are brought down to the level at which each of them has exactly `share`
+        if over * share >= 1 - 1e-9:
+            level = down[over - 1]
+            break
+        level = share * down[over:].sum() / (1 - over * share)
+        if down[over] <= level * (1 + 1e-9):
+            break
+    factors: NDArray[np.float64] = np.minimum(1.0, max(level, least) / np.maximum(totals, 1e-12))
+    return factors
+
+
+def vote_limits(weights: Mapping[str, float], counts: Mapping[str, int], share: float, enough: int) -> dict[str, float]:
+    """How much weight each person's votes may have, from what they have (`weights`) and how many there are (`counts`).
+
+    In a crowd that is `share` of all, or FEW votes. Fewer people are not held to shares, since one who votes on two
+    machines would lose most of the votes. But programs without a key never outvote all others, nor do new browsers
+    outvote those that are known by more than it takes to begin (`enough` votes). With a `share` of 1 all is heard.
+    """
+    found = dict(weights)
+    if share >= 1:
+        return found
+    if sum(count >= SETTLED for count in counts.values()) >= LEAST_CROWD:
+        totals = np.array(list(weights.values()), np.float64)
+        return dict(zip(weights, (totals * capped(totals, share, FEW)).tolist(), strict=True))
+    known = [person for person in weights if person not in (PROGRAMS, NEW)]
+    if NEW in found and sum(counts[person] for person in known) >= SETTLED:
+        found[NEW] = min(found[NEW], max(sum(weights[person] for person in known), enough))
+    others = [person for person in weights if person != PROGRAMS]
+    if PROGRAMS in found and sum(counts[person] for person in others) >= SETTLED:
+        found[PROGRAMS] = min(found[PROGRAMS], sum(found[person] for person in others))
+    return found
+
+
+def unknown_as_one(person: str) -> str:
+    """The person, where all who may be anybody are one: what one of them may do, the same program may do twice."""
+    return PROGRAMS if person == NEW else person
+
+
+def alone(counts: Mapping[str, int]) -> bool:
+    """Whether all but one person have too little to be somebody else."""
+    return sum(counts.values()) - max(counts.values(), default=0) < SETTLED
+
+
+def equal_parts(counts: Mapping[str, int]) -> dict[str, float]:
+    """How many corrections or prompts of each of several people are taken: SHARE of all, or an equal part.
+
+    None where they are all of one person, for that is no part of several people's.
+    """
+    if len(counts) < 2:
+        return dict.fromkeys(counts, 0.0)
+    totals = np.array(list(counts.values()), np.float64)
+    return dict(zip(counts, (totals * capped(totals, SHARE, 0)).tolist(), strict=True))
+
+
+def within(
+    items: Sequence[Item], limits: Mapping[str, float], person: Callable[[Item], str],
+    order: Callable[[Item], tuple[str, str]], weight: Callable[[Item], float] = lambda item: 1.0,
+) -> list[Item]:  # fmt: skip
+    """The `items` that stay, in their order: of each person those that come first until `limits` are reached.
+
+    `order` gives an item's name below the person, and its id. Names come in turn, ids in the order of a hash.
+    """
+    numbers: dict[str, list[int]] = {}
+    for number, item in enumerate(items):
+        numbers.setdefault(person(item), []).append(number)
+    kept: set[int] = set()
+    for who, theirs in numbers.items():
+        left = limits[who] + 1e-6
+        for number in _in_turn(theirs, lambda number: order(items[number])):
+            left -= weight(items[number])
+            if left < 0:
+                break
+            kept.add(number)
+    return [item for number, item in enumerate(items) if number in kept]
+
+
+def _in_turn(numbers: Sequence[int], order: Callable[[int], tuple[str, str]]) -> list[int]:
+    """The first of each name, then the second of each, and so on; within a name by a hash of the id."""
+    hashed = {number: hashlib.sha256("\n".join(order(number)).encode()).hexdigest() for number in numbers}
+    by_name = sorted(numbers, key=lambda number: (order(number)[0], hashed[number]))
+    turns = {
+        number: turn
+        for _, group in groupby(by_name, key=lambda number: order(number)[0])
+        for turn, number in enumerate(group)
+    }
+    return sorted(numbers, key=lambda number: (turns[number], hashed[number]))
