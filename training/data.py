@@ -54,15 +54,16 @@ class Snapshot:
         about = Counter[str]()
         for person, votes in votes_by_person(self.labels).items():
             about[people.unknown_as_one(person)] += votes
-        about.update(people.unknown_as_one(said.person) for said in (*self.prompts, *self.demonstrations))
+        about.update(map(_asker, self.prompts))
+        about.update(people.unknown_as_one(said.person) for said in self.demonstrations)
         if people.alone(about):
             return replace(self, labels=labels)
 
-        def person(demonstration: Demonstration) -> str:
-            return people.unknown_as_one(demonstration.person)
+        def author(said: Demonstration) -> str:
+            return people.unknown_as_one(said.person)
 
-        parts = people.equal_parts(Counter(map(person, self.demonstrations)))
-        taught = people.within(self.demonstrations, parts, person, lambda said: (said.user, said.id))
+        parts = people.equal_parts(Counter(map(author, self.demonstrations)))
+        taught = people.within(self.demonstrations, parts, author, lambda said: (said.user, said.id))
         return replace(self, labels=labels, demonstrations=tuple(taught))
 
     @property

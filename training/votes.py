@@ -136,7 +136,8 @@ def person_of(vote: Vote) -> str:
 def votes_by_person(labels: Labels) -> Counter[str]:
     """How many votes each person gave, with those that were set aside; a ranking of K is K - 1."""
     found: Counter[str] = Counter()
-    for vote in (*labels.comparisons, *labels.thumbs, *labels.rankings):
+    votes: list[Vote] = [*labels.comparisons, *labels.thumbs, *labels.rankings]
+    for vote in votes:
         found[person_of(vote)] += len(vote.drafts) - 1 if isinstance(vote, Ranking) else 1
     return found | Counter(labels.given)
 
