@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from thumbwise import artifacts
-from thumbwise.canary import judge
+from thumbwise.canary import Judge
 from thumbwise.errors import Conflict, EngineFailed, EngineUnavailable, ThumbwiseError
 from thumbwise.faults import fault_point
 from thumbwise.logs import event
@@ -83,6 +83,7 @@ class Policies:
         self._proved = {BASE}  # versions that were probed since a server was last started
         self._missing: str | None = None  # the version before the stable one, where it could not be loaded
         self._one_at_a_time = asyncio.Lock()
+        self._judge = Judge(versions.store, settings.canary)
 
     def folder(self, version: str) -> Path:
         """Where a version's files are."""
@@ -218,18 +219,31 @@ class Policies:
         event(log, "reject", f"{version} is rejected ({reason})", version=version, reason=reason)
 
     async def review(self) -> None:
-        """Take a canary back that does worse than stable, or make it stable once it has answered enough turns."""
+        """Take back what people find worse: a canary, or a version that has just become stable.
+
+        A canary that nothing speaks against becomes stable once enough people met and judged it, or it is old enough.
+        """
         pointer = self.versions.pointer()
         if pointer.canary is None:
+            await self._review_swap(pointer)
             return
-        found = await asyncio.to_thread(judge, self.versions.store, pointer)
-        if against := found.against(self.settings.canary.level):
+        found = await asyncio.to_thread(self._judge.canary, pointer)
+        if found.against:
             async with self._one_at_a_time:
                 if self.versions.pointer() == pointer:
-                    await self._withdraw(pointer.canary, pointer.stable, against)
-        elif found.replies.turns >= self.settings.canary.turns:
-            reason = f"no worse than stable in {found.replies.turns} turns as canary"
-            await self.promote(pointer.canary, pointer.stable, reason, seen=pointer)
+                    await self._withdraw(pointer.canary, pointer.stable, found.against)
+        elif found.ready:
+            await self.promote(pointer.canary, pointer.stable, found.ready, seen=pointer)
+
+    async def _review_swap(self, pointer: Pointer) -> None:
+        """Roll back a stable version that people find worse than the one before it; the base is none to take back."""
+        before = self.versions.before(pointer.stable)
+        if pointer.swapped_at is None or pointer.stable == BASE or before is None or not self.settings.canary.rollback:
+            return
+        against = await asyncio.to_thread(self._judge.swap, pointer.stable, before, pointer.swapped_at)
+        if against:
+            with suppress(Conflict):  # it moved meanwhile
+                await self.rollback(against, expect=pointer.stable)
 
     async def _withdraw(self, canary: str, stable: str, reason: str) -> None:
         await asyncio.to_thread(self.versions.withdraw_canary, canary, reason)

@@ -29,6 +29,9 @@ T = TypeVar("T")
 State = Literal["staged", "loaded", "probed", "canary", "stable", "retired", "rejected"]
 MOVES = ("promote", "rollback")  # of the stable version; what is logged besides is about canaries
 
+_LAST_REPLY = "(SELECT coalesce(max(rowid), 0) FROM replies)"
+_LAST_VOTE = "(SELECT coalesce(max(seq), 0) FROM feedback)"
+
 migrations = Migrations("policies")
 
 
@@ -118,6 +121,19 @@ def m003_base(db: Database) -> None:
     """)
 
 
+@migrations()
+def m010_from_where(db: Database) -> None:
+    """From which row on a canary, or a version that became stable, is judged: a clock may be set back."""
+    db.executescript("""
+        ALTER TABLE pointer ADD COLUMN from_reply INTEGER NOT NULL DEFAULT 0;  -- rowid before a canary's first reply
+        ALTER TABLE pointer ADD COLUMN from_vote INTEGER NOT NULL DEFAULT 0;   -- seq before its first vote
+        ALTER TABLE pointer ADD COLUMN swapped_at INTEGER;  -- seq when stable was promoted; NULL after a rollback
+        UPDATE pointer SET
+            from_reply = (SELECT coalesce(max(rowid), 0) FROM replies WHERE created_at < since),
+            from_vote = (SELECT coalesce(max(seq), 0) FROM feedback WHERE created_at < since);
+    """)
+
+
 @dataclass(frozen=True)
 class Pointer:
     """Who answers whom. `canary` answers the `share` of people that `rollout` draws, since `since` (UTC ns).
@@ -130,6 +146,12 @@ class Pointer:
     share: float
     rollout: str
     since: int
+    from_reply: int = 0
+    """The last reply (its rowid) from before the canary began."""
+    from_vote: int = 0
+    """The last vote (its seq) from before the canary began."""
+    swapped_at: int | None = None
+    """The last vote from before stable was promoted; None where the last move was a rollback."""
 
     def version_for(self, user: str, conversation_id: str | None = None) -> str:
         """The version that answers `user` there: the same one for as long as the rollout lasts."""
@@ -195,7 +217,7 @@ class Versions:
 
     def pointer(self) -> Pointer:
         """Who answers whom; each turn reads it once."""
-        read = "SELECT stable, canary, share, rollout, since FROM pointer"
+        read = f"SELECT {', '.join(Pointer.__dataclass_fields__)} FROM pointer"
         return self._keep("pointer", lambda: Pointer(**self.store.rows(read)[0]))
 
     @contextmanager
@@ -260,9 +282,9 @@ class Versions:
         """
         with self._moving() as db:
             moved = db.execute(
-                "UPDATE pointer SET stable = ?, canary = NULL, share = 0, generation = generation + 1"
-                " WHERE id = 1 AND stable = ?",
-                [new, expect],
+                "UPDATE pointer SET stable = ?, canary = NULL, share = 0, generation = generation + 1,"
+                f" swapped_at = CASE WHEN ? = 'promote' THEN {_LAST_VOTE} END WHERE id = 1 AND stable = ?",
+                [new, action, expect],
             ).rowcount
             _check_moved(db, moved, expect)
             _end_canary(db, "retired", f"{new} became stable before it was judged")
@@ -282,7 +304,10 @@ class Versions:
             moved = db.execute(
                 "UPDATE pointer SET canary = :version, share = :share, generation = generation + 1,"
                 " rollout = CASE WHEN canary IS :version THEN rollout ELSE :rollout END,"
-                " since = CASE WHEN canary IS :version THEN since ELSE :now END WHERE id = 1 AND stable = :expect",
+                " since = CASE WHEN canary IS :version THEN since ELSE :now END,"
+                f" from_reply = CASE WHEN canary IS :version THEN from_reply ELSE {_LAST_REPLY} END,"
+                f" from_vote = CASE WHEN canary IS :version THEN from_vote ELSE {_LAST_VOTE} END"
+                " WHERE id = 1 AND stable = :expect",
                 {"version": version, "share": share, "rollout": new_id("rollout"), "now": now_ns(), "expect": expect},
             ).rowcount
             _check_moved(db, moved, expect)

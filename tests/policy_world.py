@@ -1,10 +1,10 @@
-"""A home with its record of versions, candidates to publish into it, and a fake engine to load them."""
+"""A home with its record of versions, candidates to publish into it, a fake engine to load them, and its people."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,20 @@ from fakes import FakeEngineClient
 from safetensors.numpy import save
 
 from thumbwise import artifacts
-from thumbwise.feedback.records import sha256
+from thumbwise.canary import Rollout
+from thumbwise.contracts import Message
+from thumbwise.feedback.records import Asker, FeedbackRequest, ReplyState, sha256
 from thumbwise.feedback.store import Store
 from thumbwise.home import Home
 from thumbwise.metrics import Metrics
 from thumbwise.models import PreparedModel
 from thumbwise.plugin_manager import PluginManager
 from thumbwise.policies import Policies
-from thumbwise.settings import Settings
+from thumbwise.settings import CanarySettings, Settings
 from thumbwise.versions import BASE, Versions
 
+PROMPT = (Message(role="user", content="Hello?"),)
+PEOPLE = [f"person-{n}" for n in range(200)]
 MODULE = "model.layers.0.self_attn.q_proj"
 SHAPES = {MODULE: (6, 4)}
 TRAINER = {1: math.log(0.7), 2: math.log(0.3)}
@@ -85,3 +89,52 @@ def make_world(tmp_path: Path, **settings: Any) -> World:
     engine = FakeEngineClient()
     policies.attach(PreparedModel(model, "base", "base"), engine)  # type: ignore[arg-type]
     return World(home, store, policies, engine)
+
+
+def turn(
+    world: World, user: str, version: str, state: ReplyState = "done", reason: str | None = "stop", person: str = ""
+) -> str:
+    """A reply of one version to somebody; its id."""
+    store = world.versions.store
+    message = store.start_reply(Asker(user, person or f"name:{user}"), PROMPT, version, {})
+    store.finish_reply(message, state, text="Hi.", finish_reason=reason)
+    return message
+
+
+def thumb(world: World, user: str, message: str, value: str, key: str = "", person: str = "") -> None:
+    """Somebody's thumb on it."""
+    request = FeedbackRequest(kind="thumb", message_id=message, value=value)
+    world.versions.store.add_feedback(Asker(user, person or f"name:{user}"), key or message, request)
+
+
+def pair(world: World, person: str, versions: tuple[str, str], choice: str) -> None:
+    """Two drafts in this order, and a vote on them."""
+    store, who = world.versions.store, Asker("local", person)
+    comparison, drafts = store.start_comparison(who, PROMPT, versions, {}, "page")
+    for draft in drafts:
+        store.finish_reply(draft, "done", text="Hi.", finish_reason="stop")
+    value = {"choice": choice, "strength": 1}
+    store.add_feedback(who, comparison, FeedbackRequest(kind="pair", comparison_id=comparison, value=value))
+
+
+def counted(world: World, settings: CanarySettings | None = None) -> Rollout:
+    """What is known of the canary by somebody who has read nothing yet."""
+    pointer = world.versions.pointer()
+    found = Rollout(pointer, settings or world.policies.settings.canary)
+    with world.versions.store.reading() as db:
+        found.read(db, pointer)
+    return found
+
+
+def people_of(world: World, version: str) -> Iterator[str]:
+    """People whom the rollout gave this version, again and again."""
+    pointer = world.versions.pointer()
+    while True:
+        yield from (person for person in PEOPLE if pointer.version_for(person) == version)
+
+
+async def canary(world: World, number: int = 1, share: float = 0.5) -> str:
+    """A new version as canary."""
+    version = world.receive(number)
+    await world.policies.promote(version, world.versions.stable(), "passed its gates", share)
+    return version

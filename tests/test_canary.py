@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,49 +10,22 @@ import httpx
 import numpy as np
 import pytest
 from fakes import asker
-from policy_world import OF_BASE, World, make_world
+from policy_world import OF_BASE, PEOPLE, PROMPT, World, canary, counted, make_world, pair, people_of, thumb, turn
 
 from thumbwise import artifacts
-from thumbwise.canary import judge, tally
-from thumbwise.contracts import Message
 from thumbwise.conversation import Conversations
 from thumbwise.engine_client import Sampling
 from thumbwise.errors import Conflict, ThumbwiseError
-from thumbwise.feedback.records import LOCAL_USER, REFUSED, FeedbackRequest, ReplyState
+from thumbwise.feedback.records import LOCAL_USER, REFUSED
 from thumbwise.load import Load
 from thumbwise.versions import BASE, Pointer
 
-PROMPT = (Message(role="user", content="Hello?"),)
-PEOPLE = [f"person-{n}" for n in range(200)]
+FEW = {"turns": 30, "people": 5, "judgements": 4, "each": 20, "max_age": "1d"}
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    return make_world(tmp_path, canary={"turns": 30})
-
-
-def turn(world: World, user: str, version: str, state: ReplyState = "done", reason: str | None = "stop") -> str:
-    store = world.versions.store
-    message = store.start_reply(asker(user), PROMPT, version, {})
-    store.finish_reply(message, state, text="Hi.", finish_reason=reason)
-    return message
-
-
-def thumb(world: World, user: str, message: str, value: str, key: str = "") -> None:
-    request = FeedbackRequest(kind="thumb", message_id=message, value=value)
-    world.versions.store.add_feedback(asker(user), key or message, request)
-
-
-def people_of(world: World, version: str) -> Iterator[str]:
-    pointer = world.versions.pointer()
-    while True:
-        yield from (person for person in PEOPLE if pointer.version_for(person) == version)
-
-
-async def canary(world: World, number: int = 1, share: float = 0.5) -> str:
-    version = world.receive(number)
-    await world.policies.promote(version, world.versions.stable(), "passed its gates", share)
-    return version
+    return make_world(tmp_path, canary=FEW)
 
 
 def talks(world: World) -> Conversations:
@@ -94,23 +66,6 @@ async def test_the_share_of_a_canary_can_be_changed(world: World) -> None:
     assert world.versions.get(version).state == "canary"
 
 
-async def test_one_person_alone_brings_a_canary_to_its_end(world: World) -> None:
-    version, store = await canary(world, share=0.1), world.versions.store
-    conversations = talks(world)
-    for n in range(2000):
-        if world.versions.stable() == version:
-            break
-        place = store.start_conversation(LOCAL_USER, "Hello")
-        first = await conversations.begin(asker(), PROMPT, Sampling(0.7, 8), conversation_id=place)
-        second = await conversations.begin(asker(), PROMPT, Sampling(0.7, 8), conversation_id=place)
-        assert first.version == second.version
-        for begun in (first, second):
-            store.finish_reply(begun.message_id, "done", text="Hi.", finish_reason="stop")
-        if n % 20 == 0:
-            await world.policies.review()
-    assert world.versions.stable() == version
-
-
 async def test_a_share_makes_a_version_canary_and_comparisons_draw_from_it_and_stable(world: World) -> None:
     version = await canary(world, share=0.25)
     assert world.versions.get(version).state == "canary"
@@ -148,40 +103,6 @@ async def test_the_base_and_a_version_that_answers_wrongly_become_no_canary(worl
 # --- what it is judged by ---------------------------------------------------------------------------------
 
 
-def test_the_evidence_is_the_product_of_e_variables_over_blocks() -> None:
-    # Two blocks: nothing is known before the first, so it is worth 1. After it stable has 0 of 2 (rate 0.5 / 3) and
-    # the canary 1 of 1 (rate (1 + 2 / 6) / 3 = 4 / 9); the second holds one turn of each, both rates' mean is 11 / 36.
-    outcomes = [(False, False), (False, False), (True, True), (False, False), (True, True)]
-    worth = (4 / 9) / (11 / 36) * (1 - 1 / 6) / (1 - 11 / 36)
-    found = tally(outcomes)
-    assert found.p == pytest.approx(1 / worth)
-    assert (found.turns, found.bad, found.stable_turns, found.stable_bad) == (2, 2, 3, 0)
-    assert tally([*outcomes, (False, True)]).p == found.p  # a block that is not over
-    assert tally([*outcomes, (False, True), (True, False)]).p == found.p  # the smallest that was reached
-    assert tally([(True, True)] * 50).p == 1.0  # nothing to compare with
-
-
-@pytest.mark.parametrize(("canary_rate", "stable_rate"), [(0.05, 0.05), (0.3, 0.3), (0.1, 0.3)])
-def test_a_canary_that_is_no_worse_is_taken_back_as_seldom_as_the_level_says_however_often_one_looks(
-    canary_rate: float, stable_rate: float
-) -> None:
-    draws, runs, turns, level = np.random.default_rng(0), 800, 300, 0.1
-    taken = 0
-    for _ in range(runs):
-        arm, chance = draws.random(turns) < 0.2, draws.random(turns)
-        bad = chance < np.where(arm, canary_rate, stable_rate)
-        taken += tally(zip(arm.tolist(), bad.tolist(), strict=True)).p <= level
-    assert taken / runs <= level + 3 * math.sqrt(level * (1 - level) / runs)
-
-
-def test_a_canary_that_fails_often_is_found_out_within_a_few_dozen_turns() -> None:
-    draws, needed = np.random.default_rng(1), []
-    for _ in range(50):
-        outcomes = [(arm, bool(draws.random() < (0.4 if arm else 0.02))) for arm in (draws.random(400) < 0.2).tolist()]
-        needed.append(next(n for n in range(1, 401) if tally(outcomes[:n]).p <= 0.025))
-    assert np.median(needed) < 100  # 20 of them the canary's
-
-
 async def test_only_turns_of_assigned_people_outside_comparisons_count(world: World) -> None:
     before = turn(world, PEOPLE[0], BASE)
     version = await canary(world)
@@ -196,16 +117,16 @@ async def test_only_turns_of_assigned_people_outside_comparisons_count(world: Wo
     thumb(world, on, message, "down")
     thumb(world, on, message, "up", "another key")  # the first one counts, or a change of mind would be looked for
     thumb(world, PEOPLE[0], before, "down")
-    found = judge(world.versions.store, world.versions.pointer())
-    counts = [(t.turns, t.bad, t.stable_turns, t.stable_bad) for t in (found.replies, found.thumbs)]
+    found = counted(world)
+    counts = [(t.turns, t.bad, t.old_turns, t.old_bad) for t in (found.replies.test.all, found.thumbs.test.all)]
     assert counts == [(1, 0, 1, 1), (1, 1, 0, 0)]
-    assert found.against(0.05) == ""
+    assert found.judgement(0).against == ""
 
 
 # --- how it ends ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["replies", "thumbs"])
+@pytest.mark.parametrize("what", ["replies", "thumbs", "pairs"])
 async def test_a_canary_that_does_worse_is_taken_back_with_its_reason(world: World, what: str) -> None:
     heard: list[tuple[str, str, str]] = []
     world.policies.plugins.notify = lambda hook, **kw: heard.append((hook, kw["old"], kw["new"]))  # type: ignore[method-assign]
@@ -215,14 +136,16 @@ async def test_a_canary_that_does_worse_is_taken_back_with_its_reason(world: Wor
             message = turn(world, person, of, "failed" if bad and what == "replies" else "done")
             if what == "thumbs":
                 thumb(world, person, message, "down" if bad else "up")
+        if what == "pairs":
+            pair(world, f"browser:{n}", (version, BASE), "right")
         await world.policies.review()
         if world.versions.pointer().canary is None:
             break
         assert n < 25
     record = world.versions.get(version)
     assert record.state == "rejected"
-    assert ("failed" if what == "replies" else "were down") in record.reason
-    assert "beside 0 of" in record.reason
+    assert {"replies": "failed", "thumbs": "were down", "pairs": "blind comparisons"}[what] in record.reason
+    assert ("stable was preferred in" if what == "pairs" else "beside 0 of") in record.reason
     assert world.versions.stable() == BASE
     assert {world.versions.pointer().version_for(person) for person in PEOPLE} == {BASE}
     assert heard == [("on_rollback", version, BASE)]
@@ -230,17 +153,24 @@ async def test_a_canary_that_does_worse_is_taken_back_with_its_reason(world: Wor
         await world.policies.promote(version, BASE, "")
 
 
-async def test_a_canary_that_is_no_worse_becomes_stable_after_its_turns(world: World) -> None:
+async def test_a_canary_that_is_no_worse_becomes_stable_once_enough_people_met_and_judged_it(world: World) -> None:
     version = await canary(world)
     on, off = people_of(world, version), people_of(world, BASE)
     for n in range(30):
         assert world.versions.stable() == BASE
-        turn(world, next(on), version, "failed" if n == 7 else "done")
+        liked = turn(world, person := next(on), version, "failed" if n == 7 else "done")
         turn(world, next(off), BASE, "failed" if n == 9 else "done")
+        if n in (1, 2):
+            thumb(world, person, liked, "up")
+        await world.policies.review()
+    for choice in ("tie", "left"):
+        assert world.versions.stable() == BASE
+        pair(world, "browser:a", (version, BASE), choice)
         await world.policies.review()
     assert world.versions.stable() == version
     assert world.versions.pointer().canary is None
-    assert world.versions.log()[0]["reason"] == "no worse than stable in 30 turns as canary"
+    reason = world.versions.log()[0]["reason"]
+    assert reason == "no worse than stable (turns: 30, judgements: 4, people: 31)"
     assert await world.policies.rollback("worse after all") == (version, BASE)
 
 
@@ -251,7 +181,7 @@ async def test_a_canary_is_not_blamed_for_requests_that_vllm_refuses(world: Worl
         turn(world, next(on), version, "failed", REFUSED)
         turn(world, next(off), BASE)
     turn(world, next(on), version, "failed", None)
-    assert judge(world.versions.store, world.versions.pointer()).replies.turns == 1
+    assert counted(world).replies.test.all.turns == 1
 
 
 async def test_a_canary_that_another_one_replaced_meanwhile_is_not_made_stable(world: World) -> None:
@@ -281,16 +211,11 @@ async def test_a_newer_canary_takes_the_place_of_one_and_a_promotion_by_hand_end
     with pytest.raises(Conflict, match="is canary"):
         world.policies.reject(second, "by mistake")
     await world.policies.promote(first, BASE, "by hand")
-    assert world.versions.pointer() == Pointer(first, None, 0, *_rest(world))
+    assert (world.versions.stable(), world.versions.pointer().canary) == (first, None)
     assert world.versions.get(second).state == "retired"
     third = await canary(world, 3)
     await world.policies.promote(third, first, "by hand")  # before it was judged
     assert (world.versions.stable(), world.versions.get(third).state) == (third, "stable")
-
-
-def _rest(world: World) -> tuple[str, int]:
-    pointer = world.versions.pointer()
-    return pointer.rollout, pointer.since
 
 
 async def test_a_canary_is_there_again_after_a_restart_or_taken_back_where_it_cannot_be(world: World) -> None:

@@ -66,6 +66,7 @@ def environment(home: Home, max_tokens: int, seed: int) -> dict[str, str]:
         "THUMBWISE_PORT": "0",
         "THUMBWISE_TRAIN_EVERY": "",
         "THUMBWISE_CANARY__SHARE": "0",
+        "THUMBWISE_CANARY__ROLLBACK": "false",  # it asks for its own swaps, and measures them
         "THUMBWISE_NAMES_ARE_PEOPLE": "true",  # its raters are simulated, and one program speaks for all of them
         "THUMBWISE_MAX_TOKENS": str(max_tokens),
         "THUMBWISE_TRAIN__SEED": str(seed),
