@@ -133,12 +133,14 @@ class Assistant:
     def _make_engine(self, model: PreparedModel) -> Engine | ExternalEngine | Replicas:
         settings = self.settings
         if urls := urls_of(settings.engine_url):
-            return ExternalEngine(urls[0]) if len(urls) == 1 else Replicas(urls)
+            given: Any = {"silence": settings.engine.silence, "api_key": settings.engine_api_key.get_secret_value()}
+            return ExternalEngine(urls[0], **given) if len(urls) == 1 else Replicas(urls, **given)
         return Engine(
             model.folder,
             settings.engine,
             run_dir=self.home.root / "engine",
             log=self.home.root / "engine" / "vllm.log",
+            cache=self.home.cache,
         )
 
     def _say(self, line: str) -> None:

@@ -61,6 +61,8 @@ def listen(host: str, port: int) -> socket.socket:
 
 async def _serve(home: Home, settings: Settings, lock: HomeLock, bound: socket.socket, url: str) -> None:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    # Its own place is /tmp/gradio, which belongs to whoever on this machine was first.
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(home.cache / "gradio"))
     import uvicorn
 
     from thumbwise.app import Assistant, create_app

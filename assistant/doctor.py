@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import click
+from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
+from thumbwise import children
 from thumbwise.engine import COMPILERS, HEADER
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
@@ -84,6 +86,8 @@ def settings_rows(settings: Settings) -> list[dict[str, Any]]:
         value: Any = settings
         for part in name.split("."):
             value = getattr(value, part)
+        if isinstance(value, SecretStr):
+            value, default = ("(set)" if value.get_secret_value() else ""), ""
         variable = PREFIX + name.replace(".", "__").upper()
         rows.append({"name": name, "value": value, "default": default, "variable": variable, "help": text})
     return rows
@@ -262,5 +266,5 @@ def available_memory() -> int:
 
 def _imports(module: str) -> bool:
     """Try an import in a process of its own, because a failed one can leave torch half registered."""
-    command = [sys.executable, "-P", "-c", f"import {module}"]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    command = children.python("-c", f"import {module}")
+    return subprocess.run(command, capture_output=True, check=False, env=children.safe()).returncode == 0

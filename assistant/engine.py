@@ -18,25 +18,18 @@ import re
 import shutil
 import signal
 import socket
-import sys
 import sysconfig
 import tempfile
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Literal
 
+from thumbwise import child_logs, children
 from thumbwise.engine_client import EngineClient
-from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
+from thumbwise.errors import EngineFailed, ThumbwiseError
 from thumbwise.processor import engine_format
 from thumbwise.settings import EngineSettings
+from thumbwise.supervised import BASE, Supervised, told
 from thumbwise.weights import linear_layers
-
-BASE = "policy-0000"
-"""The name under which the base model is served."""
-
-State = Literal["starting", "ready", "restarting", "failed", "stopped"]
 
 _logger = logging.getLogger(__name__)
 COMPILERS = (os.environ.get("CXX", "g++"), "g++", "clang++")  # what torch.compile looks for on CPU
@@ -53,94 +46,30 @@ _DROPPED_ENVIRONMENT = {
     "VLLM_SKIP_MODEL_NAME_VALIDATION",
     "VLLM_API_KEY",
 }
+# Where compilers keep what they made, unless the operator says otherwise. PyTorch's own place is a folder in /tmp with
+# our name, which anybody may have made before us.
+_CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton", "VLLM_CACHE_ROOT": "vllm"}
+# Processes of one vLLM talk to each other on ports without any check of who asks: on this machine's loopback alone.
+_LOOPBACK = {
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+    "TP_SOCKET_IFNAME": "lo",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "MASTER_ADDR": "127.0.0.1",
+}
 _NOISE = re.compile(r" (INFO|DEBUG) |^INFO: |nanobind|^ - leaked |^ - \.\.\. skipped|resource_tracker")
-
-
-class Supervised(ABC):
-    """State, waiting and stopping; a subclass brings `_supervise`."""
-
-    client: EngineClient
-    warning = ""  # what is not as it should be although people are answered
-
-    def __init__(self) -> None:
-        self.state: State = "starting"
-        self.detail = "The engine has not been started."
-        self.on_ready: list[Callable[[EngineClient], Awaitable[None]]] = []
-        self._changed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-
-    @property
-    def answering(self) -> int:
-        """How many vLLM servers answer people: 0 or 1."""
-        return int(self.state == "ready")
-
-    async def start(self) -> None:
-        """Begin supervision and return at once."""
-        self._task = asyncio.create_task(self._run(), name="engine")
-
-    async def wait_ready(self, timeout: float) -> None:
-        """Return when ready. Raises EngineUnavailable after `timeout` seconds, EngineFailed when given up."""
-        try:
-            async with asyncio.timeout(timeout):
-                while self.state in ("starting", "restarting"):
-                    await self._changed.wait()
-        except TimeoutError:
-            raise EngineUnavailable(f"vLLM is not ready after {timeout:g} seconds: {self.detail}") from None
-        if self.state == "failed":
-            raise EngineFailed(self.detail)
-        if self.state == "stopped":
-            raise EngineUnavailable("The engine was stopped.")
-
-    async def stop(self) -> None:
-        """End supervision and what it started; safe to call twice."""
-        self._set("stopped", "The engine is being stopped.")
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        await self._release()
-        await self.client.aclose()
-        self._set("stopped", "The engine was stopped.")
-
-    def _set(self, state: State, detail: str) -> None:
-        self.state, self.detail = state, detail
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
-
-    async def _first_token(self) -> None:
-        """Wait for a token of the base model; EngineUnavailable means that nobody answers yet."""
-        while True:
-            try:
-                await self.client.next_token_logprobs(BASE, [0], top=1)
-                return
-            except EngineUnavailable:
-                await asyncio.sleep(0.2)
-
-    async def _get_ready(self) -> None:
-        await self._first_token()
-        for callback in self.on_ready:
-            await callback(self.client)
-
-    async def _run(self) -> None:
-        try:
-            await self._supervise()
-        except Exception as error:  # a bug, in here or in a callback: nobody awaits this task
-            _logger.exception("The supervision of vLLM failed")
-            await self._release()
-            self._set("failed", f"The supervision of vLLM failed ({error!r}): see the log.")
-
-    @abstractmethod
-    async def _supervise(self) -> None:
-        """Start, watch and restart, until cancelled."""
-
-    async def _release(self) -> None:  # noqa: B027 - an external engine holds nothing
-        """Give back what the supervision holds."""
 
 
 class Engine(Supervised):
     """One vLLM child. `run_dir` gets the socket (mode 0700), `log` its output, one older log beside it.
 
+    `cache` is for what it compiles, and loads again at the next start: nobody else may write there.
+
     Starts that fail are repeated with growing pauses; after `tries` in a row the state is "failed", until one that is
-    made every `retry` seconds succeeds (what was missing may be memory), and `detail` ends with vLLM's last log lines.
+    made every `retry` seconds succeeds (what was missing may be memory), and `last_lines` says what vLLM did.
+
+    It is taken to hang where nobody got a token for `settings.silence` seconds, not even a probe, while its processes
+    did not compute; one that computes has `patience` times as long, since it may be reading long prompts.
     """
 
     tries = 3
@@ -148,17 +77,22 @@ class Engine(Supervised):
     retry = 300.0  # seconds between starts once they have failed
     settled = 60.0  # seconds of being ready after which the pauses start from the beginning
     probe_every = 15.0  # seconds of silence before a token is asked for, to see whether vLLM hangs
-    probe_timeout = 30.0
-    probe_tries = 3
+    patience = 5  # silences, of one that computes
+    busy = 0.2  # cores that it computes on, at least
+    look_every = 5.0  # seconds between two looks at the size of its log
     grace = _DRAIN + 10.0  # seconds between SIGTERM and SIGKILL at a stop
 
-    def __init__(self, model: Path, settings: EngineSettings, *, run_dir: Path, log: Path) -> None:
+    def __init__(
+        self, model: Path, settings: EngineSettings, *, run_dir: Path, log: Path, cache: Path | None = None
+    ) -> None:
         super().__init__()
         self.model, self.settings, self.log = model, settings, log
+        self.cache = cache or run_dir.absolute() / "cache"
         self._socket_folder, self._temporary = _private_folder(run_dir)
         self.uds = self._socket_folder / "vllm.sock"
-        self.client = EngineClient(uds=self.uds)
+        self.client = EngineClient(uds=self.uds, silence=settings.silence)
         self._process: asyncio.subprocess.Process | None = None
+        self._watch_log: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -188,7 +122,7 @@ class Engine(Supervised):
         switches = ["enable-lora", "disable-fastapi-docs", "disable-uvicorn-access-log"]
         if s.enforce_eager:
             switches.append("enforce-eager")
-        line = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        line = children.python("-m", "vllm.entrypoints.openai.api_server")
         line += [f"--{switch}" for switch in switches]
         for flag, value in flags.items():
             line += [f"--{flag}", str(value)]
@@ -199,12 +133,13 @@ class Engine(Supervised):
         """Return vLLM's environment: ours without secrets and without what would open it up."""
         kept = {
             key: value
-            for key, value in os.environ.items()
+            for key, value in children.safe().items()
             if not key.startswith("THUMBWISE_") and key not in _DROPPED_ENVIRONMENT
         }
         if not (HEADER.exists() and any(map(shutil.which, COMPILERS))):  # else the first token fails for want of them
             kept["TORCH_COMPILE_DISABLE"] = "1"
-        return kept | {
+        caches = {variable: str(self.cache / name) for variable, name in _CACHES.items()}
+        return {**caches, **kept, **_LOOPBACK} | {
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
             "VLLM_PLUGINS": _PLUGIN,  # the base's rows; and no LoRA resolvers, which read any path they are asked for
             "VLLM_CPU_KVCACHE_SPACE": str(self.settings.kv_cache_gb),
@@ -222,14 +157,14 @@ class Engine(Supervised):
             try:
                 await self._launch()
                 await self._until_ready()
-            except (ThumbwiseError, OSError) as error:
+            except Exception as error:  # also a bug in a callback: the next start may do better
                 await self._end(grace=0)
                 failed += 1
-                sentence = f"vLLM could not be started: {error}"
+                sentence = f"vLLM could not be started: {told(error)}"
                 if failed >= self.tries:
-                    again = f"It is tried again every {self.retry / 60:g} minutes."
-                    self._set("failed", f"{sentence} {again}\n{self._last_lines()}".rstrip())
-                    _logger.error(self.detail)
+                    again = f"It is tried again every {self.retry / 60:g} minutes; the assistant's log says more."
+                    self._set("failed", f"{sentence} {again}")
+                    _logger.error("\n".join([self.detail, *self.last_lines()]))
                     await asyncio.sleep(self.retry)
                     continue
             else:
@@ -240,17 +175,15 @@ class Engine(Supervised):
                 crashed = 0 if time.monotonic() - since > self.settled else crashed + 1
             self._set("restarting", f"{sentence} It is being restarted.")
             _logger.warning(self.detail)
-            await asyncio.sleep(min(60.0, self.pause * 2 ** (max(failed, crashed, 1) - 1)))
+            await asyncio.sleep(min(60.0, self.pause * 2 ** min(max(failed, crashed, 1) - 1, 10)))
 
     async def _launch(self) -> None:
         if not list(importlib.metadata.entry_points(group="vllm.general_plugins", name=_PLUGIN)):
             raise ThumbwiseError("thumbwise is not installed for this Python: install it with pip.")
         _remove_stale(self.uds)
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        if self.log.exists():
-            self.log.replace(self.log.with_name(self.log.name + ".1"))
-        line = [sys.executable, "-m", "thumbwise.engine_child", str(os.getpid()), *self.command()]
-        with self.log.open("wb") as log:
+        self.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        line = children.launched(self.command())
+        with child_logs.opened(self.log, fresh=True) as log:
             self._process = await asyncio.create_subprocess_exec(
                 *line,
                 stdin=asyncio.subprocess.DEVNULL,
@@ -259,8 +192,14 @@ class Engine(Supervised):
                 env=self.environment(),
                 start_new_session=True,  # Ctrl-C in a terminal reaches us alone, and we stop vLLM in order
             )
+        self._watch_log = asyncio.create_task(self._bound_log())
         if self.state == "starting":
             self._set("starting", "vLLM is starting: this takes a minute or so.")
+
+    async def _bound_log(self) -> None:
+        while True:
+            await asyncio.sleep(self.look_every)
+            await asyncio.to_thread(child_logs.bound, self.log)
 
     async def _until_ready(self) -> None:
         """Return when ready; raises EngineFailed where vLLM ends or the time is up first."""
@@ -283,28 +222,45 @@ class Engine(Supervised):
     async def _until_ended(self) -> str:
         """Return a sentence when vLLM has ended or hangs."""
         assert self._process is not None
-        missed = 0
-        while True:
-            with contextlib.suppress(TimeoutError):
-                status = await asyncio.wait_for(self._process.wait(), self.probe_every)
-                return f"vLLM ended unexpectedly (status {status})."
-            # Any byte of any reply shows that it lives; the health check alone would not show a stuck engine.
-            if time.monotonic() - self.client.heard < self.probe_every or await self._probe():
-                missed = 0
-            elif (missed := missed + 1) >= self.probe_tries:
-                return "vLLM hung: no token came for a while."
-
-    async def _probe(self) -> bool:
+        ended = asyncio.ensure_future(self._process.wait())
+        alive, spent = time.monotonic(), self._cpu_seconds()  # when it last was, and what it had computed by then
         try:
-            async with asyncio.timeout(self.probe_timeout):
-                await self.client.next_token_logprobs(BASE, [0], top=1)
-            return True
-        except (TimeoutError, ThumbwiseError):
-            return False
+            while True:
+                await asyncio.wait({ended}, timeout=self.probe_every)
+                if ended.done():
+                    return f"vLLM ended unexpectedly (status {ended.result()})."
+                # Any byte of any reply shows that it lives; the health check alone would not show a stuck engine.
+                if time.monotonic() - self.client.heard < self.probe_every or await self._probe(ended):
+                    alive, spent = time.monotonic(), self._cpu_seconds()
+                    continue
+                silent = time.monotonic() - max(alive, self.client.heard)
+                computes = self._cpu_seconds() - spent > self.busy * (time.monotonic() - alive)
+                if silent >= self.settings.silence * (self.patience if computes else 1) and not ended.done():
+                    return "vLLM hung: no token came for a while."
+        finally:
+            ended.cancel()
+            await asyncio.gather(ended, return_exceptions=True)
+
+    async def _probe(self, ended: asyncio.Future[int]) -> bool:
+        """Whether a token comes while vLLM runs, within the silence that the settings allow."""
+        token = asyncio.ensure_future(self.client.next_token_logprobs(BASE, [0], top=1))
+        try:
+            await asyncio.wait({ended, token}, timeout=self.settings.silence, return_when=asyncio.FIRST_COMPLETED)
+            return token.done() and token.exception() is None
+        finally:
+            token.cancel()
+            await asyncio.gather(token, return_exceptions=True)
+
+    def _cpu_seconds(self) -> float:
+        """What the processes of vLLM, which are one group, have computed so far."""
+        pid = self.pid
+        return 0.0 if pid is None else children.cpu_seconds(pid)
 
     async def _end(self, grace: float) -> None:
         """End the child and all below it: SIGTERM, then SIGKILL after `grace` seconds (0: at once)."""
         process, self._process = self._process, None
+        if self._watch_log is not None:
+            self._watch_log.cancel()
         if process is None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -327,12 +283,9 @@ class Engine(Supervised):
         if self._temporary:
             shutil.rmtree(self._socket_folder, ignore_errors=True)
 
-    def _last_lines(self) -> str:
-        """Return the log's last lines that are neither progress nor what Python prints as it leaves."""
-        with contextlib.suppress(OSError):
-            lines = self.log.read_text(errors="replace").splitlines()
-            return "\n".join([line for line in lines if line.strip() and not _NOISE.search(line)][-_LOG_LINES:])
-        return ""
+    def last_lines(self) -> list[str]:
+        """The log's last lines that are neither progress nor what Python prints as it leaves."""
+        return child_logs.last_lines(self.log, _LOG_LINES, lambda line: line.strip() and not _NOISE.search(line))
 
 
 def _private_folder(run_dir: Path) -> tuple[Path, bool]:

@@ -20,10 +20,10 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from thumbwise.cpu_adapters import TESTED
-from thumbwise.engine import BASE
 from thumbwise.engine_client import EngineClient
 from thumbwise.errors import EngineFailed
 from thumbwise.policies import distance
+from thumbwise.supervised import BASE
 from thumbwise.weights import block_modules
 
 CHECKED = "thumbwise-checked"

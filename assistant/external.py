@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from thumbwise.contracts import Message
-from thumbwise.engine import BASE, State, Supervised
-from thumbwise.engine_client import Chunk, EngineClient, Sampling
+from thumbwise.engine_client import SILENCE, Chunk, EngineClient, Sampling
 from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
+from thumbwise.supervised import BASE, State, Supervised, told
 
 PATIENCE = 20.0
 """Seconds that the servers left may take after another one has loaded or probed a version, or failed to."""
@@ -38,12 +38,14 @@ class ExternalEngine(Supervised):
     """
 
     poll_every = 2.0  # seconds; a restart of vLLM takes far longer, so none is missed
+    most = 30.0  # and at most between two tries at one that answers wrongly
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, silence: float = SILENCE, api_key: str = "") -> None:
         super().__init__()
         self.url = url
         socket_path = Path(url.removeprefix("unix:")) if url.startswith("unix:") else None
-        self.client = EngineClient(uds=socket_path, base_url=None if socket_path else url)
+        base = None if socket_path else url
+        self.client = EngineClient(uds=socket_path, base_url=base, silence=silence, api_key=api_key)
 
     def take_out(self, why: str) -> None:
         """Let it answer nobody until it has been found in order again."""
@@ -52,6 +54,7 @@ class ExternalEngine(Supervised):
 
     async def _supervise(self) -> None:
         self._set("starting", f"Waiting for vLLM at {self.url}.")
+        wrong = 0
         while True:
             try:
                 if BASE not in await self.client.adapters():
@@ -59,11 +62,13 @@ class ExternalEngine(Supervised):
                 await self._get_ready()
             except EngineUnavailable:
                 await asyncio.sleep(self.poll_every)
-            except (ThumbwiseError, OSError) as error:  # the latter: a full disk, where its mixed batches are checked
-                self._set(self.state, f"vLLM at {self.url} cannot be used: {error}")
-                await asyncio.sleep(self.poll_every)
+            except Exception as error:  # whatever it is, the next try may do better
+                wrong += 1
+                self._set(self.state, f"vLLM at {self.url} cannot be used: {told(error)}")
+                await asyncio.sleep(min(self.most, self.poll_every * 2 ** min(wrong - 1, 10)))
             else:
                 # Nothing is awaited between the last callback and here: no version can be published in between.
+                wrong = 0
                 self._set("ready", f"vLLM at {self.url} is ready.")
                 while self.state == "ready" and await self._alive():
                     await asyncio.sleep(self.poll_every)
@@ -164,8 +169,8 @@ async def _settled(tasks: set[asyncio.Future[T]]) -> None:
 class Replicas:
     """Several external vLLM servers, seen as one engine: ready while any of them is."""
 
-    def __init__(self, urls: Sequence[str]) -> None:
-        self.members = [ExternalEngine(url) for url in urls]
+    def __init__(self, urls: Sequence[str], *, silence: float = SILENCE, api_key: str = "") -> None:
+        self.members = [ExternalEngine(url, silence=silence, api_key=api_key) for url in urls]
         self.client = Pool(self.members)
         self.on_ready: list[Callable[[EngineClient], Awaitable[None]]] = []
         for member in self.members:

@@ -43,7 +43,7 @@ class Home:
         named = root or os.environ.get("THUMBWISE_HOME") or platformdirs.user_data_dir("thumbwise", False)
         home = cls(Path(named).expanduser().resolve())
         try:
-            for folder in (home.root, home.models, home.policies, home.runs, home.snapshots, home.plugins):
+            for folder in (home.root, home.models, home.policies, home.runs, home.snapshots, home.plugins, home.cache):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             raise ThumbwiseError(
@@ -101,6 +101,11 @@ class Home:
     def plugins(self) -> Path:
         """Loose plugin files, and the list of enabled entry points."""
         return self.root / "plugins"
+
+    @property
+    def cache(self) -> Path:
+        """What compilers and Gradio keep, which others must not be able to put there; it can be removed at any time."""
+        return self.root / "cache"
 
     def job_token(self) -> str:
         """Return the job's bearer token, made (0600) at the first call."""

@@ -15,13 +15,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from thumbwise import children
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home, fsync_folder, write_durably
 
@@ -197,7 +197,7 @@ def _convert(name: str, out: Path, progress: Progress) -> None:
     progress(f"Preparing {name} (once, less than a minute)")
     shutil.rmtree(out)  # what an interrupted conversion left
     out.mkdir(mode=0o700)
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    offline = {**children.safe(), "HF_HUB_OFFLINE": "1"}
     done = _run("convert_gguf", str(gguf), str(out), stderr=subprocess.PIPE, env=offline)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
@@ -218,9 +218,9 @@ def _download(name: str, out: Path, progress: Progress) -> None:
 
 def _run(module: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run one of our modules as a process that ends when we do, in a session of its own: Ctrl-C is for us alone."""
-    python = [sys.executable, "-P", "-m"]
-    command = [*python, "thumbwise.engine_child", str(os.getpid()), *python, f"thumbwise.{module}", *arguments]
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, start_new_session=True, **options)
+    command = children.launched(children.python("-m", f"thumbwise.{module}", *arguments))
+    options = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True, "env": children.safe(), **options}
+    return subprocess.run(command, check=False, **options)
 
 
 # --- digests -----------------------------------------------------------------------------------------

@@ -11,13 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from thumbwise import child_logs, children
 from thumbwise.home import Home
 from thumbwise.runs import Runs
 
@@ -60,11 +59,11 @@ class Schedule:
 
     async def _train(self, arguments: list[str]) -> None:
         log.info("scheduled: thumbwise %s (log: %s)", " ".join(arguments), self.log)
-        launcher = [sys.executable, "-m", "thumbwise.engine_child", str(os.getpid())]
-        command = ["nice", "-n", "10", sys.executable, "-m", "thumbwise", *arguments]  # people's replies come first
-        with self.log.open("ab") as file:
+        command = ["nice", "-n", "10", *children.python("-m", "thumbwise", *arguments)]  # people's replies come first
+        child_logs.bound(self.log)
+        with child_logs.opened(self.log, fresh=False) as file:
             process = await asyncio.create_subprocess_exec(
-                *launcher, *command, stdin=asyncio.subprocess.DEVNULL, stdout=file, stderr=file,
+                *children.launched(command), stdin=asyncio.subprocess.DEVNULL, stdout=file, stderr=file,
                 env=self._environment(), start_new_session=True,
             )  # fmt: skip
         try:
@@ -83,7 +82,7 @@ class Schedule:
             await asyncio.to_thread(self.runs.abandon, f"it could not be gone on with: {said[:300]}")
 
     def _environment(self) -> dict[str, str]:
-        return os.environ | {"THUMBWISE_HOME": str(self.home.root)}
+        return children.safe() | {"THUMBWISE_HOME": str(self.home.root)}
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -98,5 +97,4 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def _last_line(path: Path) -> str:
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return "".join(child_logs.last_lines(path, 1)) or "it said nothing"

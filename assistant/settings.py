@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -80,6 +80,12 @@ class EngineSettings(BaseModel):
         0.1, gt=0, description="largest mean difference between the engine's and the trainer's log-probabilities"
     )
     start_timeout: float = Field(600.0, gt=0, description="seconds until a start counts as failed")
+    silence: float = Field(
+        180.0,
+        gt=0,
+        description="seconds without a token after which a reply is given up, and vLLM restarted unless it computes; "
+        "more for large models and long prompts on few cores",
+    )
 
 
 class CanarySettings(BaseModel):
@@ -130,6 +136,9 @@ class Settings(BaseSettings):
     model: str = Field("default", description="base model: `default`, a Hugging Face id or a folder")
     engine_url: Annotated[str, AfterValidator(_urls)] = Field(
         "", description="vLLM servers that already run (http://… or unix:/socket, with commas), instead of starting one"
+    )
+    engine_api_key: SecretStr = Field(
+        SecretStr(""), description="what those servers ask for (vLLM's --api-key), sent to them alone"
     )
     temperature: float = Field(
         0.7, gt=0, le=2, description="one temperature for chat, comparisons, rollouts, KL and evaluation"

@@ -29,6 +29,9 @@ from thumbwise.feedback.store import Store
 from thumbwise.home import Home
 from thumbwise.settings import EngineSettings, Settings
 
+# What torch compiles for vLLM is compiled once for all tests, and not once for each of their homes.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "inductor"))
+
 TINY = EngineSettings(
     dtype="float32", enforce_eager=True, max_model_len=4096, max_num_seqs=32, max_loras=4, max_lora_rank=8
 )

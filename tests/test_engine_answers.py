@@ -14,9 +14,10 @@ from fakes import asker
 from test_engine_client import ASK, DONE, SAMPLING, event, read, stub
 
 from thumbwise.app import Assistant
-from thumbwise.engine import BASE
 from thumbwise.engine_client import EngineClient, Sampling
 from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
+from thumbwise.external import ExternalEngine, Replicas
+from thumbwise.supervised import BASE
 
 JSON = "application/json"
 ODD_JSON = [b"", b"{", b"[]", b"5", b"null", b'"text"', b"{}", b'{"choices": 5}', b"[" * 100_000, b"\xff\xfe"]
@@ -175,6 +176,60 @@ async def test_nothing_is_posted_to_where_a_redirect_leads(tmp_path: Path, statu
                 await ask
         assert not await client.alive()
     assert posted == []
+
+
+async def test_what_the_server_asks_for_is_sent_with_every_request(tmp_path: Path) -> None:
+    heads: list[bytes] = []
+
+    async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.close()
+
+    server = await asyncio.start_server(note, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server:
+        for engine in (ExternalEngine(url, api_key="hush-hush"), *Replicas([url], api_key="hush-hush").members):
+            for ask in (engine.client.adapters(), read(engine.client)):
+                with pytest.raises(EngineFailed):
+                    await ask
+            await engine.client.aclose()
+    assert len(heads) >= 4
+    assert all(b"Authorization: Bearer hush-hush\r\n" in head for head in heads)
+
+
+async def test_a_server_that_answered_wrongly_is_used_once_it_is_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is wrong with its answers, or in what is called when it is ready."""
+    monkeypatch.setattr(ExternalEngine, "poll_every", 0.01)
+    monkeypatch.setattr(ExternalEngine, "most", 0.01)
+    row = {"index": 0, "logprobs": {"top_logprobs": [{"token_id:1": -0.1}]}}
+    well = json.dumps({"model": BASE, "choices": [row], "data": [{"id": BASE, "root": "/model"}]}).encode()
+    bodies = [body for body in ODD_ANSWERS if len(body) < 1000]
+    called: list[None] = []
+
+    async def callback(client: EngineClient) -> None:
+        called.append(None)
+        if len(called) < 3:
+            raise KeyError("a bug")
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        await reader.readexactly(int(head.partition(b"content-length:")[2].partition(b"\r\n")[0] or 0))
+        body = bodies.pop() if bodies else well
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n" + body)
+        writer.close()
+
+    server = await asyncio.start_unix_server(answer, str(tmp_path / "s"))
+    engine = ExternalEngine(f"unix:{tmp_path / 's'}")
+    engine.on_ready.append(callback)
+    async with server:
+        await engine.start()
+        while engine.state != "ready":
+            assert "\n" not in engine.detail
+            await asyncio.sleep(0.01)
+        await engine.stop()
+    assert (bodies, len(called)) == ([], 3)
 
 
 async def test_an_answer_to_fewer_prompts_than_were_asked_is_none(tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from conftest import TINY, TinyEngine
 
-from thumbwise.engine import BASE, Engine
+from thumbwise.engine import Engine
 from thumbwise.engine_check import CHECKED, check
 from thumbwise.errors import EngineFailed
 from thumbwise.home import Home
 from thumbwise.models import prepare
 from thumbwise.settings import EngineSettings
+from thumbwise.supervised import BASE
 
 
 class Answers:

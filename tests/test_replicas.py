@@ -289,9 +289,9 @@ def test_the_guide_starts_a_server_with_what_ours_is_started_with(tmp_path: Path
     ours = Engine(tmp_path, Settings().engine, run_dir=tmp_path / "run", log=tmp_path / "log")
     line, environment = ours.command(), ours.environment()
     assert [f"{name}={environment[name]}" for name in (word.partition("=")[0] for word in words[:at])] == words[:at]
-    assert line[1:3] == words[at + 1 : at + 3]  # -m module
-    assert words[at + 3 : at + 5] == ["--model", "/path/to/model"]
-    given = words[at + 5 :]
+    assert line[1:4] == words[at + 1 : at + 4]  # -P -m module
+    assert words[at + 4 : at + 6] == ["--model", "/path/to/model"]
+    given = words[at + 6 :]
     for flag, after in zip(given, [*given[1:], "--"], strict=True):
         if flag.startswith("--") and flag != "--host":  # ours has a socket
             assert after.startswith("--") or line[line.index(flag) + 1] == after, flag

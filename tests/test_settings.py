@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 
+from thumbwise.doctor import settings_rows
+from thumbwise.engine import Engine
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.settings import Settings, describe
@@ -91,3 +94,16 @@ def test_every_setting_can_be_set_in_the_environment(home: Home, monkeypatch: py
         monkeypatch.setenv("THUMBWISE_" + name.replace(".", "__").upper(), text)
     home.config.write_text("port = 1\n")  # the environment wins, so that every value must come from there
     assert Settings.load(home).model_dump() == Settings.model_construct().model_dump()
+
+
+def test_what_other_servers_ask_for_is_shown_nowhere(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THUMBWISE_ENGINE_API_KEY", "hush-hush")
+    settings = Settings.load(home)
+    assert settings.engine_api_key.get_secret_value() == "hush-hush"
+    shown = json.dumps(settings_rows(settings)) + repr(settings) + settings.model_dump_json()
+    assert "hush" not in shown
+    (row,) = [row for row in settings_rows(settings) if row["name"] == "engine_api_key"]
+    assert (row["value"], row["default"]) == ("(set)", "")
+    assert "hush" not in "".join(
+        Engine(Path(), settings.engine, run_dir=home.root, log=home.root).environment().values()
+    )

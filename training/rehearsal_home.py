@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from typing import Any
 
 import httpx
 
+from thumbwise import child_logs, children
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home, running_url
 from thumbwise.training.runs import write_json
@@ -50,7 +50,8 @@ def make_home(operator: Home, folder: Path) -> Home:
         side = folder / ".home"
         shutil.rmtree(side, ignore_errors=True)
         side.mkdir(mode=0o700)
-        (side / "models").symlink_to(operator.models)
+        for shared in (operator.models, operator.cache):  # what was prepared and compiled is not made again
+            (side / shared.name).symlink_to(shared)
         if operator.config.exists():
             shutil.copy2(operator.config, side / "config.toml")
         shutil.copytree(operator.plugins, side / "plugins", ignore=shutil.ignore_patterns("__pycache__"))
@@ -60,7 +61,7 @@ def make_home(operator: Home, folder: Path) -> Home:
 
 def environment(home: Home, max_tokens: int, seed: int) -> dict[str, str]:
     """What the rehearsal's processes run with: its own home, a free port, its length and its seed."""
-    return os.environ | {
+    return children.safe() | {
         "THUMBWISE_HOME": str(home.root),
         "THUMBWISE_HOST": "127.0.0.1",
         "THUMBWISE_PORT": "0",
@@ -75,9 +76,8 @@ def environment(home: Home, max_tokens: int, seed: int) -> dict[str, str]:
 
 def start(arguments: list[str], env: dict[str, str], **pipes: Any) -> subprocess.Popen[str]:
     """Start a `thumbwise` command that ends with this process, by whatever this one ends."""
-    launcher = [sys.executable, "-m", "thumbwise.engine_child", str(os.getpid())]
-    command = [sys.executable, "-m", "thumbwise", *arguments]
-    return subprocess.Popen([*launcher, *command], env=env, text=True, start_new_session=True, **pipes)
+    command = children.launched(children.python("-m", "thumbwise", *arguments))
+    return subprocess.Popen(command, env=env, text=True, start_new_session=True, **pipes)
 
 
 def stop(process: subprocess.Popen[str]) -> None:
@@ -142,6 +142,5 @@ def _wait_ready(home: Home, process: subprocess.Popen[str], log: Path, patience:
             except (httpx.HTTPError, ValueError):
                 pass
         time.sleep(0.3)
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    said = detail or (lines[-1] if lines else "it said nothing")
+    said = detail or "".join(child_logs.last_lines(log, 1)) or "it said nothing"
     raise ThumbwiseError(f"The rehearsal's assistant did not get ready: {said} (log: {log})")

@@ -33,10 +33,11 @@ import psutil
 from tiny_model import make_tiny_adapter, make_tiny_model
 
 from thumbwise import cpu_adapters
-from thumbwise.engine import BASE, Engine
+from thumbwise.engine import Engine
 from thumbwise.home import Home
 from thumbwise.models import prepare
 from thumbwise.settings import EngineSettings, Settings
+from thumbwise.supervised import BASE
 from thumbwise.training.prompts import rehearsal_prompts
 
 RANK = 16
