@@ -234,9 +234,11 @@ def create_api(assistant: Assistant) -> FastAPI:
 
 def create_app(assistant: Assistant) -> FastAPI:
     """Return the whole application: the API, and the pages at `/` and `/compare`."""
-    from thumbwise.pages import build, mount_options  # the pages need the parts above
+    from thumbwise.pages import build, mount_options, routes  # the pages need the parts above
 
-    app: FastAPI = gr.mount_gradio_app(create_api(assistant), build(assistant), path="/", **mount_options())
+    api = create_api(assistant)
+    api.mount("/pages", routes(assistant))
+    app: FastAPI = gr.mount_gradio_app(api, build(), path="/", **mount_options())
     return app
 
 

@@ -21,6 +21,7 @@ from starlette.requests import cookie_parser
 from thumbwise.feedback.records import LOCAL_USER, NEW_BROWSER, Asker, sha256
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 YOUNG_SECONDS = 24 * 3600
@@ -56,6 +57,10 @@ class Browsers:
     def text_in(self, cookies: Mapping[str, str]) -> str:
         """The cookie's text among a request's cookies, or nothing."""
         return cookies.get(self.name, "")
+
+    def asker_of(self, request: Request) -> Asker:
+        """Who asks from a page."""
+        return self.asker(self.text_in(request.cookies))
 
     def header(self, text: str) -> str:
         """The Set-Cookie header that keeps `text` for as long as may be."""

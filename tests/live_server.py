@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 
 from thumbwise.app import Assistant, create_app
 from thumbwise.cli_serve import listen
@@ -25,6 +26,7 @@ class Live:
 
     assistant: Assistant
     url: str
+    app: FastAPI
 
 
 @contextmanager
@@ -38,13 +40,14 @@ def serving(
             assistant._make_engine = lambda model: make_engine()  # type: ignore[method-assign]
         if prepare is not None:
             prepare(assistant)
-        server = uvicorn.Server(uvicorn.Config(create_app(assistant), log_level="warning", timeout_graceful_shutdown=2))
+        app = create_app(assistant)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])), daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         lock.announce(url)
         try:
-            yield Live(assistant, url)
+            yield Live(assistant, url, app)
         finally:
             server.should_exit = True
             thread.join(timeout=60)

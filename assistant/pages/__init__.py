@@ -1,7 +1,9 @@
 """The web pages: chat at `/`, side-by-side comparison at `/compare`, as one Gradio application.
 
-What a browser shows is always a copy of what the database holds; what it sends is never believed. Left out:
-accounts, rating queues and the operator's pages.
+Gradio lays the pages out. What they show and do goes by routes of our own below `/pages`, which the scripts
+here ask: Gradio has no events, so that it keeps nothing of a page that was closed, and renders nothing again
+for each word of a reply. What a browser shows is always a copy of what the database holds; what it sends is
+never believed. Left out: accounts, rating queues and the operator's pages.
 """
 
 from __future__ import annotations
@@ -10,28 +12,43 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from fastapi import APIRouter, FastAPI
 
-from thumbwise.pages.chat import ChatPage
-from thumbwise.pages.compare import ComparePage
+from thumbwise import responses
+from thumbwise.pages.chat import ChatPage, place_chat
+from thumbwise.pages.compare import ComparePage, place_compare
+from thumbwise.pages.feed import Watch
 from thumbwise.pages.look import head, theme
-from thumbwise.pages.security import middleware
+from thumbwise.pages.security import PageHeaders, middleware
 
 if TYPE_CHECKING:
     from thumbwise.app import Assistant
 
 
-def build(assistant: Assistant) -> gr.Blocks:
-    """Return the Blocks application with both pages, bound to one assistant."""
+def build() -> gr.Blocks:
+    """Return the Blocks application with the layout of both pages."""
     # Gradio says so of every application with two pages, also where server-side rendering was never asked for.
     warnings.filterwarnings("ignore", message="SSR mode is not supported")
     with gr.Blocks(title="Thumbwise", analytics_enabled=False, fill_width=True) as demo:
-        ChatPage(assistant).build(demo)
-    with demo.route("Compare", "/compare", show_in_navbar=False) as compare:
-        ComparePage(assistant).build(compare)
-    demo.queue(default_concurrency_limit=32, max_size=256, api_open=False)
+        place_chat()
+    with demo.route("Compare", "/compare", show_in_navbar=False):
+        place_compare()
+    demo.queue(api_open=False)
     # Gradio looks a thousand times a second for events that wait, which takes a tenth of a core from the model.
-    demo._queue.sleep_when_free = 0.02  # seconds
+    demo._queue.sleep_when_free = 1.0  # seconds; there are none
     return demo
+
+
+def routes(assistant: Assistant) -> FastAPI:
+    """Return the application below `/pages`, bound to one assistant: what the scripts of the pages ask."""
+    app = FastAPI(openapi_url=None)
+    app.add_middleware(PageHeaders)
+    responses.install(app)
+    router, watch = APIRouter(), Watch(assistant)
+    ChatPage(assistant, watch).add_routes(router)
+    ComparePage(assistant, watch).add_routes(router)
+    app.include_router(router)
+    return app
 
 
 def mount_options() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The comparison page: two drafts of one prompt, blind until the vote.
+"""The comparison page: what its script asks for. Two drafts of one prompt, blind until the vote.
 
 Which version wrote which draft stays on the server until the vote is stored; before that the browser gets
 the texts, the comparison's id and nothing else. A reload opens the comparison again from the database. Left
@@ -9,42 +9,42 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import gradio as gr
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict
+from starlette.responses import Response
 
 from thumbwise.contracts import Message
 from thumbwise.errors import NotFound, ThumbwiseError
-from thumbwise.feedback.records import LOCAL_USER, FeedbackRequest, StoredComparison
-from thumbwise.pages.live import Live
+from thumbwise.feedback.records import Asker, FeedbackRequest, StoredComparison, new_id
+from thumbwise.pages.feed import Piece, Watch, feed
+from thumbwise.pages.live import END_SECONDS, Live
 from thumbwise.pages.look import THUMB, html
-from thumbwise.pages.markup import escape, markdown, short
+from thumbwise.pages.markup import drawn, escape, render, short
 from thumbwise.pages.prompts import COMPARE
-from thumbwise.pages.top import PRIVATE, STORED, Shown, make_top, shown
-from thumbwise.pages.view import WAITING, status_html
+from thumbwise.pages.top import STORED, blind_top_of, place_top
 
 if TYPE_CHECKING:
     from thumbwise.app import Assistant
 
-Updates = dict[Any, Any]
 Pair = tuple[str, str]
-EXAMPLES = 4  # suggested prompts shown at once
 
 _ASK = "Two drafts of one answer, side by side. You say which helps more; that is what the next version learns from."
-# (key, element id, label, choice, strength), in the order of the bar
+# (element id, label), in the order of the bar; what they choose is in compare.js
 VOTES = (
-    ("1", "tw-much-1", "1 is much better", "left", 2),
-    ("2", "tw-better-1", "1 is better", "left", 1),
-    ("3", "tw-same", "About the same", "tie", 1),
-    ("4", "tw-better-2", "2 is better", "right", 1),
-    ("5", "tw-much-2", "2 is much better", "right", 2),
-    ("B", "tw-both-bad", "Both bad", "both_bad", 1),
-    ("S", "tw-skip", "Skip", "skip", 1),
+    ("tw-much-1", "1 is much better"),
+    ("tw-better-1", "1 is better"),
+    ("tw-same", "About the same"),
+    ("tw-better-2", "2 is better"),
+    ("tw-much-2", "2 is much better"),
+    ("tw-both-bad", "Both bad"),
+    ("tw-skip", "Skip"),
 )
 _CHOSE = {
     "left": "You preferred draft 1.",
@@ -55,120 +55,84 @@ _CHOSE = {
 }
 
 
-@dataclass
-class CompareView:
-    """What one open page shows, kept on the server. The comparison itself is in the database."""
+class Open(BaseModel):
+    """A prompt to compare on."""
 
-    comparison_id: str | None = None
-    state: str = "loading"  # what the page last said of the comparison
-    epoch: int = 0  # grows when the page turns to another comparison, which ends an older follower
-    suggestion: int = -1  # which prompt is suggested next; drawn when the page is loaded
-    top: Shown | None = None
-    cookie: str = ""  # of the browser that loaded the page
+    model_config = ConfigDict(extra="forbid")
+    text: str
+
+
+class Vote(BaseModel):
+    """A vote on the two drafts."""
+
+    model_config = ConfigDict(extra="forbid")
+    comparison: str
+    choice: Literal["left", "right", "tie", "both_bad", "skip"]
+    strength: Literal[1, 2] = 1
 
 
 class ComparePage:
     """The page at `/compare`."""
 
-    def __init__(self, assistant: Assistant) -> None:
-        self.assistant = assistant
+    def __init__(self, assistant: Assistant, watch: Watch) -> None:
+        self.assistant, self.watch = assistant, watch
         self.store = assistant.store
         self.live: dict[str, Live[Pair]] = {}  # drafts that are being written, by comparison
 
-    # -- layout --------------------------------------------------------------------------------------
+    def add_routes(self, router: APIRouter) -> None:
+        """Bind what the script asks for."""
+        asker = self.assistant.browsers.asker_of
 
-    def build(self, demo: gr.Blocks) -> None:
-        """Place the components and bind the events."""
-        gr.Navbar(visible=False)
-        self.view = gr.State(CompareView())
-        self.top = make_top("/compare")
-        with gr.Column(elem_id="tw-compare"):
-            self.intro = html(f'<div class="tw-intro">{THUMB}<h1>Which draft is better?</h1><p>{_ASK}</p></div>')
-            with gr.Row(elem_id="tw-examples") as self.examples:
-                self.example_buttons = [gr.Button("", elem_classes="tw-example") for _ in range(EXAMPLES)]
-            self.prompt = html(elem_id="tw-prompt")
-            with gr.Row(elem_id="tw-drafts", visible=False) as self.drafts:
-                columns = [_draft_column(number) for number in (1, 2)]
-            self.heads, self.texts = [head for head, _ in columns], [text for _, text in columns]
-            with gr.Row(elem_id="tw-after"):
-                self.result = html(elem_id="tw-result")
-                self.next = gr.Button("Next", variant="primary", elem_id="tw-next", visible=False, min_width=0)
-        with gr.Column(elem_id="tw-votes", visible=False) as self.bar:
-            with gr.Row(elem_id="tw-scale"):
-                scale = [_vote_button(vote) for vote in VOTES[:5]]
-            with gr.Row(elem_id="tw-other"):
-                other = [_vote_button(vote) for vote in VOTES[5:]]
-            self.buttons = [*scale, *other]
-        with gr.Row(elem_id="tw-composer") as self.composer:
-            self.box = gr.Textbox(
-                label="Prompt", show_label=False, placeholder="Your own prompt", container=False,
-                lines=1, max_lines=6, scale=1, elem_id="tw-box",
-            )  # fmt: skip
-            self.go = gr.Button("Compare", variant="primary", elem_id="tw-go", min_width=0)
-        html(STORED, elem_id="tw-stored")
-        self.status = html(status_html("loading", "", ""), elem_id="tw-status")
-        self._bind(demo)
+        @router.get("/compare")
+        async def page(request: Request, c: str | None = None) -> dict[str, Any]:
+            """The comparison `c`, or an empty page, and prompts to suggest in turn."""
+            stored = await self._stored(asker(request).user, c)
+            if stored is not None and _state(stored)[0] == "failed" and stored.id not in self.live:
+                stored = None
+            first = random.randrange(len(COMPARE))
+            return {**await self._page(stored), "prompts": [*COMPARE[first:], *COMPARE[:first]]}
 
-    def _bind(self, demo: gr.Blocks) -> None:
-        page = [
-            self.intro, self.examples, self.prompt, self.drafts, *self.heads, *self.texts, self.bar, *self.buttons,
-            self.result, self.next, self.composer, self.status, self.go, *self.top.outputs,
-        ]  # fmt: skip
+        @router.post("/compare/comparisons")
+        async def open_(request: Request, body: Open) -> dict[str, Any]:
+            who = asker(request)
+            return await self._page(await self._stored(who.user, await self._open(who, body.text)))
 
-        def bound(inputs: list[Any], outputs: list[Any], **more: Any) -> dict[str, Any]:
-            return {**PRIVATE, "inputs": inputs, "outputs": outputs, "concurrency_limit": None, **more}
+        @router.post("/compare/votes")
+        async def vote(request: Request, body: Vote) -> dict[str, Any]:
+            """Store the vote, then reveal who wrote what."""
+            who, value = asker(request), {"choice": body.choice, "strength": body.strength}
+            asked = FeedbackRequest(kind="pair", comparison_id=body.comparison, value=value)
+            await asyncio.to_thread(self.assistant.vote, who, new_id("page"), asked)
+            return await self._page(await self._stored(who.user, body.comparison))
 
-        demo.load(self._load, **bound([self.view], [*page, *self.example_buttons]))
-        gr.on([self.box.submit, self.go.click], self._open, **bound([self.box, self.view], [*page, self.box]))
-        for number, button in enumerate(self.example_buttons):
-            button.click(partial(self._example, number), **bound([self.view], [*page, self.box]))
-        self.next.click(partial(self._example, 0), **bound([self.view], [*page, self.box]))
-        for vote, button in zip(VOTES, self.buttons, strict=True):
-            button.click(partial(self._vote, vote[3], vote[4]), **bound([self.view], page))
-        self.top.timer.tick(self._tick, **bound([self.view], [*self.top.outputs, self.go]))
+        @router.get("/compare/events")
+        async def events(request: Request, follow: str | None = None) -> Response:
+            pieces = self._followed(asker(request).user, follow)
+            return feed(self.watch, lambda: blind_top_of(self.assistant), pieces)
 
     # -- what the page shows -------------------------------------------------------------------------
 
-    async def _stored(self, view: CompareView) -> StoredComparison | None:
-        """The view's comparison, or None where there is none of this user with two drafts."""
-        if view.comparison_id is None:
+    async def _stored(self, user: str, comparison_id: str | None) -> StoredComparison | None:
+        """The comparison, or None where there is none of this user with two drafts."""
+        if comparison_id is None:
             return None
         try:
-            found = await asyncio.to_thread(self.store.comparison, view.comparison_id, LOCAL_USER)
+            found = await asyncio.to_thread(self.store.comparison, comparison_id, user)
         except NotFound:
             return None
         return found if len(found.drafts) == 2 else None
 
-    async def _page(self, view: CompareView) -> Updates:
-        """Everything on the page, from the database."""
-        stored = await self._stored(view)
-        counts = await asyncio.to_thread(self.store.counts)
-        now = view.top = shown(self.assistant)
-        live = self.live.get(view.comparison_id or "")
-        view.state, said = _state(stored)
-        state = view.state
-        open_ = stored is not None
-        after = state in ("voted", "failed")
-        voted = stored.choice if stored else None
-        updates: Updates = {
-            **self.top.update(now),
-            self.intro: gr.update(visible=not open_),
-            self.examples: gr.update(visible=not open_),
-            self.prompt: _prompt(stored),
-            self.drafts: gr.update(visible=open_),
-            self.bar: gr.update(visible=open_ and not after),
-            self.composer: gr.update(visible=after or not open_),
-            self.result: self._result(stored, counts["untied_pairs"]),
-            self.next: gr.update(visible=after, value=f"Next: {self._suggested(view)[0]}"),
-            self.status: status_html(state, said, f"c={view.comparison_id}" if open_ else ""),
-            self.go: gr.update(interactive=now.ready),
-        }
-        updates |= {button: gr.update(interactive=state == "ready") for button in self.buttons}
-        for i, (head, text) in enumerate(zip(self.heads, self.texts, strict=True)):
-            version = stored.drafts[i].policy_version if stored and voted else ""
-            updates[head] = _head(i + 1, version, won=voted == ("left", "right")[i])
-            updates[text] = _draft(live.frame[i] if live else stored.drafts[i].text if stored else "", state)
-        return updates
+    async def _page(self, stored: StoredComparison | None) -> dict[str, Any]:
+        """Everything about the comparison. Versions are in it only where it has its vote."""
+        state, said = _state(stored)
+        votes = (await asyncio.to_thread(self.store.counts))["untied_pairs"] if state == "voted" else 0
+        stage = await asyncio.to_thread(_stage, stored) if stored else ""
+        id_ = stored.id if stored else None
+        return {
+            "comparison": id_, "query": f"c={id_}" if id_ else "", "state": state, "said": said, "stage": stage,
+            "result": self._result(stored, votes),
+            "events": "/pages/compare/events" + (f"?follow={id_}" if state == "streaming" else ""),
+        }  # fmt: skip
 
     def _result(self, stored: StoredComparison | None, votes: int) -> str:
         """What became of the vote, and who wrote what: only after it."""
@@ -191,107 +155,93 @@ class ComparePage:
             f'<div class="tw-thanks">{THUMB}<div><b>{escape(saved)}</b><span>{chose} {escape(who)}</span></div></div>'
         )
 
-    def _suggested(self, view: CompareView) -> list[str]:
-        if view.suggestion < 0:
-            view.suggestion = random.randrange(len(COMPARE))
-        return [COMPARE[(view.suggestion + i) % len(COMPARE)] for i in range(EXAMPLES)]
-
-    async def _followed(self, view: CompareView) -> AsyncGenerator[Updates, None]:
-        """Show the drafts that are being written until they end, or until the page turns to others."""
-        epoch = view.epoch
-        live = self.live.get(view.comparison_id or "")
-        if live is not None:
-            async with aclosing(live.follow(lambda: view.epoch == epoch)) as frames:
-                async for frame in frames:
-                    yield {text: _draft(draft, "streaming") for text, draft in zip(self.texts, frame, strict=True)}
-        if view.epoch == epoch and view.state == "streaming":
-            yield await self._page(view)
-            if live is not None and live.error and view.state != "failed":  # it could not even be stored
-                gr.Warning(live.error)
-        yield {self.go: gr.skip()}  # Gradio sends an event's last update again when the event is over
-
-    # -- opening and voting --------------------------------------------------------------------------
-
-    async def _load(self, view: CompareView, request: gr.Request) -> AsyncGenerator[Updates, None]:
-        """Open the comparison that the address names, or an empty page."""
-        view.cookie = self.assistant.browsers.text_in(request.cookies)
-        view.comparison_id = request.query_params.get("c")
-        stored = await self._stored(view)
-        if stored is None or (_state(stored)[0] == "failed" and stored.id not in self.live):
-            view.comparison_id = None
-        updates = await self._page(view)
-        suggested = self._suggested(view)
-        yield {**updates, **dict(zip(self.example_buttons, suggested, strict=True))}
-        async for more in self._followed(view):
-            yield more
-
-    async def _example(self, number: int, view: CompareView) -> AsyncGenerator[Updates, None]:
-        """Compare on one of our own prompts."""
-        async for updates in self._opened(self._suggested(view)[number], view, {}):
-            yield updates
-
-    async def _open(self, text: str, view: CompareView) -> AsyncGenerator[Updates, None]:
-        """Compare on what is in the box. What cannot be asked stays there, with the reason."""
-        async for updates in self._opened(text, view, {self.box: ""}):
-            yield updates
-
-    async def _opened(self, text: str, view: CompareView, sent: Updates) -> AsyncGenerator[Updates, None]:
-        """Begin a comparison, show `sent` once that is done, and follow its drafts."""
-        try:
-            if not text.strip():
-                raise ThumbwiseError("Write a prompt first, or choose one of the suggestions.")
-            messages = [Message(role="user", content=text)]
-            asker = self.assistant.browsers.asker(view.cookie)
-            opened = await self.assistant.comparisons.open(asker, messages, 2, None, source="page")
-        except ThumbwiseError as error:
-            gr.Warning(str(error), title="Not sent")
-            yield {self.go: gr.skip()}  # without any value Gradio would clear the outputs
+    async def _followed(self, user: str, comparison_id: str | None) -> AsyncGenerator[Piece, None]:
+        """The drafts as they grow, and then what the page says of them."""
+        stored = await self._stored(user, comparison_id)
+        if stored is None:
             return
+        live = self.live.get(stored.id)
+        if live is not None:
+            async with aclosing(live.follow()) as frames:
+                async for frame in frames:
+                    yield ("frame", {"parts": frame}) if frame is not None else ("", None)
+        yield "end", await self._page(await self._ended(stored, live))
+
+    async def _ended(self, stored: StoredComparison, live: Live[Pair] | None) -> StoredComparison:
+        """The comparison with both drafts over, from the database once they are there."""
+        give_up = time.monotonic() + END_SECONDS
+        while _state(stored)[0] == "streaming" and time.monotonic() < give_up:
+            stored = await asyncio.to_thread(self.store.comparison, stored.id, stored.user_id)
+            if _state(stored)[0] == "streaming":
+                await asyncio.sleep(0.05)
+        if _state(stored)[0] == "streaming":  # an end could not be stored
+            why = (live and live.error) or "Their end is not stored yet: load the page again."
+            drafts = [replace(draft, state="failed", error=why) for draft in stored.drafts]
+            stored = replace(stored, drafts=tuple(drafts))
+        return stored
+
+    # -- opening -------------------------------------------------------------------------------------
+
+    async def _open(self, who: Asker, text: str) -> str:
+        """Begin a comparison and the writing of its drafts; returns its id."""
+        if not text.strip():
+            raise ThumbwiseError("Write a prompt first, or choose one of the suggestions.")
+        messages = [Message(role="user", content=text)]
+        opened = await self.assistant.comparisons.open(who, messages, 2, None, source="page")
 
         async def frames() -> AsyncGenerator[Pair, None]:
-            async with aclosing(self.assistant.comparisons.stream(opened, asker)) as drafts:
+            async with aclosing(self.assistant.comparisons.stream(opened, who)) as drafts:
                 async for left, right in drafts:
                     yield left, right
 
         id_ = opened.comparison_id
-        live = self.live[id_] = Live(frames(), ("", ""), self.assistant.spawn)
+        live = self.live[id_] = Live(
+            frames(), ("", ""), self.assistant.spawn, lambda pair: [drawn(text) for text in pair]
+        )
         live.task.add_done_callback(lambda task: self.live.pop(id_, None))
-        view.comparison_id, view.epoch = id_, view.epoch + 1
-        if text in self._suggested(view):
-            view.suggestion += self._suggested(view).index(text) + 1
-        yield {**sent, **await self._page(view)}
-        async for updates in self._followed(view):
-            yield updates
-
-    async def _vote(self, choice: str, strength: int, view: CompareView) -> Updates:
-        """Store the vote on the comparison that this page shows, then reveal who wrote what."""
-        if view.comparison_id is None:
-            gr.Warning("There are no drafts to vote on.", title="Not saved")
-            return {self.go: gr.skip()}
-        value = {"choice": choice, "strength": strength}
-        request = FeedbackRequest(kind="pair", comparison_id=view.comparison_id, value=value)
-        try:
-            asker = self.assistant.browsers.asker(view.cookie)
-            await asyncio.to_thread(self.assistant.vote, asker, f"page-{uuid4().hex}", request)
-        except ThumbwiseError as error:
-            gr.Warning(str(error), title="Not saved")
-        return await self._page(view)
-
-    async def _tick(self, view: CompareView) -> Updates:
-        now = shown(self.assistant)
-        if now == view.top:
-            return {self.go: gr.skip()}
-        view.top = now
-        return {**self.top.update(now), self.go: gr.update(interactive=now.ready)}
+        return id_
 
 
-def _vote_button(vote: tuple[str, str, str, str, int]) -> gr.Button:
-    return gr.Button(vote[2], elem_id=vote[1], elem_classes="tw-vote", interactive=False, min_width=0)
+def place_compare() -> None:
+    """Place the components of the comparison page; compare.js fills them and says what the buttons do."""
+    gr.Navbar(visible=False)
+    place_top("/compare")
+    with gr.Column(elem_id="tw-compare"):
+        html(f'<div class="tw-intro">{THUMB}<h1>Which draft is better?</h1><p>{_ASK}</p></div>', elem_id="tw-intro")
+        html(elem_id="tw-examples")
+        html(elem_id="tw-stage")
+        with gr.Row(elem_id="tw-after"):
+            html(elem_id="tw-result")
+            gr.Button("Next", variant="primary", elem_id="tw-next", min_width=0)
+    with gr.Column(elem_id="tw-votes"):
+        with gr.Row(elem_id="tw-scale"):
+            for id_, label in VOTES[:5]:
+                gr.Button(label, elem_id=id_, elem_classes="tw-vote", min_width=0)
+        with gr.Row(elem_id="tw-other"):
+            for id_, label in VOTES[5:]:
+                gr.Button(label, elem_id=id_, elem_classes="tw-vote", min_width=0)
+    with gr.Row(elem_id="tw-composer"):
+        gr.Textbox(
+            label="Prompt", show_label=False, placeholder="Your own prompt", container=False,
+            lines=1, max_lines=6, scale=1, elem_id="tw-box",
+        )  # fmt: skip
+        gr.Button("Compare", variant="primary", elem_id="tw-go", min_width=0)
+    html(STORED, elem_id="tw-stored")
 
 
-def _draft_column(number: int) -> tuple[gr.HTML, gr.Markdown]:
-    with gr.Column(elem_id=f"tw-draft-{number}", elem_classes="tw-draft", min_width=0):
-        return html(_head(number)), gr.Markdown(elem_classes="tw-draft-text", sanitize_html=True)
+def _stage(stored: StoredComparison) -> str:
+    """The prompt and the two drafts; who wrote them once there is a vote."""
+    prompt = f'<div id="tw-prompt"><p dir="auto">{escape(stored.prompt[-1]["content"])}</p></div>'
+    drafts = []
+    for number, draft in enumerate(stored.drafts, start=1):
+        version = draft.policy_version if stored.choice else ""
+        head = _head(number, version, won=stored.choice == ("left", "right")[number - 1])
+        text = "" if draft.state == "streaming" else render(draft.text)
+        drafts.append(
+            f'<section id="tw-draft-{number}" class="tw-draft">{head}'
+            f'<div class="tw-text tw-draft-text" data-testid="markdown" dir="auto">{text}</div></section>'
+        )
+    return f'{prompt}<div id="tw-drafts">{"".join(drafts)}</div>'
 
 
 def _head(number: int, version: str = "", won: bool = False) -> str:
@@ -300,12 +250,8 @@ def _head(number: int, version: str = "", won: bool = False) -> str:
     return f'<div class="tw-head"><h2>Draft {number}</h2>{mark}{by}</div>'
 
 
-def _draft(text: str, state: str) -> str:
-    return markdown(text) or (WAITING if state == "streaming" else "")
-
-
-def _prompt(stored: StoredComparison | None) -> str:
-    return f"<p>{escape(stored.prompt[-1]['content'])}</p>" if stored else ""
+def _drawn(pair: Pair) -> list[str]:
+    return [drawn(text) for text in pair]
 
 
 def _state(stored: StoredComparison | None) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, Generic, TypeVar
@@ -16,17 +17,29 @@ from typing import Any, Generic, TypeVar
 from thumbwise.errors import ThumbwiseError
 
 log = logging.getLogger(__name__)
-FRAME_SECONDS = 0.045  # at most 22 updates a second reach a browser
+FRAME_SECONDS = 0.11  # at most nine updates a second reach a browser
+SHARE = 10  # of the time until the next update, making one may take a tenth
+QUIET_SECONDS = 1.0
+END_SECONDS = 5.0  # that the end of a reply may take to be stored after its last word
 Frame = TypeVar("Frame")
 Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 
 class Live(Generic[Frame]):
-    """Runs an iterator of frames to its end and keeps the newest; `error` is a sentence where it broke off."""
+    """Runs an iterator of frames to its end and keeps the newest; `error` is a sentence where it broke off.
 
-    def __init__(self, frames: AsyncGenerator[Frame, None], first: Frame, spawn: Spawn) -> None:
+    `show` makes of a frame what its followers are sent, once for all of them.
+    """
+
+    def __init__(
+        self, frames: AsyncGenerator[Frame, None], first: Frame, spawn: Spawn, show: Callable[[Frame], Any]
+    ) -> None:
         self.frame = first
         self.error = ""
+        self._show = show
+        self._shown: tuple[Frame, Any] | None = None
+        self._pause = FRAME_SECONDS
+        self._change = asyncio.Event()
         self.task = spawn(self._run(frames))
 
     async def _run(self, frames: AsyncGenerator[Frame, None]) -> None:
@@ -34,6 +47,8 @@ class Live(Generic[Frame]):
             async with aclosing(frames):
                 async for frame in frames:
                     self.frame = frame
+                    self._change.set()
+                    self._change = asyncio.Event()
         except ThumbwiseError as error:
             self.error = str(error)
         except Exception:
@@ -45,21 +60,37 @@ class Live(Generic[Frame]):
         """Whether frames may still come."""
         return not self.task.done()
 
+    @property
+    def shown(self) -> Any:
+        """What followers are sent of the newest frame."""
+        if self._shown is None or self._shown[0] is not self.frame:
+            begun = time.thread_time()
+            self._shown = (self.frame, self._show(self.frame))
+            self._pause = max(FRAME_SECONDS, SHARE * (time.thread_time() - begun))
+        return self._shown[1]
+
     async def stop(self) -> None:
-        """End the writing; returns when what was written is stored."""
+        """End the writing; returns when what was written is stored, or owed to the database."""
         self.task.cancel()
         await asyncio.wait([self.task])
 
-    async def follow(self, wanted: Callable[[], bool]) -> AsyncGenerator[Frame, None]:
-        """Yield the newest frame each time that it has changed, and once at the end, for as long as it is `wanted`.
+    async def follow(self) -> AsyncGenerator[Any, None]:
+        """Yield what is `shown` each time that it has changed, until the end; None where nothing changed for a while.
 
-        That is asked between frames too: Gradio drops an event's next click while this one waits for a frame.
+        A follower who is slow, or a frame that takes long to make, gets fewer of them. The last frame is part of what
+        is said at the end.
         """
-        shown: Frame | None = None
-        while self.running and wanted():
-            if self.frame is not shown:
-                shown = self.frame
-                yield shown
-            await asyncio.wait([self.task], timeout=FRAME_SECONDS)
-        if wanted():
-            yield self.frame
+        seen: Frame | None = None
+        while self.running:
+            if self.frame is not seen:
+                seen = self.frame
+                yield self.shown
+                await asyncio.wait([self.task], timeout=self._pause)
+                continue
+            change = asyncio.ensure_future(self._change.wait())
+            done, _ = await asyncio.wait(
+                [self.task, change], timeout=QUIET_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            change.cancel()
+            if not done:
+                yield None

@@ -1,4 +1,4 @@
-"""How the pages look: one accent, system fonts, a thumb. The style sheet and the script are files beside this.
+"""How the pages look: one accent, system fonts, a thumb. Style sheets and scripts are files beside this.
 
 Both follow the reader's light or dark setting by themselves (Gradio sets the class `dark`).
 """
@@ -23,6 +23,22 @@ THUMB = (
 )
 """The mark: a thumb, drawn for this project, in the colour of the text around it."""
 
+_LINES = (
+    '<svg viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="1.8" stroke-linecap="round" '
+    'stroke-linejoin="round" aria-hidden="true">{}</svg>'
+)
+_HAND = (
+    '<path d="M8.5 20h8.4a2.6 2.6 0 0 0 2.56-2.1l1.1-6A2.2 2.2 0 0 0 18.4 9.3h-4.5l.65-3.1a2.3 2.3 0 0 0-4.2-1.6'
+    'L7.5 9.7M3.2 9.7h4.3V20H3.2z"/>'
+)
+THUMB_UP = _LINES.format(_HAND)
+THUMB_DOWN = _LINES.format(f'<g transform="rotate(180 12 12)">{_HAND}</g>')
+COPY = _LINES.format(
+    '<rect x="8.5" y="8.5" width="12" height="12" rx="2.5"/>'
+    '<path d="M15.5 5.5v-1a2 2 0 0 0-2-2h-8a2 2 0 0 0-2 2v8a2 2 0 0 0 2 2h1"/>'
+)
+"""What stands on the buttons below a reply."""
+
 _ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-4 -4 34 34"><rect x="-4" y="-4" width="34" height="34" rx="9" '
     f'fill="#17664f"/><g stroke="#fff" fill="none" stroke-width="2.3" stroke-linecap="round" stroke-linejoin="round">'
@@ -42,15 +58,17 @@ def theme() -> gr.themes.Base:
 
 
 def head() -> str:
-    """Elements for `<head>`: the icon, the style sheet (Gradio would prefix its rules) and the script."""
-    style = (_FOLDER / "style.css").read_text(encoding="utf-8")
-    script = (_FOLDER / "page.js").read_text(encoding="utf-8")
+    """Elements for `<head>`: the icon, the style sheets (Gradio would prefix their rules) and the scripts."""
+    styles = "".join(f"<style>{_file(name)}</style>" for name in ("style.css", "messages.css"))
+    scripts = "".join(f"<script>{_file(name)}</script>" for name in ("page.js", "chat.js", "compare.js"))
     return (
-        f"<style>{style}</style>"
-        f'<link rel="icon" href="data:image/svg+xml,{quote(_ICON)}">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<script>{script}</script>"
+        styles + f'<link rel="icon" href="data:image/svg+xml,{quote(_ICON)}">'
+        '<meta name="color-scheme" content="light dark">' + scripts
     )
+
+
+def _file(name: str) -> str:
+    return (_FOLDER / name).read_text(encoding="utf-8")
 
 
 def html(value: str = "", **options: Any) -> gr.HTML:

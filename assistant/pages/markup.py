@@ -8,7 +8,6 @@ nothing in a message has an id, a class, a style, a label or a form, and nothing
 from __future__ import annotations
 
 import html
-import re
 from functools import lru_cache
 
 import nh3
@@ -74,6 +73,11 @@ def render(text: str) -> str:
     return _short(text) if len(text) <= 4_000 else _long(text)
 
 
+def drawn(text: str) -> str:
+    """As `render`, of a text that is still being written and will not be asked for again."""
+    return _rendered(text) if len(text) <= LONGEST else plain(text)
+
+
 def plain(text: str) -> str:
     """HTML that shows a message as it was typed: what becomes of one that is too long to be read as Markdown."""
     text = text.encode("utf-8", "replace").decode()
@@ -91,27 +95,6 @@ def _rendered(text: str) -> str:
 # A message is parsed once, not at each load; two sizes, so that the memory is bounded too.
 _short = lru_cache(maxsize=1024)(_rendered)
 _long = lru_cache(maxsize=64)(_rendered)
-
-
-# To go with Gradio's chat component, which reads Markdown by itself.
-# Fenced and inline code and formulas: what the Markdown renderer escapes by itself.
-_VERBATIM = re.compile(r"(```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|`[^`\n]+`|\$\$.+?\$\$)", re.DOTALL)
-
-
-# What could be a tag or an entity; a `<` or `&` alone stays, for in code by indentation it is shown as it stands.
-_TAG, _ENTITY = re.compile(r"<(?=[A-Za-z/!?])"), re.compile(r"&(?=#?\w+;)")
-# Gradio takes away the indentation that all lines but the first have in common, as of a docstring. This one has none;
-# page.js hides it.
-_UNINDENTED = "\n\n\u200b"
-
-
-def markdown(text: str) -> str:
-    """Markdown of a message with its tags shown as text and its pictures as links."""
-    parts = _VERBATIM.split(text)
-    parts[::2] = [_TAG.sub("&lt;", _ENTITY.sub("&amp;", part)).replace("![", "&#33;[") for part in parts[::2]]
-    rest = [line for line in text.split("\n")[1:] if line.strip()]
-    dedented = bool(rest) and all(line[0].isspace() for line in rest)
-    return "".join(parts) + (_UNINDENTED if dedented else "")
 
 
 def escape(text: str) -> str:

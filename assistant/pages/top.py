@@ -14,11 +14,6 @@ from thumbwise.pages.markup import escape, short
 if TYPE_CHECKING:
     from thumbwise.app import Assistant
 
-WAITING_SECONDS = 1.0  # between two looks at an engine that is not ready
-READY_SECONDS = 8.0
-PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-"""For every event of the pages: not part of any API, and no veil over what is being updated."""
-
 _LINKS = (("/", "Chat"), ("/compare", "Compare"))
 _TITLES = {
     "restarting": "The engine is restarting",
@@ -33,7 +28,7 @@ STORED = (
 
 @dataclass(frozen=True)
 class Shown:
-    """What the top of a page says; two equal ones need no update."""
+    """What the top of a page says; a page is told of it when it has changed."""
 
     version: str
     ready: bool
@@ -66,45 +61,34 @@ def _banner(role: str, state: str, title: str, detail: str) -> str:
 def shown(assistant: Assistant, conversation_id: str | None = None) -> Shown:
     """Read what the top of a page should say now; a conversation that is not begun yet has the stable version's."""
     status = assistant.status()
+    detail = status.detail.partition("\n")[0]  # vLLM's last log lines are the operator's
     state = assistant.engine.state if assistant.engine is not None else "starting"
     title = "Goodbye" if assistant.load.stopping else _TITLES.get(state, "The engine is starting")
     pointer = assistant.versions.pointer()
     version = pointer.version_for(LOCAL_USER, conversation_id) if conversation_id else pointer.stable
-    return Shown(version, status.ready, title, status.detail, status.warning)
+    return Shown(version, status.ready, title, detail, status.warning.partition("\n")[0])
 
 
-@dataclass(frozen=True)
-class Top:
-    """The components of the top; `update` returns their new values."""
-
-    chip: gr.HTML | None
-    banner: gr.HTML
-    timer: gr.Timer
-
-    def update(self, now: Shown) -> dict[Any, Any]:
-        """Gradio updates that show `now`, and look again sooner while the engine is not ready."""
-        updates = {
-            self.banner: now.banner(),
-            self.timer: gr.update(value=READY_SECONDS if now.ready else WAITING_SECONDS),
-        }
-        return updates if self.chip is None else {**updates, self.chip: now.chip()}
-
-    @property
-    def outputs(self) -> list[Any]:
-        """The components that `update` names."""
-        return [part for part in (self.chip, self.banner, self.timer) if part is not None]
+def top_of(assistant: Assistant, conversation_id: str | None = None) -> dict[str, Any]:
+    """What the script puts at the top of the chat page."""
+    now = shown(assistant, conversation_id)
+    return {"chip": now.chip(), "banner": now.banner(), "ready": now.ready}
 
 
-def make_top(here: str) -> Top:
-    """Place the header of the page at path `here`, empty until the page has loaded.
+def blind_top_of(assistant: Assistant) -> dict[str, Any]:
+    """The same for the comparison page, which does not say who answers: nothing there may hint at a version."""
+    now = shown(assistant)
+    return {"banner": now.banner(), "ready": now.ready}
 
-    The comparison page does not say who answers: nothing there may hint at a draft's version.
-    """
+
+def place_top(here: str) -> None:
+    """Place the header of the page at path `here`; chip and banner are filled in by the script."""
     links = "".join(
         f'<a href="{path}"{" aria-current=page" if path == here else ""}>{name}</a>' for path, name in _LINKS
     )
     with gr.Row(elem_id="tw-top"):
         html(f'<a class="tw-name" href="/" aria-label="Thumbwise">{THUMB}<b>Thumbwise</b></a>', elem_id="tw-brand")
         html(f'<nav aria-label="Pages">{links}</nav>', elem_id="tw-nav")
-        chip = html(elem_id="tw-version") if here == "/" else None
-    return Top(chip, html(elem_id="tw-banner"), gr.Timer(WAITING_SECONDS))
+        if here == "/":
+            html(elem_id="tw-version")
+    html(elem_id="tw-banner")

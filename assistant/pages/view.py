@@ -1,42 +1,40 @@
-"""What the chat page shows, made from stored replies: messages, thumbs, notes, the list of conversations.
+"""What the chat page shows, made from stored replies: the conversation, and the list of conversations.
 
-Nothing here keeps state or talks to the database, so that a page can be rebuilt at any time from its rows.
+Nothing here keeps state or talks to the database, so that a page can be rebuilt at any time from its rows. A
+message is HTML by `markup.render`, which lets nothing through that acts; all else is escaped here.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
 from thumbwise.contracts import Message
 from thumbwise.feedback.records import Reply
-from thumbwise.pages.markup import escape, markdown, short
-from thumbwise.pages.top import Shown
+from thumbwise.pages.look import COPY, THUMB, THUMB_DOWN, THUMB_UP
+from thumbwise.pages.markup import escape, render, short
+from thumbwise.pages.prompts import STARTERS
 
-WAITING = "\u200b"  # an empty bubble would not be drawn; the style sheet adds moving dots
-NOTHING = "*There is no reply.*"
-_THUMBS = {"up": "Like", "down": "Dislike"}
+EMPTY = (
+    f'<div class="tw-empty">{THUMB}<h1>What can I help with?</h1>'
+    "<p>Thumbs on the replies teach the next version of this assistant.</p></div>"
+    '<div class="tw-starters">'
+    + "".join(
+        f'<button type="button" class="tw-starter" data-say="{escape(text)}">{name}</button>' for name, text in STARTERS
+    )
+    + "</div>"
+)
+NOTHING = '<p class="tw-none">There is no reply.</p>'
 _SAID = {
     "done": "Reply finished. The thumbs below it tell what you think of it.",
     "stopped": "The reply was stopped.",
     "streaming": "The reply is being written.",
 }
-
-
-@dataclass
-class View:
-    """What one open page shows, kept on the server. Its own truth is only which conversation it is."""
-
-    conversation_id: str | None = None
-    state: str = "loading"  # what the page last said of the conversation's newest reply
-    epoch: int = 0  # grows when the page turns to something else, which ends an older follower
-    commenting_on: str | None = None
-    clicked: tuple[str, float] = ("", 0.0)  # message id and monotonic time of the last thumb given
-    lists: int = 1  # how many times LISTED conversations are listed
-    top: Shown | None = None
-    thumbs: list[str | None] = field(default_factory=list)
-    cookie: str = ""  # of the browser that loaded the page
+_BROKE_OFF = {
+    "context": "The reply broke off here: this conversation fills what the model can read. Start a new chat to go on.",
+    "length": "The reply broke off here: it is as long as a reply may be. Ask for the rest.",
+}
+_THUMBS = (("up", "Like", "Liked", THUMB_UP), ("down", "Dislike", "Disliked", THUMB_DOWN))
 
 
 def prompt_of(path: Iterable[Reply], text: str) -> list[Message]:
@@ -52,39 +50,44 @@ def prompt_of(path: Iterable[Reply], text: str) -> list[Message]:
     return [*messages, Message(role="user", content=text)]
 
 
-def bubble(text: str, state: str) -> str:
-    """The Markdown of one reply's bubble."""
-    if text.strip():
-        return markdown(text)
-    return WAITING if state == "streaming" else NOTHING
+def log_html(path: Sequence[Reply]) -> str:
+    """The conversation, oldest first. Of a reply that is being written there is no text yet."""
+    if not path:
+        return EMPTY
+    return "".join(_question_html(reply) + reply_html(reply) for reply in path)
 
 
-def messages_of(path: Iterable[Reply], writing: str) -> list[dict[str, str]]:
-    """The chat component's value; `writing` is the text of the reply that is being written."""
-    messages = []
-    for reply in path:
-        text = writing if reply.state == "streaming" else reply.text
-        messages.append({"role": "user", "content": markdown(reply.prompt[-1]["content"])})
-        messages.append({"role": "assistant", "content": bubble(text, reply.state)})
-    return messages
+def _question_html(reply: Reply) -> str:
+    text = render(reply.prompt[-1]["content"])
+    return f'<div class="tw-ask"><div class="tw-text" data-testid="user" dir="auto">{text}</div></div>'
 
 
-def thumbs_of(path: Iterable[Reply]) -> list[str | None]:
-    """The chat component's `feedback_value`: one entry a reply, in order."""
-    return [_THUMBS.get(reply.thumb or "") for reply in path]
+def reply_html(reply: Reply) -> str:
+    """One reply: its text, what went wrong, and below it the buttons and the version that wrote it."""
+    written = render(reply.text) if reply.text.strip() else NOTHING
+    text = "" if reply.state == "streaming" else written
+    why = sentence(reply.error) if reply.state == "failed" else _BROKE_OFF.get(reply.cut, "")
+    error = f'<p class="tw-why">{escape(why)}</p>' if why else ""
+    note = short(reply.policy_version) + (" · stopped" if reply.state == "stopped" else "")
+    return (
+        f'<article class="tw-reply" data-reply="{escape(reply.id)}" data-state="{reply.state}" '
+        f'data-text="{escape(reply.text)}">'
+        f'<div class="tw-text" data-testid="bot" dir="auto">{text}</div>{error}'
+        f'<div class="tw-acts">{_buttons(reply)}<span class="tw-note">{escape(note)}</span></div></article>'
+    )
 
 
-def notes_of(path: Iterable[Reply]) -> str:
-    """Hidden elements that the script puts beside each reply: its version, how it ended, what went wrong."""
-    notes = []
-    for reply in path:
-        ended = " · stopped" if reply.state == "stopped" else ""
-        error = sentence(reply.error) if reply.state == "failed" else ""
-        notes.append(
-            f'<i data-state="{reply.state}" data-note="{escape(short(reply.policy_version) + ended)}" '
-            f'data-error="{escape(error)}"></i>'
+def _buttons(reply: Reply) -> str:
+    """Copy and the thumbs; a reply that failed can only be copied."""
+    thumbs = [] if reply.state == "failed" else _THUMBS
+    buttons = [f'<button type="button" class="tw-act" data-copy aria-label="Copy">{COPY}</button>']
+    for value, name, given, icon in thumbs:
+        on = reply.thumb == value
+        buttons.append(
+            f'<button type="button" class="tw-act" data-thumb="{value}" data-names="{name},{given}" '
+            f'aria-pressed="{str(on).lower()}" aria-label="{given if on else name}">{icon}</button>'
         )
-    return "".join(notes)
+    return "".join(buttons)
 
 
 def sentence(error: str | None) -> str:
@@ -101,24 +104,14 @@ def status_of(path: Sequence[Reply]) -> tuple[str, str]:
     last = path[-1]
     if last.state == "failed":
         return last.state, sentence(last.error)
-    return last.state, _SAID[last.state]
-
-
-def query_of(view: View) -> str:
-    """What stands in the address bar for the conversation that is shown."""
-    return f"c={view.conversation_id or 'new'}"
-
-
-def status_html(state: str, said: str, query: str) -> str:
-    """The hidden status element; the script announces `said` and keeps `query` in the address bar."""
-    return f'<p data-state="{state}" data-query="{escape(query)}">{escape(said)}</p>'
+    return last.state, _BROKE_OFF.get(last.cut, _SAID[last.state])
 
 
 def list_html(conversations: Iterable[tuple[str, str]], here: str | None) -> str:
     """The list of conversations, as links that also work in a new tab."""
     items = [
-        f'<li><a href="/?c={escape(id_)}" data-open="{escape(id_)}"{" aria-current=page" if id_ == here else ""}>'
-        f"{escape(title.strip() or 'Untitled')}</a></li>"
+        f'<li><a href="/?c={escape(id_)}" data-open="{escape(id_)}"{" aria-current=page" if id_ == here else ""} '
+        f'dir="auto">{escape(title.strip() or "Untitled")}</a></li>'
         for id_, title in conversations
     ]
     if not items:

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 from fakes import FakeEngine, FakeEngineClient
+from fastapi import FastAPI
 from playwright.sync_api import Browser, Page, expect
 
 from thumbwise.app import Assistant
@@ -83,10 +84,10 @@ class Pages:
 
     def say(self, page: Page, text: str, state: str = "done") -> None:
         """Type a message, press Enter, and wait until the page is in `state`."""
-        before = page.locator("#tw-chat .bot-row").count()
+        before = page.locator("#tw-chat .tw-reply").count()
         page.fill("#tw-box textarea", text)
         page.press("#tw-box textarea", "Enter")
-        expect(page.locator("#tw-chat .bot-row")).to_have_count(before + 1)
+        expect(page.locator("#tw-chat .tw-reply")).to_have_count(before + 1)
         self.wait(page, state)
 
     def close(self) -> None:
@@ -103,6 +104,7 @@ class Site(Pages):
     assistant: Assistant
     engine: FakeEngine
     writer: Writer
+    app: FastAPI
 
     def rows(self, sql: str) -> list[dict[str, Any]]:
         """Rows of the assistant's database."""
@@ -120,26 +122,9 @@ def picture(page: Page, name: str) -> None:
         page.screenshot(path=Path(folder) / f"{name}.png", animations="disabled")
 
 
-def forge(site: Pages, page: Page, element: str, event: str, session: str, data: Any, event_data: Any) -> None:
-    """Post an event as the page's own script would, with a session and contents of our choice."""
-    config = httpx.get(page.url).text
-    function = page.evaluate(
-        """([element, event]) => {
-            const {components, dependencies} = window.gradio_config;
-            const id = components.find(c => c.props.elem_id === element).id;
-            return dependencies.find(d => d.targets.some(t => t[0] === id && t[1] === event)).id;
-        }""",
-        [element, event],
-    )
-    assert "gradio_config" in config
-    body = {"data": data, "event_data": event_data, "fn_index": function, "trigger_id": None, "session_hash": session}
-    answer = httpx.post(f"{site.url}/gradio_api/queue/join", json=body)
-    assert answer.status_code == 200
-    with httpx.stream("GET", f"{site.url}/gradio_api/queue/data", params={"session_hash": session}) as stream:
-        for line in stream.iter_lines():
-            if "process_completed" in line and answer.json()["event_id"] in line:
-                return
-    raise AssertionError("the forged event was never processed")
+def forge(page: Page, path: str, body: Any) -> httpx.Response:
+    """Post to a route of the pages as their own script would, with contents of our choice."""
+    return httpx.post(page.evaluate("location.origin") + "/pages" + path, json=body)
 
 
 async def nothing() -> None:

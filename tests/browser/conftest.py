@@ -33,6 +33,6 @@ def site(browser: Browser, tmp_path: Path) -> Iterator[Site]:
         assistant.start = nothing  # type: ignore[method-assign]
 
     with serving(Home.find(tmp_path), prepare=prepare) as live:
-        site = Site(live.url, browser, assistant=live.assistant, engine=engine, writer=writer)
+        site = Site(live.url, browser, assistant=live.assistant, engine=engine, writer=writer, app=live.app)
         yield site
         site.close()

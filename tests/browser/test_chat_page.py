@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
 import pytest
 from browser.chromium import PHONE, Site, forge
+from fakes import asker
 from playwright.sync_api import Page, expect
 
 from thumbwise.errors import EngineFailed
-from thumbwise.pages import chat, top
-from thumbwise.pages.view import status_html
+from thumbwise.pages import chat, feed
 from thumbwise.versions import Pointer
 
 pytestmark = pytest.mark.browser
@@ -37,7 +38,7 @@ def test_a_reply_streams_and_is_stored_with_the_version_that_wrote_it(site: Site
     site.writer.hold = None
     site.wait(page, "done")
     expect(page.get_by_test_id("bot")).to_have_text("Hello there, friend.")
-    expect(page.locator("#tw-chat .message-buttons-left")).to_have_attribute("data-note", "policy-0000")
+    expect(page.locator("#tw-chat .tw-note")).to_have_text("policy-0000")
     expect(page.locator(".tw-sr[aria-live=polite]")).to_contain_text("Reply finished")
     row = site.rows("SELECT * FROM replies")[0]
     assert (row["state"], row["text"], row["policy_version"]) == ("done", "Hello there, *friend*.", "policy-0000")
@@ -192,41 +193,61 @@ def test_what_is_being_typed_is_not_lost_by_a_thumb_a_message_or_an_example(site
 
 
 FORGED: list[Any] = [
-    {"index": 1, "value": "another text"},  # no `liked`: Gradio itself would read that as a like
-    {"index": 0, "value": "Hi", "liked": True},
-    {"index": 7, "value": "x", "liked": True},
-    {"index": -1, "value": "x", "liked": True},
-    {"index": "1", "value": "x", "liked": True},
-    {"index": [1, 0], "value": "x", "liked": True},
-    {"index": 1, "value": "x", "liked": "Like"},
-    {"index": 1, "value": "x", "liked": 1},
+    {"message": "$", "value": "another text"},
+    {"message": "msg_of_nobody", "thumb": "up"},
+    {"message": "$", "thumb": "Like"},
+    {"message": "$", "thumb": True},
+    {"message": "$", "thumb": None},
+    {"message": "$", "thumb": "up", "text": "a text that nobody wrote"},
+    {"message": ["$"], "thumb": "up"},
+    {"thumb": "up"},
     "no object",
     None,
 ]
 
 
 def test_a_forged_thumb_changes_nothing_and_its_text_is_never_stored(site: Site) -> None:
+    store = site.assistant.store
+    theirs = store.start_reply(asker("somebody"), [{"role": "user", "content": "A secret"}], "policy-0000", {})
+    store.finish_reply(theirs, "done", text="Kept.", finish_reason="stop")
     page = site.open()
     site.say(page, "Hi")
-    with page.expect_request("**/queue/join*") as seen:
-        page.locator("#tw-list a").click()
-    own = str(seen.value.post_data_json["session_hash"])
-    given = [None, status_html("", "", "c=" + site.rows("SELECT id FROM conversations")[0]["id"])]
-    for event_data in FORGED:
-        forge(site, page, "tw-chat", "like", own, given, event_data)
+    own = site.rows("SELECT id FROM replies WHERE user_id = 'local'")[0]["id"]
+    for forged in [*FORGED, {"message": theirs, "thumb": "up"}]:
+        body = json.loads(json.dumps(forged).replace("$", own))
+        assert forge(page, "/chat/thumbs", body).status_code in (400, 404), forged
+    assert forge(page, "/chat/comments", {"message": theirs, "text": "x"}).status_code == 404
+    assert forge(page, "/chat/stop", {"message": theirs}).status_code == 404
     assert site.votes() == []
-    forge(site, page, "tw-chat", "like", own, given, {"index": 1, "value": "a text that nobody wrote", "liked": False})
+    assert forge(page, "/chat/thumbs", {"message": own, "thumb": "down"}).status_code == 200
     assert site.votes() == [DOWN]
-    assert site.rows("SELECT text FROM replies") == [{"text": "Hello there, *friend*."}]
+    assert site.rows("SELECT text FROM replies WHERE user_id = 'local'") == [{"text": "Hello there, *friend*."}]
 
 
-def test_a_thumb_from_a_made_up_session_changes_nothing(site: Site) -> None:
+def test_another_site_can_ask_for_nothing(site: Site) -> None:
     page = site.open()
     site.say(page, "Hi")
-    id_ = site.rows("SELECT id FROM conversations")[0]["id"]
-    given = [{"conversation_id": id_}, status_html("", "", f"c={id_}")]
-    forge(site, page, "tw-chat", "like", "madeup", given, {"index": 1, "value": "x", "liked": True})
+    message = {"message": site.rows("SELECT id FROM replies")[0]["id"], "thumb": "up"}
+    for headers in ({"Origin": "https://example.com"}, {"Sec-Fetch-Site": "cross-site"}):
+        assert httpx.post(f"{site.url}/pages/chat/thumbs", json=message, headers=headers).status_code == 403
     assert site.votes() == []
+
+
+def test_gradio_keeps_nothing_of_a_page(site: Site) -> None:
+    asked: list[str] = []
+    page = site.open("/", state=None)
+    page.on("request", lambda request: asked.append(request.url))
+    page.reload()
+    site.wait(page, "idle")
+    site.say(page, "Hi")
+    like(page).click()
+    page.fill("#tw-comment-box textarea", "kind")
+    page.click("#tw-comment-save")
+    page.goto(site.url + "/compare")
+    site.wait(page, "idle")
+    assert [url for url in asked if "/queue/" in url or "/heartbeat/" in url] == []
+    (mounted,) = (route.app for route in site.app.routes if hasattr(getattr(route, "app", None), "state_holder"))
+    assert len(mounted.state_holder.session_data) == 0
 
 
 def test_stop_keeps_what_was_written_and_ends_the_stream(site: Site) -> None:
@@ -237,7 +258,7 @@ def test_stop_keeps_what_was_written_and_ends_the_stream(site: Site) -> None:
     page.click("#tw-stop")
     site.wait(page, "stopped")
     expect(page.locator("#tw-send")).to_be_visible()
-    expect(page.locator("#tw-chat .message-buttons-left")).to_have_attribute("data-note", "policy-0000 · stopped")
+    expect(page.locator("#tw-chat .tw-note")).to_have_text("policy-0000 · stopped")
     row = site.rows("SELECT * FROM replies")[0]
     assert (row["state"], row["text"], site.writer.open_streams) == ("stopped", "Hello there", 0)
     site.writer.hold = None
@@ -250,8 +271,7 @@ def test_a_failure_is_one_sentence_and_asking_again_works(site: Site) -> None:
     page = site.open()
     site.say(page, "Hi", state="failed")
     expect(page.get_by_test_id("bot")).to_have_text("Hello there")
-    row = page.locator("#tw-chat .bot-row")
-    expect(row).to_have_attribute("data-error", "vLLM cut the reply off: try again.")
+    expect(page.locator("#tw-chat .tw-reply .tw-why")).to_have_text("vLLM cut the reply off: try again.")
     assert "Traceback" not in page.content()
     site.writer.fail_after = 0
     site.say(page, "Again", state="failed")
@@ -279,7 +299,7 @@ def test_the_page_opens_before_the_engine_and_says_how_it_is(site: Site) -> None
 
 
 def test_a_new_policy_and_a_warning_show_without_a_reload(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(top, "READY_SECONDS", 0.2)
+    monkeypatch.setattr(feed, "LOOK_SECONDS", 0.1)
     page = site.open()
     expect(page.locator(".tw-chip")).to_have_text("Answering: policy-0000")
     moved = Pointer("policy-0003-1f2e3d4c5b6a", None, 0.0, "", 0)
@@ -313,15 +333,14 @@ def test_markup_from_people_and_models_is_shown_and_never_run(site: Site) -> Non
     "said",
     [
         "Where a < b && c, `x < y & z` and &lt; stay, ![p](u) too:\n\n```\n1 < 2 && 3 &amp; 4\n```",
-        "Fix this:\n\n    if a < b:\n        pass",  # Gradio would take the four spaces away
+        "Fix this:\n\n    if a < b:\n        pass",
     ],
 )
 def test_a_copied_message_is_what_was_said(site: Site, said: str) -> None:
     site.writer.words = [said]
     page = site.open(permissions=["clipboard-read", "clipboard-write"])
     site.say(page, "Hi?")
-    expect(page.get_by_test_id("bot").locator("p:visible").last).not_to_have_text("\u200b")
-    page.locator(".bot-row + .message-buttons-left").get_by_role("button", name="Copy").click()
+    page.locator(".tw-reply .tw-acts").get_by_role("button", name="Copy").click()
     page.wait_for_function("navigator.clipboard.readText().then(text => text.length > 0)")
     assert page.evaluate("navigator.clipboard.readText()") == said
 

@@ -138,14 +138,13 @@ def test_a_reload_brings_an_unvoted_comparison_back(site: Site) -> None:
 def test_a_second_vote_and_a_forged_one_change_nothing(site: Site) -> None:
     page = site.open("/compare")
     compare(site, page, "Once")
-    with page.expect_request("**/queue/join*") as seen:
-        page.click("#tw-much-1")
-    site.wait(page, "voted")
-    own = str(seen.value.post_data_json["session_hash"])
     comparison = site.rows("SELECT id FROM comparisons")[0]["id"]
-    view: list[Any] = [{"comparison_id": comparison}]
-    forge(site, page, "tw-much-2", "click", own, view, None)
-    forge(site, page, "tw-much-2", "click", "madeup", view, None)
+    second = {"comparison": comparison, "choice": "right", "strength": 2}
+    for forged in ({"choice": "both"}, {"strength": 3}, {"comparison": "cmp_of_nobody"}, {"more": 1}):
+        assert forge(page, "/compare/votes", second | forged).status_code in (400, 404)
+    page.click("#tw-much-1")
+    site.wait(page, "voted")
+    assert forge(page, "/compare/votes", second).status_code == 409
     assert values(site) == [("left", 2)]
 
 

@@ -30,7 +30,7 @@ def real_site(browser: Browser, tiny_engine: TinyEngine, tmp_path: Path) -> Iter
         assistant.start = nothing  # type: ignore[method-assign]
 
     with serving(Home.find(tmp_path), prepare=prepare) as live:
-        site = Site(live.url, browser, assistant=live.assistant, engine=engine, writer=Writer())
+        site = Site(live.url, browser, assistant=live.assistant, engine=engine, writer=Writer(), app=live.app)
         yield site
         site.close()
 

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
-from thumbwise.errors import EngineFailed, ThumbwiseError
+from thumbwise.errors import EngineFailed
 from thumbwise.feedback.records import Reply, ReplyState
-from thumbwise.pages.chat import clicked
+from thumbwise.pages import live as live_module
 from thumbwise.pages.live import Live
-from thumbwise.pages.markup import escape, markdown
-from thumbwise.pages.view import excerpt, messages_of, prompt_of, sentence, status_of, thumbs_of
+from thumbwise.pages.locks import Locks
+from thumbwise.pages.markup import escape
+from thumbwise.pages.view import excerpt, log_html, prompt_of, sentence, status_of
 
 
-def reply(question: str, text: str, state: ReplyState = "done", thumb: Any = None) -> Reply:
+def reply(question: str, text: str, state: ReplyState = "done", thumb: Any = None, error: Any = None) -> Reply:
     prompt = ({"role": "user", "content": question},)
-    return Reply("msg_1", "local", prompt, "conv_1", None, None, "policy-0000", state, text, None, None, thumb)  # type: ignore[arg-type]
+    return Reply("msg_1", "local", prompt, "conv_1", None, None, "policy-0000", state, text, None, error, thumb)  # type: ignore[arg-type]
 
 
 def test_a_reply_that_came_to_nothing_is_left_out_of_the_prompt_with_its_question() -> None:
@@ -36,28 +41,35 @@ def test_a_reply_that_came_to_nothing_is_left_out_of_the_prompt_with_its_questio
 
 def test_every_reply_is_shown_as_one_question_and_one_answer() -> None:
     path = [reply("a", "A", thumb="up"), reply("b", "", "failed", thumb=None), reply("c", "", "streaming")]
-    shown = messages_of(path, "so far")
-    assert [m["role"] for m in shown] == ["user", "assistant"] * 3
-    assert all(m["content"] for m in shown)
-    assert shown[-1]["content"] == "so far"
-    assert thumbs_of(path) == ["Like", None, None]
+    shown = log_html(path)
+    assert re.findall(r'data-testid="(\w+)"', shown) == ["user", "bot"] * 3
+    assert re.findall(r'aria-label="(\w+)"', shown) == ["Copy", "Liked", "Dislike", "Copy", "Copy", "Like", "Dislike"]
     assert status_of(path)[0] == "streaming"
     assert status_of([])[0] == "idle"
 
 
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("a < b & c, <b> &amp; &#60;", "a < b & c, &lt;b> &amp;amp; &amp;#60;"),
-        ("`<b>` </b>", "`<b>` &lt;/b>"),
-        ("Text\n\n    if a < b && c:\n        pass", "Text\n\n    if a < b && c:\n        pass\n\n\u200b"),
-        ("```\n<b>\n```\n<b>", "```\n<b>\n```\n&lt;b>"),
-        ("```\n<b> unfinished", "```\n<b> unfinished"),
-        ("![p](https://example.com/p.png)", "&#33;[p](https://example.com/p.png)"),
-    ],
-)
-def test_markup_outside_code_is_shown_as_text(text: str, shown: str) -> None:
-    assert markdown(text) == shown
+def test_what_a_message_says_stays_inside_its_bubble() -> None:
+    evil = '"><button data-thumb=up>x</button><label for=tw-skip id=y style="position:fixed">'
+    shown = log_html([reply(evil, evil), reply("q", "", "failed", error=evil)])
+    found: list[tuple[str, set[str]]] = []
+
+    class Tags(HTMLParser):
+        def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+            found.append((tag, {name for name, _ in attributes}))
+
+    Tags().feed(shown)
+    assert [tag for tag, _ in found].count("button") == 4
+    assert not {tag for tag, _ in found} & {"label", "form", "input", "style", "script"}
+    assert not {name for _, names in found for name in names} & {"id", "for", "style"}
+
+
+@pytest.mark.parametrize("cut", ["length", "context"])
+def test_a_reply_that_broke_off_says_why_to_eye_and_ear(cut: Any) -> None:
+    path = [replace(reply("a", "A, cut"), cut=cut)]
+    said = status_of(path)[1]
+    assert said in log_html(path)
+    assert said.startswith("The reply broke off here:")
+    assert ("new chat" in said) == (cut == "context")
 
 
 def test_text_in_html_carries_no_tag_and_no_template() -> None:
@@ -76,13 +88,14 @@ def test_a_conversation_that_is_too_long_says_what_to_do() -> None:
     assert sentence("vLLM is gone: try again.") == "vLLM is gone: try again."
 
 
-def test_a_click_means_the_reply_at_its_index() -> None:
-    path = [reply("a", "A"), reply("b", "B")]
-    assert clicked(path, {"index": 3, "value": "anything", "liked": False}) == (path[1], "down")
-    assert clicked(path, {"index": 1, "liked": ""}) == (path[0], "clear")
-    for forged in ({"index": True, "liked": True}, {"index": 5, "liked": True}, {"index": 1, "liked": 0}, [], None):
-        with pytest.raises(ThumbwiseError):
-            clicked(path, forged)
+async def test_locks_of_different_names_do_not_wait_for_each_other() -> None:
+    locks = Locks()
+    async with locks.of("a"), asyncio.timeout(10):
+        assert locks.of("a").locked()
+        async with locks.of("b"):
+            pass
+    assert not locks.of("a").locked()
+    assert len(locks._locks) == 0
 
 
 async def test_a_live_reply_goes_on_without_a_follower_and_stops_on_request() -> None:
@@ -98,31 +111,54 @@ async def test_a_live_reply_goes_on_without_a_follower_and_stops_on_request() ->
         finally:
             closed.set()
 
-    live = Live(frames(), "", asyncio.create_task)
+    live = Live(frames(), "", asyncio.create_task, str.upper)
     seen = []
-    async for frame in live.follow(lambda: True):
-        seen.append(frame)
-        if frame == "a":
-            going.set()
-        if frame == "ab":
-            break
-    assert seen[-2:] == ["a", "ab"]
+    async with aclosing(live.follow()) as followed:
+        async for frame in followed:
+            seen.append(frame)
+            if frame == "A":
+                going.set()
+            if frame == "AB":
+                break
+    assert seen[-2:] == ["A", "AB"]
     await live.stop()
     assert closed.is_set()
     assert not live.running
-    assert [frame async for frame in live.follow(lambda: True)] == ["ab"]
+    assert [frame async for frame in live.follow()] == []
+    assert (live.frame, live.shown) == ("ab", "AB")
 
 
-async def test_a_follower_who_turns_away_is_free_before_the_next_frame() -> None:
+async def test_a_follower_of_a_reply_that_says_nothing_is_free_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_module, "QUIET_SECONDS", 0.01)
+
     async def frames() -> AsyncGenerator[str, None]:
         yield "a"
         await asyncio.Event().wait()
 
-    live, seen = Live(frames(), "", asyncio.create_task), []
-    async with asyncio.timeout(10):
-        async for frame in live.follow(lambda: "a" not in seen):
+    live, seen = Live(frames(), "", asyncio.create_task, str), []
+    async with asyncio.timeout(10), aclosing(live.follow()) as followed:
+        async for frame in followed:
             seen.append(frame)
-    assert (seen[-1], live.running) == ("a", True)
+            if frame is None:
+                break
+    assert seen[-2:] == ["a", None]
+    assert live.running
+    await live.stop()
+
+
+async def test_followers_share_what_is_made_of_a_frame() -> None:
+    made = []
+
+    async def frames() -> AsyncGenerator[str, None]:
+        yield "a"
+        await asyncio.Event().wait()
+
+    live = Live(frames(), "", asyncio.create_task, lambda frame: made.append(frame) or frame)
+    async with aclosing(live.follow()) as one, aclosing(live.follow()) as two:
+        async with asyncio.timeout(10):
+            while "a" not in (await anext(one), await anext(two)):
+                pass
+    assert len(made) == len(set(made))
     await live.stop()
 
 
@@ -131,6 +167,6 @@ async def test_a_live_reply_that_fails_keeps_its_sentence() -> None:
         yield "a"
         raise EngineFailed("vLLM is gone: try again.")
 
-    live = Live(frames(), "", asyncio.create_task)
-    assert [frame async for frame in live.follow(lambda: True)][-1] == "a"
+    live = Live(frames(), "", asyncio.create_task, str)
+    assert all(frame in ("", "a") for frame in [frame async for frame in live.follow()])
     assert live.error == "vLLM is gone: try again."

@@ -1,0 +1,139 @@
+"use strict";
+// The chat page: the conversation, its list, thumbs with a comment.
+(() => {
+  const { $, all, ask, begins, box, close, fill, listen, place, refused, restore, sending, set, state, toast, write } = window.thumbwise;
+  let shown = null; // the conversation on the page; null is one that is not begun
+  let turn = 0; // grows when the page turns to something else: an answer that is late must not turn it back
+  let listed = 1; // how many times thirty conversations are in the list
+  let commenting = null; // the reply that the panel is about
+
+  const log = () => $("#tw-chat .tw-log");
+  const reply = (id) => all("#tw-chat .tw-reply").find((each) => each.dataset.reply === id);
+  const atEnd = () => {
+    const box = $("#tw-chat");
+    return box.scrollHeight - box.scrollTop - box.clientHeight < 60;
+  };
+  const toEnd = () => $("#tw-chat").scrollTo({ top: $("#tw-chat").scrollHeight });
+
+  const list = (page) => {
+    set(place("#tw-list"), page.list);
+    document.body.toggleAttribute("data-older", page.older);
+  };
+  const show = (page) => {
+    shown = page.conversation;
+    log().innerHTML = page.log;
+    list(page);
+    state(page);
+    listen(page.events, { frame, end });
+    toEnd();
+  };
+  const frame = ({ parts }) => {
+    const text = all("#tw-chat .tw-reply[data-state=streaming] .tw-text").at(-1);
+    if (!text) return;
+    const follow = atEnd();
+    fill(text, parts[0]);
+    if (follow) toEnd();
+  };
+  const end = (now) => {
+    const old = reply(now.reply);
+    if (!old) return;
+    const follow = atEnd();
+    const last = old === all("#tw-chat .tw-reply").at(-1);
+    old.outerHTML = now.html;
+    if (last) state(now);
+    if (follow) toEnd();
+  };
+
+  const panel = (id, question = "") => {
+    if (id !== commenting) $("#tw-comment-box textarea").value = "";
+    commenting = id;
+    if (id) $("#tw-comment").dataset.message = id;
+    else delete $("#tw-comment").dataset.message;
+    set($("#tw-comment .tw-question"), question);
+  };
+  const open = async (id) => {
+    const mine = ++turn;
+    const page = await ask(`/chat?listed=${listed}` + (id === null ? "" : `&c=${encodeURIComponent(id)}`));
+    if (mine !== turn) return;
+    panel(null);
+    show(page);
+  };
+  const send = (text, typed) =>
+    sending(async () => {
+      if (!text.trim()) return;
+      const mine = turn;
+      const page = await ask("/chat/messages", { conversation: shown, text, listed });
+      if (typed && box().value === text) write("");
+      if (mine !== turn) return list({ ...page, list: page.list.replace(" aria-current=page", "") });
+      turn += 1;
+      show(page);
+    });
+
+  const thumb = async (button) => {
+    const row = button.closest(".tw-reply");
+    const taken = button.getAttribute("aria-pressed") === "true";
+    const mine = turn;
+    const id = row.dataset.reply;
+    const now = await ask("/chat/thumbs", { message: id, thumb: taken ? "clear" : button.dataset.thumb }).catch(refused("Not saved"));
+    if (!now) return;
+    for (const each of reply(id)?.querySelectorAll(".tw-acts [data-thumb]") ?? []) {
+      const given = each.dataset.thumb === now.thumb;
+      each.setAttribute("aria-pressed", given);
+      each.setAttribute("aria-label", each.dataset.names.split(",")[Number(given)]);
+    }
+    toast(now.said);
+    if (mine !== turn && !reply(id)) return;
+    if (now.question) panel(id, now.question);
+    else if (now.question === "") panel(null);
+  };
+  const comment = async () => {
+    const [id, text] = [commenting, $("#tw-comment-box textarea").value];
+    if (!id) return;
+    const now = await ask("/chat/comments", { message: id, text }).catch(refused("Not saved"));
+    if (!now) return;
+    toast(now.said);
+    if (commenting === id) panel(null);
+  };
+  const copy = async (button) => {
+    const block = button.closest("[data-copy-code]");
+    const text = block ? block.querySelector("pre").innerText : button.closest(".tw-reply").dataset.text;
+    await navigator.clipboard?.writeText(text);
+    button.dataset.done = "";
+    setTimeout(() => delete button.dataset.done, 1500);
+  };
+
+  const click = (event) => {
+    const link = event.target.closest("#tw-list a[data-open]");
+    if (link) {
+      if (event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
+      event.preventDefault();
+      close();
+      return open(link.dataset.open).catch(refused("Not opened"));
+    }
+    const button = event.target.closest("button");
+    if (!button || button.closest(".tw-text")) return; // nothing in a message does anything
+    if (button.id === "tw-new") return close(), open("new").catch(refused("Not opened"));
+    if (button.id === "tw-older") return (listed += 1), ask(`/chat?c=${shown ?? "new"}&listed=${listed}`).then(list).catch(refused("Not opened"));
+    if (button.id === "tw-send") return send(box().value, true);
+    if (button.id === "tw-stop") return stop();
+    if (button.id === "tw-comment-save") return comment();
+    if (button.id === "tw-comment-close") return panel(null);
+    if (button.matches("#tw-chat .tw-starter")) return send(button.dataset.say, false);
+    if (button.matches("#tw-chat .tw-acts [data-thumb]")) return thumb(button);
+    if (button.matches("#tw-chat .tw-acts [data-copy]")) return copy(button);
+  };
+  const stop = async () => {
+    const id = all("#tw-chat .tw-reply[data-state=streaming]").at(-1)?.dataset.reply;
+    const now = id && (await ask("/chat/stop", { message: id }).catch(refused("Not stopped")));
+    if (now) end(now);
+  };
+
+  const PARTS = ["#tw-chat .tw-log", "#tw-list .html-container > *", "#tw-version .html-container > *", "#tw-comment .tw-question", "#tw-comment-box textarea", "#tw-send"];
+  begins(PARTS, async () => {
+    document.addEventListener("click", click);
+    window.thumbwise.enter = (id) => (id === "tw-box" ? send(box().value, true) : comment());
+    const named = new URLSearchParams(location.search).get("c");
+    await open(named).catch((error) => (error.status === 404 ? open(null) : Promise.reject(error))).catch(refused("Not opened"));
+    restore();
+  });
+})();

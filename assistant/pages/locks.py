@@ -1,0 +1,17 @@
+"""Locks by name, such as one for each conversation: those of different names do not wait for each other."""
+
+from __future__ import annotations
+
+import asyncio
+from weakref import WeakValueDictionary
+
+
+class Locks:
+    """A lock for each name, kept for as long as somebody holds it or waits for it."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def of(self, name: str) -> asyncio.Lock:
+        """The lock of that name."""
+        return self._locks.setdefault(name, asyncio.Lock())
