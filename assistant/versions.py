@@ -198,8 +198,9 @@ class Versions:
         """
         with self.store.write() as db:
             known = next(iter(db.query("SELECT digest, name FROM base")), None)
-            used = next(iter(db.query("SELECT 1 FROM replies UNION ALL SELECT 1 FROM policies WHERE number > 0")), None)
-            if known is not None and known["digest"] != digest and used is not None:
+            made = "EXISTS (SELECT 1 FROM policies WHERE number > 0)"
+            (used,) = db.query(f"SELECT max(rowid) IS NOT NULL OR {made} AS used FROM replies")  # max: one row is read
+            if known is not None and known["digest"] != digest and used["used"]:
                 other = "now has other files" if known["name"] == name else f"is not {name}"
                 raise Conflict(
                     f"This home's replies and versions are those of the base model {known['name']}, "
