@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from sqlite_utils import Database, Migrations
 
-from thumbwise.feedback.records import PROGRAMS
+from thumbwise.feedback.records import NEW_BROWSER, PROGRAMS
 
 migrations = Migrations("feedback")
 
@@ -172,3 +172,20 @@ def m010_people(db: Database) -> None:
             db.execute(
                 f"UPDATE {table} SET person = 'key:' || ? WHERE user_id = ? OR instr(user_id, ? || '/') = 1", [name] * 3
             )
+
+
+@migrations()
+def m011_own_words(db: Database) -> None:
+    """Only who said something takes it back: browsers share their rows, so anybody could undo everybody's votes.
+
+    What a new browser said, any browser may take back: in a day it is another person, and its word weighs little.
+    """
+    db.executescript(f"""
+        DROP VIEW current_on_replies;
+        CREATE VIEW current_on_replies AS
+            SELECT f.* FROM feedback f WHERE f.message_id IS NOT NULL AND NOT EXISTS (
+                SELECT 1 FROM feedback g WHERE g.message_id = f.message_id AND g.kind = f.kind
+                AND g.user_id = f.user_id AND g.seq > f.seq
+                AND (g.person = f.person OR f.person = '{NEW_BROWSER}' AND g.person LIKE 'browser:%')
+            );
+    """)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from http.cookies import SimpleCookie
 from pathlib import Path
@@ -16,7 +17,7 @@ from sqlite_utils import Database
 
 from thumbwise.browsers import YOUNG_SECONDS, Browsers
 from thumbwise.feedback.migrations import BROWSERS_BEFORE, migrations
-from thumbwise.feedback.records import LOCAL_USER, NEW_BROWSER, PROGRAMS, Asker, FeedbackRequest
+from thumbwise.feedback.records import LOCAL_USER, NEW_BROWSER, PROGRAMS, Asker, FeedbackRequest, new_id
 from thumbwise.feedback.snapshot import take_snapshot
 from thumbwise.feedback.store import Store
 from thumbwise.home import Home
@@ -154,4 +155,31 @@ def test_rows_from_before_there_were_people_count_for_whoever_wrote_them(tmp_pat
     assert [row["person"] for row in store.rows("SELECT person FROM comparisons ORDER BY id")] == [
         PROGRAMS, BROWSERS_BEFORE,
     ]  # fmt: skip
+    store.close()
+
+
+def test_nobody_takes_back_what_another_browser_said(tmp_path: Path) -> None:
+    store, ask = Store(tmp_path / "feedback.db"), [{"role": "user", "content": "Why?"}]
+    mine, another = Asker(LOCAL_USER, "browser:a"), Asker(LOCAL_USER, "browser:b")
+    message = store.start_reply(mine, ask, "policy-0000", {})
+    store.finish_reply(message, "done", text="So.", finish_reason="stop", prompt_ids=[1], response_ids=[2])
+
+    def say(asker: Asker, value: str) -> None:
+        request = FeedbackRequest(kind="thumb", message_id=message, value=value)
+        store.add_feedback(asker, new_id("page"), request)
+
+    def counted() -> list[tuple[str, bool]]:
+        text = (tmp_path / f"{take_snapshot(store, tmp_path)}.jsonl").read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
+        return sorted((line["person"], line["up"]) for line in lines if line["type"] == "thumb")
+
+    say(mine, "up")
+    for asker in (another, Asker(LOCAL_USER, PROGRAMS), Asker(LOCAL_USER, "browser:c", young=True)):
+        say(asker, "clear")
+    assert counted() == [("browser:a", True)]
+    say(Asker(LOCAL_USER, "browser:c", young=True), "down")
+    assert counted() == [("browser:a", True), (NEW_BROWSER, False)]
+    say(Asker(LOCAL_USER, "browser:c"), "up")  # a day later
+    say(mine, "down")
+    assert counted() == [("browser:a", False), ("browser:c", True)]
     store.close()
