@@ -144,8 +144,9 @@ class Evidence:
 
     `rm_error` is the accuracy's standard error (None: as of independent votes).
     `candidate` and `stable` answer the same prompts in the same order, sampled alike; `*_scores` f32[N] are
-    the reward model's. `kl` is in nats a reply, candidate to reference on the candidate's replies. `chat` and
-    `stable_chat` are as long as people let them be, where all others end at the length of a draft.
+    the reward model's. `kl` is in nats a reply, candidate to reference on the candidate's replies, and `base_kl`
+    candidate to base, where SFT moved the reference (else None). `chat` and `stable_chat` are as long as people let
+    them be, where all others end at the length of a draft.
     """
 
     rm_accuracy: float
@@ -159,6 +160,7 @@ class Evidence:
     rm_error: float | None = None
     chat: tuple[Sample, ...] = ()
     stable_chat: tuple[Sample, ...] = ()
+    base_kl: float | None = None
 
 
 Gate = Callable[[Evidence], GateReport]

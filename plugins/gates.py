@@ -57,6 +57,21 @@ def kl(evidence: Evidence) -> GateReport:
     return GateReport("kl", evidence.kl <= limit, evidence.kl, limit, detail)
 
 
+def base_kl(evidence: Evidence) -> GateReport:
+    """Not too far from the base either, where SFT moved the reference: a few people's corrections must not lead away.
+
+    Passes where there was no SFT, for then the base is the reference.
+    """
+    limit, nats = evidence.limits.max_base_kl, evidence.base_kl
+    if nats is None:
+        return GateReport("base_kl", True, 0.0, limit, "The reference is the base: there was no SFT.")
+    detail = (
+        f"With what SFT on corrections changed, the candidate is {nats:.1f} nats a reply from the base; at most "
+        f"{limit:g} are allowed (gates.max_base_kl; fewer train.sft_epochs lead less far)."
+    )
+    return GateReport("base_kl", nats <= limit, nats, limit, detail)
+
+
 def length(evidence: Evidence) -> GateReport:
     """Replies neither collapse nor swell (the commonest way to please a reward model)."""
     limits = evidence.limits
@@ -102,10 +117,11 @@ def recurrence(evidence: Evidence) -> GateReport:
 
 @hookimpl
 def register_gates(register: Register) -> None:
-    """All seven."""
+    """All eight."""
     register("rm_accuracy", rm_accuracy)
     register("win_rate_proxy", win_rate)
     register("kl", kl)
+    register("base_kl", base_kl)
     register("length", length)
     register("finish_rate", finish)
     register("chat_finish_rate", chat_finish)

@@ -44,7 +44,7 @@ def test_a_good_candidate_passes_every_gate() -> None:
     found: dict[str, object] = {}
     gates.register_gates(lambda name, gate: found.update({name: gate(evidence())}))
     assert set(found) == {
-        "rm_accuracy", "win_rate_proxy", "kl", "length", "finish_rate", "chat_finish_rate", "repetition",
+        "rm_accuracy", "win_rate_proxy", "kl", "base_kl", "length", "finish_rate", "chat_finish_rate", "repetition",
     }  # fmt: skip
     assert all(isinstance(report, GateReport) and report.passed for report in found.values())
 
@@ -97,6 +97,14 @@ def test_many_replies_to_few_prompts_are_not_many_independent_wins() -> None:
 @pytest.mark.parametrize(("kl", "passes"), [(15.0, True), (15.1, False)])
 def test_kl_has_a_ceiling(kl: float, passes: bool) -> None:
     assert gates.kl(evidence(kl=kl)).passed is passes
+
+
+@pytest.mark.parametrize(("kl", "passes"), [(None, True), (30.0, True), (30.1, False), (float("nan"), False)])
+def test_where_sft_moved_the_reference_the_base_is_not_far_either(kl: float | None, passes: bool) -> None:
+    report = gates.base_kl(evidence(base_kl=kl))
+    assert report.passed is passes
+    assert passes or "gates.max_base_kl" in report.detail
+    assert ("base_kl" in figures(evidence(base_kl=kl))) is (kl is not None)
 
 
 @pytest.mark.parametrize(("tokens", "passes"), [(2, False), (3, True), (20, True), (21, False)])

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_model import make_tiny_model
 from training_world import FakeAssistant, make_snapshot, train
 
-from thumbwise.contracts import Message, Prompt, RunContext
+from thumbwise.contracts import Evidence, FitReport, Message, Prompt, RunContext, Sample, Scores
 from thumbwise.plugins.ppo import in_process
 from thumbwise.training.batches import chunks
-from thumbwise.training.config import TrainSettings
+from thumbwise.training.config import GateSettings, TrainSettings
 from thumbwise.training.data import Demonstration, parse
+from thumbwise.training.evaluate import gather_evidence, interview
 from thumbwise.training.models import FROZEN, Backbone
 from thumbwise.training.sft import SFTReport, encode, learn, rate
 from thumbwise.training.stepping import measure
@@ -173,6 +175,28 @@ def test_the_frozen_reference_is_the_policy_as_it_was_and_stays(make: Callable[.
     assert all(torch.equal(frozen[name], weight) for name, weight in backbone.state(FROZEN).items())
 
 
+def test_what_sft_changed_is_seen_by_the_gates(make: Callable[..., RunContext]) -> None:
+    """The KL to the reference is 0 however far the corrections led, for they led the reference."""
+    context = make()
+    learn(context, corrections(20))
+    limits = GateSettings(samples=2, chat_prompts=0)
+    questions = interview(context, in_process, PROMPTS * 4, limits, 8)
+
+    def evidence() -> Evidence:
+        def score(samples: Sequence[Sample]) -> Scores:
+            return Scores(np.zeros(len(samples), np.float32))
+
+        return gather_evidence(context, questions, score, FitReport(0.7, 100), questions.ask(None), limits)
+
+    before = evidence()
+    context.backbone.freeze_reference()
+    after = evidence()
+    assert before.base_kl is None
+    assert before.kl > 1
+    assert after.kl == pytest.approx(0.0, abs=1e-4)
+    assert after.base_kl == pytest.approx(before.kl, rel=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["ppo", "best_of_n", "dpo", "rloo"])
 def test_a_round_with_corrections_begins_at_their_reference_and_ends_with_an_adapter_of_both(
@@ -181,8 +205,9 @@ def test_a_round_with_corrections_begins_at_their_reference_and_ends_with_an_ada
     snapshot = make_snapshot(40, corrections=12)
     assert len(parse(snapshot).demonstrations) == 12
     changes = {"sft_demonstrations": 10, "sft_learning_rate": 1e-2, "algorithm": algorithm}
-    result = train(tmp_path, model, FakeAssistant(snapshot), {"max_kl": 100.0}, **changes)
+    result = train(tmp_path, model, FakeAssistant(snapshot), {"max_kl": 100.0, "max_base_kl": 1e3}, **changes)
     assert result.outcome == "promoted"
+    assert result.metrics["base_kl"] > result.metrics["kl"]
     folder = tmp_path / "home" / "runs" / "run-1"
     report = json.loads((folder / "sft.json").read_text())
     assert report["losses"][report["epoch"]] < report["losses"][0]

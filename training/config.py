@@ -143,6 +143,9 @@ class GateSettings(BaseModel):
         0.5, ge=0, lt=1, description="win rate over stable, by the reward model, must be above it"
     )
     max_kl: float = Field(15.0, gt=0, description="largest KL to the reference, in nats a reply")
+    max_base_kl: float = Field(
+        30.0, gt=0, description="largest KL to the base, in nats a reply, where SFT moved the reference"
+    )
     min_length: float = Field(0.3, ge=0, description="smallest mean length, as a share of stable's")
     max_length: float = Field(2.0, gt=0, description="largest mean length, as a share of stable's")
     max_finish_loss: float = Field(0.05, ge=0, le=1, description="how far the finish rate may fall below stable's")

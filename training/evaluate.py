@@ -26,7 +26,7 @@ from thumbwise.contracts import (
 from thumbwise.errors import ThumbwiseError
 from thumbwise.training.batches import chunks
 from thumbwise.training.config import GateSettings
-from thumbwise.training.models import POLICY
+from thumbwise.training.models import BASE, POLICY
 from thumbwise.training.replies import finish_rate, mean_length, repetition
 
 CHAT_TOKENS = 512
@@ -35,9 +35,14 @@ CHAT_TOKENS = 512
 
 def kl_to_reference(context: RunContext, samples: Sequence[Sample], adapter: str) -> float:
     """Mean over replies of `adapter`'s KL from the reference, summed over tokens, at the run's temperature."""
+    return kl_between(context, samples, adapter, context.backbone.reference)
+
+
+def kl_between(context: RunContext, samples: Sequence[Sample], adapter: str, other: str | None) -> float:
+    """The same from `other` (None: the base)."""
     backbone, total = context.backbone, 0.0
     for part in chunks(len(samples), backbone.micro_batch):
-        total += float(backbone.compared(backbone.batch(samples[part]), adapter, context.temperature).kl.sum())
+        total += float(backbone.beside(backbone.batch(samples[part]), adapter, other, context.temperature).kl.sum())
     return total / max(1, len(samples))
 
 
@@ -110,11 +115,12 @@ def gather_evidence(
         rm_error=fit.error,
         chat=found.chat,
         stable_chat=stable.chat,
+        base_kl=None if context.backbone.reference is BASE else kl_between(context, candidate, POLICY, BASE),
     )
 
 
 def figures(evidence: Evidence) -> dict[str, Any]:
-    """What a candidate's manifest keeps of its evidence; rates at chat length only where they were asked for."""
+    """What a candidate's manifest keeps of its evidence: what was not asked for, or is no other, is left out."""
     found = {
         "rm_accuracy": evidence.rm_accuracy,
         "rm_votes": evidence.rm_votes,
@@ -128,6 +134,8 @@ def figures(evidence: Evidence) -> dict[str, Any]:
         "repetition": repetition(evidence.candidate),
         "stable_repetition": repetition(evidence.stable),
     }
+    if evidence.base_kl is not None:
+        found["base_kl"] = evidence.base_kl
     if not evidence.chat:
         return found
     return found | {

@@ -176,10 +176,14 @@ class Backbone:
 
     def compared(self, batch: Batch, adapter: str | None, temperature: float) -> Compared:
         """`adapter` beside the reference on the response tokens, each [B, T], 0 under pads; no gradients."""
+        return self.beside(batch, adapter, self.reference, temperature)
+
+    def beside(self, batch: Batch, adapter: str | None, other: str | None, temperature: float) -> Compared:
+        """The same with `other` in the reference's place."""
         with torch.no_grad():
             with self.using(adapter):
                 policy, ids, head = self._last(batch)
-            with self.using(self.reference):
+            with self.using(other):
                 reference, _, _ = self._last(batch)
             found = compare(policy, reference, ids, head, temperature)
         return Compared(*(self._padded(batch, x) for x in (found.logp, found.reference, found.entropy, found.kl)))
