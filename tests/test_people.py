@@ -78,6 +78,10 @@ def test_all_names_of_a_client_are_one_person_with_a_quarter_at_most() -> None:
         ({"browser:new": 40, "programs": 900}, {"browser:new": 40, "programs": 40}),
         ({"key:a": 400, "b": 1, "c": 1, "d": 1, "e": 1}, {"key:a": 400, "b": 1, "c": 1, "d": 1, "e": 1}),
         ({"key:a": 400} | dict.fromkeys("bcde", 10), {"key:a": 50} | dict.fromkeys("bcde", 10)),
+        (
+            {"browser:before": 900, "programs": 90} | dict.fromkeys("bcd", 10),
+            {"browser:before": 900, "programs": 50} | dict.fromkeys("bcd", 10),
+        ),
         ({"key:a": 900} | dict.fromkeys("bcde", 100), {"key:a": 133} | dict.fromkeys("bcde", 100)),
     ],
 )
@@ -128,6 +132,12 @@ def test_fifty_corrections_by_one_client_do_not_begin_sft_where_others_are_about
         assert not found.sft(TRAIN)
     two = [("demonstration", "m", "programs", 50), ("demonstration", "local", "browser:new", 50)]
     assert not snapshot(*two, ("prompt", "local", "browser:a", 10)).heard(TRAIN).sft(TRAIN)  # they may be the same
+
+
+def test_what_browsers_said_before_they_were_told_apart_stays_whole() -> None:
+    told = [("demonstration", "local", "browser:before", 60), ("demonstration", "m", "programs", 90)]
+    found = snapshot(*told, ("prompt", "local", "browser:a", 10)).heard(TRAIN)
+    assert Counter(d.person for d in found.demonstrations) == {"browser:before": 60, "programs": 60}
 
 
 def test_of_several_people_nobody_has_more_than_a_quarter_of_the_corrections() -> None:

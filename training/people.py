@@ -3,7 +3,8 @@
 A person is whom the assistant counts as one: a browser, an API key with all the names below it, or all programs
 without a key together. Names below a person divide its part. What is set aside does not come back with less weight:
 a thousand votes at a weight of fifty would still be a thousand votes to cross-validation, and speak more clearly
-than fifty. Which ones stay is by names in turn and by a hash, so the same votes stay every time.
+than fifty. Which ones stay is by names in turn and by a hash, so the same votes stay every time. What browsers gave
+before they were told apart is of many people, and nobody can add to it: it stays whole.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-PROGRAMS, NEW = "programs", "browser:new"
-"""Many may stand behind these two: all programs without a key, and all browsers in their first day."""
+from thumbwise.feedback.migrations import BROWSERS_BEFORE
+from thumbwise.feedback.records import NEW_BROWSER, PROGRAMS
+
 SETTLED = 10
 """Votes from which somebody is one of a crowd, and others' votes from which a person is not alone."""
 LEAST_CROWD = 5
@@ -59,12 +61,13 @@ def vote_limits(weights: Mapping[str, float], counts: Mapping[str, int], share: 
     found = dict(weights)
     if share >= 1:
         return found
+    whole = {name: weight for name, weight in weights.items() if name == BROWSERS_BEFORE}
     if sum(count >= SETTLED for count in counts.values()) >= LEAST_CROWD:
         totals = np.array(list(weights.values()), np.float64)
-        return dict(zip(weights, (totals * capped(totals, share, FEW)).tolist(), strict=True))
-    known = [person for person in weights if person not in (PROGRAMS, NEW)]
-    if NEW in found and sum(counts[person] for person in known) >= SETTLED:
-        found[NEW] = min(found[NEW], max(sum(weights[person] for person in known), enough))
+        return dict(zip(weights, (totals * capped(totals, share, FEW)).tolist(), strict=True)) | whole
+    known = [person for person in weights if person not in (PROGRAMS, NEW_BROWSER)]
+    if NEW_BROWSER in found and sum(counts[person] for person in known) >= SETTLED:
+        found[NEW_BROWSER] = min(found[NEW_BROWSER], max(sum(weights[person] for person in known), enough))
     others = [person for person in weights if person != PROGRAMS]
     if PROGRAMS in found and sum(counts[person] for person in others) >= SETTLED:
         found[PROGRAMS] = min(found[PROGRAMS], sum(found[person] for person in others))
@@ -73,7 +76,7 @@ def vote_limits(weights: Mapping[str, float], counts: Mapping[str, int], share: 
 
 def unknown_as_one(person: str) -> str:
     """The person, where all who may be anybody are one: what one of them may do, the same program may do twice."""
-    return PROGRAMS if person == NEW else person
+    return PROGRAMS if person == NEW_BROWSER else person
 
 
 def alone(counts: Mapping[str, int]) -> bool:
@@ -86,10 +89,11 @@ def equal_parts(counts: Mapping[str, int]) -> dict[str, float]:
 
     None where they are all of one person, for that is no part of several people's.
     """
+    whole = {name: float(count) for name, count in counts.items() if name == BROWSERS_BEFORE}
     if len(counts) < 2:
-        return dict.fromkeys(counts, 0.0)
+        return dict.fromkeys(counts, 0.0) | whole
     totals = np.array(list(counts.values()), np.float64)
-    return dict(zip(counts, (totals * capped(totals, SHARE, 0)).tolist(), strict=True))
+    return dict(zip(counts, (totals * capped(totals, SHARE, 0)).tolist(), strict=True)) | whole
 
 
 def within(

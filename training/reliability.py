@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thumbwise.errors import ThumbwiseError
+from thumbwise.feedback.migrations import BROWSERS_BEFORE
 from thumbwise.training.people import FEW, LEAST_CROWD, SETTLED, capped
 from thumbwise.training.votes import Array, Votes
 
@@ -117,9 +118,11 @@ def rater_weights(seen: Array, votes: Votes, share: float, strict: bool = False)
         return np.ones(votes.raters)
     crowd = Crowd(seen, votes)
     settled = crowd.settled
+    whole = np.array([name == BROWSERS_BEFORE for name in votes.names] or [False])
 
     def cap(beliefs: Array) -> Array:
-        found: Array = beliefs * capped(crowd.totals * np.abs(beliefs), share, FEW)
+        factors = np.where(whole, 1.0, capped(crowd.totals * np.abs(beliefs), share, FEW))
+        found: Array = beliefs * factors
         return found
 
     # A ranking of K is K - 1 votes, not as many as it has pairs; how loud a vote is makes it no surer.
