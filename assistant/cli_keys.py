@@ -19,7 +19,7 @@ from thumbwise.keys import SCOPES, Keys
 
 @click.group()
 def keys() -> None:
-    """Make, list and revoke API keys."""
+    """Make, list and revoke API keys. They guard the API alone: the pages need none."""
 
 
 @keys.command()
