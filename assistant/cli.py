@@ -51,7 +51,9 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except ThumbwiseError as error:
-            raise click.ClickException(str(error)) from error
+            from thumbwise.printed import visible  # here, so that help comes without Rich
+
+            raise click.ClickException(visible(str(error))) from error
         except OSError as error:
             if not disk_is_full(error):
                 raise

@@ -9,12 +9,11 @@ import json
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from thumbwise.client import call, database
 from thumbwise.home import Home, running_url
 from thumbwise.keys import SCOPES, Keys
+from thumbwise.printed import print_table
 
 
 @click.group()
@@ -50,12 +49,8 @@ def list_(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows))
         return
-    table = Table(box=None, header_style="bold")
-    for column in ("name", "scopes", "created", "revoked"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(row["name"], ", ".join(row["scopes"]), row["created_at"], row["revoked_at"] or "")
-    Console().print(table)
+    cells = ((row["name"], ", ".join(row["scopes"]), row["created_at"], row["revoked_at"] or "") for row in rows)
+    print_table(("name", "scopes", "created", "revoked"), ((row, "") for row in cells))
 
 
 @keys.command()

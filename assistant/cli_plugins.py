@@ -8,13 +8,12 @@ import math
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from thumbwise import plugin_sources
 from thumbwise.errors import NotFound, ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.plugin_manager import KINDS, PluginInfo, PluginManager
+from thumbwise.printed import print_table, visible
 
 
 @click.group()
@@ -38,14 +37,14 @@ def list_(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(info) for info in infos]))
         return
-    table = Table(box=None, header_style="bold")
-    for column in ("name", "source", "status", "version", "provides, or why not"):
-        table.add_column(column, overflow="fold")
-    for info in infos:
-        last = info.reason or ", ".join(_provides(info)) or ", ".join(info.hooks)
-        style = {"on": "green", "off": "dim", "failed": "red"}[info.status]
-        table.add_row(info.name, info.source, info.status, info.version, last, style=style)
-    Console().print(table)
+    styles = {"on": "green", "off": "dim", "failed": "red"}
+    rows = ((info.name, info.source, info.status, info.version, _told(info)) for info in infos)
+    columns = ("name", "source", "status", "version", "provides, or why not")
+    print_table(columns, zip(rows, (styles[info.status] for info in infos), strict=True))
+
+
+def _told(info: PluginInfo) -> str:
+    return info.reason or ", ".join(_provides(info)) or ", ".join(info.hooks)
 
 
 @plugins.command()
@@ -62,13 +61,13 @@ def show(name: str, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps(dataclasses.asdict(info), indent=2))
             continue
-        click.echo(f"{info.name} {info.version}".strip() + f" ({info.source}): {info.status}")
+        click.echo(visible(f"{info.name} {info.version}".strip() + f" ({info.source}): {info.status}"))
         lines = {"reason": info.reason, "hooks": ", ".join(info.hooks), "provides": ", ".join(_provides(info))}
         for label, text in lines.items():
             if text:
-                click.echo(f"  {label}: {text}")
+                click.echo(visible(f"  {label}: {text}"))
         if info.traceback:
-            click.echo(info.traceback.rstrip())
+            click.echo(visible(info.traceback.rstrip()))
 
 
 @plugins.command()

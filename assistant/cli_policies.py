@@ -13,8 +13,6 @@ from dataclasses import asdict
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from thumbwise import artifacts
 from thumbwise.client import call, database, running
@@ -22,6 +20,7 @@ from thumbwise.errors import NotFound
 from thumbwise.feedback.reception import reception
 from thumbwise.feedback.store import Store
 from thumbwise.home import Home, running_url
+from thumbwise.printed import print_table
 from thumbwise.settings import Settings
 from thumbwise.versions import BASE, Versions
 
@@ -57,14 +56,15 @@ def list_(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows))
         return
-    table = Table(box=None, header_style="bold")
-    for column in ("version", "state", "algorithm", "votes", "parent", "created", "reason"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        cells = ("version", "state", "algorithm", "n_labels", "parent", "created_at", "reason")
-        style = "green" if row["state"] == "stable" else "red" if row["state"] == "rejected" else None
-        table.add_row(*(str(row[cell] if row[cell] is not None else "") for cell in cells), style=style)
-    Console().print(table)
+    cells = ("version", "state", "algorithm", "n_labels", "parent", "created_at", "reason")
+    styles = {"stable": "green", "rejected": "red"}
+    print_table(
+        ("version", "state", "algorithm", "votes", "parent", "created", "reason"),
+        (
+            ([row[cell] if row[cell] is not None else "" for cell in cells], styles.get(row["state"], ""))
+            for row in rows
+        ),
+    )
 
 
 @policies.command()
@@ -90,18 +90,21 @@ def people(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows))
         return
-    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))  # fits 80 columns
-    for column in ("version", "replies", "stopped", "tokens", "ended", "up", "down", "preferred to"):
-        table.add_column(column, no_wrap=True)
-    for row in rows:
-        table.add_row(
-            *(str(row[cell]) for cell in ("version", "done", "stopped")),
-            "" if row["tokens"] is None else f"{row['tokens']:.0f}",
-            "" if row["ended"] is None else f"{row['ended']:.0%}",
-            *(str(row[cell]) for cell in ("up", "down")),
-            "\n".join(_preferences(row)),
-        )
-    Console().print(table if rows else "Nobody was answered yet.")
+    if not rows:
+        click.echo("Nobody was answered yet.")
+        return
+    columns = ("version", "replies", "stopped", "tokens", "ended", "up", "down", "preferred to")
+    print_table(columns, ((_people_row(row), "") for row in rows), wrap=False, tight=True)  # fits 80 columns
+
+
+def _people_row(row: dict[str, Any]) -> list[object]:
+    return [
+        *(row[cell] for cell in ("version", "done", "stopped")),
+        "" if row["tokens"] is None else f"{row['tokens']:.0f}",
+        "" if row["ended"] is None else f"{row['ended']:.0%}",
+        *(row[cell] for cell in ("up", "down")),
+        "\n".join(_preferences(row)),
+    ]
 
 
 def _preferences(row: dict[str, Any]) -> Iterator[str]:

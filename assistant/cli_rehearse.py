@@ -14,6 +14,7 @@ import click
 
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
+from thumbwise.plugin_sources import output_to_stderr
 from thumbwise.settings import Settings
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def rehearse(file: Path | None, as_json: bool, **options: Any) -> None:
         again = "goes on where it stopped" if rehearsal.resumed else "is begun"
         progress.say(f"The rehearsal {again} in {rehearsal.folder}; your database, versions and runs are not touched.")
         try:
-            result = rehearsal.run()
+            with output_to_stderr():
+                result = rehearsal.run()
         except KeyboardInterrupt:
             raise ThumbwiseError("The rehearsal was stopped: the same command goes on where it stopped.") from None
         path = write_report(result.folder, result.report, plan.wanted)

@@ -13,6 +13,7 @@ import uvloop
 from thumbwise import logs
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home, HomeLock
+from thumbwise.proxies import settle_proxies
 from thumbwise.settings import Settings
 
 
@@ -60,6 +61,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 async def _serve(home: Home, settings: Settings, lock: HomeLock, bound: socket.socket, url: str) -> None:
+    settle_proxies()
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     # Its own place is /tmp/gradio, which belongs to whoever on this machine was first.
     os.environ.setdefault("GRADIO_TEMP_DIR", str(home.cache / "gradio"))

@@ -13,6 +13,8 @@ import click
 
 from thumbwise.client import running
 from thumbwise.home import Home
+from thumbwise.plugin_sources import output_to_stderr
+from thumbwise.printed import visible
 from thumbwise.settings import Settings
 
 if TYPE_CHECKING:
@@ -60,25 +62,28 @@ def train(
     from thumbwise.training.job import run_training
     from thumbwise.training.progress import RunProgress
 
-    result = run_training(
-        home, settings, url, home.job_token(), algorithm, resume=resume, new_votes=new_votes, plugins=plugins,
-        progress=RunProgress(),
-    )  # fmt: skip
+    with output_to_stderr():
+        result = run_training(
+            home, settings, url, home.job_token(), algorithm, resume=resume, new_votes=new_votes, plugins=plugins,
+            progress=RunProgress(),
+        )  # fmt: skip
     if as_json:
         click.echo(json.dumps(result.as_json()))
     else:
         for report in result.gates:
-            click.echo(f"{'passed' if report.passed else 'FAILED'}  {report.name}: {report.detail}", err=True)
-        click.echo(f"{result.outcome.replace('_', ' ')}: {result.reason}")
+            passed = "passed" if report.passed else "FAILED"
+            click.echo(visible(f"{passed}  {report.name}: {report.detail}"), err=True)
+        click.echo(visible(f"{result.outcome.replace('_', ' ')}: {result.reason}"))
     sys.exit(1 if result.outcome == "failed" else 0)
 
 
 def _dry_run(home: Home, url: str, settings: Settings, plugins: PluginManager, algorithm: str, as_json: bool) -> None:
     from thumbwise.training.dry_run import dry_run
 
-    plan = dry_run(home, settings, plugins, url, home.job_token(), algorithm)
+    with output_to_stderr():
+        plan = dry_run(home, settings, plugins, url, home.job_token(), algorithm)
     if as_json:
         click.echo(json.dumps(plan.as_json()))
         return
-    click.echo(plan.text(), err=True)
+    click.echo(visible(plan.text()), err=True)
     click.echo(f"dry run: {plan.why}")

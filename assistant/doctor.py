@@ -21,8 +21,6 @@ from typing import Any, Literal
 
 import click
 from pydantic import SecretStr
-from rich.console import Console
-from rich.table import Table
 
 from thumbwise import children
 from thumbwise.engine import COMPILERS, HEADER
@@ -30,7 +28,9 @@ from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.models import DEFAULT_NAME, INSTALL_DEFAULT, packaged_gguf
 from thumbwise.plugin_manager import PluginManager
+from thumbwise.printed import print_table
 from thumbwise.processor import fast_bfloat16, installed_version
+from thumbwise.proxies import settle_proxies
 from thumbwise.settings import PREFIX, Settings, describe
 
 GIB = 1024**3
@@ -70,13 +70,8 @@ def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    table = Table(box=None, header_style="bold")
-    for column in rows[0]:
-        table.add_column(column, overflow="fold")
     styles = {"error": "red", "warning": "yellow"}
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()), style=styles.get(str(row.get("status"))))
-    Console().print(table)
+    print_table([*rows[0]], ((row.values(), styles.get(str(row.get("status")), "")) for row in rows))
 
 
 def settings_rows(settings: Settings) -> list[dict[str, Any]]:
@@ -106,6 +101,7 @@ def examine(home: Home) -> list[Check]:
         check_memory,
         check_processor,
         check_home,
+        check_proxies,
         check_settings,
         check_model,
         check_plugins,
@@ -221,6 +217,15 @@ def check_home(home: Home) -> Check:
             status: Literal["error", "warning"] = "error" if wrong == "write" else "warning"
             return Check("home", status, f"Others can {wrong} {path}: `chmod go-rwx {path}`.")
     return Check("home", "ok", str(home.root))
+
+
+def check_proxies(home: Home) -> Check:
+    """Gradio reads them when it is imported, and `serve` cannot start where it fails to."""
+    try:
+        settle_proxies()
+    except ThumbwiseError as error:
+        return Check("proxies", "error", str(error))
+    return Check("proxies", "ok", "the environment names none, or such as can be used")
 
 
 def check_settings(home: Home) -> Check:

@@ -29,7 +29,7 @@ from thumbwise.contracts import Message, Sample, Scores
 from thumbwise.errors import NotFound, ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.observers import Observers
-from thumbwise.plugin_sources import enabled, installed, read_trusted, run_file
+from thumbwise.plugin_sources import enabled, installed, interrupts, output_to_stderr, read_trusted, run_file
 
 logger = logging.getLogger(__name__)
 
@@ -223,6 +223,14 @@ class PluginManager:
 
     def _add(self, name: str, source: Source, version: str, load: Callable[[], object]) -> PluginInfo:
         """Load, register and collect one plugin, or take it out whole; either way it is listed."""
+        with output_to_stderr(), interrupts() as interrupted:
+            info = self._loaded(name, source, version, load, interrupted)
+        self._infos.append(info)
+        return info
+
+    def _loaded(
+        self, name: str, source: Source, version: str, load: Callable[[], object], interrupted: Callable[[], bool]
+    ) -> PluginInfo:
         try:
             if self.pluggy.has_plugin(name):
                 other = next(i for i in self._infos if i.name == name and i.status == "on")
@@ -236,12 +244,12 @@ class PluginManager:
                 if self.pluggy.has_plugin(name):
                     self.pluggy.unregister(name=name)
                 raise
-            info = PluginInfo(name, source, "on", "", version, hooks, provides)
-        except (Exception, SystemExit) as error:
+            return PluginInfo(name, source, "on", "", version, hooks, provides)
+        except BaseException as error:
+            if interrupted():
+                raise
             trace = "" if isinstance(error, ThumbwiseError) else traceback.format_exc()
-            info = PluginInfo(name, source, "failed", _one_line(error), version, traceback=trace)
-        self._infos.append(info)
-        return info
+            return PluginInfo(name, source, "failed", _one_line(error), version, traceback=trace)
 
     def _checked_hooks(self, plugin: object) -> tuple[str, ...]:
         """Return the names of the hooks that `plugin` implements; a mistyped or missing one is an error."""
@@ -328,4 +336,4 @@ def _checked_scores(plugin: str, scores: object, n: int) -> Scores:
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    return text if isinstance(error, ThumbwiseError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, ThumbwiseError) else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -6,13 +6,16 @@ nobody but this user (or root) can have written them.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import stat
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 
 from thumbwise.errors import NotFound, ThumbwiseError
 from thumbwise.home import Home, write_durably
@@ -83,6 +86,44 @@ def _store(home: Home, names: Sequence[str]) -> None:
     path = home.plugins / "enabled.txt"
     write_durably(path, "".join(f"{name}\n" for name in names).encode())
     path.chmod(0o600)  # a umask of 002 would make it writable by the group, and so refused
+
+
+@contextlib.contextmanager
+def output_to_stderr() -> Iterator[None]:
+    """What plugins and their programs print goes to stderr: stdout is for the command's result."""
+    with contextlib.ExitStack() as stack:
+        if sys.__stdout__ is not None:
+            sys.__stdout__.flush()
+        with contextlib.suppress(OSError):  # where one of the two is closed
+            kept = os.dup(1)
+            stack.callback(os.close, kept)
+            os.dup2(2, 1)
+            stack.callback(os.dup2, kept, 1)
+        if sys.__stdout__ is not None:
+            stack.callback(sys.__stdout__.flush)
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        yield
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether a Ctrl-C came: a plugin can raise KeyboardInterrupt without one."""
+    came: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield lambda: False
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(came)
+    finally:
+        if signal.getsignal(signal.SIGINT) is note:
+            signal.signal(signal.SIGINT, before)
 
 
 def run_file(path: Path, source: bytes) -> ModuleType:

