@@ -16,12 +16,10 @@ from thumbwise.auth import check_token
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.reception import reception
 from thumbwise.feedback.snapshot import snapshot_path, take_snapshot
-from thumbwise.runs import Outcome
+from thumbwise.runs import LEASE_SECONDS, Outcome
 
 if TYPE_CHECKING:
     from thumbwise.app import Assistant
-
-LEASE_SECONDS = 120.0
 
 
 class _Body(BaseModel):

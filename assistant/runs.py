@@ -1,7 +1,8 @@
 """The record of training runs: a number that is never reused, and a lease that lets one of them publish at a time.
 
 A job renews its lease while it works. One that was killed or lost its lease can be gone on with, under a fresh lease,
-which voids the old one. The table is made with those of the versions (`thumbwise.versions`).
+which voids the old one. How long a lease still holds is counted by this process's own clock, which nobody sets; the
+time in the table is for the next process. The table is made with those of the versions (`thumbwise.versions`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from thumbwise.errors import Conflict, NotFound
 from thumbwise.feedback.records import new_id, now_ns
 from thumbwise.feedback.store import Store
 
+LEASE_SECONDS = 120.0
 Outcome = Literal["promoted", "rejected", "too_little_data", "failed"]
 
 
@@ -35,6 +37,21 @@ class Runs:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self._until: dict[str, float] = {}  # when each unended run's lease ends, in monotonic seconds
+
+    def _hold(self, run_id: str, seconds: float) -> float:
+        """Let a run hold its lease for so long from now; returns until when, in UTC seconds, for the table."""
+        self._until[run_id] = time.monotonic() + seconds
+        return time.time() + seconds
+
+    def _unended(self) -> dict[str, bool]:
+        """Runs without an outcome, the newest first, and whether somebody works on them."""
+        found = {}
+        for row in self.store.rows("SELECT id, lease_until FROM runs WHERE outcome IS NULL ORDER BY number DESC"):
+            if row["id"] not in self._until:  # it began before this process; the clock may have been set since
+                self._hold(row["id"], min(row["lease_until"] - time.time(), LEASE_SECONDS))
+            found[str(row["id"])] = self._until[row["id"]] > time.monotonic()
+        return found
 
     def begin(self, snapshot_id: str, seconds: float) -> Run:
         """Register a run and give it the lease; raises Conflict while another run's lease is live."""
@@ -42,23 +59,21 @@ class Runs:
         with self.store.write() as db:
             self._end_others(db)
             number = next(iter(db.query("SELECT coalesce(max(number), 0) + 1 AS n FROM runs")))["n"]
-            db.table("runs").insert(
-                run | {"number": number, "lease_until": time.time() + seconds, "started_at": now_ns()}
-            )
+            until = self._hold(run["id"], seconds)
+            db.table("runs").insert(run | {"number": number, "lease_until": until, "started_at": now_ns()})
         return Run(number=int(number), **run)
 
     def refuse_second(self, own: str = "") -> None:
         """Raise Conflict while the lease of a run other than `own` is live."""
-        live = self.store.rows(
-            "SELECT id FROM runs WHERE outcome IS NULL AND lease_until > ? AND id <> ?", [time.time(), own]
-        )
-        if live:
-            raise Conflict(f"Training run {live[0]['id']} is under way: wait for it to end, or stop it.")
+        for run_id, live in self._unended().items():
+            if live and run_id != own:
+                raise Conflict(f"Training run {run_id} is under way: wait for it to end, or stop it.")
 
     def _end_others(self, db: Database, own: str = "") -> None:
         self.refuse_second(own)
         db.execute(
-            "UPDATE runs SET outcome='failed', reason='its lease ran out' WHERE outcome IS NULL AND id <> ?", [own]
+            "UPDATE runs SET outcome='failed', reason=?, ended_at=? WHERE outcome IS NULL AND id <> ?",
+            ["its lease ran out", now_ns(), own],
         )
 
     def resume(self, run_id: str, seconds: float) -> dict[str, Any]:
@@ -78,33 +93,35 @@ class Runs:
             lease = secrets.token_urlsafe(18)
             db.execute(
                 "UPDATE runs SET lease=?, lease_until=?, outcome=NULL, reason='', ended_at=NULL WHERE id=?",
-                [lease, time.time() + seconds, run_id],
+                [lease, self._hold(run_id, seconds), run_id],
             )
         return answer | {"lease": lease, "outcome": None, "reason": ""}
 
     def last_begun(self) -> float | None:
         """When the newest run was registered, in UTC seconds; None where there was none."""
-        row = self.store.rows("SELECT max(started_at) AS at FROM runs")[0]
-        return None if row["at"] is None else row["at"] / 1e9
+        rows = self.store.rows("SELECT started_at FROM runs ORDER BY number DESC LIMIT 1")
+        return rows[0]["started_at"] / 1e9 if rows else None
 
     def interrupted(self) -> bool:
         """Whether the newest run has no outcome and nobody works on it any more."""
-        rows = self.store.rows("SELECT outcome, lease_until FROM runs ORDER BY number DESC LIMIT 1")
-        return bool(rows) and rows[0]["outcome"] is None and rows[0]["lease_until"] < time.time()
+        newest = self.store.rows("SELECT id FROM runs ORDER BY number DESC LIMIT 1")
+        return bool(newest) and self._unended().get(newest[0]["id"]) is False
 
     def abandon(self, reason: str) -> None:
         """End what `interrupted` found as failed."""
         with self.store.write() as db:
-            db.execute(
-                "UPDATE runs SET outcome='failed', reason=?, ended_at=? WHERE outcome IS NULL AND lease_until < ?",
-                [reason, now_ns(), time.time()],
-            )
+            for run_id, live in self._unended().items():
+                if not live:
+                    db.execute(
+                        "UPDATE runs SET outcome='failed', reason=?, ended_at=? WHERE id=?", [reason, now_ns(), run_id]
+                    )
 
     def renew(self, run_id: str, lease: str, seconds: float) -> None:
         """Extend a run's lease; raises Conflict where the lease is not this run's any more."""
         self.check_lease(lease, run_id)
+        until = self._hold(run_id, seconds)
         with self.store.write() as db:
-            db.execute("UPDATE runs SET lease_until=? WHERE id=? AND lease=?", [time.time() + seconds, run_id, lease])
+            db.execute("UPDATE runs SET lease_until=? WHERE id=? AND lease=?", [until, run_id, lease])
 
     def check_lease(self, lease: str, run_id: str | None = None) -> str:
         """Return the id of the run that holds `lease`; raises Conflict for a stale or foreign one.

@@ -43,7 +43,8 @@ class Schedule:
         if self.runs.interrupted():
             return ["train", "--resume"]
         last = self.runs.last_begun()
-        since = self.begun if last is None else last
+        self.begun = min(self.begun, now)  # a clock that was set back: the interval counts from when it was noticed
+        since = self.begun if last is None or last > now + 60 else last
         return ["train", "--new-votes"] if now - since >= self.interval else None
 
     async def run(self) -> None:

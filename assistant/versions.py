@@ -122,6 +122,13 @@ def m003_base(db: Database) -> None:
 
 
 @migrations()
+def m004_ended(db: Database) -> None:
+    """Runs whose lease ran out ended then."""
+    ended = "outcome IS NOT NULL AND ended_at IS NULL"
+    db.execute(f"UPDATE runs SET ended_at = CAST(lease_until * 1e9 AS INTEGER) WHERE {ended}")
+
+
+@migrations()
 def m010_from_where(db: Database) -> None:
     """From which row on a canary, or a version that became stable, is judged: a clock may be set back."""
     db.executescript("""

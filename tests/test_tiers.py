@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.store import Store
 from thumbwise.home import Home
 from thumbwise.plugin_manager import PluginManager
+from thumbwise.runs import Runs
 from thumbwise.schedule import Schedule
 from thumbwise.settings import Settings, seconds_of
 from thumbwise.training import tiers
@@ -169,11 +171,66 @@ def test_a_run_is_due_an_interval_after_the_last_one_began(tmp_path: Path, versi
 
 def test_a_run_that_was_cut_off_is_gone_on_with_and_a_live_one_left_alone(tmp_path: Path, versions: Versions) -> None:
     schedule = Schedule(Home.find(tmp_path), 3600, versions.runs, lambda: True)
-    versions.runs.begin("s", 60)
+    run = versions.runs.begin("s", 60)
     assert schedule.due(time.time()) is None
-    with versions.store.write() as db:
-        db.execute("UPDATE runs SET lease_until = ?", [time.time() - 1])
+    versions.runs.renew(run.id, run.lease, -1)
     assert schedule.due(time.time()) == ["train", "--resume"]
+
+
+@pytest.fixture
+def day_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Set the clock back by a day."""
+    now, now_ns = time.time, time.time_ns
+
+    def set_back() -> None:
+        monkeypatch.setattr(time, "time", lambda: now() - 86_400)
+        monkeypatch.setattr(time, "time_ns", lambda: now_ns() - 86_400 * 10**9)
+
+    return set_back
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_killed_runs_lease_ends_though_the_clock_was_set_back(
+    tmp_path: Path, versions: Versions, day_before: Callable[[], None], monkeypatch: pytest.MonkeyPatch, restarted: bool
+) -> None:
+    versions.runs.begin("s", 60)
+    day_before()
+    runs = Runs(versions.store) if restarted else versions.runs
+    with pytest.raises(Conflict, match="under way"):
+        runs.begin("s", 60)
+    later = time.monotonic() + 121
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert runs.interrupted()
+    runs.begin("s", 60)
+    (killed, _) = versions.store.rows("SELECT outcome, ended_at FROM runs ORDER BY number")
+    assert killed["outcome"] == "failed"
+    assert killed["ended_at"] is not None
+
+
+def test_a_live_run_is_left_alone_though_the_clock_was_set_forward(
+    versions: Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions.runs.begin("s", 60)
+    tomorrow = time.time() + 86_400
+    monkeypatch.setattr(time, "time", lambda: tomorrow)
+    assert not versions.runs.interrupted()
+    with pytest.raises(Conflict, match="under way"):
+        versions.runs.begin("s", 60)
+
+
+def test_a_clock_that_is_set_back_delays_the_next_run_by_no_more_than_an_interval(
+    tmp_path: Path, versions: Versions, day_before: Callable[[], None]
+) -> None:
+    schedule = Schedule(Home.find(tmp_path), 3600, versions.runs, lambda: True)
+    run = versions.runs.begin("s", 60)
+    versions.runs.end(run.id, run.lease, "rejected", "")
+    day_before()
+    assert schedule.due(time.time()) is None
+    assert schedule.due(time.time() + 3590) is None
+    assert schedule.due(time.time() + 3610) == ["train", "--new-votes"]
+    run = versions.runs.begin("s", 60)  # registered before the other one, by the clock
+    versions.runs.end(run.id, run.lease, "rejected", "")
+    assert schedule.due(time.time() + 3590) is None
 
 
 @pytest.mark.slow
@@ -198,8 +255,7 @@ async def test_a_run_that_was_killed_at_work_is_not_given_up(
     run = versions.runs.begin("s", 3600)
 
     async def pause(seconds: float) -> None:
-        with versions.store.write() as db:
-            db.execute("UPDATE runs SET lease_until = ?", [time.time() - 1])
+        versions.runs.renew(run.id, run.lease, -1)
 
     monkeypatch.setattr(asyncio, "sleep", pause)
     await schedule._train(["train", "--resume"])
