@@ -18,7 +18,10 @@ from thumbwise.printed import print_table
 
 @click.group()
 def keys() -> None:
-    """Make, list and revoke API keys. They guard the API alone: the pages need none."""
+    """Make, list and revoke API keys.
+
+    They guard the API alone: whoever reaches the port opens the pages without one.
+    """
 
 
 @keys.command()
