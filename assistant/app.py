@@ -20,6 +20,7 @@ import gradio as gr
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import generate_latest
+from starlette.middleware.cors import CORSMiddleware
 
 from thumbwise import __version__, gateway, logs, ops, responses
 from thumbwise.auth import Guard
@@ -222,9 +223,10 @@ def create_api(assistant: Assistant) -> FastAPI:
         yield
         await assistant.stop()
 
-    app = FastAPI(title="Thumbwise", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Thumbwise", version=__version__, lifespan=lifespan, openapi_url=None)
+    app.add_middleware(CORSMiddleware)  # allows nobody, and where the parent has one Gradio leaves off its own
     app.add_middleware(Cookies, browsers=assistant.browsers)
-    app.add_middleware(Guard, token=assistant.token)
+    app.add_middleware(Guard, token=assistant.token, keys=assistant.keys)
     responses.install(app)
     app.include_router(gateway.router(assistant))
     app.include_router(ops.router(assistant))
@@ -250,7 +252,8 @@ def _add_health(app: FastAPI, assistant: Assistant) -> None:
     @app.get("/health/ready")
     async def ready() -> JSONResponse:
         status = assistant.status()
-        body: dict[str, Any] = {"ready": status.ready, "detail": status.detail, "warning": status.warning}
+        detail = status.detail.partition("\n")[0]  # vLLM's last lines are for the operator
+        body: dict[str, Any] = {"ready": status.ready, "detail": detail, "warning": status.warning}
         body |= {"stable": assistant.versions.stable(), "stable_since": assistant.versions.stable_since()}
         return JSONResponse(body, 200 if status.ready else 503)
 

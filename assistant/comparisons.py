@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from thumbwise.conversation import Conversations, Turn, check_messages
 from thumbwise.errors import ThumbwiseError
+from thumbwise.feedback.records import MAX_DRAFTS
 
 if TYPE_CHECKING:
     from thumbwise.contracts import Message
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from thumbwise.plugin_manager import PluginManager
     from thumbwise.policies import Policies
 
-MAX_DRAFTS = 9  # InstructGPT ranked 4 to 9 (arXiv 2203.02155, section 3.2)
 REVEAL_SECONDS = 0.05
 
 

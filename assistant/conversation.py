@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from thumbwise.engine_client import Chunk, Sampling
-from thumbwise.errors import ThumbwiseError
+from thumbwise.errors import TOO_LONG, ThumbwiseError
 from thumbwise.feedback.records import REFUSED, ReplyState
 from thumbwise.logs import event
 from thumbwise.versions import BASE
@@ -149,9 +149,14 @@ class Conversations:
         model: str | None = None,
         conversation_id: str | None = None,
         parent_id: str | None = None,
+        training: bool = True,
     ) -> Turn:
-        """Ask vLLM, and commit the reply's row meanwhile. Raises ThumbwiseError for what cannot be asked."""
-        check_messages(messages)
+        """Ask vLLM, and commit the reply's row meanwhile. Raises ThumbwiseError for what cannot be asked.
+
+        Where the last message is the assistant's, the reply goes on with it. Such a reply is half of one, and is kept
+        out of training as one is that was asked for without `training`.
+        """
+        check_messages(messages, may_continue=True)
         engine, asked = self.require_engine(), time.monotonic()
         self.load.check(asker)
         version = self.resolve(model, asker.user, conversation_id)
@@ -166,6 +171,7 @@ class Conversations:
                     asdict(sampling),
                     conversation_id=conversation_id,
                     parent_id=parent_id,
+                    training=training and messages[-1]["role"] == "user",
                 )
         except BaseException:
             await ahead.aclose()
@@ -254,16 +260,27 @@ def _log_reply(turn: Turn, state: str, tokens: int, seconds: float, failure: Thu
     )  # fmt: skip
 
 
-def check_messages(messages: Sequence[Message]) -> None:
-    """Raise ThumbwiseError where a prompt cannot be answered: empty, too long, no text, or not ending with the user."""
-    if not messages or messages[-1]["role"] != "user" or not messages[-1]["content"].strip():
-        raise ThumbwiseError("The last message must be from the user and must not be empty.")
+def check_messages(messages: Sequence[Message], *, may_continue: bool = False) -> None:
+    """Raise ThumbwiseError where a prompt cannot be answered: empty, too long, no text, or not ending with the user.
+
+    With `may_continue` it may also end with the assistant, whose message is then gone on with.
+    """
+    roles = [message["role"] for message in messages]
+    ends_well = roles[-1:] == ["user"] or (may_continue and roles[-1:] == ["assistant"] and "user" in roles)
+    if not ends_well or not messages[-1]["content"].strip():
+        raise ThumbwiseError("The last message must be from the user and must not be empty.", param="messages")
     text = "".join(message["content"] for message in messages)
     if len(messages) > MAX_MESSAGES or len(text) > MAX_CHARACTERS:
-        raise ThumbwiseError(
-            f"The conversation is longer than {MAX_MESSAGES} messages or {MAX_CHARACTERS} characters: start a new one."
-        )
+        raise too_long()
     try:
         text.encode()
     except UnicodeEncodeError:
         raise ThumbwiseError("A message has half a character in it (a lone surrogate): send whole ones.") from None
+
+
+def too_long() -> ThumbwiseError:
+    """What a conversation hears that is longer than any."""
+    return ThumbwiseError(
+        f"The conversation is longer than {MAX_MESSAGES} messages or {MAX_CHARACTERS} characters: start a new one.",
+        code=TOO_LONG, param="messages",
+    )  # fmt: skip

@@ -121,6 +121,8 @@ class EngineClient:
         }
         if sampling.stop:
             body["stop"] = list(sampling.stop)
+        if messages[-1]["role"] == "assistant":  # the reply goes on with it
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
         tokens = letters = 0
         async with self._asked("POST", "/v1/chat/completions", body) as response:
             stream = events(response, most=2 * longest + _SPARE_EVENTS)

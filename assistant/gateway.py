@@ -1,8 +1,7 @@
 """The public HTTP API: chat completions in the OpenAI shape, comparisons, feedback, models.
 
-Request fields are an allow-list: what is not named here is refused with 400 rather than passed on to vLLM.
-`logprobs` gives the sampled tokens' log-probabilities with their ids (`token_ids`, ours), so that a reader can prove
-which version wrote a reply. Left out: `n`, `top_logprobs`, tools and images.
+What may be asked is in `api_models.py`. `logprobs` gives the sampled tokens' log-probabilities with their ids
+(`token_ids`, ours), so that a reader can prove which version wrote a reply. Left out: OpenAI's other calls.
 """
 
 from __future__ import annotations
@@ -11,20 +10,19 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Header, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ConfigDict, Field
+from starlette.routing import Match, Route
 
-from thumbwise.auth import bearer, user_of
-from thumbwise.contracts import Message
+from thumbwise.api_models import Chat, Drafts, Vote, plain
+from thumbwise.auth import key_of, user_of
 from thumbwise.conversation import PUBLIC_NAME, Turn
-from thumbwise.engine_client import Chunk, Sampling
+from thumbwise.engine_client import Chunk
 from thumbwise.errors import NotFound, ThumbwiseError
-from thumbwise.feedback.records import PROGRAMS, Asker, FeedbackRequest
-from thumbwise.keys import PREFIX
+from thumbwise.feedback.records import PROGRAMS, Asker
 from thumbwise.load import Stream, unless_gone
 from thumbwise.responses import error_body
 
@@ -33,88 +31,12 @@ if TYPE_CHECKING:
 
 
 Authorization = Annotated[str | None, Header()]
+_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+_OFTEN_ASKED = (
+    "/chat/completions", "/completions", "/responses", "/embeddings", "/models", "/comparisons", "/feedback",
+)  # fmt: skip
+"""Where a client asks whose base URL lacks the /v1."""
 _LINE_ENDS = {chr(code).encode(): f"\\u{code:04x}".encode() for code in (0x85, 0x2028, 0x2029)}
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class TextPart(_Body):
-    """A part of a message; text is the only kind."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(_Body):
-    """One message of a prompt: text, in one piece or in parts."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str | list[TextPart]
-
-    @property
-    def text(self) -> str:
-        """All of it."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-
-
-class StreamOptions(_Body):
-    """What a stream ends with."""
-
-    include_usage: bool = False
-
-
-class ChatRequest(_Body):
-    """`POST /v1/chat/completions`."""
-
-    model: str = PUBLIC_NAME
-    messages: list[ChatMessage]
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1, le=4096)
-    max_completion_tokens: int | None = Field(None, ge=1, le=4096)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    logprobs: bool = False
-    user: str | None = None
-    n: Literal[1] = 1
-
-
-class ComparisonRequest(_Body):
-    """`POST /v1/comparisons`."""
-
-    messages: list[ChatMessage]
-    k: int = Field(2, ge=2, le=9)
-    max_tokens: int | None = Field(None, ge=1, le=4096)
-    user: str | None = None
-
-
-class FeedbackBody(FeedbackRequest):
-    """`POST /v1/feedback`: a vote, and for whom an API client speaks."""
-
-    user: str | None = None
-
-
-def _plain(messages: list[ChatMessage]) -> list[Message]:
-    return [Message(role=m.role, content=m.text) for m in messages]
-
-
-def _sampling(request: ChatRequest, default: Sampling) -> Sampling:
-    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
-    if len(stop) > 4:
-        raise ThumbwiseError("stop takes at most 4 strings.")
-    length = request.max_completion_tokens or request.max_tokens or default.max_tokens
-    return Sampling(
-        temperature=default.temperature if request.temperature is None else request.temperature,
-        max_tokens=length,
-        top_p=1.0 if request.top_p is None else request.top_p,
-        seed=request.seed,
-        stop=stop,
-        logprobs=request.logprobs,
-    )
 
 
 def _envelope(turn: Turn, kind: str, created: int) -> dict[str, Any]:
@@ -177,23 +99,13 @@ async def _events(
             yield _event(envelope | {"choices": [], "usage": _usage(prompt, completion)})
         yield b"data: [DONE]\n\n"
     except ThumbwiseError as error:  # the status line is gone: the error is an event, and no [DONE] follows
-        yield _event(error_body(str(error), error.status, error.code))
+        yield _event(error_body(error))
 
 
 def _user(assistant: Assistant, authorization: str | None, scope: str, named: str | None) -> Asker:
-    """Who asks: the key's client, or whom that one names behind it. Raises 401 and 403.
-
-    What is no key of ours is as good as none, since OpenAI's clients must send something; it is enough until the
-    first key is made.
-    """
-    text = bearer(authorization)
-    if text.startswith(PREFIX):
-        name = assistant.keys.check(text, scope).name
-        return Asker(f"{name}/{user_of(named)}" if named else name, f"key:{name}")
-    if assistant.keys.needed():
-        raise ThumbwiseError(
-            "Send an API key (`Authorization: Bearer tw-…`): `thumbwise keys create` makes one.", status=401
-        )
+    """Who asks: the key's client, or whom that one names behind it. Raises 401 and 403."""
+    if (key := key_of(assistant.keys, authorization, scope)) is not None:
+        return Asker(f"{key.name}/{user_of(named)}" if named else key.name, f"key:{key.name}")
     user = user_of(named)
     return Asker(user, f"name:{user}" if assistant.settings.names_are_people else PROGRAMS)
 
@@ -204,11 +116,30 @@ def router(assistant: Assistant) -> APIRouter:
     _add_chat(api, assistant)
     _add_votes(api, assistant)
 
-    @api.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
+    _add_elsewhere(api)
+    return api
+
+
+def _add_elsewhere(api: APIRouter) -> None:
+    """Sentences for what is asked at an address, or in a way, that there is not."""
+
+    @api.api_route("/v1/{path:path}", methods=_METHODS)
     async def unknown(path: str, http: Request) -> None:
+        there = {
+            method
+            for route in api.routes
+            if isinstance(route, Route) and route.matches(http.scope)[0] is Match.PARTIAL
+            for method in route.methods or ()
+        }
+        if there:
+            raise ThumbwiseError(f"/v1/{path[:80]} is asked by {' or '.join(sorted(there))} only.", status=405)
         raise NotFound(f"There is no {http.method} /v1/{path[:80]}: assistant/README.md has the whole API.")
 
-    return api
+    async def no_version(http: Request) -> None:
+        raise NotFound(f"There is no {http.url.path}: the base URL of the API ends with /v1.")
+
+    for path in _OFTEN_ASKED:
+        api.add_api_route(path, no_version, methods=_METHODS)
 
 
 def _names(assistant: Assistant) -> list[str]:
@@ -221,16 +152,17 @@ def _model(name: str) -> dict[str, Any]:
 
 def _add_chat(api: APIRouter, assistant: Assistant) -> None:
     @api.post("/v1/chat/completions")
-    async def chat_completions(request: ChatRequest, http: Request, authorization: Authorization = None) -> Response:
+    async def chat_completions(request: Chat, http: Request, authorization: Authorization = None) -> Response:
         asker = _user(assistant, authorization, "chat", request.user)
         conversations = assistant.conversations
-        sampling = _sampling(request, conversations.sampling())
-        turn = await conversations.begin(asker, _plain(request.messages), sampling, model=request.model)
+        sampling, training = request.sampling(conversations.sampling()), request.store is not False
+        turn = await conversations.begin(
+            asker, plain(request.messages), sampling, model=request.version, training=training
+        )
         if request.stream:
-            usage = bool(request.stream_options and request.stream_options.include_usage)
             chunks = conversations.stream(turn, asker)
             first = await unless_gone(http, anext(chunks))  # what fails before it still has a status of its own
-            return Stream(_events(turn, first, chunks, usage))
+            return Stream(_events(turn, first, chunks, request.usage))
         text, last = await unless_gone(http, conversations.write(turn, asker))
         choice = {
             "index": 0,
@@ -254,18 +186,16 @@ def _add_chat(api: APIRouter, assistant: Assistant) -> None:
     async def one_model(name: str, authorization: Authorization = None) -> dict[str, Any]:
         _user(assistant, authorization, "chat", None)
         if name not in _names(assistant):
-            raise NotFound(f"There is no model {name[:80]!r}: `/v1/models` names them all.")
+            raise NotFound(f"There is no model {name[:80]!r}: `/v1/models` names them all.", code="model_not_found")
         return _model(name)
 
 
 def _add_votes(api: APIRouter, assistant: Assistant) -> None:
     @api.post("/v1/comparisons")
-    async def comparisons(
-        request: ComparisonRequest, http: Request, authorization: Authorization = None
-    ) -> dict[str, Any]:
+    async def comparisons(request: Drafts, http: Request, authorization: Authorization = None) -> dict[str, Any]:
         asker = _user(assistant, authorization, "chat", request.user)
         opened = await assistant.comparisons.open(
-            asker, _plain(request.messages), request.k, request.max_tokens, source="api"
+            asker, plain(request.messages), request.k, request.max_tokens, source="api"
         )
         drafts = await unless_gone(http, assistant.comparisons.write(opened, asker))
         return {
@@ -275,13 +205,12 @@ def _add_votes(api: APIRouter, assistant: Assistant) -> None:
 
     @api.post("/v1/feedback", status_code=201)
     async def feedback(
-        body: FeedbackBody,
+        body: Vote,
         idempotency_key: Annotated[str | None, Header()] = None,
         authorization: Authorization = None,
     ) -> dict[str, str]:
         asker = _user(assistant, authorization, "feedback", body.user)
         if idempotency_key is None:
             raise ThumbwiseError("Send an Idempotency-Key header (a fresh UUID per vote), so that a retry is safe.")
-        request = FeedbackRequest(**body.model_dump(exclude={"user"}))
-        feedback_id = await asyncio.to_thread(assistant.vote, asker, idempotency_key, request)
+        feedback_id = await asyncio.to_thread(assistant.vote, asker, idempotency_key, body.vote)
         return {"feedback_id": feedback_id}

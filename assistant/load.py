@@ -136,11 +136,15 @@ async def unless_gone(request: Request, answer: Awaitable[Answer]) -> Answer:
         raise ThumbwiseError("The reader hung up before the answer was whole.", status=499) from None
 
 
+_STREAMED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+"""Neither kept nor gathered by a proxy: nginx would hold a reply back until it has 4 kB of it."""
+
+
 class Stream(StreamingResponse):
     """Server-sent events; a reader who takes nothing for SLOW seconds is as good as gone."""
 
     def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        super().__init__(events, media_type="text/event-stream", headers=_STREAMED)
         self.events = events
 
     async def stream_response(self, send: Send) -> None:

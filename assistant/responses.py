@@ -16,16 +16,16 @@ _TYPES = {
 }  # fmt: skip
 
 
-def error_body(message: str, status: int, code: str | None = None, param: str | None = None) -> dict[str, object]:
+def error_body(error: ThumbwiseError) -> dict[str, object]:
     """The body of an error answer."""
-    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "code": code, "param": param}}
+    kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
+    return {"error": {"message": str(error), "type": kind, "code": error.code, "param": error.param}}
 
 
 def error_response(error: ThumbwiseError) -> JSONResponse:
     """An answer that carries the error's one sentence."""
     headers = {"Retry-After": "5"} if error.status in (429, 503) else None
-    return JSONResponse(error_body(str(error), error.status, error.code), error.status, headers)
+    return JSONResponse(error_body(error), error.status, headers)
 
 
 def install(app: FastAPI) -> None:
@@ -38,25 +38,33 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        where = ".".join(str(part) for part in first["loc"] if part != "body")[:80]
         if first["type"] == "json_invalid":
-            return JSONResponse(error_body("The body is not JSON: send one object.", 400, "invalid_request"), 400)
+            return error_response(ThumbwiseError("The body is not JSON: send one object."))
         if first["type"] == "extra_forbidden":
             message = f"{where} is not supported: leave it out."
         else:
             message = f"{where or 'The body'}: {first['msg'].lower()}."
-        return JSONResponse(error_body(message, 400, "invalid_request", where or None), 400)
+        return error_response(ThumbwiseError(message, param=where or None))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         if disk_is_full(error):  # an upload that the temporary folder cannot hold is "an error parsing the body"
             return _full()
-        return JSONResponse(error_body(str(error.detail), error.status_code), error.status_code)
+        return error_response(ThumbwiseError(str(error.detail), status=error.status_code))
 
     @app.exception_handler(Exception)  # Starlette logs it with its traceback after this answer
     async def unforeseen(request: Request, error: Exception) -> JSONResponse:
         fault = ThumbwiseError("Something went wrong in the assistant: its log says what.", status=500)
         return error_response(fault)
+
+    @app.exception_handler(UnicodeEncodeError)
+    async def half(request: Request, error: UnicodeEncodeError) -> JSONResponse:
+        if error.reason != "surrogates not allowed":
+            raise error
+        return error_response(
+            ThumbwiseError("The request has half a character in it (a lone surrogate): send whole ones.")
+        )
 
     @app.exception_handler(OSError)
     async def system(request: Request, error: OSError) -> JSONResponse:

@@ -189,3 +189,8 @@ def m011_own_words(db: Database) -> None:
                 AND (g.person = f.person OR f.person = '{NEW_BROWSER}' AND g.person LIKE 'browser:%')
             );
     """)
+
+
+def m020_out_of_training(db: Database) -> None:
+    """Keep a reply, its prompt and the votes on it out of snapshots (0): a client said so, or it is half a reply."""
+    db.execute("ALTER TABLE replies ADD COLUMN training INTEGER NOT NULL DEFAULT 1")

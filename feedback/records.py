@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, ValidationError, model_validator
 from ulid import ULID
 
 from thumbwise.contracts import Message
@@ -24,6 +24,7 @@ PROGRAMS = "programs"
 NEW_BROWSER = "browser:new"
 """The person that all browsers are together which came less than a day ago, or have no cookie of ours."""
 MAX_COMMENT = 4000
+MAX_DRAFTS = 9  # InstructGPT ranked 4 to 9 (arXiv 2203.02155, section 3.2)
 ReplyState = Literal["streaming", "done", "stopped", "failed"]
 REFUSED = "refused"
 """Finish reason of a reply that failed because vLLM would not take the request: a prompt that is too long, say."""
@@ -130,10 +131,14 @@ class PairValue(_Strict):
     strength: Literal[1, 2] = 1
 
 
+_Draft = Annotated[str, Field(max_length=64)]
+_Tier = Annotated[list[_Draft], FailFast(), Field(min_length=1, max_length=MAX_DRAFTS)]
+
+
 class RankValue(_Strict):
     """Best tier first, drafts of one tier tied; or none usable."""
 
-    tiers: list[Annotated[list[str], Field(min_length=1)]] = Field(default_factory=list)
+    tiers: Annotated[list[_Tier], FailFast(), Field(max_length=MAX_DRAFTS)] = Field(default_factory=list)
     none_usable: bool = False
 
     @model_validator(mode="after")
@@ -152,11 +157,14 @@ class TextValue(_Strict):
     text: str = Field(min_length=1, max_length=32_000)
 
 
+_Flag = Annotated[str, Field(max_length=64)]
+
+
 class LikertValue(_Strict):
     """InstructGPT's overall quality, 1 to 7, with flags (arXiv 2203.02155, Table 3)."""
 
     overall: int = Field(ge=1, le=7)
-    flags: list[Annotated[str, Field(max_length=64)]] = Field(default_factory=list, max_length=16)
+    flags: Annotated[list[_Flag], FailFast(), Field(max_length=16)] = Field(default_factory=list)
 
 
 class FlagValue(_Strict):
@@ -199,13 +207,17 @@ class FeedbackRequest(_Strict):
         value = {"thumb": self.value} if self.kind == "thumb" else self.value
         if self.kind == "rank" and value == "none_usable":
             value = {"none_usable": True}
+        shape = VALUES[self.kind]
+        if isinstance(value, dict) and len(value) > len(shape.model_fields):  # each wrong field would be an error
+            raise ThumbwiseError(f"The value of {self.kind} has only {', '.join(shape.model_fields)}: send these.")
         try:
-            checked = TypeAdapter(VALUES[self.kind]).validate_python(value)
+            checked = TypeAdapter(shape).validate_python(value)
         except ValidationError as error:
-            first = error.errors()[0]
+            first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"])
             raise ThumbwiseError(
-                f"The value of {self.kind} is wrong{f' at {where}' if where else ''}: {first['msg'].lower()}."
+                f"The value of {self.kind} is wrong{f' at {where[:80]}' if where else ''}: {first['msg'].lower()}.",
+                param="value",
             ) from None
         return checked.model_dump()
 

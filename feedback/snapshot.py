@@ -2,9 +2,10 @@
 
 One JSON object a line, in the order in which it was said, so that the same feedback always gives the same bytes; the
 SHA-256 of those bytes is the snapshot's id and file name. Replies that failed, were stopped, or are still streaming
-never leave here. A corrected reply is a demonstration. All turns of a conversation are one group, which no split
-divides: the later ones contain the earlier ones. It is written line by line from a read-only connection, so it takes
-little memory, and nobody waits for it. Left out: likert ratings, until a trainer reads them.
+never leave here, nor do those that a client keeps out of training. A corrected reply is a demonstration. All turns of
+a conversation are one group, which no split divides: the later ones contain the earlier ones. It is written line by
+line from a read-only connection, so it takes little memory, and nobody waits for it. Left out: likert ratings, until
+a trainer reads them.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ ON_REPLIES = f"""
         CASE WHEN f.kind <> 'edit' THEN r.prompt_ids END AS prompt_ids
     FROM current_on_replies f CROSS JOIN replies r ON r.id = f.message_id
     CROSS JOIN prompts p ON p.sha256 = r.prompt_sha256
-    WHERE f.kind IN ('thumb', 'comment', 'edit') AND r.state = 'done' ORDER BY f.seq
+    WHERE f.kind IN ('thumb', 'comment', 'edit') AND r.state = 'done' AND r.training ORDER BY f.seq
 """
 PROMPTS = """
     SELECT r.user_id, r.person, p.messages FROM replies r CROSS JOIN prompts p ON p.sha256 = r.prompt_sha256
-    WHERE r.state = 'done' AND NOT EXISTS (
+    WHERE r.state = 'done' AND r.training AND NOT EXISTS (
         SELECT 1 FROM replies o WHERE o.prompt_sha256 = r.prompt_sha256 AND o.user_id = r.user_id
-        AND o.person = r.person AND o.state = 'done' AND o.rowid < r.rowid)
+        AND o.person = r.person AND o.state = 'done' AND o.training AND o.rowid < r.rowid)
     ORDER BY r.rowid
 """
 """Each prompt of each user once, where it was answered first; the rowid is the order of writing."""

@@ -89,8 +89,12 @@ class Store(Writer):
         *,
         conversation_id: str | None = None,
         parent_id: str | None = None,
+        training: bool = True,
     ) -> str:
-        """Commit a reply's row (state `streaming`) before its first chunk; returns the message id."""
+        """Commit a reply's row (state `streaming`) before its first chunk; returns the message id.
+
+        Without `training` neither its prompt nor what is said about it gets into a snapshot.
+        """
 
         def work(db: Database) -> str:
             message_id = self._insert_reply(
@@ -102,6 +106,7 @@ class Store(Writer):
                 sampling=canonical(sampling),
                 conversation_id=conversation_id,
                 parent_id=parent_id,
+                training=int(training),
             )
             if conversation_id is not None:
                 db.execute(_ASKED, {"id": conversation_id, "head": message_id, "now": now_ns()})

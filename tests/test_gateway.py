@@ -18,7 +18,7 @@ from live_server import serving, wait_ready
 
 from thumbwise import auth
 from thumbwise.app import Assistant
-from thumbwise.auth import MAX_BODY
+from thumbwise.auth import MAX_API_BODY
 from thumbwise.errors import EngineFailed, ThumbwiseError
 from thumbwise.feedback.records import Asker
 from thumbwise.home import Home
@@ -108,7 +108,7 @@ async def test_a_field_outside_the_allow_list_is_refused_in_openais_shape(http, 
         ({"messages": ASK, "n": 2}, 400),
         ({"messages": ASK, "stop": ["a"] * 5}, 400),
         ({"messages": [{"role": "user", "content": "x" * 300_000}]}, 400),
-        ({"messages": ASK, "user": "x" * 65}, 400),
+        ({"messages": ASK, "user": "x" * 257}, 400),
     ],
 )
 async def test_what_cannot_be_answered_is_one_sentence_and_stores_nothing(http, assistant, body, status) -> None:
@@ -348,12 +348,12 @@ async def in_chunks(count: int, size: int = 1024**2) -> AsyncIterator[bytes]:
 async def test_a_body_that_is_too_large_is_refused_also_where_it_does_not_say_its_length(
     http, assistant, monkeypatch, path: str
 ) -> None:
-    monkeypatch.setattr(auth, "MAX_OPS_BODY", MAX_BODY)
+    monkeypatch.setattr(auth, "MAX_OPS_BODY", MAX_API_BODY)
     headers = {"Authorization": f"Bearer {assistant.token}"}
-    for body in (b" " * (MAX_BODY + 1), in_chunks(5)):
+    for body in (b" " * (MAX_API_BODY + 1), in_chunks(2)):
         answer = await http.post(path, content=body, headers=headers)
         assert answer.status_code == 413
-        assert answer.json()["error"]["message"] == f"The request is larger than {MAX_BODY} bytes: send less."
+        assert answer.json()["error"]["message"] == f"The request is larger than {MAX_API_BODY} bytes: send less."
 
 
 async def test_an_adapter_without_the_jobs_token_is_refused_before_a_byte_of_it_is_read(http) -> None:

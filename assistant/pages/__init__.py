@@ -54,7 +54,7 @@ def routes(assistant: Assistant) -> FastAPI:
 def mount_options() -> dict[str, Any]:
     """Arguments of `gr.mount_gradio_app`: our look, no traces of Gradio's own services, nothing from outside."""
     return {
-        "app_kwargs": {"middleware": middleware()},
+        "app_kwargs": {"middleware": middleware(), "openapi_url": None},
         "theme": theme(),
         "head": head(),
         "show_error": False,

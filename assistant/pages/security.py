@@ -14,11 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; object-src 'none'; "
+        "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; "
+        "script-src 'self' blob: 'unsafe-inline' 'unsafe-eval'; object-src 'none'; "
         "frame-ancestors 'none'; form-action 'self'; base-uri 'self'"
     ),
     "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
 }
 
 
