@@ -191,6 +191,7 @@ def m011_own_words(db: Database) -> None:
     """)
 
 
+@migrations()
 def m020_out_of_training(db: Database) -> None:
     """Keep a reply, its prompt and the votes on it out of snapshots (0): a client said so, or it is half a reply."""
     db.execute("ALTER TABLE replies ADD COLUMN training INTEGER NOT NULL DEFAULT 1")

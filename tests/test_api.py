@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from thumbwise.app import Assistant
 from thumbwise.auth import MAX_API_BODY
 from thumbwise.engine_client import Sampling
-from thumbwise.feedback.snapshot import read_snapshot, take_snapshot
+from thumbwise.feedback.snapshot import snapshot_path, take_snapshot
 from thumbwise.versions import BASE
 
 CHAT = "/v1/chat/completions"
@@ -233,7 +233,7 @@ async def test_a_reply_that_is_not_to_be_stored_for_training_can_be_voted_on_and
         answer = await http.post("/v1/feedback", json=vote, headers={"Idempotency-Key": str(number)})
         assert answer.status_code == 201
     home = assistant.home
-    data = read_snapshot(home.snapshots, take_snapshot(assistant.store, home.snapshots))
+    data = snapshot_path(home.snapshots, take_snapshot(assistant.store, home.snapshots)).read_bytes()
     lines = [json.loads(line) for line in data.splitlines()]
     assert {line["prompt"][0]["content"] for line in lines} == {"kept"}
     assert sorted(line["type"] for line in lines) == ["prompt", "thumb"]
