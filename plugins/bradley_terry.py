@@ -125,7 +125,8 @@ class BradleyTerry:
         head = fit_head(scaled, votes, prior.l2, smoothing)
         heads = [head]
         rng = np.random.default_rng(seed)
-        for _ in range(self.train.rm_heads):
+        for number in range(self.train.rm_heads):
+            self.backbone.told("heads", number, self.train.rm_heads)
             heads.append(fit_head(scaled, bootstrap(votes, rng), prior.l2, smoothing))
         directions = prior.of(np.stack([h.direction for h in heads]))
         self.ends = directions[:, -ENDS:].astype(np.float32)
@@ -252,6 +253,7 @@ class BradleyTerry:
 
         fold, said = np.array(folds(votes.group, self.train.rm_folds, seed)), np.full(len(votes.left), np.nan)
         for number in range(self.train.rm_folds):
+            self.backbone.told("folds of cross-validation", number, self.train.rm_folds)
             train, test = votes.pick(fold != number), votes.pick(fold == number)
             if train.telling.any() and len(test.left):
                 train = train.reweighted(self._trust(views, train)[train.rater])

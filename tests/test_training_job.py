@@ -53,7 +53,7 @@ def test_a_round_makes_a_candidate_that_serving_accepts_and_promotes_it(tmp_path
     assert len(manifest["probes"]) == 8
     assert all(len(p["top_ids"]) == len(p["base_top_logprobs"]) == 20 for p in manifest["probes"])
     assert {g["name"] for g in manifest["gates"]} == {
-        "rm_accuracy", "win_rate_proxy", "kl", "length", "finish_rate", "chat_finish_rate", "repetition",
+        "rm_accuracy", "win_rate_proxy", "kl", "base_kl", "length", "finish_rate", "chat_finish_rate", "repetition",
     }  # fmt: skip
     assert result.metrics["length"] <= assistant.max_tokens < result.metrics["chat_length"] <= CHAT
     ends = json.loads((tmp_path / "home" / "runs" / "run-1" / "fit.json").read_text())["finish_rate"]
@@ -296,6 +296,54 @@ def test_without_a_terminal_progress_is_plain_lines_on_stderr(capsys: pytest.Cap
         "ppo: 1/3  reward 0.25  KL 1.50  length 4",
         "ppo: 3/3  reward 0.25  KL 1.50  length 4",
     ]
+
+
+def test_parts_of_a_stage_are_told_now_and_then_and_quick_ones_not_at_all(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("thumbwise.training.progress.time.monotonic", lambda: now)
+    with RunProgress() as progress:
+        progress.stage("gates")
+        for done in range(1, 11):
+            progress.part("replies read", done, 10)
+        assert capsys.readouterr().err == "[    0 s] gates\n"
+        for done in range(1, 11):
+            now += 7.0
+            progress.part("replies written", done, 10)
+        told = [line.partition("] ")[2] for line in capsys.readouterr().err.splitlines()]
+        assert [line.partition("  ")[0] for line in told] == [
+            f"gates, replies written: {done}/10" for done in (3, 6, 9)
+        ]
+        assert told[0].endswith("about 0.8 minutes left")
+        progress.stage("ppo", 3)
+        now += 100.0
+        progress.part("replies read", 5, 10)
+        progress.update(2, 3, {})
+        assert [line.partition("] ")[2].strip() for line in capsys.readouterr().err.splitlines()] == ["ppo", "ppo: 2/3"]
+
+
+def test_every_stage_of_a_round_that_takes_minutes_says_how_far_it_is(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, dict[str, list[tuple[int, int]]]] = {}
+
+    def part(progress: RunProgress, what: str, done: int, total: int) -> None:
+        told.setdefault(progress.name, {}).setdefault(what, []).append((done, total))
+
+    monkeypatch.setattr(RunProgress, "part", part)
+    snapshot = make_snapshot(40, corrections=12)
+    train(tmp_path, model, FakeAssistant(snapshot), {"max_base_kl": 1e3}, sft_demonstrations=10, iterations=1)
+    assert set(told["sft"]) == {"replies written", "updates"}
+    assert set(told["reward model"]) == {"replies read", "folds of cross-validation", "heads", "replies written"}
+    assert set(told["replies of stable"]) == {"replies written"}
+    assert set(told["gates"]) == {"replies written", "replies read", "replies compared"}
+    for parts in told.values():
+        for counts in parts.values():
+            assert all(0 <= done <= total for done, total in counts)
+    written = told["replies of stable"]["replies written"]
+    assert len(written) > 10  # also while a batch is being written
+    assert written[-1] == (4, 4)  # the chat replies
 
 
 def test_the_time_left_is_counted_from_the_first_step_that_was_seen(

@@ -43,6 +43,7 @@ def kl_between(context: RunContext, samples: Sequence[Sample], adapter: str, oth
     backbone, total = context.backbone, 0.0
     for part in chunks(len(samples), backbone.micro_batch):
         total += float(backbone.beside(backbone.batch(samples[part]), adapter, other, context.temperature).kl.sum())
+        backbone.told("replies compared", min(part.stop, len(samples)), len(samples))
     return total / max(1, len(samples))
 
 

@@ -89,6 +89,7 @@ class Measure:
                 logprobs = self.backbone.logprobs(batch, adapter, self.settings.temperature)
             for row, values in zip(rows, logprobs, strict=True):
                 forced[row] = values[: len(samples[row].response_ids)].tolist()
+            self.backbone.told(f"by {version}", min(start + FORCED, len(order)), len(order))
         return forced
 
     def _sample(self, reply: Reply) -> Sample:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from thumbwise.training.logprobs import Compared, compare, token_logprobs
 POLICY = "policy"
 BASE = None  # the backbone with every adapter off
 FROZEN = "ref"  # TRL looks for its reference under this name
+Told = Callable[[str, int, int], None]
 
 
 class _Enough(Exception):
@@ -55,6 +56,8 @@ class Backbone:
         base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
         base.requires_grad_(False).eval()
         self.micro_batch = train.micro_batch
+        self.told: Told = lambda what, done, total: None
+        """Is told how far slow work is: what it is, and how much of how much is done."""
         self._recent: dict[Any, dict[int, Tensor]] = {}
         self._remembered = -(-train.episodes // train.micro_batch)
         self.stop_ids = _stop_ids(base, self.tokenizer)
@@ -246,6 +249,7 @@ class Backbone:
         at more layers, where it does).
         """
         order = np.argsort([len(s.prompt_ids) + len(s.response_ids) for s in samples], kind="stable")
+        done = 0
         for part in chunks(len(samples), self.micro_batch):
             rows = order[part]
             chosen = [samples[row] for row in rows]
@@ -253,6 +257,8 @@ class Backbone:
             if not self._recent.get(key, {}).keys() >= set(layers):
                 with torch.no_grad():
                     self._recent[key] = dict(zip(layers, self.hidden(batch, layers), strict=True))
+            done += len(rows)
+            self.told("replies read", done, len(samples))
             yield rows, batch, [self._recent[key][layer] for layer in layers]
             while len(self._recent) > self._remembered:
                 del self._recent[next(iter(self._recent))]

@@ -17,7 +17,10 @@ LINE_SECONDS = 20.0
 
 
 class RunProgress:
-    """`stage` names what begins, `update` moves a counted stage on; nothing is written to stdout."""
+    """`stage` names what begins, `update` moves a counted stage on, `part` says where another one is.
+
+    Nothing is written to stdout.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
         console = Console(stderr=True, quiet=quiet)
@@ -34,7 +37,8 @@ class RunProgress:
         self.task = self.bar.add_task("starting", total=None, numbers="")
         self.start = self.last = time.monotonic()
         self.name = ""
-        self.first = (0.0, 0, 0)  # when a count was first heard of, at what, of what
+        self.counted = False
+        self.first = (0.0, 0, ("", 0))  # when a count was first heard of, at what, of what
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -47,7 +51,7 @@ class RunProgress:
 
     def stage(self, name: str, total: int | None = None, done: int = 0) -> None:
         """Begin a stage, of `total` steps where that is known, `done` of which were done before."""
-        self.name, self.first = name, (0.0, 0, 0)
+        self.name, self.counted, self.first = name, total is not None, (0.0, 0, ("", 0))
         self.bar.reset(self.task, total=total, completed=done, description=name, numbers="")
         if not self.live:
             self.say(name)
@@ -56,19 +60,30 @@ class RunProgress:
         """Show that `done` of `total` steps are behind, with the numbers that matter."""
         shown = {"reward": "reward", "kl": "KL", "length": "length"}
         numbers = "  ".join(f"{label} {metrics[key]:.2f}" for key, label in shown.items() if key in metrics)
-        self.bar.update(self.task, completed=done, total=total, numbers=numbers)
+        self._show(self.name, done, total, numbers, always=done in (1, total))
+
+    def part(self, what: str, done: int, total: int) -> None:
+        """Show that of `what` this stage does `done` of `total` are behind; parts that are quick make no lines.
+
+        A stage that counts its own steps shows those instead.
+        """
+        if not self.counted:
+            self._show(f"{self.name}, {what}", done, total, "", always=False)
+
+    def _show(self, name: str, done: int, total: int, numbers: str, *, always: bool) -> None:
+        self.bar.update(self.task, completed=done, total=total, numbers=numbers, description=name)
         now = time.monotonic()
         began, before, of = self.first
-        if of != total or done < before:
-            began, before, _ = self.first = now, done, total
-        if not self.live and (done in (1, total) or now - self.last >= LINE_SECONDS):
-            self.last = now
+        if of != (name, total) or done < before:
+            began, before, _ = self.first = now, done, (name, total)
+        if not self.live and (always or now - self.last >= LINE_SECONDS):
             left = (now - began) / (done - before) * (total - done) if done > before else None
             numbers += "" if left is None else f"  about {left / 60:.1f} minutes left"
-            self.say(f"{self.name}: {done}/{total}  {numbers}")
+            self.say(f"{name}: {done}/{total}  {numbers}")
 
     def say(self, line: str) -> None:
         """Write one line, with the seconds since the start where there is no bar."""
+        self.last = time.monotonic()
         prefix = "" if self.live else f"[{time.monotonic() - self.start:5.0f} s] "
         self.console.print(prefix + visible(line), markup=False, highlight=False, soft_wrap=True)
         sys.stderr.flush()

@@ -44,6 +44,7 @@ CHECKED = 64
 """Whole replies nearest to a flip that are searched for spans of another version."""
 _LINE = re.compile(r"^\[ *\d+ s\] (.*)$")
 _COUNTED = re.compile(r"^\S+: (\d+)/(\d+)")
+_PART = re.compile(r"^(.+, .+): (\d+)/(\d+)")
 _NUMBER = re.compile(r"(reward|KL|length) (-?[\d.]+)")
 
 
@@ -120,7 +121,9 @@ class Rehearsal:
         if None in rounds:
             self._stage("starting an assistant of its own")
             patience = self.settings.engine.start_timeout + 300
-            with rehearsal_home.assistant(self.home, self.env, self.folder / "assistant.log", patience) as url:
+            with rehearsal_home.assistant(
+                self.home, self.env, self.folder / "assistant.log", patience, self.progress.say
+            ) as url:
                 for n, figures in enumerate(rounds, 1):
                     rounds[n - 1] = figures or self._round(n, url, start)
         swaps = [read_json(self.folder / f"round-{n}" / "swap.json") for n in range(1, self.plan.rounds + 1)]
@@ -212,6 +215,8 @@ class Rehearsal:
                 if counted := _COUNTED.match(said[1]):
                     numbers = {name.lower(): float(value) for name, value in _NUMBER.findall(said[1])}
                     self.progress.update(int(counted[1]), int(counted[2]), numbers)
+                elif part := _PART.match(said[1]):
+                    self.progress.part(part[1], int(part[2]), int(part[3]))
                 elif said[1] == "handing over" and not watch.watching:
                     self.progress.say(f"handing over, with {watch.readers} readers on")
                     rehearsal_home.wait_held(job)
@@ -223,7 +228,7 @@ class Rehearsal:
 
     def _swap(self, watch: Seen, result: dict[str, Any]) -> dict[str, Any]:
         """What readers saw of a swap; the versions that were live are the base and all that were promoted."""
-        self.progress.say("reading the streamed replies")
+        self.progress.stage(f"reading {len(watch.replies)} streamed replies")
         versions = [BASE, *(path.parent.name for path in sorted(self.home.policies.glob("*/manifest.json")))]
         found = mixed(watch.nearest(CHECKED), versions, self._measure().force)
         return {
@@ -269,7 +274,9 @@ class Rehearsal:
 
     def _measure(self) -> Measure:
         """Made for one step and dropped after it, so that the job has the memory to itself."""
-        return Measure(self.home, self.settings, self.plugins)
+        measure = Measure(self.home, self.settings, self.plugins)
+        measure.backbone.told = self.progress.part
+        return measure
 
     def _scores(self, samples: Sequence[Sample], counts: Sequence[int]) -> list[list[float]]:
         rows = by_prompt(counts, samples)

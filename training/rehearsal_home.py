@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,17 +118,22 @@ def _state(pid: str) -> str:
 
 
 @contextmanager
-def assistant(home: Home, env: dict[str, str], log: Path, patience: float) -> Iterator[str]:
-    """A running assistant on `home`: yields its URL once it is ready, within `patience` seconds."""
+def assistant(home: Home, env: dict[str, str], log: Path, patience: float, say: Callable[[str], None]) -> Iterator[str]:
+    """A running assistant on `home`: yields its URL once it is ready, within `patience` seconds.
+
+    Until then `say` hears what it is about, whenever that changes.
+    """
     with log.open("a") as file:
         process = start(["serve"], env, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
         try:
-            yield _wait_ready(home, process, log, patience)
+            yield _wait_ready(home, process, log, patience, say)
         finally:
             stop(process)
 
 
-def _wait_ready(home: Home, process: subprocess.Popen[str], log: Path, patience: float) -> str:
+def _wait_ready(
+    home: Home, process: subprocess.Popen[str], log: Path, patience: float, say: Callable[[str], None]
+) -> str:
     deadline = time.monotonic() + patience
     detail = ""
     while process.poll() is None and time.monotonic() < deadline:
@@ -138,7 +143,9 @@ def _wait_ready(home: Home, process: subprocess.Popen[str], log: Path, patience:
                 answer = httpx.get(f"{url}/health/ready", timeout=30, trust_env=False)
                 if answer.status_code == 200:
                     return url
-                detail = str(answer.json().get("detail", ""))
+                before, detail = detail, str(answer.json().get("detail", ""))
+                if detail and detail != before:
+                    say(detail.partition("\n")[0])
             except (httpx.HTTPError, ValueError):
                 pass
         time.sleep(0.3)

@@ -8,7 +8,8 @@ sampling by inverse CDF. Left out: continuous batching (rows that ended leave a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,10 +90,12 @@ def generate(
     stop_ids: frozenset[int],
     pad_id: int,
     seed: int,
+    told: Callable[[int], None] = lambda tokens: None,
 ) -> list[Generated]:
     """Continue each of `prompts` (token ids) by at most `max_tokens`, sampled together, left-padded.
 
-    A reply's last id is the first of `stop_ids` that it drew; it leaves the batch there.
+    A reply's last id is the first of `stop_ids` that it drew; it leaves the batch there. `told` hears after each step
+    how many tokens each reply that goes on has.
     """
     generator = torch.Generator().manual_seed(seed)
     stops = torch.tensor(sorted(stop_ids))
@@ -119,6 +122,7 @@ def generate(
                 use_cache=True,
             )  # fmt: skip
             logits, positions = out.logits[:, -1], positions + 1
+            told(step + 1)
     return [
         Generated(tuple(ids), "stop" if ids[-1] in stop_ids else "length", tuple(chances))
         for ids, chances in zip(tokens, logprobs, strict=True)
@@ -140,6 +144,7 @@ class InProcess:
         ids = [prompt_ids(tokenizer, prompt.messages) for prompt in prompts]
         samples: list[Sample] = []
         for n, part in enumerate(chunks(len(prompts), BATCH)):
+            told = functools.partial(self._told, part, len(prompts))
             replies = generate(
                 model,
                 ids[part],
@@ -148,7 +153,9 @@ class InProcess:
                 stop_ids=self.backbone.stop_ids,
                 pad_id=self.backbone.pad_id,
                 seed=(seed * 1009 + n) % 2**63,
+                told=told,
             )
+            told(self.max_tokens)
             for prompt, given, reply in zip(prompts[part], ids[part], replies, strict=True):
                 text = tokenizer.decode(list(reply.ids), skip_special_tokens=True)
                 samples.append(
@@ -163,3 +170,8 @@ class InProcess:
                     )
                 )
         return samples
+
+    def _told(self, part: slice, prompts: int, tokens: int) -> None:
+        """So many replies are done as would be if those of `part`, written side by side, were written in turn."""
+        now = min(part.stop, prompts) - part.start
+        self.backbone.told("replies written", part.start + now * tokens // self.max_tokens, prompts)

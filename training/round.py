@@ -130,6 +130,7 @@ class Round:
             wanted = max(wanted, finish_rate(stable.drafts) - self.settings.gates.max_finish_loss / 2)
         context = replace(context, finish_rate=wanted)
         _seed(train.seed, 0)
+        self.progress.stage(f"preparing {self.algorithm}")
         algorithm = self.plugins.get("policy_algorithms", self.algorithm)(context, reward)
         last, stopped = self._improve(algorithm)
         self.progress.stage("gates")
@@ -180,6 +181,7 @@ class Round:
             )
         self.model_name = prepared.name
         backbone = Backbone(prepared.folder, train)
+        backbone.told = self.progress.part
         own = [
             p for p in snapshot.prompts if len(prompt_ids(backbone.tokenizer, p.messages)) <= train.max_prompt_tokens
         ]

@@ -93,6 +93,7 @@ def learn(
         batches = list(chunks(len(mixed), BATCH))
         for number, part in enumerate(batches):
             check()
+            backbone.told("updates", (epoch - 1) * len(batches) + number, train.sft_epochs * len(batches))
             done = (epoch - 1 + number / len(batches)) / train.sft_epochs
             _update(backbone, mixed[part], weights, optimizer, train, done)
         losses.append(held_out_loss(backbone, held_out))
