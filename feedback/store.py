@@ -179,7 +179,8 @@ class Store(Writer):
         whose = [conversation_id, user_id]
         with self.lock:  # both of one moment
             found = self.rows("SELECT head FROM conversations WHERE id = ? AND user_id = ?", whose)
-            rows = self.rows(_REPLY + " WHERE r.conversation_id = ? AND r.user_id = ?", whose)
+            # The plus keeps SQLite from the index of users, one of whom may have most of all replies.
+            rows = self.rows(_REPLY + " WHERE r.conversation_id = ? AND +r.user_id = ?", whose)
         by_id = {row["id"]: row for row in rows}
         path: list[Reply] = []
         at = found[0]["head"] if found else None

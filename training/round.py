@@ -103,7 +103,7 @@ class Round:
         self.progress.stage("snapshot")
         path = self.folder / SNAPSHOT
         if not path.exists() or sha256(path.read_bytes()) != self.given.snapshot_id:
-            write_durably(path, self.client.snapshot(self.given.snapshot_id))
+            write_durably(path, self.client.snapshot(self.given.snapshot_id), mode=0o600)
         fault_point("snapshot")
         snapshot = parse(path.read_bytes()).heard(self.settings.train)
         if snapshot.aside:

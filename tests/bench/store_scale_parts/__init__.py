@@ -1,0 +1,1 @@
+"""What `store_scale.py` starts."""
