@@ -22,10 +22,10 @@ from typing import Any, Literal
 import click
 from pydantic import SecretStr
 
-from thumbwise import children
+from thumbwise import children, models
 from thumbwise.engine import COMPILERS, HEADER
 from thumbwise.errors import ThumbwiseError
-from thumbwise.home import Home
+from thumbwise.home import Home, named
 from thumbwise.models import DEFAULT_NAME, INSTALL_DEFAULT, packaged_gguf
 from thumbwise.plugin_manager import PluginManager
 from thumbwise.printed import print_table
@@ -56,7 +56,7 @@ def doctor(ctx: click.Context, list_settings: bool, as_json: bool) -> None:
 
     Exit status 1 where something is wrong that keeps Thumbwise from working; warnings alone give 0.
     """
-    home = Home.find()
+    home = Home.at()
     if list_settings:
         _show([*settings_rows(Settings.load(home))], as_json)
         return
@@ -106,7 +106,19 @@ def examine(home: Home) -> list[Check]:
         check_model,
         check_plugins,
     ]
-    return [check(home) for check in checks]
+    return [_examined(check, home) for check in checks]
+
+
+def _examined(check: Callable[[Home], Check], home: Home) -> Check:
+    """What a check found; one that cannot look says why, and the others still do."""
+    name = check.__name__.removeprefix("check_")
+    try:
+        return check(home)
+    except ThumbwiseError as error:
+        return Check(name, "error", str(error))
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return Check(name, "error", f"It cannot be looked at: {error.strerror or error}{where}.")
 
 
 def check_python(home: Home) -> Check:
@@ -184,7 +196,8 @@ def check_sqlite(home: Home) -> Check:
 
 def check_disk(home: Home) -> Check:
     """Versions, snapshots and runs are kept in the home."""
-    free = shutil.disk_usage(home.root).free / GIB
+    there = next(folder for folder in (home.root, *home.root.parents) if folder.exists())
+    free = shutil.disk_usage(there).free / GIB
     if free < 1:
         return Check("disk", "error", f"Only {free:.1f} GiB free at {home.root}: make room, or move THUMBWISE_HOME.")
     if free < 5:
@@ -211,12 +224,16 @@ def check_processor(home: Home) -> Check:
 
 def check_home(home: Home) -> Check:
     """What people said is in the home, and the job's token: nobody else should read, let alone write it."""
-    for path, mask in ((home.root, 0o077), (home.plugins, 0o022), (home.token, 0o077)):
+    home.refuse_foreign(named())
+    if home.root.exists() and not home.root.is_dir():
+        return Check("home", "error", f"{home.root} is a file: set THUMBWISE_HOME to a folder.")
+    if writable := home.open_to_others():
+        some = " ".join(map(str, writable))
+        return Check("home", "error", f"Others can write {some}: `chmod go-w {some}` (`serve` does it too).")
+    for path, mask in ((home.root, 0o077), (home.token, 0o077), (home.browser_secret, 0o077), (home.lock, 0o077)):
         if path.exists() and path.stat().st_mode & mask:
-            wrong = "write" if path.stat().st_mode & mask & 0o022 else "read"
-            status: Literal["error", "warning"] = "error" if wrong == "write" else "warning"
-            return Check("home", status, f"Others can {wrong} {path}: `chmod go-rwx {path}`.")
-    return Check("home", "ok", str(home.root))
+            return Check("home", "warning", f"Others can read {path}: `chmod go-rwx {path}`.")
+    return Check("home", "ok", str(home.root) + ("" if home.root.exists() else ", to be made at the first start"))
 
 
 def check_proxies(home: Home) -> Check:
@@ -238,12 +255,14 @@ def check_settings(home: Home) -> Check:
 
 
 def check_model(home: Home) -> Check:
-    """The default model needs its package once; other names are resolved when they are used."""
+    """The model is there and can be used, or can be prepared at the first start."""
     try:
         model = Settings.load(home).model
     except ThumbwiseError:
         return Check("model", "warning", "not looked for, because the settings are wrong")
-    if model != "default" or (home.models / DEFAULT_NAME).exists():
+    if model != "default":
+        return Check("model", "ok", models.look(home, model))
+    if (home.models / DEFAULT_NAME).exists():
         return Check("model", "ok", model)
     if packaged_gguf() is None:
         return Check("model", "error", f"The default model is missing: `{INSTALL_DEFAULT}`, or set `model`.")

