@@ -402,4 +402,4 @@ def test_every_setting_is_listed_with_its_value(home: Home, monkeypatch: pytest.
 
 def test_a_thumbwise_error_has_an_http_status_and_a_code() -> None:
     error = ThumbwiseError("Broken.", status=418)
-    assert (error.status, error.code, str(error)) == (418, "ThumbwiseError", "Broken.")
+    assert (error.status, error.code, str(error)) == (418, "refused", "Broken.")
