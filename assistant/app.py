@@ -82,7 +82,7 @@ class Assistant:
         self.policies = Policies(home, settings, self.versions, self.plugins, self.metrics)
         self.load = Load(settings, self.metrics)
         self.conversations = Conversations(
-            self.store, self.versions, settings, self.metrics, self.load, self.require_engine
+            self.store, self.policies, settings, self.metrics, self.load, self.require_engine
         )
         self.comparisons = Comparisons(self.conversations, self.policies, self.plugins)
         every = settings.train_every
@@ -105,7 +105,7 @@ class Assistant:
     async def _bring_up(self) -> None:
         try:
             model = await in_background(lambda: prepare(self.home, self.settings.model, self._say))
-            await asyncio.to_thread(self.versions.bind, model.digest, model.name)
+            await self.store.run(self.versions.bind, model.digest, model.name)
             self.model = model
             self.engine = self._make_engine(self.model)
             self.policies.attach(self.model, self.engine.client)
@@ -159,7 +159,7 @@ class Assistant:
             await asyncio.wait(self._tasks)
         if self.engine is not None:
             await self.engine.stop()
-        self.store.close()
+        await asyncio.to_thread(self.store.close)  # which writes what is left to be written
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run `work` apart from the request that asked for it; `stop` cancels what still runs."""

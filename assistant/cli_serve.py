@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import click
 import uvloop
@@ -15,6 +16,9 @@ from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home, HomeLock
 from thumbwise.proxies import settle_proxies
 from thumbwise.settings import Settings
+
+if TYPE_CHECKING:
+    from thumbwise.app import Assistant
 
 
 @click.command()
@@ -33,8 +37,15 @@ def serve(
     with HomeLock(home) as lock, listen(settings.host, settings.port) as bound:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         url = f"http://{host}:{bound.getsockname()[1]}"
+        settle_proxies()
+        os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+        # Its own place is /tmp/gradio, which belongs to whoever on this machine was first.
+        os.environ.setdefault("GRADIO_TEMP_DIR", str(home.cache / "gradio"))
+        from thumbwise.app import Assistant
+
+        assistant = Assistant(home, settings)  # before there is an event loop: it opens the database, and runs plugins
         with suppress(KeyboardInterrupt):  # uvicorn raises it again after an orderly end
-            uvloop.run(_serve(home, settings, lock, bound, url))
+            uvloop.run(_serve(assistant, lock, bound, url))
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -60,20 +71,15 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
-async def _serve(home: Home, settings: Settings, lock: HomeLock, bound: socket.socket, url: str) -> None:
-    settle_proxies()
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    # Its own place is /tmp/gradio, which belongs to whoever on this machine was first.
-    os.environ.setdefault("GRADIO_TEMP_DIR", str(home.cache / "gradio"))
+async def _serve(assistant: Assistant, lock: HomeLock, bound: socket.socket, url: str) -> None:
     import uvicorn
 
-    from thumbwise.app import Assistant, create_app
+    from thumbwise.app import create_app
     from thumbwise.drained import Drained
 
-    assistant = Assistant(home, settings)
     app = create_app(assistant)
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3)  # see Drained.shutdown
     server = Drained(config, assistant, asyncio.get_running_loop())
     lock.announce(url)
-    click.echo(f"Thumbwise is at {url} (home: {home.root}). Stop it with Ctrl-C.")
+    click.echo(f"Thumbwise is at {url} (home: {assistant.home.root}). Stop it with Ctrl-C.")
     await server.serve(sockets=[bound])

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,6 @@ from thumbwise.engine_client import Chunk, Sampling
 from thumbwise.errors import TOO_LONG, ThumbwiseError
 from thumbwise.feedback.records import REFUSED, ReplyState
 from thumbwise.logs import event
-from thumbwise.versions import BASE
 
 if TYPE_CHECKING:
     from thumbwise.contracts import Message
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
     from thumbwise.feedback.store import Store
     from thumbwise.load import Load
     from thumbwise.metrics import Metrics
+    from thumbwise.policies import Policies
     from thumbwise.settings import Settings
-    from thumbwise.versions import Versions
 
 log = logging.getLogger(__name__)
 PUBLIC_NAME = "thumbwise"
@@ -111,14 +110,14 @@ class Conversations:
     def __init__(
         self,
         store: Store,
-        versions: Versions,
+        policies: Policies,
         settings: Settings,
         metrics: Metrics,
         load: Load,
         require_engine: Callable[[], EngineClient | Pool],
     ) -> None:
         self.store = store
-        self.versions = versions
+        self.policies = policies
         self.settings = settings
         self.metrics = metrics
         self.load = load
@@ -133,10 +132,11 @@ class Conversations:
 
         Only versions that every engine has loaded can be named: the base, stable, canary and the one before.
         """
+        versions = self.policies.versions
         if model in (None, "", PUBLIC_NAME):
-            return self.versions.pointer().version_for(user_id, conversation_id)
-        record, pointer = self.versions.get(str(model)), self.versions.pointer()
-        if record.version not in (BASE, pointer.stable, pointer.canary, self.versions.before(pointer.stable)):
+            return versions.pointer().version_for(user_id, conversation_id)
+        record = versions.get(str(model))
+        if record.version not in self.policies.loaded():
             raise ThumbwiseError(f"{model} is {record.state} and does not answer: /v1/models names those that do.")
         return record.version
 
@@ -161,22 +161,30 @@ class Conversations:
         self.load.check(asker)
         version = self.resolve(model, asker.user, conversation_id)
         ahead = Ahead(engine.chat(version, messages, sampling))
+        row = self.store.run(
+            self.store.start_reply,
+            asker,
+            messages,
+            version,
+            asdict(sampling),
+            conversation_id=conversation_id,
+            parent_id=parent_id,
+            training=training and messages[-1]["role"] == "user",
+        )
+        starting = asyncio.ensure_future(row)
         try:
             with self.load.held(asker):
-                message_id = await asyncio.to_thread(
-                    self.store.start_reply,
-                    asker,
-                    messages,
-                    version,
-                    asdict(sampling),
-                    conversation_id=conversation_id,
-                    parent_id=parent_id,
-                    training=training and messages[-1]["role"] == "user",
-                )
+                message_id = await asyncio.shield(starting)
         except BaseException:
+            starting.add_done_callback(self._nobody_reads)
             await ahead.aclose()
             raise
         return Turn(message_id, version, tuple(messages), sampling, conversation_id, ahead, asked)
+
+    def _nobody_reads(self, starting: asyncio.Future[str]) -> None:
+        """End a reply whose asker left before its row was there."""
+        if not starting.cancelled() and starting.exception() is None:
+            self.store.finish_reply(starting.result(), "stopped", text="", finish_reason="stopped", wait=False)
 
     async def stream(self, turn: Turn, asker: Asker) -> AsyncGenerator[Chunk, None]:
         """Yield a turn's chunks; the text is committed before the chunk that carries the finish reason."""
@@ -197,8 +205,7 @@ class Conversations:
                     written.add(chunk)
                     if chunk.finish_reason is not None:
                         state = "done"
-                        # Shielded: a reader who leaves now would take it out of the queue of threads.
-                        await asyncio.shield(asyncio.to_thread(self._finish, turn, written, state, None))
+                        await self._done(turn, written)
                     yield chunk
         except ThumbwiseError as error:
             state, failure = "failed", error
@@ -208,16 +215,27 @@ class Conversations:
             state, failure = "failed", ThumbwiseError(_UNFORESEEN, status=500)
             raise failure from error
         finally:
-            # Not awaited: this also runs while the task is being cancelled. A reply that ended is not touched.
+            # Nothing is awaited: this also runs while the task is being cancelled.
             self.load.leave(asker)
             self.metrics.replies.labels(turn.label, state).inc()
             self.metrics.tokens.labels(turn.label).inc(len(written.response_ids))
             if state != "done":
-                # A full disk is no news to the reader of a reply that failed, and one that left hears nothing:
-                # the store writes this end as soon as it can.
-                with suppress(ThumbwiseError):
-                    self._finish(turn, written, state, failure)
+                self._finish(turn, written, state, failure, wait=False)
             _log_reply(turn, state, len(written.response_ids), time.monotonic() - turn.asked, failure)
+
+    async def _done(self, turn: Turn, written: _Written) -> None:
+        """Commit a whole reply. Where its reader leaves meanwhile it is committed all the same, now or later."""
+        ending = asyncio.ensure_future(self.store.run(self._finish, turn, written, "done"))
+
+        def told_to_nobody(ended: asyncio.Future[None]) -> None:
+            if ended.cancelled() or ended.exception() is not None:
+                self._finish(turn, written, "done", wait=False)
+
+        try:
+            await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            ending.add_done_callback(told_to_nobody)
+            raise
 
     async def write(self, turn: Turn, asker: Asker) -> tuple[str, Chunk]:
         """Generate a whole reply; returns its text and a chunk with all of its tokens and the finish reason."""
@@ -231,7 +249,15 @@ class Conversations:
             last = replace(last, logprobs=tuple(whole.logprobs), tokens=tuple(whole.tokens))
         return "".join(whole.text), last
 
-    def _finish(self, turn: Turn, written: _Written, state: ReplyState, failure: ThumbwiseError | None) -> None:
+    def _finish(
+        self,
+        turn: Turn,
+        written: _Written,
+        state: ReplyState,
+        failure: ThumbwiseError | None = None,
+        *,
+        wait: bool = True,
+    ) -> None:
         self.store.finish_reply(
             turn.message_id,
             state,
@@ -240,6 +266,7 @@ class Conversations:
             prompt_ids=written.prompt_ids,
             response_ids=written.response_ids,
             error=None if failure is None else str(failure),
+            wait=wait,
         )
 
 

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from thumbwise.cpu_adapters import TESTED
 from thumbwise.engine_client import EngineClient
 from thumbwise.errors import EngineFailed
-from thumbwise.policies import distance
+from thumbwise.probes import distance
 from thumbwise.supervised import BASE
 from thumbwise.weights import block_modules
 

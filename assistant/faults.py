@@ -3,7 +3,8 @@
 `THUMBWISE_FAULT=checkpoint#2` kills this process (-9) as it passes the place `checkpoint` for the second
 time; `=full` after it raises "no space left on device" there instead, and `=stop` stops the process until
 somebody lets it go on (SIGCONT). Deterministic places beat random timing: each is named after what has just
-been done. Left out: faults inside libraries, which are provoked for real (a full file system, a killed vLLM).
+been done. With `THUMBWISE_DEBUG_LOCKS=1` an event loop that would wait for the database raises instead. Left out:
+faults inside libraries, which are provoked for real (a full file system, a killed vLLM).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import signal
 from collections import Counter
 
 VARIABLE = "THUMBWISE_FAULT"
+DEBUG_LOCKS = "THUMBWISE_DEBUG_LOCKS"
 _passed: Counter[str] = Counter()
 
 
@@ -32,6 +34,11 @@ def fault_point(name: str) -> None:
     if deed == "full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     os.kill(os.getpid(), signal.SIGSTOP if deed == "stop" else signal.SIGKILL)
+
+
+def debug_locks() -> bool:
+    """Whether the database's lock is refused to an event loop's thread; the tests run so."""
+    return bool(os.environ.get(DEBUG_LOCKS))
 
 
 def disk_is_full(error: BaseException | None) -> bool:

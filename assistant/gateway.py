@@ -6,7 +6,6 @@ What may be asked is in `api_models.py`. `logprobs` gives the sampled tokens' lo
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -212,5 +211,5 @@ def _add_votes(api: APIRouter, assistant: Assistant) -> None:
         asker = _user(assistant, authorization, "feedback", body.user)
         if idempotency_key is None:
             raise ThumbwiseError("Send an Idempotency-Key header (a fresh UUID per vote), so that a retry is safe.")
-        feedback_id = await asyncio.to_thread(assistant.vote, asker, idempotency_key, body.vote)
+        feedback_id = await assistant.store.run(assistant.vote, asker, idempotency_key, body.vote)
         return {"feedback_id": feedback_id}

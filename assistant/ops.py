@@ -88,15 +88,15 @@ def router(assistant: Assistant) -> APIRouter:
 
 
 def _add_runs(api: APIRouter, assistant: Assistant) -> None:
-    versions = assistant.versions
+    versions, runs, in_thread = assistant.versions, assistant.versions.runs, assistant.store.run
 
     @api.post("/runs", status_code=201)
     async def begin() -> dict[str, Any]:
         if assistant.model is None:
             raise ThumbwiseError("The base model is not ready yet: train again in a minute.", status=503)
-        versions.runs.refuse_second()  # before it costs a snapshot
+        await in_thread(runs.refuse_second)  # before it costs a snapshot
         snapshot_id = await asyncio.to_thread(take_snapshot, assistant.store, assistant.home.snapshots)
-        run = versions.runs.begin(snapshot_id, LEASE_SECONDS)
+        run = await in_thread(runs.begin, snapshot_id, LEASE_SECONDS)
         return {
             "run_id": run.id,
             "number": run.number,
@@ -112,16 +112,16 @@ def _add_runs(api: APIRouter, assistant: Assistant) -> None:
 
     @api.post("/runs/{run_id}/resume")
     async def resume(run_id: str) -> dict[str, Any]:
-        return versions.runs.resume(run_id, LEASE_SECONDS)
+        return await in_thread(runs.resume, run_id, LEASE_SECONDS)
 
     @api.post("/runs/{run_id}/heartbeat")
     async def heartbeat(run_id: str, body: LeaseBody) -> dict[str, float]:
-        versions.runs.renew(run_id, body.lease, LEASE_SECONDS)
+        await in_thread(runs.renew, run_id, body.lease, LEASE_SECONDS)
         return {"expires_in": LEASE_SECONDS}
 
     @api.post("/runs/{run_id}/finish")
     async def finish(run_id: str, body: FinishBody) -> dict[str, str]:
-        versions.runs.end(run_id, body.lease, body.outcome, body.reason)
+        await in_thread(runs.end, run_id, body.lease, body.outcome, body.reason)
         return {"outcome": body.outcome}
 
     @api.post("/snapshots", status_code=201)
@@ -136,7 +136,7 @@ def _add_runs(api: APIRouter, assistant: Assistant) -> None:
 
 
 def _add_candidates(api: APIRouter, assistant: Assistant) -> None:
-    policies, versions = assistant.policies, assistant.versions
+    policies, versions, in_thread = assistant.policies, assistant.versions, assistant.store.run
 
     @api.put("/policies/{version}", status_code=201)
     async def publish(
@@ -156,9 +156,9 @@ def _add_candidates(api: APIRouter, assistant: Assistant) -> None:
 
     @api.post("/policies/{version}/promote")
     async def promote(version: str, body: PromoteBody) -> dict[str, Any]:
-        state = versions.get(version).state
+        state, actor = versions.get(version).state, "operator"
         if body.lease is not None:
-            versions.runs.check_lease(body.lease)
+            actor = await in_thread(versions.runs.check_lease, body.lease)
             if state == "retired" or (state == "rejected" and versions.was_stable(version)):
                 # A job that resumes late does not undo what was decided meanwhile.
                 raise Conflict(f"{version} was in use before and was replaced: promote it by hand, if you want it.")
@@ -167,14 +167,14 @@ def _add_candidates(api: APIRouter, assistant: Assistant) -> None:
         share = usual if body.share is None else body.share
         if body.lease and state == "canary":  # it asks once more: an operator may have changed the share since
             share = versions.pointer().share
-        probe = await policies.promote(version, body.expect_stable, reason, share)
+        probe = await policies.promote(version, body.expect_stable, reason, share, actor=actor)
         state = versions.get(version).state
         return {"version": version, "state": state, "probe": probe.to_trainer if probe else None}
 
     @api.post("/policies/{version}/reject")
     async def reject(version: str, body: RejectBody) -> dict[str, str]:
-        versions.runs.check_lease(body.lease)
-        policies.reject(version, body.reason)
+        await in_thread(versions.runs.check_lease, body.lease)
+        await policies.reject(version, body.reason)
         return {"version": version, "state": "rejected"}
 
 
@@ -211,7 +211,7 @@ def _add_keys(api: APIRouter, assistant: Assistant) -> None:
 
     @api.post("/keys", status_code=201)
     async def create(body: KeyBody) -> dict[str, str]:
-        return {"key": await asyncio.to_thread(keys.create, body.name, body.scopes)}
+        return {"key": await assistant.store.run(keys.create, body.name, body.scopes)}
 
     @api.get("/keys")
     async def listing() -> list[dict[str, Any]]:
@@ -219,5 +219,5 @@ def _add_keys(api: APIRouter, assistant: Assistant) -> None:
 
     @api.delete("/keys/{name}")
     async def revoke(name: str) -> dict[str, str]:
-        await asyncio.to_thread(keys.revoke, name)
+        await assistant.store.run(keys.revoke, name)
         return {"revoked": name}

@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from thumbwise import artifacts
 from thumbwise.canary import Judge
 from thumbwise.errors import Conflict, EngineFailed, EngineUnavailable, ThumbwiseError
 from thumbwise.faults import fault_point
 from thumbwise.logs import event
+from thumbwise.probes import Probe, ask
 from thumbwise.versions import BASE, Pointer, Versions
 from thumbwise.weights import base_modules
 
@@ -37,28 +36,20 @@ if TYPE_CHECKING:
     from thumbwise.plugin_manager import PluginManager
     from thumbwise.settings import Settings
 
+P = ParamSpec("P")
+T = TypeVar("T")
 log = logging.getLogger(__name__)
-ENGINE_TOP = 60  # more than a manifest's 20, so that a token at the edge of the trainer's list is not missed
 
 
-@dataclass(frozen=True)
-class Probe:
-    """Distances in nats, weighted by the trainer's probabilities, averaged over the probe contexts."""
-
-    to_trainer: float
-    to_base: float
+class RolledBack(Exception):
+    """A rollback came, and did not wait."""
 
 
-def distance(trainer: Mapping[int, float], other: Mapping[int, float]) -> float:
-    """Mean |log-probability difference| over the trainer's top tokens, weighted by their probability.
-
-    `trainer` and `other` map token ids to natural log-probabilities at temperature 1. A token that `other`
-    left out is at most as likely as the least likely one that it has.
-    """
-    least = min(other.values())
-    weights = {token: math.exp(value) for token, value in trainer.items()}
-    total = sum(w * abs(trainer[token] - other.get(token, least)) for token, w in weights.items())
-    return total / sum(weights.values())
+def _rolled_back(version: str) -> Conflict:
+    return Conflict(
+        f"{version} was not promoted, because somebody rolled back meanwhile: look at `thumbwise policies list`, and "
+        "promote it again if you want it."
+    )
 
 
 class Policies:
@@ -84,6 +75,26 @@ class Policies:
         self._missing: str | None = None  # the version before the stable one, where it could not be loaded
         self._one_at_a_time = asyncio.Lock()
         self._judge = Judge(versions.store, settings.canary)
+        self._rollbacks = 0  # that wait for their turn, or have it
+        self._interruptible: asyncio.Future[object] | None = None  # what a rollback does not wait for
+
+    async def _change(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Change the record, in a thread of the store's."""
+        return await self.versions.store.run(work, *args, **kwargs)
+
+    async def _until_rollback(self, work: Awaitable[T]) -> T:
+        """What `work` returns, which may take long; where a rollback comes meanwhile it is dropped: RolledBack."""
+        self._interruptible = future = asyncio.ensure_future(work)
+        if self._rollbacks:
+            future.cancel()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            raise RolledBack from None
+        finally:
+            self._interruptible = None
 
     def folder(self, version: str) -> Path:
         """Where a version's files are."""
@@ -123,44 +134,28 @@ class Policies:
     async def probe(self, version: str, engine: EngineClient) -> Probe:
         """Ask an engine for a version's log-probabilities; raises ThumbwiseError where they are not its own."""
         manifest = await asyncio.to_thread(artifacts.verify, self.folder(version))
-        own: list[float] = []
-        base: list[float] = []
-        try:
-            contexts = [probe["context_ids"] for probe in manifest["probes"]]
-            answers = await engine.next_tokens(version, contexts, ENGINE_TOP)
-        except ThumbwiseError as error:
-            if error.status != 400:
-                raise
-            raise ThumbwiseError(f"{version} has a probe that cannot be asked: {error}", status=422) from error
-        for probe, answer in zip(manifest["probes"], answers, strict=True):
-            own.append(distance(dict(zip(probe["top_ids"], probe["top_logprobs"], strict=True)), answer))
-            base.append(distance(dict(zip(probe["top_ids"], probe["base_top_logprobs"], strict=True)), answer))
-        result = Probe(sum(own) / len(own), sum(base) / len(base))
-        limit = self.settings.engine.probe_tolerance
-        self.metrics.probes.labels("passed" if result.to_trainer <= limit else "failed").inc()
-        if not result.to_trainer <= limit:
-            raise ThumbwiseError(
-                f"{version} does not answer as it was trained: its probe is {result.to_trainer:.3f} nats from the "
-                f"trainer's log-probabilities, over {limit} (setting engine.probe_tolerance).",
-                status=422,
-            )
-        if not result.to_trainer < result.to_base:
-            raise ThumbwiseError(
-                f"{version} answers like the base model ({result.to_base:.3f} nats from it, "
-                f"{result.to_trainer:.3f} from the trainer): it changes nothing, or was not applied.",
-                status=422,
-            )
+        limit, count = self.settings.engine.probe_tolerance, self.metrics.probes.labels
+        result = await ask(engine, version, manifest["probes"])
+        count("passed" if result.to_trainer <= limit else "failed").inc()
+        result.check(version, limit)
         return result
 
     async def promote(
-        self, version: str, expect_stable: str, reason: str, share: float = 0.0, *, seen: Pointer | None = None
+        self,
+        version: str,
+        expect_stable: str,
+        reason: str,
+        share: float = 0.0,
+        *,
+        seen: Pointer | None = None,
+        actor: str = "operator",
     ) -> Probe | None:
         """Load, probe, then make `version` stable if `expect_stable` still is. Returns the probe.
 
         With a `share` of people above 0 it becomes their canary instead; the base is none, and stable at once. Raises
-        Conflict where the pointer moved (at all, where it was `seen`), ThumbwiseError (422) where the probe fails; the
-        version is then marked rejected and the stable one goes on answering. A rejected one that was stable once may be
-        tried again: what could not be restored is seldom its own fault.
+        Conflict where the pointer moved (at all, where it was `seen`) or somebody rolls back meanwhile, ThumbwiseError
+        (422) where the probe fails; the version is then marked rejected and the stable one goes on answering. A
+        rejected one that was stable once may be tried again: what could not be restored is seldom its own fault.
         """
         async with self._one_at_a_time:
             if seen is not None and self.versions.pointer() != seen:
@@ -174,13 +169,18 @@ class Policies:
                 raise Conflict(f"{expect_stable} is no longer stable: look at `thumbwise policies list`.")
             probe: Probe | None = None
             if version != BASE:
-                probe = await self._prove(version)
+                try:
+                    probe = await self._prove(version)
+                except RolledBack:
+                    raise _rolled_back(version) from None
+            if self._rollbacks:
+                raise _rolled_back(version)
             if share > 0 and version != BASE:
-                await asyncio.to_thread(self.versions.start_canary, version, expect_stable, share, reason)
+                await self._change(self.versions.start_canary, version, expect_stable, share, reason, actor)
                 said = f"{version} is canary for {share:.0%} of people now ({reason})"
                 event(log, "canary", said, version=version, stable=expect_stable, share=share, reason=reason)
                 return probe
-            await asyncio.to_thread(self.versions.move_pointer, "promote", version, expect_stable, reason)
+            await self._change(self.versions.move_pointer, "promote", version, expect_stable, reason, actor)
             self.warning = ""
         self.metrics.swaps.inc()
         said = f"{version} is stable now, before it {expect_stable} ({reason})"
@@ -195,26 +195,26 @@ class Policies:
         """
         engine = self._engine()
         try:
-            await engine.on_each(lambda each: self.load(version, each))
+            await self._until_rollback(engine.on_each(lambda each: self.load(version, each)))
             fault_point("adapter_loaded")
             if self.versions.get(version).state == "staged":  # one that was in use is what it was until it is proved
-                self.versions.set_state(version, "loaded")
-            probes = await engine.on_each(lambda each: self.probe(version, each))
+                await self._change(self.versions.set_state, version, "loaded")
+            probes = await self._until_rollback(engine.on_each(lambda each: self.probe(version, each)))
             fault_point("adapter_probed")
         except ThumbwiseError as error:
             if error.status == 422:
-                await asyncio.to_thread(self.versions.withdraw_canary, version, str(error))
-                self.reject(version, str(error))
+                await self._change(self.versions.withdraw_canary, version, str(error), "probe")
+                await self.reject(version, str(error))
             raise
         self._proved.add(version)
-        self.versions.set_state(version, "probed")
+        await self._change(self.versions.set_state, version, "probed")
         return max(probes, key=lambda probe: probe.to_trainer)
 
-    def reject(self, version: str, reason: str) -> None:
+    async def reject(self, version: str, reason: str) -> None:
         """Mark a version that takes no traffic as rejected, with the reason kept."""
         if (state := self.versions.get(version).state) in ("stable", "canary"):
             raise Conflict(f"{version} is {state}: roll back first (`thumbwise policies rollback`).")
-        self.versions.set_state(version, "rejected", reason)
+        await self._change(self.versions.set_state, version, "rejected", reason)
         self.metrics.rejections.inc()
         event(log, "reject", f"{version} is rejected ({reason})", version=version, reason=reason)
 
@@ -227,55 +227,65 @@ class Policies:
         if pointer.canary is None:
             await self._review_swap(pointer)
             return
-        found = await asyncio.to_thread(self._judge.canary, pointer)
+        found = await self._change(self._judge.canary, pointer)
         if found.against:
             async with self._one_at_a_time:
                 if self.versions.pointer() == pointer:
-                    await self._withdraw(pointer.canary, pointer.stable, found.against)
+                    await self._withdraw(pointer.canary, pointer.stable, found.against, "review")
         elif found.ready:
-            await self.promote(pointer.canary, pointer.stable, found.ready, seen=pointer)
+            await self.promote(pointer.canary, pointer.stable, found.ready, seen=pointer, actor="review")
 
     async def _review_swap(self, pointer: Pointer) -> None:
         """Roll back a stable version that people find worse than the one before it; the base is none to take back."""
         before = self.versions.before(pointer.stable)
         if pointer.swapped_at is None or pointer.stable == BASE or before is None or not self.settings.canary.rollback:
             return
-        against = await asyncio.to_thread(self._judge.swap, pointer.stable, before, pointer.swapped_at)
+        against = await self._change(self._judge.swap, pointer.stable, before, pointer.swapped_at)
         if against:
             with suppress(Conflict):  # it moved meanwhile
-                await self.rollback(against, expect=pointer.stable)
+                await self.rollback(against, expect=pointer.stable, actor="review")
 
-    async def _withdraw(self, canary: str, stable: str, reason: str) -> None:
-        await asyncio.to_thread(self.versions.withdraw_canary, canary, reason)
+    async def _withdraw(self, canary: str, stable: str, reason: str, actor: str) -> None:
+        await self._change(self.versions.withdraw_canary, canary, reason, actor)
         self.metrics.rollbacks.inc()
         said = f"the canary {canary} is taken back, {stable} answers everybody ({reason})"
         event(log, "withdraw", said, level=logging.WARNING, version=canary, stable=stable, reason=reason)
         self.plugins.notify("on_rollback", old=canary, new=stable, reason=reason)
 
-    async def rollback(self, reason: str, expect: str | None = None) -> tuple[str, str]:
+    async def rollback(self, reason: str, expect: str | None = None, actor: str = "operator") -> tuple[str, str]:
         """Take the canary back, or where there is none go back to the version that was stable before.
 
         Returns (old, new). Raises Conflict where `expect` is given and is not what would be taken back: two operators
-        who see the same bad version must not go back two.
+        who see the same bad version must not go back two. It waits for no promotion: one under way is dropped.
         """
-        async with self._one_at_a_time:
-            pointer = self.versions.pointer()
-            at = pointer.canary or pointer.stable
-            if expect not in (None, at):
-                raise Conflict(
-                    f"{expect} does not answer any more ({at} would be taken back): look at `thumbwise policies list`."
-                )
-            if pointer.canary is not None:
-                await self._withdraw(pointer.canary, pointer.stable, reason)
-                return pointer.canary, pointer.stable
-            old = pointer.stable
-            new = await self._proved_before(old)
-            await asyncio.to_thread(self.versions.move_pointer, "rollback", new, old, reason)
-            self.warning = ""
-            await self._load_other(self.versions.before(new), self._load_if_there)
+        self._rollbacks += 1
+        try:
+            if self._interruptible is not None:
+                self._interruptible.cancel()
+            async with self._one_at_a_time:
+                old, new = await self._roll_back(reason, expect, actor)
+        finally:
+            self._rollbacks -= 1
+        return old, new
+
+    async def _roll_back(self, reason: str, expect: str | None, actor: str) -> tuple[str, str]:
+        pointer = self.versions.pointer()
+        at = pointer.canary or pointer.stable
+        if expect not in (None, at):
+            raise Conflict(
+                f"{expect} does not answer any more ({at} would be taken back): look at `thumbwise policies list`."
+            )
+        if pointer.canary is not None:
+            await self._withdraw(pointer.canary, pointer.stable, reason, actor)
+            return pointer.canary, pointer.stable
+        old = pointer.stable
+        new = await self._proved_before(old)
+        await self._change(self.versions.move_pointer, "rollback", new, old, reason, actor)
+        self.warning = ""
         self.metrics.rollbacks.inc()
         event(log, "rollback", f"rolled back from {old} to {new} ({reason})", version=new, old=old, reason=reason)
         self.plugins.notify("on_rollback", old=old, new=new, reason=reason)
+        await self._load_other(self.versions.before(new), self._load_if_there)
         return old, new
 
     async def _proved_before(self, old: str) -> str:
@@ -289,7 +299,7 @@ class Policies:
             except ThumbwiseError as error:
                 if error.status != 422:
                     raise
-                self.reject(new, str(error))
+                await self.reject(new, str(error))
             else:
                 return new
         raise Conflict(f"{old} is the first version: there is nothing to roll back to.")
@@ -323,28 +333,43 @@ class Policies:
         other = pointer.canary or self.versions.before(pointer.stable)
         return [pointer.stable] if other in (None, self._missing) else [pointer.stable, str(other)]
 
+    def loaded(self) -> set[str]:
+        """Versions that every server has: they may be named in a request."""
+        pointer = self.versions.pointer()
+        before = self.versions.before(pointer.stable)
+        return {BASE, *self.live(), *({before} - {None, self._missing})}
+
     async def restore(self, engine: EngineClient) -> None:
         """Bring a fresh engine to the recorded state: load and probe stable, canary, and the one before.
 
         Where the stable version cannot be restored, the pointer goes back until one can, with a warning on
         the pages: people get answers, and never silently from another version than the one recorded. A canary
-        that cannot be restored is taken back. While other servers answer, the fault is this one's: EngineFailed.
+        that cannot be restored is taken back. While other servers answer, the fault is this one's: EngineFailed. A
+        rollback goes first, and this begins again.
         """
-        async with self._one_at_a_time:  # a version published meanwhile would be missing here
-            while (stable := self.versions.stable()) != BASE:
-                if (error := await self._wrong_on(engine, stable)) is None:
-                    break
-                to = self.versions.before(stable) or BASE
-                reason = f"could not be restored: {error}"
-                await asyncio.to_thread(self.versions.move_pointer, "rollback", to, stable, reason)
-                self.versions.set_state(stable, "rejected", reason)
-                self.warning = f"{stable} {reason} {to} answers instead; `policies promote` tries it again."
-                log.warning(self.warning)
-            canary = self.versions.pointer().canary
-            if canary is not None and (error := await self._wrong_on(engine, canary)) is not None:
-                await self._withdraw(canary, stable, f"could not be restored: {error}")
-            await self._load_other(self.versions.before(stable), lambda version: self._load_and_prove(version, engine))
-            self._proved = {BASE, *self.live()}
+        while True:
+            async with self._one_at_a_time:  # a version published meanwhile would be missing here
+                with suppress(RolledBack):
+                    await self._restore(engine)
+                    return
+
+    async def _restore(self, engine: EngineClient) -> None:
+        while (stable := self.versions.stable()) != BASE:
+            if (error := await self._until_rollback(self._wrong_on(engine, stable))) is None:
+                break
+            to = self.versions.before(stable) or BASE
+            reason = f"could not be restored: {error}"
+            await self._change(self.versions.move_pointer, "rollback", to, stable, reason, "start")
+            await self._change(self.versions.set_state, stable, "rejected", reason)
+            self.warning = f"{stable} {reason} {to} answers instead; `policies promote` tries it again."
+            log.warning(self.warning)
+        if (canary := self.versions.pointer().canary) is not None:
+            error = await self._until_rollback(self._wrong_on(engine, canary))
+            if error is not None:
+                await self._withdraw(canary, stable, f"could not be restored: {error}", "start")
+        before = self.versions.before(stable)
+        await self._until_rollback(self._load_other(before, lambda version: self._load_and_prove(version, engine)))
+        self._proved = {BASE, *self.live()}
 
     async def _wrong_on(self, engine: EngineClient, version: str) -> ThumbwiseError | None:
         """Load and probe a version on a fresh engine; returns what is wrong with the version, if anything is."""

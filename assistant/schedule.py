@@ -37,7 +37,10 @@ class Schedule:
         self.log = home.runs / "schedule.log"
 
     def due(self, now: float) -> list[str] | None:
-        """The arguments of the run that is due at `now` (UTC seconds), or None. The first is due after an interval."""
+        """The arguments of the run that is due at `now` (UTC seconds), or None; blocking.
+
+        The first is due after an interval, and a clock that was set back delays one by an interval at most.
+        """
         if not self.ready():
             return None
         if self.runs.interrupted():
@@ -52,7 +55,7 @@ class Schedule:
         while True:
             await asyncio.sleep(LOOK)
             try:
-                if (arguments := await asyncio.to_thread(self.due, time.time())) is not None:
+                if (arguments := await self.runs.store.run(self.due, time.time())) is not None:
                     await self._train(arguments)
             except Exception:  # nobody awaits this task, and one bad look must not be the last
                 log.exception("the training schedule failed; it goes on")
@@ -72,15 +75,16 @@ class Schedule:
         except asyncio.CancelledError:
             await _end(process)
             raise
-        log.info("scheduled training ended with status %d: %s", status, _last_line(self.log))
+        said = await asyncio.to_thread(_last_line, self.log)
+        log.info("scheduled training ended with status %d: %s", status, said)
         if not status:
             return
-        said = _last_line(self.log)
+        in_thread, runs = self.runs.store.run, self.runs
         # It failed before it took the lease, and always would (one that was killed at work still has it).
-        hopeless = "--resume" in arguments and self.runs.interrupted()
+        hopeless = "--resume" in arguments and await in_thread(runs.interrupted)
         await asyncio.sleep(self.pause)  # whatever it was, it is not tried again at once
-        if hopeless and self.runs.interrupted():  # else it is at work elsewhere: only its machine had slept
-            await asyncio.to_thread(self.runs.abandon, f"it could not be gone on with: {said[:300]}")
+        if hopeless and await in_thread(runs.interrupted):  # else it is at work elsewhere: only its machine had slept
+            await in_thread(runs.abandon, f"it could not be gone on with: {said[:300]}")
 
     def _environment(self) -> dict[str, str]:
         return children.safe() | {"THUMBWISE_HOME": str(self.home.root)}

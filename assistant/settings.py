@@ -28,7 +28,7 @@ from thumbwise.training.config import GateSettings, TrainSettings
 
 PREFIX = "THUMBWISE_"
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-NOT_SETTINGS = {"THUMBWISE_HOME", faults.VARIABLE}
+NOT_SETTINGS = {"THUMBWISE_HOME", faults.VARIABLE, faults.DEBUG_LOCKS}
 
 
 def seconds_of(text: str) -> float:

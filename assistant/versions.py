@@ -2,19 +2,20 @@
 
 The pointer (which version is `stable`, and which is `canary` for what share of people) is one row that moves by
 compare-and-set; every move is logged with its reason, and rollback follows that log. Numbers and names are never
-reused. What touches files or the engine is in `thumbwise.policies`; this file is only the record. Left out: more than
-one canary at a time, which would each need their own people.
+reused. What touches files or the engine is in `thumbwise.policies`; this file is only the record. All of it but the
+log is kept in memory too, made anew with every change: reading it waits for nothing, so an event loop may. Left out:
+more than one canary at a time, which would each need their own people.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal
 
 from sqlite_utils import Database, Migrations
 
@@ -25,7 +26,6 @@ from thumbwise.feedback.store import Store
 from thumbwise.runs import Runs
 
 BASE = "policy-0000"
-T = TypeVar("T")
 State = Literal["staged", "loaded", "probed", "canary", "stable", "retired", "rejected"]
 MOVES = ("promote", "rollback")  # of the stable version; what is logged besides is about canaries
 
@@ -141,6 +141,12 @@ def m010_from_where(db: Database) -> None:
     """)
 
 
+@migrations()
+def m020_actor(db: Database) -> None:
+    """Who moved the pointer; of older moves nobody knows."""
+    db.executescript("ALTER TABLE pointer_log ADD COLUMN actor TEXT NOT NULL DEFAULT '';")
+
+
 @dataclass(frozen=True)
 class Pointer:
     """Who answers whom. `canary` answers the `share` of people that `rollout` draws, since `since` (UTC ns).
@@ -189,14 +195,39 @@ class Version:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class _Record:
+    """What the database says, between two changes."""
+
+    pointer: Pointer
+    stable_since: float | None
+    versions: Mapping[str, Version]
+    promoted_from: Mapping[str, str]
+    """What was stable before each version's last promotion."""
+
+
 class Versions:
-    """The record of versions, pointer and runs, in the feedback database."""
+    """The record of versions, pointer and runs, in the feedback database.
+
+    What changes it blocks; `log` does too. All else is read from memory.
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._kept: dict[str, Any] = {}  # what the database says of the pointer, until it moves
         store.migrate(migrations)
+        self._record = self._read()
         self.runs = Runs(store)
+
+    def _read(self) -> _Record:
+        rows = self.store.rows
+        since = rows("SELECT max(at) AS at FROM pointer_log WHERE action IN (?, ?)", MOVES)[0]["at"]
+        promoted = rows("SELECT old, new FROM pointer_log WHERE action='promote' ORDER BY seq")
+        return _Record(
+            Pointer(**rows(f"SELECT {', '.join(Pointer.__dataclass_fields__)} FROM pointer")[0]),
+            None if since is None else since / 1e9,
+            {row["version"]: _version(row) for row in rows("SELECT * FROM policies ORDER BY number")},
+            {row["new"]: row["old"] for row in promoted},
+        )
 
     def bind(self, digest: str, name: str) -> None:
         """Say which base model BASE is; raises Conflict once there are replies or versions, and they are another's.
@@ -215,28 +246,19 @@ class Versions:
                 )
             db.table("base").insert({"id": 1, "digest": digest, "name": name}, replace=True)
 
-    def _keep(self, what: str, read: Callable[[], T]) -> T:
-        """What `read` finds in the database, which waits for no vote that is being committed once it is known."""
-        with suppress(KeyError):
-            return cast("T", self._kept[what])
-        with self.store.lock:  # or a move between reading and keeping would be missed
-            found = self._kept[what] = read()
-        return found
-
-    def pointer(self) -> Pointer:
-        """Who answers whom; each turn reads it once."""
-        read = f"SELECT {', '.join(Pointer.__dataclass_fields__)} FROM pointer"
-        return self._keep("pointer", lambda: Pointer(**self.store.rows(read)[0]))
-
     @contextmanager
-    def _moving(self) -> Iterator[Database]:
-        """A transaction that moves the pointer, or changes what it may be moved to."""
+    def _changing(self) -> Iterator[Database]:
+        """A transaction that changes the record; whatever became of it, what is read from now on is what is there."""
         with self.store.lock:
             try:
                 with self.store.write() as db:
                     yield db
             finally:
-                self._kept.clear()
+                self._record = self._read()
+
+    def pointer(self) -> Pointer:
+        """Who answers whom; each turn reads it once."""
+        return self._record.pointer
 
     def stable(self) -> str:
         """The version that answers, but for a canary's people."""
@@ -244,27 +266,22 @@ class Versions:
 
     def stable_since(self) -> float | None:
         """When the stable version last changed, in UTC seconds; None where it never has."""
-
-        def read() -> float | None:
-            row = self.store.rows("SELECT max(at) AS at FROM pointer_log WHERE action IN (?, ?)", MOVES)[0]
-            return None if row["at"] is None else row["at"] / 1e9
-
-        return self._keep("stable since", read)
+        return self._record.stable_since
 
     def all(self) -> list[Version]:
         """Every version, oldest first."""
-        return [_version(row) for row in self.store.rows("SELECT * FROM policies ORDER BY number")]
+        return list(self._record.versions.values())
 
     def get(self, version: str) -> Version:
         """One version; raises NotFound."""
-        rows = self.store.rows("SELECT * FROM policies WHERE version = ?", [version])
-        if not rows:
+        found = self._record.versions.get(version)
+        if found is None:
             raise NotFound(f"There is no policy version {version[:80]!r}. `thumbwise policies list` names them all.")
-        return _version(rows[0])
+        return found
 
     def stage(self, manifest: dict[str, Any], run_id: str) -> None:
         """Record a version whose folder is complete; once more with the same name changes nothing."""
-        with self.store.write() as db:
+        with self._changing() as db:
             db.execute(
                 "INSERT INTO policies (version, number, run_id, parent, state, algorithm, created_at, data_sha256,"
                 " n_labels, metrics) VALUES (?, ?, ?, ?, 'staged', ?, ?, ?, ?, ?) ON CONFLICT (version) DO NOTHING",
@@ -277,18 +294,20 @@ class Versions:
 
     def set_state(self, version: str, state: State, reason: str = "") -> None:
         """Move a version that takes no traffic to another state; the others move by the pointer alone."""
-        with self._moving() as db:
+        with self._changing() as db:
             db.execute(
                 "UPDATE policies SET state = ?, reason = ? WHERE version = ? AND state NOT IN ('stable', 'canary')",
                 [state, reason, version],
             )
 
-    def move_pointer(self, action: Literal["promote", "rollback"], new: str, expect: str, reason: str) -> None:
+    def move_pointer(
+        self, action: Literal["promote", "rollback"], new: str, expect: str, reason: str, actor: str = "operator"
+    ) -> None:
         """Make `new` stable if `expect` still is, in one transaction; raises Conflict if it is not.
 
         A canary was judged beside the old stable version: whichever is on ends with it.
         """
-        with self._moving() as db:
+        with self._changing() as db:
             moved = db.execute(
                 "UPDATE pointer SET stable = ?, canary = NULL, share = 0, generation = generation + 1,"
                 f" swapped_at = CASE WHEN ? = 'promote' THEN {_LAST_VOTE} END WHERE id = 1 AND stable = ?",
@@ -298,17 +317,17 @@ class Versions:
             _end_canary(db, "retired", f"{new} became stable before it was judged")
             db.execute("UPDATE policies SET state='retired', reason=? WHERE version=?", [reason, expect])
             db.execute("UPDATE policies SET state='stable', reason='' WHERE version=?", [new])
-            _log(db, action, expect, new, reason)
+            _log(db, action, expect, new, reason, actor)
             fault_point("pointer_written")
         fault_point("pointer_moved")
 
-    def start_canary(self, version: str, expect: str, share: float, reason: str) -> None:
+    def start_canary(self, version: str, expect: str, share: float, reason: str, actor: str = "operator") -> None:
         """Let `version` answer `share` of people while `expect` is stable; raises Conflict where it is not.
 
         It takes the place of another canary: it has learned from all that the other one had. Where it is on already,
         only the share changes: who has it keeps it where the share grows, and what they said of it still counts.
         """
-        with self._moving() as db:
+        with self._changing() as db:
             moved = db.execute(
                 "UPDATE pointer SET canary = :version, share = :share, generation = generation + 1,"
                 " rollout = CASE WHEN canary IS :version THEN rollout ELSE :rollout END,"
@@ -321,17 +340,18 @@ class Versions:
             _check_moved(db, moved, expect)
             _end_canary(db, "retired", f"{version} took its place before it was judged")
             db.execute("UPDATE policies SET state='canary', reason=? WHERE version=?", [reason, version])
-            _log(db, "canary", expect, version, reason)
+            _log(db, "canary", expect, version, reason, actor)
 
-    def withdraw_canary(self, version: str, reason: str) -> None:
+    def withdraw_canary(self, version: str, reason: str, actor: str = "operator") -> None:
         """End a canary as rejected; nothing happens where it is none any more."""
-        with self._moving() as db:
+        with self._changing() as db:
             ended = db.execute(
                 "UPDATE pointer SET canary = NULL, share = 0, generation = generation + 1 WHERE canary = ?", [version]
             ).rowcount
             if ended:
                 _end_canary(db, "rejected", reason)
-                _log(db, "withdraw", version, next(iter(db.query("SELECT stable FROM pointer")))["stable"], reason)
+                stable = next(iter(db.query("SELECT stable FROM pointer")))["stable"]
+                _log(db, "withdraw", version, stable, reason, actor)
 
     def before(self, version: str) -> str | None:
         """The version to go back to from `version`: stable before that was last promoted, and not rejected since.
@@ -339,20 +359,16 @@ class Versions:
         Rejected ones are passed over. Where that comes round (A, B, then A again), it is the base, before which
         there may be none: None.
         """
-        return self._keep(version, lambda: self._before(version))
-
-    def _before(self, version: str) -> str | None:
-        last = "SELECT old FROM pointer_log WHERE action='promote' AND new=? ORDER BY seq DESC LIMIT 1"
-        at, passed = version, {version}
-        while (rows := self.store.rows(last, [at])) and (at := str(rows[0]["old"])) not in passed:
-            if self.get(at).state != "rejected":
+        record, at, passed = self._record, version, {version}
+        while (at := record.promoted_from.get(at, "")) and at not in passed:
+            if record.versions[at].state != "rejected":
                 return at
             passed.add(at)
         return None if version == BASE else BASE
 
     def was_stable(self, version: str) -> bool:
         """Whether the version is stable, or ever was."""
-        return bool(self.store.rows("SELECT 1 FROM pointer_log WHERE action='promote' AND new=? LIMIT 1", [version]))
+        return version in self._record.promoted_from
 
     def log(self, limit: int = 50) -> list[dict[str, Any]]:
         """The pointer's last moves, newest first."""
@@ -369,8 +385,10 @@ def _end_canary(db: Database, state: State, reason: str) -> None:
     db.execute("UPDATE policies SET state=?, reason=? WHERE state='canary'", [state, reason])
 
 
-def _log(db: Database, action: str, old: str, new: str, reason: str) -> None:
-    db.table("pointer_log").insert({"action": action, "old": old, "new": new, "reason": reason, "at": now_ns()})
+def _log(db: Database, action: str, old: str, new: str, reason: str, actor: str) -> None:
+    """`actor` is a run's id, `operator`, `review` (of a canary), `probe` or `start` (of the engine)."""
+    row = {"action": action, "old": old, "new": new, "reason": reason, "at": now_ns(), "actor": actor}
+    db.table("pointer_log").insert(row)
 
 
 def _version(row: dict[str, Any]) -> Version:

@@ -1,7 +1,6 @@
 """The feedback database: replies, comparisons and votes, each acknowledged after COMMIT.
 
-How things are written is in `writer.py`. All methods are synchronous and thread-safe; async callers go through
-`asyncio.to_thread`.
+How things are written is in `writer.py`. All methods are thread-safe, and block; async callers go through `run`.
 """
 
 from __future__ import annotations
@@ -132,13 +131,15 @@ class Store(Writer):
         prompt_ids: Sequence[int] = (),
         response_ids: Sequence[int] = (),
         error: str | None = None,
+        wait: bool = True,
     ) -> None:
         """Commit a reply's text and end its streaming; a reply that has ended is never changed again.
 
-        An end other than `done` that cannot be written now is written with the next transaction that succeeds.
+        Where nobody will `wait` for it this returns at once. It is then written soon, all such ends in one COMMIT, or
+        with the next transaction that succeeds. Half characters, which no file can hold, become question marks.
         """
         ids = [json.dumps(list(prompt_ids)), json.dumps(list(response_ids))]
-        values = [state, text, finish_reason, *ids, error, now_ns(), message_id]
+        values = [state, _whole(text), finish_reason, *ids, error and _whole(error), now_ns(), message_id]
 
         def work(db: Database) -> None:
             ended = db.execute(_END, values).rowcount
@@ -146,12 +147,10 @@ class Store(Writer):
                 shorten(db, message_id)
             fault_point("reply_ended")
 
-        try:
+        if wait:
             self.share(work)
-        except ThumbwiseError:
-            if state != "done":  # who asked for one that is done is told so, and it then ends as failed
-                self.owe(message_id, work)
-            raise
+        else:
+            self.later(message_id, work)
 
     def fail_unfinished(self) -> int:
         """Turn rows left `streaming` by a crash into `failed`; returns how many. Called once at start."""
@@ -358,6 +357,10 @@ class Store(Writer):
             if self._counts is not None and seq > self._counted:
                 self._counts[kind] += 1
                 self._counts["untied_pairs"] += kind == "pair" and value["choice"] in ("left", "right")
+
+
+def _whole(text: str) -> str:
+    return text.encode(errors="replace").decode()
 
 
 def _reply(row: dict[str, Any]) -> Reply:

@@ -5,25 +5,37 @@ around one connection; whoever gets it commits for everybody who waits for it to
 costs a few waits for the disk instead of one for each. Long reads have connections of their own, off the lock
 (`reading`), which are read-only: they neither write nor checkpoint. Left out: a second connection that writes, since
 SQLite up to 3.51.2 can corrupt a WAL that several connections write or checkpoint.
+
+An event loop never waits for any of this: it asks in the store's own threads (`run`), or leaves something to be written
+(`later`). With THUMBWISE_DEBUG_LOCKS in the environment, the lock is refused to an event loop's thread.
 """
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import logging
 import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from sqlite_utils import Database, Migrations
 
+from thumbwise import faults
 from thumbwise.errors import ThumbwiseError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 Work = Callable[[Database], Any]
+log = logging.getLogger(__name__)
+
+THREADS = 8
+"""Of the store's own. What waits in them shares a COMMIT, and nothing else is ever done in them."""
 
 PRAGMAS = {
     "journal_mode": "WAL",
@@ -35,16 +47,43 @@ PRAGMAS = {
 }
 
 
+def on_loop() -> bool:
+    """Whether this thread is in the midst of an event loop's work."""
+    return asyncio._get_running_loop() is not None
+
+
+def refuse_on_loop() -> None:
+    """Raise RuntimeError on an event loop's thread, where the environment asks for it."""
+    if faults.debug_locks() and on_loop():
+        raise RuntimeError("The event loop would wait for the database here: do this in a thread (`Writer.run`).")
+
+
+class Lock:
+    """A lock that a thread may take again while it has it. An event loop's thread must not take it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        refuse_on_loop()
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 class Writer:
-    """The connection, and transactions over it. All methods are synchronous and thread-safe."""
+    """The connection, and transactions over it. All methods are thread-safe; they block, but for `run` and `later`."""
 
     def __init__(self, path: Path) -> None:
         """Open (or make) the database at `path`; raises ThumbwiseError where it cannot be used, or is another file."""
         self.path = path
-        self.lock = threading.RLock()
+        self.lock = Lock()
         self._waiting: deque[tuple[Work, Future[Any]]] = deque()
+        self._left: deque[tuple[str, Work]] = deque()
         self._owed: dict[str, Work] = {}
         self.db = _opened(path)
+        self._threads = ThreadPoolExecutor(THREADS, "store")
 
     def migrate(self, own: Migrations) -> None:
         """Bring a migration set's tables up to date."""
@@ -52,9 +91,15 @@ class Writer:
             own.apply(self.db)
 
     def close(self) -> None:
-        """Close the connection; the last COMMIT is already on disk."""
+        """Write what was left to be written, and close the connection; the last COMMIT is already on disk."""
+        self._threads.shutdown()
         with self.lock:
+            self._settle()
             self.db.close()
+
+    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `work` returns, done in a thread of the store's own: for callers on an event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, functools.partial(work, *args, **kwargs))
 
     @contextmanager
     def write(self) -> Iterator[Database]:
@@ -66,8 +111,11 @@ class Writer:
             try:
                 self.db.execute("BEGIN IMMEDIATE")
                 try:
-                    for work in self._owed.values():
-                        work(self.db)
+                    self._take_over()
+                    for key, work in self._owed.items():
+                        _, error = _apart(self.db, work)
+                        if error is not None:  # it never could be written, and must not keep others from it
+                            log.error("%s cannot be written: %r", key, error)
                     yield self.db
                 except BaseException:
                     self.db.rollback()
@@ -104,6 +152,32 @@ class Writer:
         with self.lock:
             self._owed[key] = work
 
+    def later(self, key: str, work: Work) -> None:
+        """Have `work` done soon, with all else that is left, in one COMMIT; returns at once. Every read finds it done.
+
+        Where it cannot be written now it is owed.
+        """
+        self._left.append((key, work))
+        with suppress(RuntimeError):  # closed: the process ends, and the next start sees to it
+            self._threads.submit(self._settle)
+
+    def _take_over(self) -> bool:
+        """Owe all that was left to be written; says whether there was anything."""
+        found = False
+        while self._left:
+            key, work = self._left.popleft()
+            self._owed[key] = work
+            found = True
+        return found
+
+    def _settle(self) -> None:
+        """Write what was left, unless this thread is in the midst of a transaction, which began with that."""
+        with self.lock:
+            if not self._left or self.db.conn.in_transaction or not self._take_over():
+                return
+            with suppress(ThumbwiseError), self.write():  # where it cannot be, it is owed
+                pass
+
     def _commit(self, batch: list[tuple[Work, Future[Any]]]) -> None:
         try:
             with self.write() as db:
@@ -125,6 +199,7 @@ class Writer:
         It takes no lock, so what reads long belongs here: exports, statistics. Fetch rows as they are needed, by
         `query`, and not all at once.
         """
+        refuse_on_loop()
         uri = f"{self.path.absolute().as_uri()}?mode=ro"
         connection = sqlite3.connect(uri, timeout=10, isolation_level=None, check_same_thread=False, uri=True)
         try:
@@ -139,6 +214,7 @@ class Writer:
     def rows(self, sql: str, params: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
         """Run a SELECT and return its rows as dicts."""
         with self.lock:
+            self._settle()
             return list(self.db.query(sql, params))
 
 
@@ -178,7 +254,7 @@ def _apart(db: Database, work: Work) -> tuple[Any, Exception | None]:
     try:
         with db.atomic():
             return work(db), None
-    except sqlite3.IntegrityError as error:
+    except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError) as error:
         return None, error
     except (sqlite3.DatabaseError, OSError):
         raise

@@ -30,7 +30,7 @@ from thumbwise.artifacts import CONFIG, MANIFEST, WEIGHTS
 from thumbwise.engine_client import EngineClient
 from thumbwise.errors import EngineFailed, ThumbwiseError
 from thumbwise.external import ExternalEngine
-from thumbwise.policies import distance
+from thumbwise.probes import distance
 from thumbwise.training.candidate import Candidate
 from thumbwise.training.client import OpsClient, Run
 

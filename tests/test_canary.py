@@ -31,7 +31,7 @@ def world(tmp_path: Path) -> World:
 def talks(world: World) -> Conversations:
     settings, metrics = world.policies.settings, world.policies.metrics
     return Conversations(
-        world.versions.store, world.versions, settings, metrics, Load(settings, metrics),
+        world.versions.store, world.policies, settings, metrics, Load(settings, metrics),
         lambda: world.engine,  # type: ignore[arg-type,return-value]
     )  # fmt: skip
 
@@ -209,7 +209,7 @@ async def test_a_newer_canary_takes_the_place_of_one_and_a_promotion_by_hand_end
     assert world.versions.pointer().canary == second
     assert (world.versions.get(first).state, world.versions.get(second).state) == ("retired", "canary")
     with pytest.raises(Conflict, match="is canary"):
-        world.policies.reject(second, "by mistake")
+        await world.policies.reject(second, "by mistake")
     await world.policies.promote(first, BASE, "by hand")
     assert (world.versions.stable(), world.versions.pointer().canary) == (first, None)
     assert world.versions.get(second).state == "retired"

@@ -185,8 +185,8 @@ async def test_a_plugin_that_chooses_versions_slowly_keeps_nobody_else_waiting(a
 
 
 async def test_a_finished_reply_is_stored_though_its_reader_left_before_its_turn(assistant) -> None:
-    conversations, executor, busy = assistant.conversations, ThreadPoolExecutor(1), threading.Barrier(2)
-    asyncio.get_running_loop().set_default_executor(executor)
+    conversations, busy = assistant.conversations, threading.Barrier(2)
+    executor = assistant.store._threads = ThreadPoolExecutor(1)
     assistant.engine.client.gate.set()
     turn = await conversations.begin(asker("ann"), ASK["messages"], conversations.sampling())
     executor.submit(lambda: (busy.wait(), busy.wait()))  # as where all threads wait for the disk

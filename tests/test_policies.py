@@ -18,7 +18,7 @@ from thumbwise.contracts import Message
 from thumbwise.errors import Conflict, EngineFailed, EngineUnavailable, NotFound, ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.models import PreparedModel
-from thumbwise.policies import distance
+from thumbwise.probes import distance
 from thumbwise.settings import Settings
 from thumbwise.versions import BASE
 from thumbwise.weights import base_modules

@@ -56,6 +56,6 @@ async def test_what_could_not_be_restored_can_be_promoted_again_by_hand(world: W
 
 async def test_what_was_never_stable_stays_rejected(world: World) -> None:
     first = world.receive(1)
-    world.policies.reject(first, "the gates said so")
+    await world.policies.reject(first, "the gates said so")
     with pytest.raises(Conflict, match="the gates said so"):
         await world.policies.promote(first, BASE, "by hand")

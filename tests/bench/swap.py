@@ -43,7 +43,7 @@ from thumbwise.engine_client import EngineClient
 from thumbwise.home import Home
 from thumbwise.models import prepare
 from thumbwise.plugin_manager import PluginManager
-from thumbwise.policies import distance
+from thumbwise.probes import distance
 from thumbwise.settings import EngineSettings, Settings
 from thumbwise.training.client import OpsClient
 from thumbwise.training.measure import Measure
