@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from thumbwise import artifacts
 from thumbwise.canary import Judge
@@ -76,7 +76,7 @@ class Policies:
         self._one_at_a_time = asyncio.Lock()
         self._judge = Judge(versions.store, settings.canary)
         self._rollbacks = 0  # that wait for their turn, or have it
-        self._interruptible: asyncio.Future[object] | None = None  # what a rollback does not wait for
+        self._interruptible: asyncio.Future[Any] | None = None  # what a rollback does not wait for
 
     async def _change(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Change the record, in a thread of the store's."""
@@ -84,7 +84,7 @@ class Policies:
 
     async def _until_rollback(self, work: Awaitable[T]) -> T:
         """What `work` returns, which may take long; where a rollback comes meanwhile it is dropped: RolledBack."""
-        self._interruptible = future = asyncio.ensure_future(work)
+        future = self._interruptible = asyncio.ensure_future(work)
         if self._rollbacks:
             future.cancel()
         try:
@@ -337,7 +337,7 @@ class Policies:
         """Versions that every server has: they may be named in a request."""
         pointer = self.versions.pointer()
         before = self.versions.before(pointer.stable)
-        return {BASE, *self.live(), *({before} - {None, self._missing})}
+        return {BASE, *self.live()} | ({before} if before and before != self._missing else set())
 
     async def restore(self, engine: EngineClient) -> None:
         """Bring a fresh engine to the recorded state: load and probe stable, canary, and the one before.
