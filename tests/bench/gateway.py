@@ -61,7 +61,8 @@ def ended(process: subprocess.Popen[str]) -> None:
 def assistant(folder: Path, model: Path, engine: str) -> Iterator[str]:
     """`thumbwise serve` in front of a vLLM that runs; yields its URL once it is ready."""
     home = Home.find(folder)
-    home.config.write_text(f'model = "{model}"\nengine_url = "{engine}"\nlocal_in_flight = 64\n')
+    limits = "local_in_flight = 64\nnames_are_people = true\n"
+    home.config.write_text(f'model = "{model}"\nengine_url = "{engine}"\n{limits}')
     server = Server(home)
     server.launch()
     try:
@@ -139,7 +140,8 @@ def alone(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     script, socket = Path(__file__).parent / "gateway_parts" / "servers.py", folder / "fake.sock"
     home = folder / "fake"
     home.mkdir()
-    (home / "config.toml").write_text(f'model = "{make_tiny_model(folder / "small")}"\nin_flight = 10000\n')
+    limits = "in_flight = 10000\nnames_are_people = true\n"
+    (home / "config.toml").write_text(f'model = "{make_tiny_model(folder / "small")}"\n{limits}')
     engine = subprocess.Popen([sys.executable, script, "fake", socket], text=True)
     server = subprocess.Popen(
         [sys.executable, script, "assistant", home, socket],
