@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from fastapi import Depends, Request
 from pydantic import BaseModel, ConfigDict, FailFast, Field, PrivateAttr, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
+from starlette.requests import ClientDisconnect
 
 from thumbwise.auth import MAX_USER
 from thumbwise.contracts import Message
@@ -213,6 +214,8 @@ def reader(model: type[Read]) -> Callable[[Request], Awaitable[Read]]:
     async def read(http: Request) -> Read:
         try:
             return model.model_validate_json(await http.body())
+        except ClientDisconnect:
+            raise ThumbwiseError("The body broke off before its end: send it again.", status=499) from None
         except ValidationError as error:
             raise refused(error) from None
 

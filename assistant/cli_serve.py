@@ -75,10 +75,13 @@ async def _serve(assistant: Assistant, lock: HomeLock, bound: socket.socket, url
     import uvicorn
 
     from thumbwise.app import create_app
+    from thumbwise.connections import Patient
     from thumbwise.drained import Drained
 
     app = create_app(assistant)
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3)  # see Drained.shutdown
+    config = uvicorn.Config(
+        app, http=Patient, log_config=None, access_log=False, timeout_graceful_shutdown=3
+    )  # the last: see Drained.shutdown
     server = Drained(config, assistant, asyncio.get_running_loop())
     lock.announce(url)
     click.echo(f"Thumbwise is at {url} (home: {assistant.home.root}). Stop it with Ctrl-C.")

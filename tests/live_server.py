@@ -16,6 +16,7 @@ from fastapi import FastAPI
 
 from thumbwise.app import Assistant, create_app
 from thumbwise.cli_serve import listen
+from thumbwise.connections import Patient
 from thumbwise.home import Home, HomeLock
 from thumbwise.settings import Settings
 
@@ -41,7 +42,7 @@ def serving(
         if prepare is not None:
             prepare(assistant)
         app = create_app(assistant)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
+        server = uvicorn.Server(uvicorn.Config(app, http=Patient, log_level="warning", timeout_graceful_shutdown=2))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])), daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"
