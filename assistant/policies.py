@@ -227,7 +227,7 @@ class Policies:
         if pointer.canary is None:
             await self._review_swap(pointer)
             return
-        found = await self._change(self._judge.canary, pointer)
+        found = await asyncio.to_thread(self._judge.canary, pointer)  # off the lock
         if found.against:
             async with self._one_at_a_time:
                 if self.versions.pointer() == pointer:
@@ -240,7 +240,7 @@ class Policies:
         before = self.versions.before(pointer.stable)
         if pointer.swapped_at is None or pointer.stable == BASE or before is None or not self.settings.canary.rollback:
             return
-        against = await self._change(self._judge.swap, pointer.stable, before, pointer.swapped_at)
+        against = await asyncio.to_thread(self._judge.swap, pointer.stable, before, pointer.swapped_at)
         if against:
             with suppress(Conflict):  # it moved meanwhile
                 await self.rollback(against, expect=pointer.stable, actor="review")
