@@ -73,6 +73,11 @@ def test_all_names_of_a_client_are_one_person_with_a_quarter_at_most() -> None:
         ({"browser:a": 5000, "programs": 100}, {"browser:a": 5000, "programs": 100}),
         ({"browser:a": 3, "programs": 1200}, {"browser:a": 3, "programs": 1200}),  # it is nearly the only one
         ({"browser:a": 800, "browser:b": 40, "key:k": 20}, {"browser:a": 800, "browser:b": 40, "key:k": 20}),
+        ({"browser:a": 60, "browser:b": 60, "programs": 1200}, {"browser:a": 60, "browser:b": 60, "programs": 60}),
+        (
+            {"programs": 900} | {f"browser:{n}": 6 for n in range(20)},
+            {"programs": 40} | {f"browser:{n}": 6 for n in range(20)},
+        ),
         ({"browser:new": 90, "browser:a": 15}, {"browser:new": 90, "browser:a": 15}),  # somebody's first two days
         ({"browser:new": 900, "browser:a": 30}, {"browser:new": 100, "browser:a": 30}),
         ({"browser:new": 40, "programs": 900}, {"browser:new": 40, "programs": 40}),
@@ -99,8 +104,8 @@ def test_thumbs_and_rankings_count_by_what_they_weigh() -> None:
 
 def test_too_little_says_whose_votes_were_set_aside_and_what_to_do() -> None:
     said = too_little(snapshot(("comparison", "x", "programs", 300), *browsers(2, 10)).heard(TRAIN), TRAIN)
-    assert "There are 40 votes" in said
-    assert "280 of programs" in said
+    assert "There are 30 votes" in said
+    assert "290 of programs" in said
     assert "thumbwise keys create" in said
     assert "train.rm_rater_cap" in said
     assert told_aside({f"key:{n}": 3 for n in range(7)}).endswith("3 of key:4 and of 2 more.")

@@ -55,8 +55,8 @@ def vote_limits(weights: Mapping[str, float], counts: Mapping[str, int], share: 
     """How much weight each person's votes may have, from what they have (`weights`) and how many there are (`counts`).
 
     In a crowd that is `share` of all, or FEW votes. Fewer people are not held to shares, since one who votes on two
-    machines would lose most of the votes. But programs without a key never outvote all others, nor do new browsers
-    outvote those that are known by more than it takes to begin (`enough` votes). With a `share` of 1 all is heard.
+    machines would lose most of the votes. But programs without a key are held to `share`, or to an equal part, and so
+    are new browsers, which have as many votes as it takes to begin (`enough`). With a `share` of 1 all is heard.
     """
     found = dict(weights)
     if share >= 1:
@@ -65,12 +65,12 @@ def vote_limits(weights: Mapping[str, float], counts: Mapping[str, int], share: 
     if sum(count >= SETTLED for count in counts.values()) >= LEAST_CROWD:
         totals = np.array(list(weights.values()), np.float64)
         return dict(zip(weights, (totals * capped(totals, share, FEW)).tolist(), strict=True)) | whole
-    known = [person for person in weights if person not in (PROGRAMS, NEW_BROWSER)]
-    if NEW_BROWSER in found and sum(counts[person] for person in known) >= SETTLED:
-        found[NEW_BROWSER] = min(found[NEW_BROWSER], max(sum(weights[person] for person in known), enough))
-    others = [person for person in weights if person != PROGRAMS]
-    if PROGRAMS in found and sum(counts[person] for person in others) >= SETTLED:
-        found[PROGRAMS] = min(found[PROGRAMS], sum(found[person] for person in others))
+    for unknown, least in ((NEW_BROWSER, enough), (PROGRAMS, 0)):
+        others = [person for person in weights if person not in (unknown, PROGRAMS)]
+        if unknown in found and sum(counts[person] for person in others) >= SETTLED:
+            part = max(share, 1 / (1 + len(others)))
+            theirs = sum(found[person] for person in others)
+            found[unknown] = min(found[unknown], max(part / (1 - part) * theirs, least))
     return found
 
 
