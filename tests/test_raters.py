@@ -8,15 +8,20 @@ import random
 import statistics
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 
 from thumbwise.contracts import Message, Prompt
 from thumbwise.errors import ThumbwiseError
+from thumbwise.home import Home
 from thumbwise.training.intervals import clustered_mean, widening
 from thumbwise.training.judged import Wanted, best_of, by_prompt, pair_accuracy, win_rate
 from thumbwise.training.raters import Bar, Crowd, Voting, bar, choose, judged, make_raters, tiers
+from thumbwise.training.rehearsal import Rehearsal
+from thumbwise.training.rehearsal_home import _wait_ready
 
 PROMPTS = [Prompt((Message(role="user", content=f"Question {n}?"),), f"g{n}") for n in range(7)]
 
@@ -229,3 +234,41 @@ def test_there_are_enough_replies_of_start_whatever_the_number_of_prompts(prompt
 
 def test_rows_are_split_as_they_were_joined() -> None:
     assert by_prompt([2, 0, 1], ["a", "b", "c"]) == [["a", "b"], [], ["c"]]
+
+
+def test_a_rehearsal_shows_how_far_the_jobs_stages_are(tmp_path: Path) -> None:
+    said = "[    0 s] gates\n[   21 s] gates, replies written: 48/144  about 0.7 minutes left\n"
+    said += "[   60 s] ppo: 3/20  KL 1.50\n"
+    shown: list[tuple[Any, ...]] = []
+    progress = SimpleNamespace(
+        update=lambda *given: shown.append(("update", *given)),
+        part=lambda *given: shown.append(("part", *given)),
+        say=lambda *given: shown.append(("say", *given)),
+    )
+    clock = SimpleNamespace(tick=lambda: 0.0)
+    rehearsal: Any = SimpleNamespace(progress=progress, clock=clock)
+    job: Any = SimpleNamespace(stderr=said.splitlines(keepends=True))
+    watch: Any = SimpleNamespace(watching=False)
+    Rehearsal._follow(rehearsal, job, watch, tmp_path / "train.log", clock)  # type: ignore[arg-type]
+    assert shown == [
+        ("say", "gates"), ("part", "gates, replies written", 48, 144), ("update", 3, 20, {"kl": 1.5}),
+    ]  # fmt: skip
+    assert (tmp_path / "train.log").read_text() == said
+
+
+def test_what_an_assistant_is_about_is_told_while_a_rehearsal_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    details = iter(["vLLM is starting.\nINFO 1", "vLLM is starting.\nINFO 2", "The model is being read."])
+
+    def get(url: str, **given: Any) -> httpx.Response:
+        detail = next(details, "")
+        return httpx.Response(503 if detail else 200, json={"detail": detail})
+
+    monkeypatch.setattr("thumbwise.training.rehearsal_home.httpx.get", get)
+    monkeypatch.setattr("thumbwise.training.rehearsal_home.running_url", lambda home: "http://assistant")
+    monkeypatch.setattr("thumbwise.training.rehearsal_home.time.sleep", lambda seconds: None)
+    said: list[str] = []
+    process: Any = SimpleNamespace(poll=lambda: None)
+    assert _wait_ready(Home.find(tmp_path), process, tmp_path / "log", 60, said.append) == "http://assistant"
+    assert said == ["vLLM is starting.", "The model is being read."]

@@ -143,9 +143,9 @@ def _wait_ready(
                 answer = httpx.get(f"{url}/health/ready", timeout=30, trust_env=False)
                 if answer.status_code == 200:
                     return url
-                before, detail = detail, str(answer.json().get("detail", ""))
-                if detail and detail != before:
-                    say(detail.partition("\n")[0])
+                before, detail = detail.partition("\n")[0], str(answer.json().get("detail", ""))
+                if (line := detail.partition("\n")[0]) and line != before:
+                    say(line)
             except (httpx.HTTPError, ValueError):
                 pass
         time.sleep(0.3)
