@@ -112,7 +112,8 @@ def test_a_vote_stays_that_of_a_new_browser_when_the_browser_grows_old(tmp_path:
     store.close()
 
 
-def test_rows_from_before_there_were_people_count_for_whoever_wrote_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mostly_pages", [True, False])
+def test_rows_from_before_there_were_people_count_for_whoever_wrote_them(tmp_path: Path, mostly_pages: bool) -> None:
     path = tmp_path / "feedback.db"
     database = Database(path)
     migrations.apply(database, stop_before="m010_people")
@@ -126,7 +127,8 @@ def test_rows_from_before_there_were_people_count_for_whoever_wrote_them(tmp_pat
         ("nobody", "local", None, None), ("key", "app", None, None), ("behind", "app/ann", None, None),
         ("like", "application", None, None),
     ]  # fmt: skip
-    for id_, user, conversation, compared in replies:
+    more = [(f"page {n}", "local", "c", None) for n in range(20 if mostly_pages else 0)]
+    for id_, user, conversation, compared in replies + more:
         row = {"id": id_, "user_id": user, "conversation_id": conversation, "comparison_id": compared}
         row |= {"prompt_sha256": "p", "policy_version": "v", "sampling": "{}", "state": "done", "created_at": 1}
         database.table("replies").insert(row)
@@ -147,7 +149,7 @@ def test_rows_from_before_there_were_people_count_for_whoever_wrote_them(tmp_pat
     store = Store(path)
     assert {row["id"]: row["person"] for row in store.rows("SELECT id, person FROM replies")} == {
         "page": BROWSERS_BEFORE, "draft": BROWSERS_BEFORE, "named": PROGRAMS, "nobody": PROGRAMS,
-        "key": "key:app", "behind": "key:app", "like": PROGRAMS,
+        "key": "key:app", "behind": "key:app", "like": PROGRAMS, **{id_: BROWSERS_BEFORE for id_, *_ in more},
     }  # fmt: skip
     assert [row["person"] for row in store.rows("SELECT person FROM feedback ORDER BY seq")] == [
         BROWSERS_BEFORE, BROWSERS_BEFORE, PROGRAMS, "key:app",
