@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +25,7 @@ from thumbwise.auth import Guard
 from thumbwise.browsers import Browsers, Cookies
 from thumbwise.comparisons import Comparisons
 from thumbwise.conversation import Conversations
+from thumbwise.deciding import in_background
 from thumbwise.engine import Engine
 from thumbwise.engine_check import check
 from thumbwise.errors import EngineUnavailable, ThumbwiseError
@@ -196,22 +195,6 @@ class Assistant:
             event = {"id": feedback_id, "user": asker.user, "person": asker.counted, **request.model_dump()}
             self.plugins.notify("on_feedback", event=event)
         return feedback_id
-
-
-async def in_background(work: Callable[[], T]) -> T:
-    """What `work` returns, from a thread that the end of the process does not wait for (asyncio's own, it would)."""
-    found: Future[T] = Future()
-
-    def run() -> None:
-        if not found.set_running_or_notify_cancel():
-            return
-        try:
-            found.set_result(work())
-        except BaseException as error:
-            found.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return await asyncio.wrap_future(found)
 
 
 def create_api(assistant: Assistant) -> FastAPI:

@@ -77,6 +77,7 @@ async def _serve(assistant: Assistant, lock: HomeLock, bound: socket.socket, url
     from thumbwise.app import create_app
     from thumbwise.connections import Patient
     from thumbwise.drained import Drained
+    from thumbwise.watchdog import watched
 
     app = create_app(assistant)
     config = uvicorn.Config(
@@ -85,4 +86,5 @@ async def _serve(assistant: Assistant, lock: HomeLock, bound: socket.socket, url
     server = Drained(config, assistant, asyncio.get_running_loop())
     lock.announce(url)
     click.echo(f"Thumbwise is at {url} (home: {assistant.home.root}). Stop it with Ctrl-C.")
-    await server.serve(sockets=[bound])
+    async with watched(assistant.settings.watchdog_seconds):
+        await server.serve(sockets=[bound])

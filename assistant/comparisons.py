@@ -56,9 +56,10 @@ class Comparisons:
         live = self.policies.live()
         sampling = self.conversations.sampling(max_tokens or self.conversations.settings.max_tokens)
         with self.conversations.load.held(asker, k):  # or all that come meanwhile would pass the check
-            shown = list(await asyncio.to_thread(self.plugins.candidates, messages, live, k, self.rng))
+            limit = self.conversations.settings.plugin_seconds
+            shown = list(await self.plugins.choose(messages, live, k, self.rng, limit))
             self.rng.shuffle(shown)
-            comparison_id, drafts = await asyncio.to_thread(
+            comparison_id, drafts = await self.conversations.store.run(
                 self.conversations.store.start_comparison, asker, messages, shown, asdict(sampling), source
             )
         turns = (Turn(draft, v, tuple(messages), sampling, draft=True) for draft, v in zip(drafts, shown, strict=True))

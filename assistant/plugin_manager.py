@@ -26,6 +26,7 @@ import pluggy
 
 from thumbwise import __version__, hookspecs
 from thumbwise.contracts import Message, Sample, Scores
+from thumbwise.deciding import Deciding
 from thumbwise.errors import NotFound, ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.observers import Observers
@@ -98,6 +99,7 @@ class PluginManager:
         self._owners: dict[tuple[str, str], str] = {}  # (kind, registered name) -> plugin name
         self._infos: list[PluginInfo] = []
         self.observers = Observers()
+        self.deciding = Deciding()
 
     def get(self, kind: str, name: str) -> Callable[..., Any]:
         """Return what is registered as `name`; `kind` is a key of KINDS. Raises NotFound naming the known."""
@@ -167,15 +169,36 @@ class PluginManager:
             except Exception:
                 logger.exception("plugin %s failed in %s; the others go on", name, hook_name)
 
+    async def choose(
+        self, conversation: Sequence[Message], live: Sequence[str], k: int, rng: random.Random, seconds: float
+    ) -> Sequence[str]:
+        """As `candidates`, in a thread for plugins; raises ThumbwiseError (500) also where that takes `seconds`."""
+        asked: list[str] = []
+        try:
+            return await self.deciding.ask(lambda: self.candidates(conversation, live, k, rng, asked.append), seconds)
+        except TimeoutError:  # `asked` is empty where others that are stuck have all the places
+            names = asked[-1:] or [name for name, _ in self._implementers("select_candidates")]
+            raise ThumbwiseError(
+                f"Plugin {' or '.join(names)} took more than {seconds:g} seconds in select_candidates (setting "
+                "plugin_seconds): mend or remove it.",
+                status=500,
+            ) from None
+
     def candidates(
-        self, conversation: Sequence[Message], live: Sequence[str], k: int, rng: random.Random
+        self,
+        conversation: Sequence[Message],
+        live: Sequence[str],
+        k: int,
+        rng: random.Random,
+        asking: Callable[[str], None] = lambda name: None,
     ) -> Sequence[str]:
         """The k of the versions `live` to compare: the first answer of `select_candidates` that is not None.
 
-        Raises ThumbwiseError (500) naming the plugin that raised, or that chose what it may not. As long as the plugin
-        takes: call it in a thread.
+        Raises ThumbwiseError (500) naming the plugin that raised, or that chose what it may not. It takes as long as
+        the plugins do; `asking` is told each one's name before.
         """
         for name, plugin in self._implementers("select_candidates"):
+            asking(name)
             try:
                 answer = self._call(
                     "select_candidates", plugin, conversation=conversation, versions=live, k=k, rng=rng

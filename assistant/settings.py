@@ -167,6 +167,14 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(
         20.0, ge=0, description="seconds in which open replies may end after the assistant was asked to stop"
     )
+    plugin_seconds: float = Field(
+        5.0, gt=0, description="seconds that a plugin may take to choose the versions of a comparison"
+    )
+    watchdog_seconds: float = Field(
+        120.0,
+        ge=0,
+        description="seconds that the server may stand still before it is ended; 0: for ever",
+    )
     train_every: Annotated[str, AfterValidator(_interval)] = Field(
         "", description="interval at which `serve` trains by itself, such as 24h; empty: never"
     )

@@ -9,61 +9,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import os
 import signal
-import sys
 import threading
-import traceback
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import loop_guard
 import pytest
 from fakes import FakeEngine, FakeEngineClient
 from tiny_model import make_tiny_adapter, make_tiny_model
 
-from thumbwise import faults
 from thumbwise.app import Assistant, create_api
 from thumbwise.engine import Engine
 from thumbwise.engine_client import EngineClient
-from thumbwise.feedback import writer
 from thumbwise.feedback.store import Store
 from thumbwise.home import Home
 from thumbwise.settings import EngineSettings, Settings
 
 # What torch compiles for vLLM is compiled once for all tests, and not once for each of their homes.
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "inductor"))
-os.environ[faults.DEBUG_LOCKS] = "1"  # servers that tests start have it too
-_on_loop = writer.on_loop
-_waited: list[str] = []
-_COROUTINE = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-
-
-def _on_loop_of_ours() -> bool:
-    """As the writer's, but where it is a test's own coroutine that asks for the database: that may block its loop."""
-    if not _on_loop():
-        return False
-    frame = sys._getframe(1)
-    while frame.f_back is not None and not frame.f_code.co_flags & _COROUTINE:
-        frame = frame.f_back
-    if Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent):
-        return False
-    _waited.append("".join(traceback.format_stack()))
-    return True
-
-
-writer.on_loop = _on_loop_of_ours
 
 
 @pytest.fixture(autouse=True)
 def no_event_loop_waits_for_the_database() -> Iterator[None]:
     """Fail a test in which one did, also where what is raised then was caught."""
-    _waited.clear()
+    loop_guard.waited.clear()
     yield
-    assert not _waited, _waited[0]
+    assert not loop_guard.waited, loop_guard.waited[0]
 
 
 TINY = EngineSettings(

@@ -22,7 +22,7 @@ def engine(assistant: Assistant) -> FakeEngineClient:
 
 async def test_sides_are_drawn_evenly(assistant) -> None:
     assistant.policies.live = lambda: ["policy-0000", "policy-0001-aaaaaaaaaaaa"]  # type: ignore[method-assign]
-    assistant.plugins.candidates = lambda conversation, live, k, rng: list(live)  # type: ignore[method-assign]
+    assistant.plugins.candidates = lambda conversation, live, *_: list(live)  # type: ignore[method-assign]
     opened = [await assistant.comparisons.open(asker(), ASK, 2, None, "api") for _ in range(300)]
     left = sum(o.turns[0].version == "policy-0000" for o in opened)
     assert 105 < left < 195  # 5.2 standard deviations of a fair coin
