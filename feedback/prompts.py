@@ -1,4 +1,4 @@
-"""Prompts, content-addressed: stored once each, and shortened where vLLM refused them."""
+"""Prompts, content-addressed: stored once each, and shortened where nothing came of them."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from collections.abc import Sequence
 from sqlite_utils import Database
 
 from thumbwise.contracts import Message
-from thumbwise.feedback.records import REFUSED, canonical, prompt_sha256
+from thumbwise.feedback.records import canonical, prompt_sha256
 
 _PROMPT_OF = """
-    SELECT r.prompt_sha256, r.conversation_id, r.comparison_id, p.messages
-    FROM replies r JOIN prompts p ON p.sha256 = r.prompt_sha256 WHERE r.id = ?
+    SELECT r.prompt_sha256, r.comparison_id, p.messages, r.conversation_id IS NOT NULL OR c.source = 'page' AS on_a_page
+    FROM replies r JOIN prompts p ON p.sha256 = r.prompt_sha256 LEFT JOIN comparisons c ON c.id = r.comparison_id
+    WHERE r.id = ?
 """
 _SHORTEN_COMPARISON = """
     UPDATE comparisons SET prompt_sha256 = :new WHERE id = :comparison AND NOT EXISTS (
-        SELECT 1 FROM replies WHERE comparison_id = :comparison AND coalesce(finish_reason, '') <> :refused)
+        SELECT 1 FROM replies WHERE comparison_id = :comparison AND (text <> '' OR state IN ('done', 'streaming')))
 """
 _FORGET_PROMPT = """
     DELETE FROM prompts WHERE sha256 = :old AND NOT EXISTS (SELECT 1 FROM replies WHERE prompt_sha256 = :old)
     AND NOT EXISTS (SELECT 1 FROM comparisons WHERE prompt_sha256 = :old)
 """
 KEPT_OF_A_QUESTION, KEPT_OF_A_REQUEST = 20_000, 1_000
-"""Characters of a refused question that are kept: in a conversation, whose reader may want it back, and elsewhere."""
+"""Characters of the question that are kept: on a page, whose reader may want it back, and elsewhere."""
 
 
 def add_prompt(db: Database, messages: Sequence[Message]) -> str:
@@ -39,15 +40,16 @@ def add_prompt(db: Database, messages: Sequence[Message]) -> str:
 def shorten(db: Database, message_id: str) -> None:
     """Keep the question alone of a reply's prompt, and no more than its beginning where it is long.
 
-    For what vLLM refused: requests that cost nothing would fill the disk. A prompt that others refer to stays.
+    For one that ended without a word (vLLM refused it, or its reader left at once): requests that cost nothing would
+    fill the disk. A prompt that others refer to stays.
     """
     (row,) = db.query(_PROMPT_OF, [message_id])
     question = json.loads(row["messages"])[-1:]
-    kept = KEPT_OF_A_QUESTION if row["conversation_id"] else KEPT_OF_A_REQUEST
+    kept = KEPT_OF_A_QUESTION if row["on_a_page"] else KEPT_OF_A_REQUEST
     for message in question:
         if len(message["content"]) > kept:
             message["content"] = message["content"][:kept] + " […]"
-    new = {"new": add_prompt(db, question), "id": message_id, "comparison": row["comparison_id"], "refused": REFUSED}
+    new = {"new": add_prompt(db, question), "id": message_id, "comparison": row["comparison_id"]}
     db.execute("UPDATE replies SET prompt_sha256 = :new WHERE id = :id", new)
     if row["comparison_id"]:
         db.execute(_SHORTEN_COMPARISON, new)

@@ -20,7 +20,6 @@ from thumbwise.faults import fault_point
 from thumbwise.feedback.migrations import migrations
 from thumbwise.feedback.prompts import add_prompt, shorten
 from thumbwise.feedback.records import (
-    REFUSED,
     Asker,
     FeedbackRequest,
     Reply,
@@ -143,7 +142,7 @@ class Store(Writer):
 
         def work(db: Database) -> None:
             ended = db.execute(_END, values).rowcount
-            if ended and finish_reason == REFUSED:
+            if ended and state != "done" and not text:
                 shorten(db, message_id)
             fault_point("reply_ended")
 

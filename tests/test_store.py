@@ -278,12 +278,13 @@ def stored(store: Store) -> int:
     return int(store.rows("SELECT coalesce(sum(length(messages)), 0) AS n FROM prompts")[0]["n"])
 
 
-def test_a_prompt_that_vllm_refuses_does_not_stay_on_the_disk(store: Store) -> None:
+@pytest.mark.parametrize(("state", "reason"), [("failed", REFUSED), ("failed", None), ("stopped", "stopped")])
+def test_a_prompt_that_nothing_came_of_does_not_stay_on_the_disk(store: Store, state: str, reason: str | None) -> None:
     for number in range(5):
         asked = [*LONG[:-1], {**LONG[-1], "content": f"{number} {LONG[-1]['content']}"}]
         message = store.start_reply(asker("app"), asked, "policy-0000", SAMPLING)
         assert len(store.reply(message, "app").prompt) == 3
-        store.finish_reply(message, "failed", text="", finish_reason=REFUSED, error="It is too long.")
+        store.finish_reply(message, state, text="", finish_reason=reason)
         (kept,) = store.reply(message, "app").prompt
         assert kept["content"].startswith(f"{number} long long")
     assert stored(store) < 10_000
@@ -298,6 +299,12 @@ def test_what_a_reader_of_a_conversation_asked_is_kept_where_vllm_refused_it(sto
     assert store.conversation(talk, "local")[0].prompt == (asked[-1],)
 
 
+def test_a_reply_that_was_stopped_in_the_middle_keeps_its_prompt(store: Store) -> None:
+    message = store.start_reply(asker(), LONG, "policy-0000", SAMPLING)
+    store.finish_reply(message, "stopped", text="Beca", finish_reason="stopped")
+    assert store.reply(message, "local").prompt == tuple(LONG)
+
+
 def test_a_refused_prompt_that_something_else_refers_to_stays(store: Store) -> None:
     done = store.start_reply(asker(), LONG, "policy-0000", SAMPLING)
     store.finish_reply(done, "done", text="Yes.", finish_reason="stop")
@@ -310,7 +317,7 @@ def test_a_refused_prompt_that_something_else_refers_to_stays(store: Store) -> N
 def test_a_comparisons_prompt_is_shortened_once_all_drafts_were_refused(store: Store) -> None:
     id_, (one, two) = store.start_comparison(asker(), LONG, ["policy-0000"] * 2, SAMPLING, "api")
     store.finish_reply(one, "failed", text="", finish_reason=REFUSED)
-    assert store.comparison(id_, "local").prompt == tuple(LONG)
+    assert store.comparison(id_, "local").prompt == tuple(LONG)  # the other one is still being written
     store.finish_reply(two, "failed", text="", finish_reason=REFUSED)
     assert len(store.comparison(id_, "local").prompt) == 1
     assert stored(store) < 2_000
