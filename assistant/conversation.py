@@ -308,6 +308,6 @@ def check_messages(messages: Sequence[Message], *, may_continue: bool = False) -
 def too_long() -> ThumbwiseError:
     """What a conversation hears that is longer than any."""
     return ThumbwiseError(
-        f"The conversation is longer than {MAX_MESSAGES} messages or {MAX_CHARACTERS} characters: start a new one.",
+        f"The prompt is too long, more than {MAX_MESSAGES} messages or {MAX_CHARACTERS} characters: start a new one.",
         code=TOO_LONG, param="messages",
     )  # fmt: skip

@@ -88,7 +88,7 @@ def too_long(found: re.Match[str] | None) -> ThumbwiseError:
     """The error of a prompt that leaves no room for a reply; `found` has the model's length, where vLLM told it."""
     tokens = f" ({found[1]} tokens)" if found else ""
     return ThumbwiseError(
-        f"This conversation is longer than the model can read{tokens}: start a new one, or shorten it.",
+        f"The prompt is too long, longer than the model can read{tokens}: start a new conversation, or shorten it.",
         code="context_length_exceeded",
     )
 

@@ -13,7 +13,10 @@ CODES = {
 }  # fmt: skip
 """What API clients read as `error.code` where an error brings none of its own."""
 TOO_LONG = "context_length_exceeded"
-"""The code by which clients know that a shorter prompt would be answered."""
+"""The code by which clients know that a shorter prompt would be answered.
+
+LangChain and LiteLLM look at the sentence instead; "prompt is too long" is what both of them know.
+"""
 
 
 class ThumbwiseError(Exception):
