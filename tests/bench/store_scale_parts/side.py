@@ -75,22 +75,26 @@ class Votes:
         return {name: round(value, 2) for name, value in at.items()} | {"votes": len(waits)}
 
 
-def pages(store: Store) -> dict[str, float]:
-    """What the pages ask for, once each: milliseconds of each query."""
-    (talk,) = store.rows("SELECT id FROM conversations WHERE user_id = 'local' ORDER BY rowid DESC LIMIT 1")
-    (pair,) = store.rows("SELECT id FROM comparisons WHERE user_id = 'local' ORDER BY rowid DESC LIMIT 1")
+def pages(store: Store) -> Callable[[], dict[str, float]]:
+    """Something that asks what the pages ask for, once each, and returns the milliseconds of each query."""
+    (talk,) = store.rows("SELECT max(id) AS id FROM conversations WHERE user_id = 'local'")
+    (pair,) = store.rows("SELECT max(id) AS id FROM comparisons WHERE user_id = 'local'")
     asked: dict[str, Callable[[], Any]] = {
         "conversations": lambda: store.conversations("local", 31),
         "conversation": lambda: store.conversation(talk["id"], "local"),
         "comparison": lambda: store.comparison(pair["id"], "local"),
         "counts": store.counts,
     }
-    taken = {}
-    for name, ask in asked.items():
-        began = time.monotonic()
-        ask()
-        taken[name] = (time.monotonic() - began) * 1e3
-    return taken
+
+    def ask() -> dict[str, float]:
+        taken = {}
+        for name, query in asked.items():
+            began = time.monotonic()
+            query()
+            taken[name] = (time.monotonic() - began) * 1e3
+        return taken
+
+    return ask
 
 
 def beside(work: Callable[[], Any], votes: Votes, least: float, limit: float) -> dict[str, Any]:
@@ -133,7 +137,7 @@ def main() -> None:
     items: dict[str, Callable[[], Any]] = {
         "people": lambda: len(reception(store)),
         "snapshot": lambda: take_snapshot(store, args.database.parent),
-        "pages": lambda: pages(store),
+        "pages": pages(store),
     }
     idle = beside(lambda: time.sleep(args.least), Votes(store), args.least, args.limit)["vote"]
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
