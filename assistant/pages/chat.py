@@ -23,8 +23,9 @@ from starlette.responses import Response
 from thumbwise.conversation import Turn, check_messages
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.records import MAX_COMMENT, Asker, FeedbackRequest, Reply, new_id
+from thumbwise.pages import live as timing
 from thumbwise.pages.feed import Piece, Watch, feed
-from thumbwise.pages.live import END_SECONDS, Live
+from thumbwise.pages.live import Live
 from thumbwise.pages.locks import Locks
 from thumbwise.pages.look import html
 from thumbwise.pages.markup import drawn, escape
@@ -165,7 +166,7 @@ class ChatPage:
 
     async def _ended(self, reply: Reply, live: Live[str] | None) -> dict[str, Any]:
         """What a page shows of a reply that is over, from the database once it is there."""
-        give_up = time.monotonic() + END_SECONDS
+        give_up = time.monotonic() + timing.END_SECONDS
         while reply.state == "streaming" and time.monotonic() < give_up:
             reply = await asyncio.to_thread(self.store.reply, reply.id, reply.user_id)
             if reply.state == "streaming":
@@ -187,7 +188,7 @@ class ChatPage:
             if not await asyncio.to_thread(self.store.owns_conversation, id_, who.user):
                 raise NotFound("There is no such conversation of yours.")
             path = await asyncio.to_thread(self.store.conversation, id_, who.user)
-            if path and path[-1].id in self.live:
+            if path and (live := self.live.get(path[-1].id)) and live.running:
                 raise Conflict("A reply is still being written in this conversation: wait for its end, or stop it.")
             return await self._begin(who, id_, path, text)
 
@@ -216,9 +217,7 @@ class ChatPage:
                     text += chunk.text
                     yield text
 
-        id_ = turn.message_id
-        live = self.live[id_] = Live(frames(), "", self.assistant.spawn, drawn)
-        live.task.add_done_callback(lambda task: self.live.pop(id_, None))
+        Live(frames(), "", self.assistant.spawn, drawn).keep(self.live, turn.message_id)
 
     # -- votes ---------------------------------------------------------------------------------------
 

@@ -23,8 +23,9 @@ from starlette.responses import Response
 from thumbwise.contracts import Message
 from thumbwise.errors import NotFound, ThumbwiseError
 from thumbwise.feedback.records import Asker, FeedbackRequest, StoredComparison, new_id
+from thumbwise.pages import live as timing
 from thumbwise.pages.feed import Piece, Watch, feed
-from thumbwise.pages.live import END_SECONDS, Live
+from thumbwise.pages.live import Live
 from thumbwise.pages.look import THUMB, html
 from thumbwise.pages.markup import drawn, escape, render, short
 from thumbwise.pages.prompts import COMPARE
@@ -87,7 +88,7 @@ class ComparePage:
         async def page(request: Request, c: str | None = None) -> dict[str, Any]:
             """The comparison `c`, or an empty page, and prompts to suggest in turn."""
             stored = await self._stored(asker(request).user, c)
-            if stored is not None and _state(stored)[0] == "failed" and stored.id not in self.live:
+            if stored is not None and _state(stored)[0] == "failed":
                 stored = None
             first = random.randrange(len(COMPARE))
             return {**await self._page(stored), "prompts": [*COMPARE[first:], *COMPARE[:first]]}
@@ -169,7 +170,7 @@ class ComparePage:
 
     async def _ended(self, stored: StoredComparison, live: Live[Pair] | None) -> StoredComparison:
         """The comparison with both drafts over, from the database once they are there."""
-        give_up = time.monotonic() + END_SECONDS
+        give_up = time.monotonic() + timing.END_SECONDS
         while _state(stored)[0] == "streaming" and time.monotonic() < give_up:
             stored = await asyncio.to_thread(self.store.comparison, stored.id, stored.user_id)
             if _state(stored)[0] == "streaming":

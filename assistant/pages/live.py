@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 FRAME_SECONDS = 0.11  # at most nine updates a second reach a browser
 SHARE = 10  # of the time until the next update, making one may take a tenth
 QUIET_SECONDS = 1.0
+KEPT_SECONDS = 30.0
 END_SECONDS = 5.0  # that the end of a reply may take to be stored after its last word
 Frame = TypeVar("Frame")
 Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
@@ -54,6 +55,12 @@ class Live(Generic[Frame]):
         except Exception:
             log.exception("a reply broke off")
             self.error = "The reply broke off because of a fault in the assistant: its log says which."
+
+    def keep(self, among: dict[str, Live[Frame]], name: str) -> None:
+        """Be found `among` others by `name`, until a while after the end: who follows late still hears of a fault."""
+        among[name] = self
+        loop = asyncio.get_running_loop()
+        self.task.add_done_callback(lambda task: loop.call_later(KEPT_SECONDS, among.pop, name, None))
 
     @property
     def running(self) -> bool:
