@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import sys
 import traceback
+import types
 from pathlib import Path
 
 from thumbwise import faults
@@ -20,7 +22,7 @@ waited: list[str] = []
 
 def on_loop_of_ours() -> bool:
     """As the writer's, but where it is a test's own coroutine that asks for the database: that may block its loop."""
-    if not on_loop():
+    if not on_loop() or not run_by_asyncio():
         return False
     frame = sys._getframe(1)
     while frame.f_back is not None and not frame.f_code.co_flags & COROUTINE:
@@ -29,6 +31,16 @@ def on_loop_of_ours() -> bool:
         return False
     waited.append("".join(traceback.format_stack()))
     return True
+
+
+def run_by_asyncio() -> bool:
+    """Playwright leaves a loop of its own in the thread of a test, which does not wait for what the test does."""
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if Path(frame.f_code.co_filename).parent == Path(asyncio.__file__).parent:
+            return True
+        frame = frame.f_back
+    return False
 
 
 writer.on_loop = on_loop_of_ours
