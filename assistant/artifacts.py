@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ _NEEDED = {
     "version", "number", "parent", "base_digest", "snapshot_id", "algorithm", "n_labels", "metrics",
     "created_at", "files", "probes",
 }  # fmt: skip
+_LEAST, _LEAST_OF_TOP = -1e6, -100.0
+"""Log-probabilities of a probe: any, and that of its likeliest token, which at least one of a vocabulary has."""
 _PROBE = ("context_ids", "top_ids", "top_logprobs", "base_top_logprobs")
 
 
@@ -76,6 +80,9 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
     missing = sorted(_NEEDED - set(manifest))
     if missing:
         raise _refused(f"{MANIFEST} has no {', '.join(missing)}")
+    wrong = [name for name, fits in _KINDS.items() if not fits(manifest[name])]
+    if wrong:
+        raise _refused(f"{', '.join(wrong)} in {MANIFEST} is not of the kind that it has to be")
     if not isinstance(manifest["files"], dict) or set(manifest["files"]) != {WEIGHTS, CONFIG}:
         raise _refused(f"the files in {MANIFEST} are not {WEIGHTS} and {CONFIG}")
     if not manifest["probes"]:
@@ -87,9 +94,39 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
 def _is_probe(probe: Any) -> bool:
     if not isinstance(probe, dict) or not all(isinstance(probe.get(part), list) and probe[part] for part in _PROBE):
         return False
-    ids = all(type(value) is int and value >= 0 for part in _PROBE[:2] for value in probe[part])
-    numbers = all(type(value) in (int, float) for part in _PROBE[2:] for value in probe[part])
-    return ids and numbers and len({len(probe[part]) for part in _PROBE[1:]}) == 1
+    ids = all(type(value) is int and 0 <= value < 2**31 for part in _PROBE[:2] for value in probe[part])
+    numbers = all(type(value) in (int, float) and _LEAST < value < 1 for part in _PROBE[2:] for value in probe[part])
+    if not ids or not numbers or len({len(probe[part]) for part in _PROBE[1:]}) != 1:
+        return False
+    return bool(max(probe["top_logprobs"]) > _LEAST_OF_TOP)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 200 and not re.search("[\ud800-\udfff]", value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def _is_date(value: Any) -> bool:
+    try:
+        return bool(datetime.fromisoformat(value))
+    except (TypeError, ValueError):
+        return False
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "version": _is_text,
+    "number": _is_count,
+    "parent": lambda value: value is None or _is_text(value),
+    "base_digest": _is_text,
+    "snapshot_id": _is_text,
+    "algorithm": _is_text,
+    "n_labels": _is_count,
+    "metrics": lambda value: isinstance(value, dict),
+    "created_at": _is_date,
+}
 
 
 def _check_config(config: dict[str, Any], max_rank: int) -> None:
