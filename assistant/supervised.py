@@ -89,6 +89,7 @@ class Supervised(ABC):
 
     async def _get_ready(self) -> None:
         await self._first_token()
+        await self.client.adapters()  # which tells it how long a context there is
         for callback in self.on_ready:
             await callback(self.client)
 

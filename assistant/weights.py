@@ -1,4 +1,4 @@
-"""What a model's safetensors headers say about its layers: nothing is loaded."""
+"""What a model's files say about it without being loaded: its layers' shapes, and how many tokens it can read."""
 
 from __future__ import annotations
 
@@ -6,21 +6,73 @@ import contextlib
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
+INDEX = "model.safetensors.index.json"
 Shapes = dict[str, tuple[int, int]]
 """(out, in) by a module's full name."""
+# As vLLM has them. A scaling of positions that is not in these makes more of them than the config says.
+_LENGTHS = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "max_seq_length",
+    "seq_len",
+)  # fmt: skip
+_SCALED_ALREADY = (
+    "default",
+    "su",
+    "longrope",
+    "llama3",
+    "yarn",
+    "deepseek_yarn",
+    "deepseek_llama_scaling",
+    "proportional",
+)
+
+
+def weight_files(model: Path) -> list[Path]:
+    """The safetensors that are the model's: those of its index, or its one file; others that lie there are not."""
+    index, whole = _read(model / INDEX), model / "model.safetensors"
+    if isinstance(named := index.get("weight_map"), dict):
+        names = {name for name in named.values() if isinstance(name, str) and Path(name).name == name}
+        return sorted(model / name for name in names)
+    return [whole] if whole.is_file() else sorted(model.glob("*.safetensors"))
 
 
 def base_modules(model: Path) -> Shapes:
     """Return the shapes of every 2-d weight in a model folder; none where there is nothing readable."""
     found: Shapes = {}
-    for path in sorted(model.glob("*.safetensors")):
-        with contextlib.suppress(OSError, struct.error, ValueError), path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            for key, entry in json.loads(file.read(min(length, 100_000_000))).items():
+    for path in weight_files(model):
+        with contextlib.suppress(
+            OSError, struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError
+        ):
+            with path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                header = json.loads(file.read(min(length, 100_000_000)))
+            for key, entry in header.items():
                 if key.endswith(".weight") and len(entry["shape"]) == 2:
                     found[key.removesuffix(".weight")] = (entry["shape"][0], entry["shape"][1])
     return found
+
+
+def positions(model: Path) -> int | None:
+    """How many tokens the model was made for; None where its config does not say, or leaves it to a scaling."""
+    config = _read(model / "config.json")
+    text = config.get("text_config")
+    config = text if isinstance(text, dict) else config
+    for part in (config.get("rope_scaling"), config.get("rope_parameters")):
+        rope: dict[str, Any] = part if isinstance(part, dict) else {}
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind not in _SCALED_ALREADY and rope.get("factor") is not None:
+            return None
+    tokenizer = _read(model / "tokenizer_config.json").get("model_max_length")
+    known = [length for length in (*map(config.get, _LENGTHS), tokenizer) if type(length) is int and length > 0]
+    return min(known, default=None)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        value = json.loads(path.read_bytes())
+        return value if isinstance(value, dict) else {}
+    return {}
 
 
 def block_modules(model: Path) -> Shapes:

@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import psutil
 import pytest
+from safetensors.numpy import save_file
 
 from thumbwise import models
+from thumbwise.engine import Engine
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.models import PreparedModel, prepare
+from thumbwise.settings import EngineSettings
+from thumbwise.weights import linear_layers, positions
 
 SAY = """
 import sys
@@ -144,7 +149,75 @@ def test_the_digest_does_not_depend_on_the_place_or_the_readme(home: Home, folde
 
 
 def write(name: str, text: str) -> Any:
-    return lambda folder: (folder / name).write_text(text)
+    def change(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+    return change
+
+
+def test_a_folder_that_never_ends_is_no_model(home: Home, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "MOST_FILES", 6)
+    prepare(home, str(folder))
+    (folder / "one more").touch()
+    with pytest.raises(ThumbwiseError, match="more than 6 files: name the model's own folder"):
+        prepare(home, str(folder))
+
+
+def shards(folder: Path, *names: str) -> Path:
+    """A model in two shards with its index, and other files beside them; each file has one layer of its name."""
+    layers = {"model-1.safetensors": "a", "model-2.safetensors": "b"} | dict.fromkeys(names, "left_over")
+    for name, layer in layers.items():
+        save_file({f"model.layers.0.{layer}.weight": np.zeros((2, 3), np.float32)}, folder / name)
+    (folder / "model.safetensors").unlink(missing_ok="model.safetensors" not in names)
+    mapped = {"model.layers.0.a.weight": "model-1.safetensors", "model.layers.0.b.weight": "model-2.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": mapped}))
+    return folder
+
+
+def test_only_the_files_of_the_index_are_the_models(home: Home, folder: Path) -> None:
+    left_over = shards(folder, "adapter_model.safetensors", "consolidated.safetensors")
+    prepare(home, str(left_over))
+    assert linear_layers(left_over) == ["a", "b"]
+    save_file({"model.layers.0.c.weight": np.zeros((2, 3), np.float32)}, folder / "model.safetensors")
+    with pytest.raises(ThumbwiseError, match=r"model\.safetensors that is not in .*: move one of them away"):
+        prepare(home, str(folder))
+
+
+def test_a_header_of_another_shape_has_no_layers(folder: Path) -> None:
+    for header in (b"[]", b'{"x.weight": 5}', b'{"x.weight": {}}', b"[" * 100_000):
+        (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+        assert linear_layers(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "tokenizer", "known"),
+    [
+        ({"max_position_embeddings": 512}, {}, 512),
+        ({"n_positions": 1024}, {"model_max_length": 512}, 512),
+        ({"n_positions": 1024}, {"model_max_length": 10**30}, 1024),
+        ({"text_config": {"max_position_embeddings": 512}}, {}, 512),
+        ({"max_position_embeddings": 512, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}, {}, None),
+        ({"max_position_embeddings": 512, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, {}, 512),
+        ({"max_position_embeddings": 512, "rope_parameters": {"rope_type": "default"}}, {}, 512),
+        ({"max_position_embeddings": "many"}, {}, None),
+        ({}, {}, None),
+    ],
+)
+def test_vllm_is_not_asked_for_more_tokens_than_the_model_has(
+    folder: Path, config: dict[str, Any], tokenizer: dict[str, Any], known: int | None, caplog: Any
+) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    assert positions(folder) == known
+    for wanted in (2048, 256):
+        engine = Engine(folder, EngineSettings(max_model_len=wanted), run_dir=folder / "run", log=folder / "log")
+        command = engine.command()
+        assert command[command.index("--max-model-len") + 1] == str(min(wanted, known or wanted))
+    lowered = known is not None and known < 2048
+    assert [record.getMessage() for record in caplog.records] == (
+        [f"The model reads {known} tokens at most, and not the 2048 of engine.max_model_len."] if lowered else []
+    )
 
 
 def remove(name: str) -> Any:
@@ -159,6 +232,20 @@ def remove(name: str) -> Any:
         (write("optimizer.pt", ""), r"holds pickled files \(optimizer\.pt\)"),
         (write("model.pth", ""), "pickled files"),
         (write("last.ckpt", ""), "pickled files"),
+        (write("MODEL.PT", ""), r"pickled files \(MODEL\.PT\)"),
+        (write("below/it/model.bin", ""), r"pickled files \(below/it/model\.bin\)"),
+        (write("below/modeling.py", ""), r"code of its own \(below/modeling\.py\)"),
+        (write("MODELING.PY", ""), r"code of its own \(MODELING\.PY\)"),
+        (write("fast.so", ""), r"code of its own \(fast\.so\)"),
+        (write("adapter_config.json", "{}"), r"has one in it \(adapter_config\.json\)"),
+        (write("adapter_model.safetensors", ""), "several .*adapter_model.* and no model.safetensors.index.json"),
+        (write("config.json", '{"a": [{"auto_map": {}}], "architectures": ["x"]}'), r"config\.json asks for code"),
+        (write("below/config.json", '{"auto_map": {}}'), r"below/config\.json asks for code"),
+        (write("config.json", "[" * 200_000), "nested too deeply"),
+        (write("tokenizer_config.json", '{"a":' * 100_000), "nested too deeply"),
+        (write("model.safetensors.index.json", "[]"), "must hold a JSON object"),
+        (write("model.safetensors.index.json", '{"weight_map": [1]}'), "has no weight_map"),
+        (write("model.safetensors.index.json", '{"weight_map": {"a": 5}}'), "has no weight_map"),
         (write("data.pkl", ""), "pickled files"),
         (write("config.json", '{"auto_map": {"AutoModel": "x.Y"}}'), r"config\.json asks for code of the model's own"),
         (write("tokenizer_config.json", '{"auto_map": {}}'), r"tokenizer_config\.json asks for code"),
