@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import json
+import os
 import platform
 import shutil
 import sqlite3
@@ -35,6 +36,8 @@ from thumbwise.settings import PREFIX, Settings, describe
 
 GIB = 1024**3
 
+SQLITE = b"SQLite format 3\0"
+"""How its files begin."""
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 
 
@@ -101,6 +104,7 @@ def examine(home: Home) -> list[Check]:
         check_memory,
         check_processor,
         check_home,
+        check_database,
         check_proxies,
         check_settings,
         check_model,
@@ -234,6 +238,20 @@ def check_home(home: Home) -> Check:
         if path.exists() and path.stat().st_mode & mask:
             return Check("home", "warning", f"Others can read {path}: `chmod go-rwx {path}`.")
     return Check("home", "ok", str(home.root) + ("" if home.root.exists() else ", to be made at the first start"))
+
+
+def check_database(home: Home) -> Check:
+    """What was said and voted is in it; `serve` starts on no other kind of file."""
+    if not home.database.exists():
+        return Check("database", "ok", "to be made at the first start")
+    with home.database.open("rb") as file:
+        begins = file.read(len(SQLITE))
+    if begins not in (SQLITE, b""):
+        last = "move it away and put your last backup there."
+        return Check("database", "error", f"{home.database} is not a database, or a damaged one: {last}")
+    if not os.access(home.database, os.W_OK):
+        return Check("database", "error", f"{home.database} cannot be written: `chmod u+w {home.database}`.")
+    return Check("database", "ok", f"{home.database.stat().st_size / 1024**2:.0f} MiB")
 
 
 def check_proxies(home: Home) -> Check:

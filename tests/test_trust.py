@@ -230,6 +230,23 @@ def test_doctor_looks_at_the_model_that_is_set(
     assert (row["status"], detail in row["detail"]) == (status, True), row
 
 
+@pytest.mark.parametrize(
+    ("holds", "status", "detail"),
+    [
+        (None, "ok", "to be made at the first start"),
+        (b"", "ok", "0 MiB"),
+        (b"SQLite format 3\0 and so on", "ok", "0 MiB"),
+        (b"my shopping list, restored by mistake", "error", "is not a database"),
+    ],
+)
+def test_doctor_looks_at_the_database(home: Home, holds: bytes | None, status: str, detail: str) -> None:
+    if holds is not None:
+        home.database.write_bytes(holds)
+        home.database.chmod(0o600)
+    row = found("database")
+    assert (row["status"], detail in row["detail"]) == (status, True), row
+
+
 def test_a_home_on_a_disk_that_cannot_be_written_is_one_sentence(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, rights: False)  # root may write everything but such a disk
     assert "it cannot be written): set THUMBWISE_HOME" in found("home")["detail"]
