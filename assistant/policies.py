@@ -45,13 +45,6 @@ class RolledBack(Exception):
     """A rollback came, and did not wait."""
 
 
-def _rolled_back(version: str) -> Conflict:
-    return Conflict(
-        f"{version} was not promoted, because somebody rolled back meanwhile: look at `thumbwise policies list`, and "
-        "promote it again if you want it."
-    )
-
-
 class Policies:
     """Policy versions across the disk, the database and the engine."""
 
@@ -82,10 +75,13 @@ class Policies:
         """Change the record, in a thread of the store's."""
         return await self.versions.store.run(work, *args, **kwargs)
 
-    async def _until_rollback(self, work: Awaitable[T]) -> T:
-        """What `work` returns, which may take long; where a rollback comes meanwhile it is dropped: RolledBack."""
+    async def _until_rollback(self, work: Awaitable[T], own: int = 0) -> T:
+        """What `work` returns, which may take long; where a rollback comes meanwhile it is dropped: RolledBack.
+
+        `own` is 1 in a rollback, which another one may interrupt.
+        """
         future = self._interruptible = asyncio.ensure_future(work)
-        if self._rollbacks:
+        if self._rollbacks > own:
             future.cancel()
         try:
             return await future
@@ -167,14 +163,15 @@ class Policies:
                 raise Conflict(f"{version} was rejected ({record.reason}) and cannot be promoted.")
             if self.versions.stable() != expect_stable:
                 raise Conflict(f"{expect_stable} is no longer stable: look at `thumbwise policies list`.")
-            probe: Probe | None = None
-            if version != BASE:
-                try:
-                    probe = await self._prove(version)
-                except RolledBack:
-                    raise _rolled_back(version) from None
-            if self._rollbacks:
-                raise _rolled_back(version)
+            try:
+                probe = None if version == BASE else await self._prove(version)
+                if self._rollbacks:
+                    raise RolledBack
+            except RolledBack:
+                raise Conflict(
+                    f"{version} was not promoted, because somebody rolled back meanwhile: look at `thumbwise policies "
+                    "list`, and promote it again if you want it."
+                ) from None
             if share > 0 and version != BASE:
                 await self._change(self.versions.start_canary, version, expect_stable, share, reason, actor)
                 said = f"{version} is canary for {share:.0%} of people now ({reason})"
@@ -263,7 +260,11 @@ class Policies:
             if self._interruptible is not None:
                 self._interruptible.cancel()
             async with self._one_at_a_time:
+                stable = self.versions.stable()
                 old, new = await self._roll_back(reason, expect, actor)
+                if new != stable:
+                    with suppress(RolledBack):
+                        await self._until_rollback(self._load_again(new), own=1)
         finally:
             self._rollbacks -= 1
         return old, new
@@ -285,13 +286,21 @@ class Policies:
         self.metrics.rollbacks.inc()
         event(log, "rollback", f"rolled back from {old} to {new} ({reason})", version=new, old=old, reason=reason)
         self.plugins.notify("on_rollback", old=old, new=new, reason=reason)
-        await self._load_other(self.versions.before(new), self._load_if_there)
         return old, new
+
+    async def _load_again(self, stable: str) -> None:
+        """After a rollback: load what answers where a server has forgotten it, and the one before that."""
+        try:
+            if self.engine is not None:
+                await self.engine.on_each(lambda each: self.load(stable, each))
+        except ThumbwiseError as error:  # it was proved on them, and answers already
+            log.warning("%s could not be loaded again after the rollback: %s", stable, error)
+        await self._load_other(self.versions.before(stable), self._load_if_there)
 
     async def _proved_before(self, old: str) -> str:
         """The version to go back to from `old`, loaded; one that answers wrongly is rejected and passed over.
 
-        One that was proved since vLLM was started is kept loaded: that is no work.
+        One that was proved since vLLM was started is kept loaded: no engine is waited for.
         """
         while (new := self.versions.before(old)) is not None:
             try:
@@ -306,10 +315,11 @@ class Policies:
 
     async def _load_if_there(self, version: str) -> None:
         """Load a version wherever people are answered, proved; where no engine is yet, `restore` will."""
-        if self.engine is not None:
-            load = self.load if version in self._proved else self._load_and_prove
+        if version in self._proved and version != BASE:
+            await asyncio.to_thread(artifacts.verify, self.folder(version))
+        elif self.engine is not None and version != BASE:
             with suppress(EngineUnavailable):
-                await self.engine.on_each(lambda each: load(version, each))
+                await self.engine.on_each(lambda each: self._load_and_prove(version, each))
                 self._proved.add(version)
 
     async def _load_and_prove(self, version: str, engine: EngineClient) -> None:
