@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -125,7 +126,7 @@ class CanarySettings(BaseModel):
 class _Toml(TomlConfigSettingsSource):
     """config.toml, also with the mark that some editors of Windows put before the first line."""
 
-    def _read_file(self, file_path: Path) -> dict[str, Any]:
+    def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
         return tomllib.loads(file_path.read_text(encoding="utf-8-sig"))
 
 
