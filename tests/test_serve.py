@@ -35,14 +35,14 @@ def test_a_command_asks_the_assistant_itself_and_no_proxy(
 
 SERVE = """
 import sys, time
-from thumbwise import app
+from thumbwise import models
 from thumbwise.cli import main
 
 def prepare(home, model, say):
     print("preparing", flush=True)
     time.sleep(600)
 
-app.prepare = prepare
+models.prepare = prepare  # before the assistant, and Gradio with it, is imported
 main(["serve", "--port", "0", *sys.argv[1:]])
 """
 
@@ -52,7 +52,10 @@ main(["serve", "--port", "0", *sys.argv[1:]])
 def test_a_ctrl_c_does_not_wait_for_the_model_and_the_address_is_one_that_can_be_opened(
     tmp_path: Path, host: str
 ) -> None:
-    environment = {**os.environ, "THUMBWISE_HOME": str(tmp_path)}
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "gradio").touch()  # as where another user's Gradio was first on this machine
+    environment = {**os.environ, "THUMBWISE_HOME": str(tmp_path), "TMPDIR": str(tmp_path / "shared")}
+    environment.pop("GRADIO_TEMP_DIR", None)
     serve = subprocess.Popen(
         [sys.executable, "-P", "-c", SERVE, "--host", host], env=environment, stdout=subprocess.PIPE, text=True
     )
