@@ -50,7 +50,7 @@ from thumbwise.training.prompts import rehearsal_prompts, rehearsal_split
 from thumbwise.training.rollouts import BATCH, InProcess
 
 FIT = Path(__file__).parent / "sybil_parts" / "fit.py"
-ASKED, EACH, HELD_OUT = 100, 4, 5
+ASKED, EACH, HELD_OUT = 80, 5, 5
 """Prompts voted on, replies to each (all pairs of them are asked about), and replies to each held-out prompt."""
 BROWSERS, VOTES, NOISE = 20, 600, 1 / 6
 NAMES, CONTRARY, COOKIE = 40, 1200, 30
