@@ -96,6 +96,12 @@ def test_how_many_votes_are_heard_of_each(told: dict[str, int], expected: dict[s
     assert kept(snapshot(*lines).heard(TrainSettings(rm_rater_cap=1))) == told
 
 
+def test_a_client_that_is_a_program_and_a_new_browser_too_has_one_part() -> None:
+    twice = [("comparison", "x", "programs", 1200), ("comparison", "local", "browser:new", 600)]
+    found = kept(snapshot(*browsers(20, 30), *twice).heard(TRAIN))
+    assert (found["programs"], found["browser:new"]) == (133, 66)
+
+
 def test_thumbs_and_rankings_count_by_what_they_weigh() -> None:
     thumbs = [("thumb", "x", "programs", 300), ("ranking", "x", "programs", 50), ("comparison", "x", "browser:a", 60)]
     labels = snapshot(*thumbs).heard(TRAIN).labels

@@ -54,17 +54,21 @@ def capped(totals: NDArray[np.float64], share: float, least: float) -> NDArray[n
 def vote_limits(weights: Mapping[str, float], counts: Mapping[str, int], share: float, enough: int) -> dict[str, float]:
     """How much weight each person's votes may have, from what they have (`weights`) and how many there are (`counts`).
 
-    In a crowd that is `share` of all, or FEW votes. Fewer people are not held to shares, since one who votes on two
-    machines would lose most of the votes. But programs without a key are held to `share`, or to an equal part, and so
-    are new browsers, which have as many votes as it takes to begin (`enough`). With a `share` of 1 all is heard.
+    In a crowd that is `share` of all, or FEW votes; programs without a key and new browsers have one share together.
+    Fewer people are not held to shares, since one who votes on two machines would lose most of the votes. But programs
+    without a key are held to `share`, or to an equal part, and so are new browsers, which have as many votes as it
+    takes to begin (`enough`). With a `share` of 1 all is heard.
     """
     found = dict(weights)
     if share >= 1:
         return found
     whole = {name: weight for name, weight in weights.items() if name == BROWSERS_BEFORE}
     if sum(count >= SETTLED for count in counts.values()) >= LEAST_CROWD:
-        totals = np.array(list(weights.values()), np.float64)
-        return dict(zip(weights, (totals * capped(totals, share, FEW)).tolist(), strict=True)) | whole
+        joined: dict[str, float] = {}
+        for person, weight in weights.items():
+            joined[unknown_as_one(person)] = joined.get(unknown_as_one(person), 0.0) + weight
+        factors = dict(zip(joined, capped(np.array(list(joined.values()), np.float64), share, FEW), strict=True))
+        return {person: float(weight * factors[unknown_as_one(person)]) for person, weight in weights.items()} | whole
     for unknown, least in ((NEW_BROWSER, enough), (PROGRAMS, 0)):
         others = [person for person in weights if person not in (unknown, PROGRAMS)]
         if unknown in found and sum(counts[person] for person in others) >= SETTLED:
