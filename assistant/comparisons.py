@@ -59,16 +59,31 @@ class Comparisons:
             limit = self.conversations.settings.plugin_seconds
             shown = list(await self.plugins.choose(messages, live, k, self.rng, limit))
             self.rng.shuffle(shown)
-            comparison_id, drafts = await self.conversations.store.run(
-                self.conversations.store.start_comparison, asker, messages, shown, asdict(sampling), source
-            )
+            store = self.conversations.store
+            row = store.run(store.start_comparison, asker, messages, shown, asdict(sampling), source)
+            starting = asyncio.ensure_future(row)
+            try:
+                comparison_id, drafts = await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                starting.add_done_callback(self._nobody_reads)
+                raise
         turns = (Turn(draft, v, tuple(messages), sampling, draft=True) for draft, v in zip(drafts, shown, strict=True))
         return Opened(comparison_id, tuple(turns))
 
+    def _nobody_reads(self, starting: asyncio.Future[tuple[str, list[str]]]) -> None:
+        """End the drafts of a comparison whose asker left before its rows were there."""
+        if not starting.cancelled() and starting.exception() is None:
+            for draft in starting.result()[1]:
+                self.conversations.abandon(draft)
+
     async def write(self, opened: Opened, asker: Asker) -> list[tuple[str, str]]:
         """Generate all drafts at once; returns (draft id, text) in shown order. Raises what any draft raised."""
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._one(turn, asker)) for turn in opened.turns]
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._one(turn, asker)) for turn in opened.turns]
+        except BaseException:
+            self._left(opened)
+            raise
         texts = []
         for turn, task in zip(opened.turns, tasks, strict=True):
             result = task.result()
@@ -76,6 +91,11 @@ class Comparisons:
                 raise result
             texts.append((turn.message_id, result))
         return texts
+
+    def _left(self, opened: Opened) -> None:
+        """End drafts that had not even been begun when the reader left."""
+        for turn in opened.turns:
+            self.conversations.abandon(turn.message_id)
 
     async def _one(self, turn: Turn, asker: Asker) -> str | ThumbwiseError:
         try:
@@ -112,3 +132,5 @@ class Comparisons:
                 task.cancel()
             with suppress(ThumbwiseError, asyncio.CancelledError):
                 await asyncio.gather(*tasks, return_exceptions=True)
+            if running:
+                self._left(opened)

@@ -184,7 +184,11 @@ class Conversations:
     def _nobody_reads(self, starting: asyncio.Future[str]) -> None:
         """End a reply whose asker left before its row was there."""
         if not starting.cancelled() and starting.exception() is None:
-            self.store.finish_reply(starting.result(), "stopped", text="", finish_reason="stopped", wait=False)
+            self.abandon(starting.result())
+
+    def abandon(self, message_id: str) -> None:
+        """End a reply that nobody will read, unless it has ended."""
+        self.store.finish_reply(message_id, "stopped", text="", finish_reason="stopped", wait=False)
 
     async def stream(self, turn: Turn, asker: Asker) -> AsyncGenerator[Chunk, None]:
         """Yield a turn's chunks; the text is committed before the chunk that carries the finish reason."""

@@ -1,11 +1,8 @@
 """Publish, load, probe, promote and roll back policy versions.
 
-A version takes traffic only after a probe: its next-token log-probabilities on the contexts in its
-manifest, asked through the same socket as every reply, must agree with the trainer's and be nearer to
-them than to the base's. vLLM answers with the base model, status 200, when an adapter matches nothing, so
-"it loaded" proves nothing. Promotion is one compare-and-set of the pointer, after every server that answers
-people has loaded and probed; with a share, the version is a canary first, and `review` decides what becomes
-of it. Left out: shares that grow by themselves.
+A version takes traffic only after a probe (`probes.py`). Promotion is one compare-and-set of the pointer, after every
+server that answers people has loaded and probed; with a share, the version is a canary first, and `review` decides
+what becomes of it. What takes long gives way to a rollback. Left out: shares that grow by themselves.
 """
 
 from __future__ import annotations
@@ -80,7 +77,8 @@ class Policies:
 
         `own` is 1 in a rollback, which another one may interrupt.
         """
-        future = self._interruptible = asyncio.ensure_future(work)
+        future: asyncio.Future[T] = asyncio.ensure_future(work)
+        self._interruptible = future
         if self._rollbacks > own:
             future.cancel()
         try:

@@ -147,15 +147,11 @@ class Writer:
                 self._commit([self._waiting.popleft() for _ in range(len(self._waiting))])
         return mine.result()
 
-    def owe(self, key: str, work: Work) -> None:
-        """Do `work` first in the next transaction that succeeds; the last word for `key` counts."""
-        with self.lock:
-            self._owed[key] = work
-
     def later(self, key: str, work: Work) -> None:
         """Have `work` done soon, with all else that is left, in one COMMIT; returns at once. Every read finds it done.
 
-        Where it cannot be written now it is owed.
+        Where it cannot be written now it is owed: it comes first in the next transaction that succeeds. Until it is
+        written, the first word for `key` counts.
         """
         self._left.append((key, work))
         with suppress(RuntimeError):  # closed: the process ends, and the next start sees to it
@@ -166,7 +162,7 @@ class Writer:
         found = False
         while self._left:
             key, work = self._left.popleft()
-            self._owed[key] = work
+            self._owed.setdefault(key, work)
             found = True
         return found
 

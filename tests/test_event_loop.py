@@ -162,6 +162,25 @@ async def test_an_asker_who_left_before_the_row_was_there_leaves_a_reply_that_ha
         await asyncio.sleep(0.01)
 
 
+async def test_drafts_that_nobody_came_to_read_have_ended(assistant, engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    comparisons, store, waits = assistant.comparisons, assistant.store, threading.Event()
+    start = store.start_comparison
+    monkeypatch.setattr(store, "start_comparison", lambda *given: (waits.set(), start(*given))[1])
+    with long_read(store):
+        asking = asyncio.create_task(comparisons.open(LOCAL, ASK, 2, None, "api"))
+        while not waits.is_set():
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        await asyncio.wait([asking])
+    opened = await comparisons.open(LOCAL, ASK, 2, None, "api")
+    writing = asyncio.create_task(comparisons.write(opened, LOCAL))
+    await asyncio.sleep(0)  # it has made its tasks, and none has begun
+    writing.cancel()
+    await asyncio.wait([writing])
+    while states(store) != ["stopped"] * 4:
+        await asyncio.sleep(0.01)
+
+
 async def test_half_a_character_of_the_engine_is_stored_as_a_question_mark(assistant, engine) -> None:
     engine.words = ["half a \ud83d"]
     conversations = assistant.conversations

@@ -92,11 +92,12 @@ def test_a_disk_that_takes_nothing_fails_all_with_a_sentence_and_the_next_are_wr
 
 def test_what_is_owed_is_written_before_the_next_work_and_once(writer: Writer) -> None:
     order: list[str] = []
-    writer.owe("key", lambda db: order.append("an older word"))
-    writer.owe("key", lambda db: order.append("owed"))
+    with writer.lock:
+        writer.later("key", lambda db: order.append("the first word"))
+        writer.later("key", lambda db: order.append("a later word"))
     for n in range(2):
         writer.share(lambda db, n=n: order.append(f"work {n}"))  # type: ignore[misc]
-    assert order == ["owed", "work 0", "work 1"]
+    assert order == ["the first word", "work 0", "work 1"]
 
 
 def test_a_long_read_is_of_one_moment_and_others_write_meanwhile(writer: Writer) -> None:
