@@ -92,7 +92,7 @@ class ChatPage:
             """The conversation `c`, a `new` one, or without it the newest."""
             user = asker(request).user
             if c is None:
-                newest = await asyncio.to_thread(self.store.conversations, user, 1)
+                newest = await self.store.run(self.store.conversations, user, 1)
                 c = newest[0][0] if newest else "new"
             return await self._page(user, None if c == "new" else c, listed)
 
@@ -103,7 +103,7 @@ class ChatPage:
 
         @router.post("/chat/stop")
         async def stop(request: Request, body: Stop) -> dict[str, Any]:
-            reply = await asyncio.to_thread(self.store.reply, body.message, asker(request).user)
+            reply = await self.store.run(self.store.reply, body.message, asker(request).user)
             if live := self.live.get(reply.id):
                 await live.stop()
             return await self._ended(reply, live)
@@ -135,14 +135,15 @@ class ChatPage:
         Of a reply that is being written the text comes with the stream, a moment later.
         """
 
-        def read() -> tuple[list[Reply], list[tuple[str, str]], str]:
+        def read() -> tuple[list[Reply], list[tuple[str, str]]]:
             if id_ is not None and not self.store.owns_conversation(id_, user):
                 raise NotFound("There is no such conversation of yours.")
             path = [] if id_ is None else self.store.conversation(id_, user)
-            return path, self.store.conversations(user, most + 1), log_html(path)
+            return path, self.store.conversations(user, most + 1)
 
         most = max(listed, 1) * LISTED
-        path, titles, log = await asyncio.to_thread(read)
+        path, titles = await self.store.run(read)
+        log = await asyncio.to_thread(log_html, path)
         state, said = status_of(path)
         return {
             "conversation": id_, "query": f"c={id_ or 'new'}", "state": state, "said": said, "log": log,
@@ -154,7 +155,7 @@ class ChatPage:
         if message_id is None:
             return
         try:
-            reply = await asyncio.to_thread(self.store.reply, message_id, user)
+            reply = await self.store.run(self.store.reply, message_id, user)
         except NotFound:  # a page is told when it asks; here it would only ask again
             return
         live = self.live.get(message_id)
@@ -168,7 +169,7 @@ class ChatPage:
         """What a page shows of a reply that is over, from the database once it is there."""
         give_up = time.monotonic() + timing.END_SECONDS
         while reply.state == "streaming" and time.monotonic() < give_up:
-            reply = await asyncio.to_thread(self.store.reply, reply.id, reply.user_id)
+            reply = await self.store.run(self.store.reply, reply.id, reply.user_id)
             if reply.state == "streaming":
                 await asyncio.sleep(0.05)
         if reply.state == "streaming":  # its end could not be stored
@@ -185,9 +186,9 @@ class ChatPage:
         if id_ is None:
             return await self._begin(who, None, [], text)
         async with self._asking.of(id_):
-            if not await asyncio.to_thread(self.store.owns_conversation, id_, who.user):
+            if not await self.store.run(self.store.owns_conversation, id_, who.user):
                 raise NotFound("There is no such conversation of yours.")
-            path = await asyncio.to_thread(self.store.conversation, id_, who.user)
+            path = await self.store.run(self.store.conversation, id_, who.user)
             if path and (live := self.live.get(path[-1].id)) and live.running:
                 raise Conflict("A reply is still being written in this conversation: wait for its end, or stop it.")
             return await self._begin(who, id_, path, text)
@@ -198,7 +199,7 @@ class ChatPage:
         check_messages(messages)
         if id_ is None:
             self.assistant.load.check(who)  # a refusal leaves no empty conversation behind
-            id_ = await asyncio.to_thread(self.store.start_conversation, who.user, excerpt(text, 80))
+            id_ = await self.store.run(self.store.start_conversation, who.user, excerpt(text, 80))
         turn = await self.assistant.conversations.begin(
             who,
             messages,
@@ -223,7 +224,7 @@ class ChatPage:
 
     async def _vote(self, who: Asker, message_id: str, value: Literal["up", "down", "clear"]) -> dict[str, Any]:
         """Store a thumb; returns what is stored now, and what becomes of the comment panel."""
-        reply = await asyncio.to_thread(self.store.reply, message_id, who.user)
+        reply = await self.store.run(self.store.reply, message_id, who.user)
         now = {"thumb": reply.thumb}
         if value == (reply.thumb or "clear"):
             return now
@@ -242,7 +243,7 @@ class ChatPage:
         self._given[message_id] = now
 
     async def _store(self, who: Asker, request: FeedbackRequest) -> None:
-        await asyncio.to_thread(self.assistant.vote, who, new_id("page"), request)
+        await self.store.run(self.assistant.vote, who, new_id("page"), request)
 
 
 def _events(conversation_id: str | None, path: list[Reply]) -> str:

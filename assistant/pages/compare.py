@@ -103,7 +103,7 @@ class ComparePage:
             """Store the vote, then reveal who wrote what."""
             who, value = asker(request), {"choice": body.choice, "strength": body.strength}
             asked = FeedbackRequest(kind="pair", comparison_id=body.comparison, value=value)
-            await asyncio.to_thread(self.assistant.vote, who, new_id("page"), asked)
+            await self.store.run(self.assistant.vote, who, new_id("page"), asked)
             return await self._page(await self._stored(who.user, body.comparison))
 
         @router.get("/compare/events")
@@ -118,7 +118,7 @@ class ComparePage:
         if comparison_id is None:
             return None
         try:
-            found = await asyncio.to_thread(self.store.comparison, comparison_id, user)
+            found = await self.store.run(self.store.comparison, comparison_id, user)
         except NotFound:
             return None
         return found if len(found.drafts) == 2 else None
@@ -126,7 +126,7 @@ class ComparePage:
     async def _page(self, stored: StoredComparison | None) -> dict[str, Any]:
         """Everything about the comparison. Versions are in it only where it has its vote."""
         state, said = _state(stored)
-        votes = (await asyncio.to_thread(self.store.counts))["untied_pairs"] if state == "voted" else 0
+        votes = (await self.store.run(self.store.counts))["untied_pairs"] if state == "voted" else 0
         stage = await asyncio.to_thread(_stage, stored) if stored else ""
         id_ = stored.id if stored else None
         return {
@@ -172,7 +172,7 @@ class ComparePage:
         """The comparison with both drafts over, from the database once they are there."""
         give_up = time.monotonic() + timing.END_SECONDS
         while _state(stored)[0] == "streaming" and time.monotonic() < give_up:
-            stored = await asyncio.to_thread(self.store.comparison, stored.id, stored.user_id)
+            stored = await self.store.run(self.store.comparison, stored.id, stored.user_id)
             if _state(stored)[0] == "streaming":
                 await asyncio.sleep(0.05)
         if _state(stored)[0] == "streaming":  # an end could not be stored
