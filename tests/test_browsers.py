@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import time
 from http.cookies import SimpleCookie
@@ -12,9 +14,11 @@ import pytest
 from fakes import FakeEngine, FakeEngineClient
 from hypothesis import given
 from hypothesis import strategies as st
+from itsdangerous import TimestampSigner
 from live_server import serving
 from sqlite_utils import Database
 
+from thumbwise.app import Assistant
 from thumbwise.browsers import YOUNG_SECONDS, Browsers
 from thumbwise.feedback.migrations import BROWSERS_BEFORE, migrations
 from thumbwise.feedback.records import LOCAL_USER, NEW_BROWSER, PROGRAMS, Asker, FeedbackRequest, new_id
@@ -185,3 +189,26 @@ def test_nobody_takes_back_what_another_browser_said(tmp_path: Path) -> None:
     say(mine, "down")
     assert counted() == [("browser:a", False), ("browser:c", True)]
     store.close()
+
+
+def test_each_browser_has_limits_of_its_own_and_its_votes_count_for_it(tmp_path: Path, tiny_model: Path) -> None:
+    home, engine = Home.find(tmp_path), FakeEngineClient()
+    home.config.write_text(f'model = "{tiny_model}"\nlocal_in_flight = 1\n')
+
+    def prepare(assistant: Assistant) -> None:
+        assistant.engine = FakeEngine(engine)  # type: ignore[assignment]
+        engine.gate = asyncio.Event()
+
+    with serving(home, lambda: FakeEngine(engine), prepare) as live, contextlib.ExitStack() as stack:
+        browsers = live.assistant.browsers
+        yesterday = TimestampSigner(home.cookie_secret(), salt="browser")
+        yesterday.get_timestamp = lambda: int(time.time()) - YOUNG_SECONDS - 60  # type: ignore[method-assign]
+        cookies = [{browsers.name: text} for text in (yesterday.sign("old").decode(), browsers.new(), browsers.new())]
+        clients = [stack.enter_context(httpx.Client(base_url=live.url, cookies=each)) for each in [*cookies, {}]]
+        ask = {"conversation": None, "text": "Hello?", "listed": 1}
+        for client in clients:
+            assert client.post("/pages/chat/messages", json=ask).status_code == 200
+            assert client.post("/pages/chat/messages", json=ask).status_code == 429
+        rows = live.assistant.store.rows("SELECT user_id, person FROM replies ORDER BY rowid")
+        assert [row["person"] for row in rows] == ["browser:old", NEW_BROWSER, NEW_BROWSER, NEW_BROWSER]
+        assert {row["user_id"] for row in rows} == {LOCAL_USER}
