@@ -22,6 +22,7 @@ import sysconfig
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from thumbwise import child_logs, children
 from thumbwise.engine_client import EngineClient
@@ -253,8 +254,9 @@ class Engine(Supervised):
     async def _probe(self, ended: asyncio.Future[int]) -> bool:
         """Whether a token comes while vLLM runs, within the silence that the settings allow."""
         token = asyncio.ensure_future(self.client.next_token_logprobs(BASE, [0], top=1))
+        either: set[asyncio.Future[Any]] = {ended, token}
         try:
-            await asyncio.wait({ended, token}, timeout=self.settings.silence, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, timeout=self.settings.silence, return_when=asyncio.FIRST_COMPLETED)
             return token.done() and token.exception() is None
         finally:
             token.cancel()

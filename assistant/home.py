@@ -82,8 +82,13 @@ class Home:
         for path in (name, *self.folders, *self.files):
             if path.exists() or path.is_symlink():
                 trust.refuse_foreign(path, within=self.root)
-        if self.root.exists() and not os.access(self.root, os.W_OK | os.X_OK):
-            raise _no_home(self, OSError(errno.EROFS, "it cannot be written", str(self.root)))
+        there = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise _no_home(self, OSError(errno.EROFS, "it cannot be written", str(there)))
+        for path in self.files:
+            rights = os.R_OK if path == self.config else os.R_OK | os.W_OK
+            if path.exists() and not os.access(path, rights):
+                raise _not_ours(path, "used", OSError(errno.EACCES, "no right to"))
 
     def open_to_others(self) -> list[Path]:
         """Which of its folders and files others may write, whether or not they can get to them."""

@@ -254,6 +254,22 @@ def test_a_home_on_a_disk_that_cannot_be_written_is_one_sentence(home: Home, mon
     assert (result.exit_code, result.output.count("\n")) == (1, 1), result.output
 
 
+@pytest.mark.parametrize("part", ["lock", "token", "database", "config"])
+def test_a_file_that_this_user_may_not_use_is_named(home: Home, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    path: Path = getattr(home, part)
+    path.touch()
+    monkeypatch.setattr(os, "access", lambda asked, rights: asked != path)
+    said = f"{path} cannot be used (no right to): the user that runs this must own it."
+    assert found("home") == {"name": "home", "status": "error", "detail": said}
+    assert CliRunner().invoke(main, ["serve"]).output == f"Error: {said}\n"
+
+
+def test_a_home_that_cannot_be_made_is_told_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("THUMBWISE_HOME", str(tmp_path / "none"))
+    monkeypatch.setattr(os, "access", lambda path, rights: path != tmp_path)
+    assert f"({tmp_path}: it cannot be written)" in found("home")["detail"]
+
+
 def test_a_check_that_cannot_look_says_why_and_the_others_do(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(home: Any) -> doctor.Check:
         raise PermissionError(13, "Permission denied", "/some/file")
