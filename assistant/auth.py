@@ -40,8 +40,9 @@ MAX_OPS_BODY = MAX_BYTES + 4 * MAX_JSON
 """Adapters are larger than MAX_BODY, and only the job's token may send them."""
 
 
-CLOSED = ("/gradio_api/upload", "/gradio_api/upload_progress")
-"""Nothing here takes files; Gradio would keep what is sent, and its routes cannot be removed."""
+GRADIO = "/gradio_api/"
+ASKED = {f"{GRADIO}{call}" for call in ("queue/join", "cancel", "reset")}
+"""What our pages post to Gradio. Its other routes cannot be removed: one keeps files that are sent, others run code."""
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -74,10 +75,10 @@ def refusal(method: str, scheme: str, path: str, headers: Headers, token: str) -
         and not (method in SAFE and _is_link(headers))
     ):
         return ThumbwiseError("This request comes from another site and is refused.", status=403)
-    if path.rstrip("/") in CLOSED:
-        return NotFound("This assistant takes no files.")
     if method in SAFE:
         return None
+    if path.startswith(GRADIO) and path.rstrip("/") not in ASKED:
+        return NotFound("The pages do not ask this.")
     length = headers.get("content-length", "0")
     if not length.isdigit() or int(length) > limit(path):
         return _too_large(path)

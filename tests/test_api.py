@@ -191,7 +191,8 @@ async def test_a_body_full_of_faults_makes_one_of_them(http, path, begins, fault
     body = (begins + ",".join(faults) + ends).encode()
     assert len(body) < MAX_API_BODY
     tracemalloc.start()
-    answer = await http.post(path, content=body, headers={"Idempotency-Key": "k"})
+    headers = {"Idempotency-Key": "k", "Content-Type": "application/json"}
+    answer = await http.post(path, content=body, headers=headers)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert answer.status_code == 400

@@ -71,12 +71,19 @@ def test_gradio_allows_our_own_origin_nothing_that_it_has_not_anyway(live, brows
 
 
 def test_no_file_is_taken_and_no_schema_told(live, browser) -> None:
-    for path in ("/gradio_api/upload", "/gradio_api/upload/", "/gradio_api/upload?upload_id=x", "/upload"):
+    for path in ("/gradio_api/upload", "/gradio_api/upload/", "/gradio_api/upload?upload_id=x"):
         answer = browser.post(path, files={"files": ("a.txt", b"x")})
-        assert answer.status_code in (404, 405), path
-    assert browser.get("/gradio_api/upload_progress?upload_id=x").status_code == 404
+        assert (answer.status_code, answer.json()["error"]["message"]) == (404, "The pages do not ask this.")
+    assert browser.post("/upload", files={"files": ("a.txt", b"x")}).status_code in (404, 405)
     for path in ("/openapi.json", "/docs", "/redoc"):
         assert browser.get(path).status_code == 404
+
+
+def test_of_gradios_doors_only_those_are_open_that_our_pages_use(browser) -> None:
+    for path in ("run/predict", "api/predict", "call/predict", "process_recording", "component_server", "vibe-edit/"):
+        assert browser.post(f"/gradio_api/{path}", json={"data": []}).json()["error"]["code"] == "not_found"
+    body = {"data": [], "fn_index": 0, "session_hash": "x"}
+    assert browser.post("/gradio_api/queue/join", json=body).status_code != 404
 
 
 @pytest.mark.parametrize("path", [*READABLE, "/v1/nothing", "/ops/api/policies", "/nothing", "/theme.css"])
