@@ -21,6 +21,7 @@ COMMANDS = {
     "rehearse": ("thumbwise.cli_rehearse", "Run the whole loop on simulated people: a dry run, and the benchmark."),
     "policies": ("thumbwise.cli_policies", "List, promote and roll back policy versions."),
     "keys": ("thumbwise.cli_keys", "Make, list and revoke API keys."),
+    "backup": ("thumbwise.cli_backup", "Copy the database, also while the assistant runs."),
     "plugins": ("thumbwise.cli_plugins", "List, enable, disable and check plugins."),
     "doctor": ("thumbwise.doctor", "Check this installation, or list every setting."),
 }

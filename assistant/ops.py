@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, File, Header, Request, UploadFile
@@ -59,6 +60,12 @@ class RejectBody(_Body):
     reason: str
 
 
+class BackupBody(_Body):
+    """Where a copy of the database is to be written: a path on this machine where nothing is yet."""
+
+    path: str = Field(max_length=4096)
+
+
 class KeyBody(_Body):
     """An API key to be made."""
 
@@ -84,6 +91,7 @@ def router(assistant: Assistant) -> APIRouter:
     _add_candidates(api, assistant)
     _add_policies(api, assistant)
     _add_keys(api, assistant)
+    _add_backup(api, assistant)
     return api
 
 
@@ -204,6 +212,13 @@ def _add_policies(api: APIRouter, assistant: Assistant) -> None:
         if not path.is_file():
             raise Conflict(f"{version} has no {name} on this machine's disk.")
         return FileResponse(path)
+
+
+def _add_backup(api: APIRouter, assistant: Assistant) -> None:
+    @api.post("/backup", status_code=201)
+    async def backup(body: BackupBody) -> dict[str, str]:
+        await asyncio.to_thread(assistant.store.backup, Path(body.path))
+        return {"path": body.path}
 
 
 def _add_keys(api: APIRouter, assistant: Assistant) -> None:

@@ -15,12 +15,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
+import secrets
 import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -28,6 +30,7 @@ from sqlite_utils import Database, Migrations
 
 from thumbwise import faults
 from thumbwise.errors import ThumbwiseError
+from thumbwise.home import fsync_folder
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -206,6 +209,28 @@ class Writer:
             yield db
         finally:
             connection.close()  # which ends the transaction
+
+    def backup(self, path: Path) -> None:
+        """Copy the database as it is now to `path`, while others go on writing; durable when this returns.
+
+        Raises ThumbwiseError where there is something already, or it cannot be written.
+        """
+        if path.exists():
+            raise ThumbwiseError(f"{path} is there already: name another file.", status=409)
+        side = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            side.touch(mode=0o600, exist_ok=False)
+            with self.reading() as db, closing(sqlite3.connect(side)) as copy:
+                db.conn.backup(copy)
+            with side.open("rb+") as file:
+                os.fsync(file.fileno())
+            side.replace(path)
+            fsync_folder(path.parent)
+        except (sqlite3.DatabaseError, OSError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise ThumbwiseError(f"{path} could not be written ({why}): name a file on another disk.") from error
+        finally:
+            side.unlink(missing_ok=True)
 
     def rows(self, sql: str, params: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
         """Run a SELECT and return its rows as dicts."""
