@@ -186,6 +186,11 @@ def test_formulas_are_mathml(text: str) -> None:
     assert not set("$\\") & set(text_of(render(text)))
 
 
+def test_a_wide_formula_has_a_line_of_its_own() -> None:
+    short, long = render("see $x+y$ here"), render(f"see ${'+'.join('xyz' * 10)}$ here")
+    assert [dict(elements(html))["math"]["display"] for html in (short, long)] == ["inline", "block"]
+
+
 def test_a_formula_that_cannot_be_read_is_shown_as_it_was_typed() -> None:
     for formula in ("$\\frac$", "$x^y^z$", "$\\newcommand{\\a}{x}\\a$", "$" + "{" * 1500 + "$"):
         assert text_of(render(f"see {formula}")).strip() == f"see {formula}"

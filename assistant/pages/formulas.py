@@ -21,6 +21,7 @@ from markdown_it.token import Token
 LONGEST = 2_000  # characters of one formula
 ALL_FORMULAS = 8_000  # characters of all formulas of one message: the library needs about 20 microseconds for each
 _LINES = 60  # lines of one formula
+_WIDEST = 36  # characters of a formula within a line; a longer one has a line of its own, which scrolls
 _MARKS = frozenset("\\^_=+-*/<>{}|")  # one of them makes words between dollars a formula
 
 
@@ -173,6 +174,8 @@ def mathml(latex: str, display: bool) -> str | None:
     try:
         tree = converter.convert_to_element(latex.strip())
         _settle(tree)
+        if sum(len(element.text or "") for element in tree.iter()) > _WIDEST:
+            tree.set("display", "block")
         return tostring(tree, encoding="unicode", short_empty_elements=False)
     except (
         Exception

@@ -27,6 +27,8 @@ $$
 \\qquad f(x) = \\begin{cases} 1 & x > 0 \\\\ 0 & \\text{otherwise} \\end{cases}
 $$
 
+A wide one, $a_1 + a_2 + a_3 + a_4 + a_5 + a_6 + a_7 + a_8 + a_9 + b_1 + b_2 + b_3 + b_4 + b_5$, and more.
+
 ## A heading
 
 1. one **bold** and ~~gone~~
@@ -103,7 +105,7 @@ def test_a_message_is_drawn_and_never_widens_the_page(page: Page) -> None:
         page.set_viewport_size(viewport)  # type: ignore[arg-type]
         assert page.evaluate("document.documentElement.scrollWidth") == viewport["width"]
     picture(page, "message-phone")
-    assert page.locator("math").count() == 4
+    assert page.locator("math").count() == 5
     box = page.locator("math[display=block] mfrac").bounding_box()
     line = page.locator("math[display=block] mfrac > :first-child").bounding_box()
     assert box is not None
