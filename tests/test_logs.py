@@ -53,7 +53,7 @@ async def test_events_have_fields_and_no_text_of_anybodys(
     found = [record.__dict__ for record in caplog.records if "event" in record.__dict__]
     assert [record["event"] for record in found] == ["reply", "vote", "reply", "reply", "reply"]
     assert [record.get("state") for record in found] == ["done", None, "done", "done", "failed"]
-    assert (found[0]["version"], found[0]["tokens"], found[-1]["error"]) == ("policy-0000", 3, "EngineFailed")
+    assert (found[0]["version"], found[0]["tokens"], found[-1]["error"]) == ("policy-0000", 3, "engine_failed")
     for record in caplog.records:
         said = record.getMessage() + repr(sorted(record.__dict__.items(), key=str))
         assert not any(word in said for word in ("Ludmilla", "Hello", "friend"))
