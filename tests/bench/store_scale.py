@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -59,7 +61,8 @@ def measure(args: argparse.Namespace, work: Path) -> dict[str, Any]:
             said = run(build, "store_scale_parts/side.py", homes[name] / "feedback.db", item, *flags)
             figures[f"{item} {name}"] = json.loads(said)
             print(item, name, said.strip(), file=sys.stderr)
-    return {"figures": figures, "bars": bars(figures)}
+    versions = {"SQLite": sqlite3.sqlite_version, "Python": platform.python_version()}
+    return {"model": "No model", "versions": versions, "figures": figures, "bars": bars(figures)}
 
 
 def bars(figures: dict[str, Any]) -> list[dict[str, Any]]:
