@@ -173,7 +173,7 @@ def _unsupported(name: str) -> PydanticCustomError:
 
 
 def _wrong(field: str, sentence: str) -> PydanticCustomError:
-    return PydanticCustomError("wrong", "{sentence}", {"field": field, "sentence": sentence})  # type: ignore[arg-type]
+    return PydanticCustomError("wrong", "{sentence}", {"field": field, "sentence": sentence})
 
 
 def _text(content: Any) -> str:

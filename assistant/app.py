@@ -235,8 +235,8 @@ def _add_health(app: FastAPI, assistant: Assistant) -> None:
     @app.get("/health/ready")
     async def ready() -> JSONResponse:
         status = assistant.status()
-        detail = status.detail.partition("\n")[0]  # vLLM's last lines are for the operator
-        body: dict[str, Any] = {"ready": status.ready, "detail": detail, "warning": status.warning}
+        detail, warning = (said.partition("\n")[0] for said in (status.detail, status.warning))  # not vLLM's log
+        body: dict[str, Any] = {"ready": status.ready, "detail": detail, "warning": warning}
         body |= {"stable": assistant.versions.stable(), "stable_since": assistant.versions.stable_since()}
         return JSONResponse(body, 200 if status.ready else 503)
 

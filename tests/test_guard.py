@@ -103,5 +103,7 @@ def test_no_script_comes_out_of_an_address(browser) -> None:
 def test_what_vllm_wrote_to_its_log_is_not_told_to_everybody(live, browser, monkeypatch) -> None:
     monkeypatch.setattr(live.assistant.engine, "state", "failed")
     monkeypatch.setattr(live.assistant.engine, "detail", "vLLM has ended.\nIts log: what ann asked\nand more")
+    monkeypatch.setattr(live.assistant.engine, "warning", "One server is out.\nIts log: what ann asked")
     answer = browser.get("/health/ready")
     assert (answer.status_code, answer.json()["detail"]) == (503, "vLLM has ended.")
+    assert answer.json()["warning"] == "One server is out."
