@@ -26,11 +26,13 @@ class Holding:
             asyncio.ensure_future(self._pass(reader, forth, False)),
             asyncio.ensure_future(self._pass(back, writer, True)),
         ]
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        for way in ways:
-            way.cancel()
-        for end in (writer, forth):
-            end.close()
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            for end in (writer, forth):
+                end.transport.abort()
 
     async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, held: bool) -> None:
         with suppress(ConnectionError):
@@ -45,10 +47,10 @@ class Holding:
 
 
 @contextmanager
-def holding(url: str, seconds: float = 0.04) -> Iterator[str]:
-    """The address of a relay to `url` for as long as the block lasts."""
+def holding(url: str, seconds: float = 0.04, port: int = 0) -> Iterator[str]:
+    """The address of a relay to `url` for as long as the block lasts; its connections end with it."""
     relay, loop = Holding(urlsplit(url).port or 80, seconds), asyncio.new_event_loop()
-    server = loop.run_until_complete(asyncio.start_server(relay.serve, "127.0.0.1", 0))
+    server = loop.run_until_complete(asyncio.start_server(relay.serve, "127.0.0.1", port))
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     try:

@@ -19,9 +19,22 @@
     set(place("#tw-list"), page.list);
     document.body.toggleAttribute("data-older", page.older);
   };
+  // Code can be copied by itself. The button is put beside it here: nothing in a message is one.
+  const codes = (row) => {
+    for (const code of row.querySelectorAll(".tw-text pre")) {
+      const beside = document.createElement("div");
+      const button = document.createElement("button");
+      beside.className = "tw-code";
+      Object.assign(button, { type: "button", className: "tw-act tw-copy-code", ariaLabel: "Copy code" });
+      button.append(row.querySelector("[data-copy] svg").cloneNode(true));
+      code.before(beside);
+      beside.append(code, button);
+    }
+  };
   const show = (page) => {
     shown = page.conversation;
     log().innerHTML = page.log;
+    all("#tw-chat .tw-reply").forEach(codes);
     list(page);
     state(page);
     listen(page.events, { frame, end });
@@ -40,6 +53,7 @@
     const follow = atEnd();
     const last = old === all("#tw-chat .tw-reply").at(-1);
     old.outerHTML = now.html;
+    codes(reply(now.reply));
     if (last) state(now);
     if (follow) toEnd();
   };
@@ -95,8 +109,8 @@
     if (commenting === id) panel(null);
   };
   const copy = async (button) => {
-    const block = button.closest("[data-copy-code]");
-    const text = block ? block.querySelector("pre").innerText : button.closest(".tw-reply").dataset.text;
+    const code = button.closest(".tw-code")?.querySelector("code");
+    const text = code ? code.textContent : button.closest(".tw-reply").dataset.text;
     await navigator.clipboard?.writeText(text);
     button.dataset.done = "";
     setTimeout(() => delete button.dataset.done, 1500);
@@ -111,6 +125,7 @@
       return open(link.dataset.open).catch(refused("Not opened"));
     }
     const button = event.target.closest("button");
+    if (button?.matches("#tw-chat .tw-copy-code")) return copy(button);
     if (!button || button.closest(".tw-text")) return; // nothing in a message does anything
     if (button.id === "tw-new") return close(), open("new").catch(refused("Not opened"));
     if (button.id === "tw-older") return (listed += 1), ask(`/chat?c=${shown ?? "new"}&listed=${listed}`).then(list).catch(refused("Not opened"));

@@ -1,4 +1,4 @@
-"""Both pages where a reply's events reach the browser at once, as short replies, fast engines and proxies make them."""
+"""Both pages behind a proxy: a reply's events reach the browser at once, connections break off and come back."""
 
 from __future__ import annotations
 
@@ -62,4 +62,26 @@ def test_a_turned_page_stays_turned(site: Site) -> None:
         page.get_by_role("link", name="One").click()
         expect(page.get_by_test_id("user")).to_have_text(["One", "Two"])
         behind.wait(page, "done")
+        behind.close()
+
+
+def test_a_lost_connection_is_told_and_comes_back_by_itself(site: Site) -> None:
+    site.writer.hold = 1
+    with holding(site.url) as url:
+        behind = Pages(url, site.browser)
+        page = behind.open()
+        behind.say(page, "One", state="streaming")
+        expect(page.get_by_test_id("bot")).to_have_text("Hello")
+        page.fill("#tw-box textarea", "half a tho")
+    expect(page.locator("body[data-gone]")).to_be_visible(timeout=20_000)
+    expect(page.locator("#tw-banner")).to_contain_text("is not running")
+    expect(page.locator("#tw-send")).to_be_disabled()
+    site.writer.hold = None
+    with holding(site.url, port=int(url.rpartition(":")[2])):
+        expect(page.locator("body:not([data-gone])")).to_be_visible(timeout=20_000)
+        behind.wait(page, "done")
+        expect(page.get_by_test_id("bot")).to_have_text("Hello there, friend.")
+        expect(page.locator(".tw-banner")).to_have_count(0)
+        expect(page.locator("#tw-send")).to_be_enabled()
+        expect(page.locator("#tw-box textarea")).to_have_value("half a tho")
         behind.close()

@@ -345,6 +345,29 @@ def test_a_copied_message_is_what_was_said(site: Site, said: str) -> None:
     assert page.evaluate("navigator.clipboard.readText()") == said
 
 
+def test_code_is_copied_by_itself(site: Site) -> None:
+    site.writer.words = ["So:\n\n```python\nif 1 < 2:\n    pass\n```\n\nand `x`\n\n```\nsecond\n```"]
+    page = site.open(permissions=["clipboard-read", "clipboard-write"])
+    site.say(page, "Hi?")
+    for number, code in enumerate(["if 1 < 2:\n    pass\n", "second\n"]):
+        page.get_by_role("button", name="Copy code").nth(number).click()
+        page.wait_for_function("said => navigator.clipboard.readText().then(text => text === said)", arg=code)
+
+
+def test_a_page_that_nobody_looks_at_holds_no_connection(site: Site) -> None:
+    page = site.open()
+    hide = "hidden => (Object.defineProperty(document, 'hidden', {value: hidden, configurable: true}),"
+    hide += " document.dispatchEvent(new Event('visibilitychange')))"
+    with page.expect_event("requestfailed", lambda request: "/events" in request.url):
+        page.evaluate(hide, True)
+    site.assistant.policies.warning = "Something changed meanwhile."
+    page.wait_for_timeout(300)
+    assert page.get_by_role("alert").count() == 0
+    with page.expect_request("**/events*"):
+        page.evaluate(hide, False)
+    expect(page.get_by_role("alert")).to_contain_text("Something changed meanwhile.")
+
+
 def test_a_phone_shows_the_chat_without_sideways_scrolling(site: Site) -> None:
     site.writer.words = ["x" * 300, "\n\n```\n" + "code " * 60 + "\n```"]
     page = site.open(viewport=PHONE, has_touch=True, is_mobile=True)
