@@ -1,7 +1,7 @@
 "use strict";
 // The chat page: the conversation, its list, thumbs with a comment.
 (() => {
-  const { $, all, ask, begins, box, close, fill, listen, place, refused, restore, sending, set, state, toast, write } = window.thumbwise;
+  const { $, all, ask, begins, box, close, fill, listen, patiently, place, refused, restore, sending, set, state, toast, write } = window.thumbwise;
   let shown = null; // the conversation on the page; null is one that is not begun
   let turn = 0; // grows when the page turns to something else: an answer that is late must not turn it back
   let listed = 1; // how many times thirty conversations are in the list
@@ -17,6 +17,7 @@
 
   const list = (page) => {
     set(place("#tw-list"), page.list);
+    for (const link of all("#tw-list a")) if (link.dataset.open === shown) link.setAttribute("aria-current", "page");
     document.body.toggleAttribute("data-older", page.older);
   };
   // Code can be copied by itself. The button is put beside it here: nothing in a message is one.
@@ -78,7 +79,7 @@
       const mine = turn;
       const page = await ask("/chat/messages", { conversation: shown, text, listed });
       if (typed && box().value === text) write("");
-      if (mine !== turn) return list({ ...page, list: page.list.replace(" aria-current=page", "") });
+      if (mine !== turn) return list(page);
       turn += 1;
       show(page);
     });
@@ -148,7 +149,7 @@
     document.addEventListener("click", click);
     window.thumbwise.enter = (id) => (id === "tw-box" ? send(box().value, true) : comment());
     const named = new URLSearchParams(location.search).get("c");
-    await open(named).catch((error) => (error.status === 404 ? open(null) : Promise.reject(error))).catch(refused("Not opened"));
+    await patiently(() => open(named).catch((error) => (error.status === 404 ? open(null) : Promise.reject(error))));
     restore();
   });
 })();

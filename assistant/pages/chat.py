@@ -147,7 +147,7 @@ class ChatPage:
         state, said = status_of(path)
         return {
             "conversation": id_, "query": f"c={id_ or 'new'}", "state": state, "said": said, "log": log,
-            "list": list_html(titles[:most], id_), "older": len(titles) > most, "events": _events(id_, path),
+            "list": list_html(titles[:most]), "older": len(titles) > most, "events": _events(id_, path),
         }  # fmt: skip
 
     async def _followed(self, user: str, message_id: str | None) -> AsyncGenerator[Piece, None]:

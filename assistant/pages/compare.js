@@ -1,7 +1,7 @@
 "use strict";
 // The comparison page: two drafts, the vote, and what it revealed.
 (() => {
-  const { $, ask, begins, box, fill, listen, place, refused, restore, sending, set, state, write } = window.thumbwise;
+  const { $, ask, begins, box, fill, listen, patiently, place, refused, restore, sending, set, state, write } = window.thumbwise;
   // by element id: choice, strength, key
   const VOTES = {
     "tw-much-1": ["left", 2, "1"], "tw-better-1": ["left", 1, "2"], "tw-same": ["tie", 1, "3"],
@@ -88,14 +88,12 @@
     document.addEventListener("click", click);
     window.thumbwise.enter = () => open(box().value, true);
     const named = new URLSearchParams(location.search).get("c");
-    try {
+    await patiently(async () => {
       const page = await ask("/compare" + (named ? `?c=${encodeURIComponent(named)}` : ""));
       prompts = page.prompts;
       suggest();
       follow(page);
-    } catch (error) {
-      refused("Not opened")(error);
-    }
+    });
     restore();
   });
 })();

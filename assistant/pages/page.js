@@ -19,6 +19,17 @@ window.thumbwise = (() => {
     throw Object.assign(new Error(said?.error?.message ?? "Something went wrong: try again."), { status: answer.status });
   };
 
+  // What a page begins with, again until the server answers.
+  const patiently = async (work) => {
+    for (;;) {
+      const error = await work().then(() => null, (error) => error);
+      if (error === null) return;
+      if (error.status) return refused("Not opened")(error);
+      gone();
+      await new Promise((resolve) => setTimeout(resolve, 1500));
+    }
+  };
+
   // -- messages from the page -----------------------------------------------------------------------
   // Live regions that stay in place: screen readers miss one that is replaced together with its text.
   const live = document.createElement("div");
@@ -230,5 +241,5 @@ window.thumbwise = (() => {
 
   const begins = (parts, begin) => (pages.push([parts, begin]), look());
   // `key` and `enter` are the page's: the button of a key, and what the Enter key does in a box
-  return { $, all, ask, begins, box, close, enter: null, fill, key: null, listen, place, refused, restore, say, sending, set, state, toast, write };
+  return { $, all, ask, begins, box, close, enter: null, fill, key: null, listen, patiently, place, refused, restore, say, sending, set, state, toast, write };
 })();

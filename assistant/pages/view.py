@@ -107,11 +107,11 @@ def status_of(path: Sequence[Reply]) -> tuple[str, str]:
     return last.state, _BROKE_OFF.get(last.cut, _SAID[last.state])
 
 
-def list_html(conversations: Iterable[tuple[str, str]], here: str | None) -> str:
+def list_html(conversations: Iterable[tuple[str, str]]) -> str:
     """The list of conversations, as links that also work in a new tab."""
     items = [
-        f'<li><a href="/?c={escape(id_)}" data-open="{escape(id_)}"{" aria-current=page" if id_ == here else ""} '
-        f'dir="auto">{escape(title.strip() or "Untitled")}</a></li>'
+        f'<li><a href="/?c={escape(id_)}" data-open="{escape(id_)}" dir="auto">'
+        f"{escape(title.strip() or 'Untitled')}</a></li>"
         for id_, title in conversations
     ]
     if not items:
