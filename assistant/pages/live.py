@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 from thumbwise.errors import ThumbwiseError
 
 log = logging.getLogger(__name__)
-FRAME_SECONDS = 0.11  # at most nine updates a second reach a browser
+FRAME_SECONDS = 0.12  # at most eight updates a second reach a browser
 SHARE = 10  # of the time until the next update, making one may take a tenth
 QUIET_SECONDS = 1.0
 KEPT_SECONDS = 30.0
