@@ -9,36 +9,51 @@ from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
 
-class Holding:
-    """Passes connections on to `port`; what comes back is held for `seconds` from its first byte on."""
+class Relay:
+    """Passes connections on to `to`; what comes back is held for `seconds` from its first byte on."""
 
-    def __init__(self, port: int, seconds: float) -> None:
-        self.port, self.seconds = port, seconds
+    def __init__(self, to: int, seconds: float, port: int) -> None:
+        self.to, self.seconds, self.port = to, seconds, port
+        self.ready = threading.Event()
+        self.loop = asyncio.new_event_loop()
+        self._over = asyncio.Event()
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Relay one connection, both ways, until either side closes it."""
+    def run(self) -> None:
+        """Relay until `stop`; in a thread of its own, since Playwright keeps a loop in that of a test."""
+        with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
+            runner.run(self._serve())
+
+    def stop(self) -> None:
+        """End all connections."""
+        self.loop.call_soon_threadsafe(self._over.set)
+
+    async def _serve(self) -> None:
+        server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
+        self.port = server.sockets[0].getsockname()[1]
+        self.ready.set()
+        await self._over.wait()
+        server.close()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            back, forth = await asyncio.open_connection("127.0.0.1", self.port)
+            back, forth = await asyncio.open_connection("127.0.0.1", self.to)
         except OSError:
             writer.close()
             return
-        ways = [
-            asyncio.ensure_future(self._pass(reader, forth, False)),
-            asyncio.ensure_future(self._pass(back, writer, True)),
-        ]
-        try:
-            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for way in ways:
-                way.cancel()
-            for end in (writer, forth):
-                end.transport.abort()
+        both = (self._pass(reader, forth, 0.0), self._pass(back, writer, self.seconds))
+        ways = [asyncio.ensure_future(way) for way in both]
+        over = asyncio.ensure_future(self._over.wait())
+        await asyncio.wait([*ways, over], return_when=asyncio.FIRST_COMPLETED)
+        for task in (*ways, over):
+            task.cancel()
+        for end in (writer, forth):
+            end.close()
 
-    async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, held: bool) -> None:
+    async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, held: float) -> None:
         with suppress(ConnectionError):
             while data := await source.read(2**16):
                 if held:
-                    await asyncio.sleep(self.seconds)
+                    await asyncio.sleep(held)
                     with suppress(TimeoutError):  # all that has come meanwhile
                         while more := await asyncio.wait_for(source.read(2**16), 0.001):
                             data += more
@@ -49,17 +64,12 @@ class Holding:
 @contextmanager
 def holding(url: str, seconds: float = 0.04, port: int = 0) -> Iterator[str]:
     """The address of a relay to `url` for as long as the block lasts; its connections end with it."""
-    relay, loop = Holding(urlsplit(url).port or 80, seconds), asyncio.new_event_loop()
-    server = loop.run_until_complete(asyncio.start_server(relay.serve, "127.0.0.1", port))
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    relay = Relay(urlsplit(url).port or 80, seconds, port)
+    thread = threading.Thread(target=relay.run, daemon=True)
     thread.start()
+    assert relay.ready.wait(20)
     try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield f"http://127.0.0.1:{relay.port}"
     finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        server.close()
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(asyncio.sleep(0))
-        loop.close()
+        relay.stop()
+        thread.join(20)
