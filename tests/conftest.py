@@ -21,6 +21,7 @@ import httpx
 import loop_guard
 import pytest
 from fakes import FakeEngine, FakeEngineClient
+from stub_engine import StubEngine
 from tiny_model import make_tiny_adapter, make_tiny_model
 
 from thumbwise.app import Assistant, create_api
@@ -137,6 +138,15 @@ def running(model: Path, folder: Path, loop: asyncio.AbstractEventLoop) -> Itera
         yield tiny
     finally:
         tiny.run(tiny.engine.stop())
+
+
+@pytest.fixture
+async def stubbed(tmp_path: Path) -> AsyncIterator[StubEngine]:
+    settings = TINY.model_copy(update={"silence": 0.3})
+    engine = StubEngine(tmp_path, settings, run_dir=tmp_path / "run", log=tmp_path / "log" / "vllm.log")
+    engine.client.silence = 180.0
+    yield engine
+    await engine.stop()
 
 
 @pytest.fixture

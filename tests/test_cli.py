@@ -334,19 +334,6 @@ def test_the_memory_that_is_left_is_read_from_the_kernel() -> None:
     assert 2**20 < doctor.available_memory() < 2**50
 
 
-@pytest.mark.parametrize(("mode", "status"), [(0o755, "warning"), (0o777, "error"), (0o700, "ok")])
-def test_a_home_open_to_others_is_told(home: Home, mode: int, status: str) -> None:
-    home.root.chmod(mode)
-    assert doctor.check_home(home).status == status
-
-
-def test_a_token_that_others_can_read_is_told(home: Home) -> None:
-    home.job_token()
-    assert doctor.check_home(home).status == "ok"
-    home.token.chmod(0o644)
-    assert f"Others can read {home.token}" in doctor.check_home(home).detail
-
-
 def test_wrong_settings_and_failed_plugins_are_errors(home: Home) -> None:
     home.config.write_text("prot = 1\n")
     (home.plugins / "bad.py").write_text("1 / 0")

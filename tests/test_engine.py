@@ -10,14 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 from conftest import TINY, TinyEngine
+from stub_engine import STUB, StubEngine, children, is_gone, until
 from tiny_model import LINEAR
 
-from thumbwise import child_logs, supervised
 from thumbwise import engine as module
 from thumbwise.engine import Engine
 from thumbwise.engine_client import EngineClient
@@ -25,75 +24,6 @@ from thumbwise.errors import EngineFailed, EngineUnavailable
 from thumbwise.external import ExternalEngine
 from thumbwise.supervised import BASE
 from thumbwise.weights import linear_layers
-
-# Answers one token to everything, with a child of its own, once the file beside the socket is there.
-STUB = """
-import http.server, json, os, signal, socketserver, subprocess, sys, time
-where = sys.argv[1]
-child = subprocess.Popen(["sleep", "1000"])
-if "stubborn" in sys.argv: signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print("stub is up", flush=True)
-while where.startswith("/") and not os.path.exists(os.path.dirname(where) + "/go"): time.sleep(0.02)
-class Answer(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):
-        while where.startswith("/") and os.path.exists(os.path.dirname(where) + "/compute"): pass
-        self.rfile.read(int(self.headers.get("content-length", 0)))
-        logprobs = {"top_logprobs": [{"token_id:1": -0.1}]}
-        answer = {"model": "policy-0000", "choices": [{"index": 0, "logprobs": logprobs}],
-                  "data": [{"id": "policy-0000", "root": "/model"}]}
-        body = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    do_GET = do_POST
-    def log_message(self, *arguments): pass
-class Server(socketserver.ThreadingMixIn, socketserver.TCPServer if where.isdigit() else socketserver.UnixStreamServer):
-    allow_reuse_address = daemon_threads = True
-Server(("127.0.0.1", int(where)) if where.isdigit() else where, Answer).serve_forever()
-"""
-
-
-class StubEngine(Engine):
-    """An Engine whose child is the stub, and whose pauses are short."""
-
-    pause, probe_every, grace, look_every, retry = 0.05, 0.3, 0.5, 0.05, 0.1
-    extra: tuple[str, ...] = ()
-
-    def command(self) -> list[str]:
-        return [sys.executable, "-c", STUB, str(self.uds), *self.extra]
-
-
-def children(pid: int) -> list[int]:
-    """Return every process below `pid`, nearest first."""
-    found: list[int] = []
-    for parent in (queue := [pid]):
-        for task in Path(f"/proc/{parent}/task").glob("*/children"):
-            queue += (below := [int(word) for word in task.read_text().split()])
-            found += below
-    return found
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-async def until(true: Callable[[], object]) -> None:
-    while not true():
-        await asyncio.sleep(0.02)
-
-
-@pytest.fixture
-async def stubbed(tmp_path: Path) -> AsyncIterator[StubEngine]:
-    settings = TINY.model_copy(update={"silence": 0.3})
-    engine = StubEngine(tmp_path, settings, run_dir=tmp_path / "run", log=tmp_path / "log" / "vllm.log")
-    engine.client.silence = 180.0
-    yield engine
-    await engine.stop()
 
 
 async def test_ready_only_after_a_token_and_after_every_callback(stubbed):
@@ -155,68 +85,6 @@ async def test_a_server_that_hangs_is_restarted(stubbed):
     assert "hung" in stubbed.detail
     await stubbed.wait_ready(20)
     assert is_gone(server)
-
-
-async def test_a_server_that_computes_is_not_taken_to_hang_before_its_patience_is_over(stubbed):
-    """As one that reads long prompts: no token comes for much longer than a hanging one is given."""
-    (stubbed.uds.parent / "go").touch()
-    stubbed.busy, stubbed.patience = 0.01, 10**9
-    await stubbed.start()
-    await stubbed.wait_ready(20)
-    (stubbed.uds.parent / "compute").touch()
-    begun, silences = stubbed.client.heard, 4 * stubbed.settings.silence
-    while asyncio.get_running_loop().time() < begun + silences + stubbed.probe_every:
-        await asyncio.sleep(0.05)
-    assert stubbed.state == "ready"
-    stubbed.patience = 1
-    await until(lambda: stubbed.state == "restarting")
-    assert "hung" in stubbed.detail
-
-
-@pytest.mark.parametrize("bug", [KeyError("choices"), RuntimeError("a bug"), ValueError("not JSON")])
-async def test_a_bug_in_a_callback_is_told_and_tried_again_until_it_is_gone(stubbed, bug):
-    calls: list[str] = []
-
-    async def reload(client: EngineClient) -> None:
-        calls.append(stubbed.detail)
-        if len(calls) < 5:
-            raise bug
-
-    stubbed.on_ready.append(reload)
-    (stubbed.uds.parent / "go").touch()
-    await stubbed.start()
-    await until(lambda: stubbed.state == "ready")
-    assert len(calls) == 5
-    assert f"({type(bug).__name__}): its log says what. It is tried again every" in calls[-1]
-
-
-async def test_a_bug_in_the_supervision_itself_is_not_its_end(stubbed, monkeypatch):
-    bugs = iter([RuntimeError("a bug")])
-
-    async def failing() -> str:
-        for bug in bugs:
-            raise bug
-        return await works()
-
-    works = stubbed._until_ended
-    monkeypatch.setattr(stubbed, "_until_ended", failing)
-    monkeypatch.setattr(supervised, "PAUSES", (0.05,))
-    (stubbed.uds.parent / "go").touch()
-    await stubbed.start()
-    await until(lambda: "begins again: something went wrong" in stubbed.detail)
-    await until(lambda: stubbed.state == "ready" and next(bugs, None) is None)
-
-
-async def test_its_log_is_cut_while_it_runs(stubbed, monkeypatch):
-    monkeypatch.setattr(child_logs, "LARGEST", 10_000)
-    script = "import time\nwhile True: print('x' * 99, flush=True); time.sleep(0.0005)"
-    monkeypatch.setattr(stubbed, "command", lambda: [sys.executable, "-c", script])
-    await stubbed.start()
-    older = child_logs.older(stubbed.log)
-    await until(older.exists)
-    first = older.stat().st_mtime_ns
-    await until(lambda: older.stat().st_mtime_ns > first)  # it was cut, and is written on
-    await until(lambda: set(stubbed.last_lines()) == {"x" * 99})
 
 
 async def test_stop_ends_even_a_server_that_ignores_sigterm(stubbed):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import TinyEngine
 from fakes import asker
 from test_engine_client import ASK, DONE, SAMPLING, event, read, stub
 
@@ -280,6 +281,38 @@ async def test_only_a_reply_cut_before_its_own_length_filled_the_context(
     async with stub(tmp_path, event("a") + event("b", reason=reason) + DONE) as (client, _):
         chunks = await read(client, sampling=Sampling(0.7, asked))
     assert [chunk.context_full for chunk in chunks] == [False, full]
+
+
+@pytest.mark.engine
+async def test_a_reply_that_fills_the_context_says_that_it_broke_off_there(
+    tiny_engine: TinyEngine, tiny_model: Path
+) -> None:
+    """Prompts that leave 6, 1 and no token, and a reply longer than the whole context asked for."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+
+    def asked(tokens: int) -> list[dict[str, str]]:
+        for words in range(tokens):
+            messages = [{"role": "user", "content": "27" * words}]
+            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            if len(ids) >= tokens:
+                assert len(ids) == tokens
+                return messages
+        raise AssertionError
+
+    client = tiny_engine.client()
+    await client.adapters()
+    assert client.context == 4096
+    for left in (6, 1):
+        chunks = [c async for c in client.chat(BASE, asked(4096 - left), Sampling(1.0, 9000, seed=left))]
+        ids = [token for chunk in chunks for token in chunk.response_ids]
+        assert len(ids) <= left
+        assert chunks[-1].context_full == (chunks[-1].finish_reason == "length")
+    with pytest.raises(ThumbwiseError, match="longer than the model can read") as caught:
+        await anext(client.chat(BASE, asked(4096), SAMPLING))
+    assert caught.value.code == "context_length_exceeded"
+    await client.aclose()
 
 
 # --- what is stored ----------------------------------------------------------------------------------

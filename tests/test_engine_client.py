@@ -381,34 +381,6 @@ async def test_unknown_policies_and_long_prompts_are_refused_in_a_sentence(clien
 
 
 @pytest.mark.engine
-async def test_a_reply_that_fills_the_context_says_that_it_broke_off_there(client, tiny_model):
-    """Prompts that leave 6, 1 and no token, and a reply longer than the whole context asked for."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-
-    def asked(tokens: int) -> list[dict[str, str]]:
-        for words in range(tokens):
-            messages = [{"role": "user", "content": "27" * words}]
-            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-            if len(ids) >= tokens:
-                assert len(ids) == tokens
-                return messages
-        raise AssertionError
-
-    await client.adapters()
-    assert client.context == 4096
-    for left in (6, 1):
-        chunks = [c async for c in client.chat(BASE, asked(4096 - left), Sampling(1.0, 9000, seed=left))]
-        ids = [token for chunk in chunks for token in chunk.response_ids]
-        assert len(ids) <= left
-        assert chunks[-1].context_full == (chunks[-1].finish_reason == "length")
-    with pytest.raises(ThumbwiseError, match="longer than the model can read") as caught:
-        await anext(client.chat(BASE, asked(4096), SAMPLING))
-    assert caught.value.code == "context_length_exceeded"
-
-
-@pytest.mark.engine
 async def test_adapters_are_listed_with_their_folders_loaded_twice_and_unloaded(client, tiny_adapters, tmp_path):
     name = "policy-7-listed"
     for _ in range(2):

@@ -206,6 +206,19 @@ def test_the_way_to_a_file_is_what_the_system_goes(tmp_path: Path) -> None:
 # --- doctor ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("mode", "status"), [(0o755, "warning"), (0o777, "error"), (0o700, "ok")])
+def test_a_home_open_to_others_is_told(home: Home, mode: int, status: str) -> None:
+    home.root.chmod(mode)
+    assert doctor.check_home(home).status == status
+
+
+def test_a_token_that_others_can_read_is_told(home: Home) -> None:
+    home.job_token()
+    assert doctor.check_home(home).status == "ok"
+    home.token.chmod(0o644)
+    assert f"Others can read {home.token}" in doctor.check_home(home).detail
+
+
 def test_doctor_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THUMBWISE_HOME", str(tmp_path / "none"))
     assert "to be made at the first start" in found("home")["detail"]
