@@ -232,14 +232,6 @@ def test_every_unit_starts_a_command_that_exists() -> None:
     assert refusal(["train", "--resume"]) == ""
 
 
-def test_a_server_that_stands_still_is_ended_and_started_again_by_both() -> None:
-    service = unit("thumbwise.service")["Service"]
-    assert (service["Type"], service["Restart"]) == (["notify"], ["always"])
-    own = Settings.model_fields["watchdog_seconds"].default
-    assert 0 < own < float(service["WatchdogSec"][0])  # ours says why
-    assert ASSISTANT["restart"] == "unless-stopped"  # whatever its exit status
-
-
 def test_the_job_is_started_by_the_timer_beside_a_running_assistant() -> None:
     timer = unit("thumbwise-train.timer")
     assert timer["Timer"].get("Unit", ["thumbwise-train.service"]) == ["thumbwise-train.service"]

@@ -58,6 +58,16 @@ def states(store: Store) -> list[str]:
     return [row["state"] for row in store.rows("SELECT state FROM replies ORDER BY created_at, id")]
 
 
+async def become(store: Store, wanted: list[str]) -> None:
+    """Wait until the replies' states are `wanted`, while something else is written now and then."""
+    for _ in range(1000):
+        if states(store) == wanted:
+            break
+        await asyncio.sleep(0.01)
+        store.start_conversation("local", "Something else")
+    assert states(store) == wanted
+
+
 @pytest.fixture
 def engine(assistant: Assistant) -> FakeEngineClient:
     return assistant.engine.client  # type: ignore[union-attr, return-value]
@@ -145,9 +155,7 @@ async def test_a_whole_reply_whose_reader_left_before_its_commit_failed_is_store
             await asyncio.sleep(0.01)
         written.cancel()
         await asyncio.wait([written])
-    while states(assistant.store) != ["done"]:  # streaming for good, where nobody sees to it
-        await asyncio.sleep(0.01)
-        assistant.store.start_conversation("local", "Something else is written.")
+    await become(assistant.store, ["done"])  # streaming for good, where nobody sees to it
 
 
 async def test_an_asker_who_left_before_the_row_was_there_leaves_a_reply_that_has_ended(assistant, engine) -> None:
@@ -158,8 +166,7 @@ async def test_an_asker_who_left_before_the_row_was_there_leaves_a_reply_that_ha
             await asyncio.sleep(0.01)
         asking.cancel()
         await asyncio.wait([asking])
-    while states(assistant.store) != ["stopped"]:
-        await asyncio.sleep(0.01)
+    await become(assistant.store, ["stopped"])
 
 
 async def test_drafts_that_nobody_came_to_read_have_ended(assistant, engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,8 +184,7 @@ async def test_drafts_that_nobody_came_to_read_have_ended(assistant, engine, mon
     await asyncio.sleep(0)  # it has made its tasks, and none has begun
     writing.cancel()
     await asyncio.wait([writing])
-    while states(store) != ["stopped"] * 4:
-        await asyncio.sleep(0.01)
+    await become(store, ["stopped"] * 4)
 
 
 async def test_half_a_character_of_the_engine_is_stored_as_a_question_mark(assistant, engine) -> None:

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_deploy import ASSISTANT, unit
 from test_serve import SERVE
 
+from thumbwise.settings import Settings
 from thumbwise.watchdog import notify, stopped
 
 SCRIPT = """
@@ -105,6 +107,14 @@ def test_serve_tells_systemd_and_its_children_do_not(tmp_path: Path, service: so
     finally:
         serve.send_signal(signal.SIGINT)
         serve.wait()
+
+
+def test_a_server_that_stands_still_is_ended_and_started_again_by_both() -> None:
+    service = unit("thumbwise.service")["Service"]
+    assert (service["Type"], service["Restart"]) == (["notify"], ["always"])
+    own = Settings.model_fields["watchdog_seconds"].default
+    assert 0 < own < float(service["WatchdogSec"][0])  # ours says why
+    assert ASSISTANT["restart"] == "unless-stopped"  # whatever its exit status
 
 
 def _parent(process: Path) -> int:
