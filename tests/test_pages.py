@@ -16,6 +16,7 @@ import pytest
 from browser.chromium import Writer, nothing
 from fakes import FakeEngine
 from live_server import Live, serving
+from relay import holding
 
 from thumbwise.app import Assistant
 from thumbwise.errors import ThumbwiseError
@@ -112,6 +113,15 @@ def test_drafts_come_as_frames_and_one_end_without_a_version(server: Live) -> No
     voted = httpx.post(f"{server.url}/pages/compare/votes", json=vote).json()
     assert voted["state"] == "voted"
     assert "policy-0000" in voted["stage"]
+
+
+def test_what_arrives_together_is_all_there(server: Live) -> None:
+    with holding(server.url) as url:
+        behind = Live(server.assistant, url, server.app)
+        page = ask(behind, "Hi")
+        for number in range(8):
+            assert end_of(behind, page)["state"] == "done"
+            page = ask(behind, f"And {number}?", page["conversation"])
 
 
 def test_nobody_elses_reply_is_followed(server: Live) -> None:
@@ -219,3 +229,25 @@ def test_a_page_that_hangs_up_leaves_nothing_behind(server: Live) -> None:
     while len(server.assistant._tasks) > 0 and time.monotonic() < give_up:
         time.sleep(0.1)
     assert server.assistant._tasks == set()
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/messages", {"text": "\ud83d"}),
+        ("chat/messages", {"text": " "}),
+        ("chat/messages", {"text": "Hi", "conversation": "\ud83d"}),
+        ("chat/messages", {"text": "Hi", "conversation": "x" * 100}),
+        ("chat/messages", {"text": "Hi", "listed": 10**30}),
+        ("chat/thumbs", {"message": "\ud83d", "thumb": "up"}),
+        ("chat/comments", {"message": "msg_x", "text": "x" * 5000}),
+        ("compare/comparisons", {"text": "\ud83d"}),
+        ("compare/votes", {"comparison": "\ud83d", "choice": "left"}),
+    ],
+)
+def test_what_no_page_sends_is_refused_in_a_sentence(server: Live, path: str, body: dict[str, Any]) -> None:
+    sent = {"content": json.dumps(body), "headers": {"Content-Type": "application/json"}}
+    answer = httpx.post(f"{server.url}/pages/{path}", **sent)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].endswith(".")
+    assert server.assistant.store.rows("SELECT * FROM conversations") == []

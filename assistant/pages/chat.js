@@ -149,7 +149,7 @@
     document.addEventListener("click", click);
     window.thumbwise.enter = (id) => (id === "tw-box" ? send(box().value, true) : comment());
     const named = new URLSearchParams(location.search).get("c");
-    await patiently(() => open(named).catch((error) => (error.status === 404 ? open(null) : Promise.reject(error))));
+    await patiently(() => open(named).catch((error) => ([400, 404].includes(error.status) ? open(null) : Promise.reject(error))));
     restore();
   });
 })();

@@ -12,12 +12,12 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlencode
 
 import gradio as gr
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from thumbwise.conversation import Turn, check_messages
@@ -29,6 +29,7 @@ from thumbwise.pages.live import Live
 from thumbwise.pages.locks import Locks
 from thumbwise.pages.look import html
 from thumbwise.pages.markup import drawn, escape
+from thumbwise.pages.security import Id
 from thumbwise.pages.top import STORED, place_top, top_of
 from thumbwise.pages.view import excerpt, list_html, log_html, prompt_of, reply_html, status_of
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 DOUBLE_CLICK_SECONDS = 0.5  # a second click this soon is a double click, not a vote taken back
 LISTED = 30  # conversations; older ones by a button
+Listed = Annotated[int, Field(ge=1, le=1000)]
+"""How many times LISTED."""
 _QUESTIONS = {"up": "What was good about", "down": "What was wrong with"}
 
 
@@ -44,23 +47,23 @@ class Ask(BaseModel):
     """A message; without a conversation it begins one."""
 
     model_config = ConfigDict(extra="forbid")
-    conversation: str | None = None
+    conversation: Id | None = None
     text: str
-    listed: int = 1
+    listed: Listed = 1
 
 
 class Stop(BaseModel):
     """End a reply that is being written."""
 
     model_config = ConfigDict(extra="forbid")
-    message: str
+    message: Id
 
 
 class Thumb(BaseModel):
     """A click on a thumb: what it says, or that it is taken back."""
 
     model_config = ConfigDict(extra="forbid")
-    message: str
+    message: Id
     thumb: Literal["up", "down", "clear"]
 
 
@@ -68,7 +71,7 @@ class Comment(BaseModel):
     """A few words about a reply."""
 
     model_config = ConfigDict(extra="forbid")
-    message: str
+    message: Id
     text: str
 
 
@@ -88,7 +91,7 @@ class ChatPage:
         asker = self.assistant.browsers.asker_of
 
         @router.get("/chat")
-        async def page(request: Request, c: str | None = None, listed: int = 1) -> dict[str, Any]:
+        async def page(request: Request, c: Id | None = None, listed: Listed = 1) -> dict[str, Any]:
             """The conversation `c`, a `new` one, or without it the newest."""
             user = asker(request).user
             if c is None:
@@ -115,7 +118,7 @@ class ChatPage:
 
         @router.post("/chat/comments")
         async def comment(request: Request, body: Comment) -> dict[str, str]:
-            text = body.text.strip()
+            text = body.text.strip().encode("utf-8", "replace").decode()  # half a character would be an error
             if len(text) > MAX_COMMENT:
                 raise ThumbwiseError(f"A comment has at most {MAX_COMMENT} characters: this one has {len(text)}.")
             if text:
@@ -124,7 +127,7 @@ class ChatPage:
             return {"said": "Saved. Thank you for the comment." if text else ""}
 
         @router.get("/chat/events")
-        async def events(request: Request, c: str | None = None, reply: str | None = None) -> Response:
+        async def events(request: Request, c: Id | None = None, reply: Id | None = None) -> Response:
             return feed(self.watch, lambda: top_of(self.assistant, c), self._followed(asker(request).user, reply))
 
     # -- what the page shows -------------------------------------------------------------------------
@@ -141,7 +144,7 @@ class ChatPage:
             path = [] if id_ is None else self.store.conversation(id_, user)
             return path, self.store.conversations(user, most + 1)
 
-        most = max(listed, 1) * LISTED
+        most = listed * LISTED
         path, titles = await self.store.run(read)
         log = await asyncio.to_thread(log_html, path)
         state, said = status_of(path)

@@ -89,7 +89,8 @@
     window.thumbwise.enter = () => open(box().value, true);
     const named = new URLSearchParams(location.search).get("c");
     await patiently(async () => {
-      const page = await ask("/compare" + (named ? `?c=${encodeURIComponent(named)}` : ""));
+      const address = "/compare" + (named ? `?c=${encodeURIComponent(named)}` : "");
+      const page = await ask(address).catch((error) => (error.status === 400 ? ask("/compare") : Promise.reject(error)));
       prompts = page.prompts;
       suggest();
       follow(page);

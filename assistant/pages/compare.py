@@ -29,6 +29,7 @@ from thumbwise.pages.live import Live
 from thumbwise.pages.look import THUMB, html
 from thumbwise.pages.markup import drawn, escape, render, short
 from thumbwise.pages.prompts import COMPARE
+from thumbwise.pages.security import Id
 from thumbwise.pages.top import STORED, blind_top_of, place_top
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Vote(BaseModel):
     """A vote on the two drafts."""
 
     model_config = ConfigDict(extra="forbid")
-    comparison: str
+    comparison: Id
     choice: Literal["left", "right", "tie", "both_bad", "skip"]
     strength: Literal[1, 2] = 1
 
@@ -85,7 +86,7 @@ class ComparePage:
         asker = self.assistant.browsers.asker_of
 
         @router.get("/compare")
-        async def page(request: Request, c: str | None = None) -> dict[str, Any]:
+        async def page(request: Request, c: Id | None = None) -> dict[str, Any]:
             """The comparison `c`, or an empty page, and prompts to suggest in turn."""
             stored = await self._stored(asker(request).user, c)
             if stored is not None and _state(stored)[0] == "failed":
@@ -107,7 +108,7 @@ class ComparePage:
             return await self._page(await self._stored(who.user, body.comparison))
 
         @router.get("/compare/events")
-        async def events(request: Request, follow: str | None = None) -> Response:
+        async def events(request: Request, follow: Id | None = None) -> Response:
             pieces = self._followed(asker(request).user, follow)
             return feed(self.watch, lambda: blind_top_of(self.assistant), pieces)
 

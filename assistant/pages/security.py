@@ -8,10 +8,15 @@ sanitising in `markup` are.
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+Id = Annotated[str, Field(pattern="^[A-Za-z0-9_]{1,64}$")]
+"""What a page names a conversation, a message or a comparison by."""
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; "
