@@ -352,6 +352,7 @@ def test_code_is_copied_by_itself(site: Site) -> None:
     for number, code in enumerate(["if 1 < 2:\n    pass\n", "second\n"]):
         page.get_by_role("button", name="Copy code").nth(number).click()
         page.wait_for_function("said => navigator.clipboard.readText().then(text => text === said)", arg=code)
+        assert page.evaluate("() => navigator.clipboard.readText()") == code
 
 
 def test_a_page_that_nobody_looks_at_holds_no_connection(site: Site) -> None:
