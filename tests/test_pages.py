@@ -21,7 +21,7 @@ from relay import holding
 from thumbwise.app import Assistant
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
-from thumbwise.pages import feed, live
+from thumbwise.pages import build, feed, live
 
 WORDS = ["Hello", " there", ", *friend*", "."]
 
@@ -251,3 +251,8 @@ def test_what_no_page_sends_is_refused_in_a_sentence(server: Live, path: str, bo
     assert answer.status_code == 400
     assert answer.json()["error"]["message"].endswith(".")
     assert server.assistant.store.rows("SELECT * FROM conversations") == []
+
+
+def test_gradio_sleeps_for_there_are_no_events() -> None:
+    queue = build()._queue
+    assert min(queue.sleep_when_free, queue.progress_update_sleep_when_free) >= 1
