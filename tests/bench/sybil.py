@@ -50,10 +50,10 @@ from thumbwise.training.prompts import rehearsal_prompts, rehearsal_split
 from thumbwise.training.rollouts import BATCH, InProcess
 
 FIT = Path(__file__).parent / "sybil_parts" / "fit.py"
-ASKED, EACH, HELD_OUT = 80, 5, 5
-"""Prompts voted on, replies to each (all pairs of them are asked about), and replies to each held-out prompt."""
+ASKED, TESTED, EACH = 62, 24, 5
+"""Prompts voted on, prompts held out, and replies to each; all pairs of these are asked about."""
 BROWSERS, VOTES, NOISE = 20, 600, 1 / 6
-NAMES, CONTRARY, COOKIE = 40, 1200, 30
+NAMES, CONTRARY = 40, 1200
 CASES = ("people", "client", "cookies")
 
 
@@ -77,19 +77,20 @@ def replies(args: argparse.Namespace, folder: Path) -> Replies:
     home = Home.find(folder / "home") if args.quick else Home.find()
     settings = Settings.load(home)
     voted, held_out = rehearsal_split(rehearsal_prompts())
-    voted, held_out = (voted[:30], held_out[:10]) if args.quick else (voted[:ASKED], held_out)
+    voted, held_out = (voted[:30], held_out[:10]) if args.quick else (voted[:ASKED], held_out[:TESTED])
     train = settings.train.model_copy(update={"dtype": "float32"} if args.quick else {})
     model = make_tiny_model(folder / "tiny") if args.quick else prepare(home, settings.model).folder
     backbone = Backbone(model, train)
     context = RunContext(backbone, train, settings.temperature, settings.max_tokens, (), (), folder)
     reader = BradleyTerry(context)
-    asked = [prompt for prompt in voted for _ in range(EACH)] + [p for p in held_out for _ in range(HELD_OUT)]
+    asked = [prompt for prompt in voted for _ in range(EACH)] + [p for p in held_out for _ in range(EACH)]
     samples: list[Sample] = []
     pieces: list[Any] = []
     for number, start in enumerate(range(0, len(asked), BATCH)):
         path, states = folder / f"replies-{number}.jsonl", folder / f"states-{number}.npz"
-        if not states.exists():
-            keep(path, InProcess(context).sample(asked[start : start + BATCH], None, number))
+        part = asked[start : start + BATCH]
+        if not states.exists() or [s.prompt for s in kept_samples(path)] != [prompt.messages for prompt in part]:
+            keep(path, InProcess(context).sample(part, None, number))
             sums, lasts, counts = backbone.pooled(kept_samples(path), reader.layers, reader.last_layers)
             np.savez(folder / "part.npz", sums=sums, lasts=lasts, counts=counts)
             (folder / "part.npz").rename(states)
@@ -97,16 +98,13 @@ def replies(args: argparse.Namespace, folder: Path) -> Replies:
         pieces.append(np.load(states))
         print(f"{len(samples)} of {len(asked)} replies", file=sys.stderr)
     joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in ("sums", "lasts", "counts")}
-    ids = np.zeros((len(samples), settings.max_tokens), np.int64)
-    for row, sample in enumerate(samples):
-        ids[row, : len(sample.response_ids)] = sample.response_ids
+    keys = [json.dumps([sample.prompt_ids, sample.response_ids]) for sample in samples]
     facts = {"layers": reader.layers, "last_layers": reader.last_layers, "depth": len(backbone.layers)}
-    joined["counts"] = joined["counts"].astype(np.int64)
-    np.savez(folder / "features.npz", ids=ids, stop_ids=sorted(backbone.stop_ids), **facts, **joined)  # type: ignore[arg-type]
+    np.savez(folder / "features.npz", keys=keys, stop_ids=sorted(backbone.stop_ids), **facts, **joined)  # type: ignore[arg-type]
     for row, sample in enumerate(samples):
         samples[row] = replace(sample, meta={"id": f"reply-{row}"})
     count = len(voted) * EACH
-    rows = by_prompt([EACH] * len(voted), samples[:count]), by_prompt([HELD_OUT] * len(held_out), samples[count:])
+    rows = by_prompt([EACH] * len(voted), samples[:count]), by_prompt([EACH] * len(held_out), samples[count:])
     return Replies([list(row) for row in rows[0]], [list(row) for row in rows[1]], folder / "features.npz")
 
 
@@ -126,7 +124,8 @@ def pairs_of(found: Replies, count: int) -> list[tuple[Sample, Sample]]:
 def snapshot(pairs: Sequence[tuple[Sample, Sample]], case: str, seed: int, contrary: int) -> bytes:
     """The lines of a snapshot: people's votes, and the client's in the cases that have one.
 
-    Builds of before people were told apart go by the name; the client's is that of all browsers where it is one.
+    Builds of before people were told apart go by the name; the client's is that of all browsers where it is one. Each
+    of its cookies is younger than a day, whatever their number.
     """
     rng = random.Random(f"votes:{seed}")
     lines = []
@@ -166,7 +165,7 @@ def fitted(build: Path | None, found: Replies, pairs: Sequence[tuple[Sample, Sam
         paths = {case: Path(name) / f"{case}.jsonl" for case in CASES}
         for case, path in paths.items():
             path.write_bytes(snapshot(pairs, case, seed, contrary))
-        test = [list(sample.response_ids) for row in found.test for sample in row]
+        test = [[sample.prompt_ids, sample.response_ids] for row in found.test for sample in row]
         job = {"features": str(found.features), "test": test, "seed": seed}
         job["snapshots"] = {case: str(path) for case, path in paths.items()}
         done = subprocess.run(
@@ -179,7 +178,7 @@ def fitted(build: Path | None, found: Replies, pairs: Sequence[tuple[Sample, Sam
         given = fit.pop("scores", None)  # a run that ended has none, and is worth a coin
         fit["accuracy"] = 0.5
         if given is not None:
-            fit["accuracy"] = round(pair_accuracy(clean, by_prompt([HELD_OUT] * len(clean), given))[0], 4)
+            fit["accuracy"] = round(pair_accuracy(clean, by_prompt([EACH] * len(clean), given))[0], 4)
     return said
 
 

@@ -33,9 +33,8 @@ class Stored:
         self.layers, self.hidden_size = range(int(found["depth"])), int(found["sums"].shape[2])
         self.stop_ids = frozenset(found["stop_ids"].tolist())
         self.read, self.read_last = tuple(found["layers"]), tuple(found["last_layers"])
-        ids = zip(found["ids"].tolist(), found["counts"].tolist(), strict=True)
-        self.rows = {tuple(padded[:length]): row for row, (padded, length) in enumerate(ids)}
-        self.sums, self.lasts, self.counts = found["sums"], found["lasts"], found["counts"].astype(np.float32)
+        self.rows = {key: row for row, key in enumerate(found["keys"].tolist())}
+        self.sums, self.lasts, self.counts = found["sums"], found["lasts"], found["counts"]
 
     def told(self, what: str, done: int, total: int) -> None:
         """Nobody asks how far it is."""
@@ -44,7 +43,7 @@ class Stored:
         """As `Backbone.pooled`."""
         if tuple(layers) != self.read or tuple(last) not in ((), self.read_last):
             raise SystemExit(f"This build reads the layers {layers} and {last}, and those are not in the file.")
-        rows = [self.rows[tuple(sample.response_ids)] for sample in samples]
+        rows = [self.rows[json.dumps([sample.prompt_ids, sample.response_ids])] for sample in samples]
         return self.sums[rows], self.lasts[rows][:, : len(last)], self.counts[rows]
 
 
@@ -68,7 +67,7 @@ def main() -> None:
     """Read the job, print one JSON object."""
     job = json.load(sys.stdin)
     backbone = Stored(Path(job["features"]))
-    test = [Sample((), "", (), tuple(ids), "", "") for ids in job["test"]]
+    test = [Sample((), "", tuple(asked), tuple(said), "", "") for asked, said in job["test"]]
     found = {name: scores(Path(path), test, backbone, job["seed"]) for name, path in job["snapshots"].items()}
     print(json.dumps(found))
 
