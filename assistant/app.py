@@ -228,11 +228,13 @@ def create_app(assistant: Assistant) -> FastAPI:
 
 
 def _add_health(app: FastAPI, assistant: Assistant) -> None:
-    @app.get("/health/live")
+    methods = ["GET", "HEAD"]  # many monitors ask for no body
+
+    @app.api_route("/health/live", methods=methods)
     async def live() -> dict[str, str]:
         return {"status": "alive", "sqlite": sqlite3.sqlite_version}
 
-    @app.get("/health/ready")
+    @app.api_route("/health/ready", methods=methods)
     async def ready() -> JSONResponse:
         status = assistant.status()
         detail, warning = (said.partition("\n")[0] for said in (status.detail, status.warning))  # not vLLM's log
@@ -240,7 +242,7 @@ def _add_health(app: FastAPI, assistant: Assistant) -> None:
         body |= {"stable": assistant.versions.stable(), "stable_since": assistant.versions.stable_since()}
         return JSONResponse(body, 200 if status.ready else 503)
 
-    @app.get("/metrics")
+    @app.api_route("/metrics", methods=methods)
     async def metrics() -> Response:
         assistant.metrics.ready.set(assistant.status().ready)
         assistant.metrics.engines.set(assistant.engine.answering if assistant.engine else 0)

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from thumbwise.engine_client import Chunk, Sampling
-from thumbwise.errors import TOO_LONG, ThumbwiseError
+from thumbwise.errors import TOO_LONG, NotFound, ThumbwiseError
 from thumbwise.feedback.records import REFUSED, ReplyState
 from thumbwise.logs import event
 
@@ -135,7 +135,11 @@ class Conversations:
         versions = self.policies.versions
         if model in (None, "", PUBLIC_NAME):
             return versions.pointer().version_for(user_id, conversation_id)
-        record = versions.get(str(model))
+        try:
+            record = versions.get(str(model))
+        except NotFound:
+            why = f"There is no model {str(model)[:80]!r}: ask {PUBLIC_NAME!r}, or one that /v1/models names."
+            raise NotFound(why, code="model_not_found", param="model") from None
         if record.version not in self.policies.loaded():
             raise ThumbwiseError(f"{model} is {record.state} and does not answer: /v1/models names those that do.")
         return record.version

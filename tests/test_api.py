@@ -276,6 +276,9 @@ async def test_a_wrong_address_or_method_says_which_is_right(http) -> None:
         assert (answer.status_code, "ends with /v1" in error(answer)["message"]) == (404, True)
     assert (await http.get("/models")).status_code == 404
     assert error(await http.get("/v1/models/gpt-5"))["code"] == "model_not_found"
+    unknown = error(await http.post(CHAT, json={"messages": ASK, "model": "gpt-5"}))
+    assert (unknown["code"], unknown["param"]) == ("model_not_found", "model")
+    assert "'thumbwise'" in unknown["message"]
 
 
 async def test_a_stream_asks_proxies_not_to_gather_it(http) -> None:

@@ -247,7 +247,7 @@ def test_a_publish_killed_anywhere_is_invisible_and_ends_the_same_when_it_is_cal
         assert list(server.states()) == published, place
         assert answering(server) == BASE
         refused = server.ask(model=candidate.version)
-        assert (refused.status_code, "no policy version" in said(refused)) == (404, True)
+        assert (refused.status_code, "There is no model" in said(refused)) == (404, True)
         publish(server, run, candidate)
         published.append(candidate.version)
         assert list(server.states()) == published, place

@@ -210,6 +210,7 @@ async def test_an_engine_that_is_starting_is_503_with_retry_after(http, assistan
     assert "starting" in answer.json()["error"]["message"]
     assert (await http.get("/health/ready")).status_code == 503
     assert (await http.get("/health/live")).status_code == 200
+    assert [(await http.head(f"/health/{name}")).status_code for name in ("ready", "live")] == [503, 200]
     assistant.engine.state = "ready"
     assert (await http.get("/health/ready")).json()["stable"] == "policy-0000"
 

@@ -209,6 +209,13 @@ def test_a_full_conversation_says_so(server: Live) -> None:
     assert f'<p class="tw-why">{full}</p>' in end["html"]
 
 
+@pytest.mark.parametrize("listed", [0, -5, 10**30])
+def test_a_list_of_no_length_and_of_any_length_is_refused(server: Live, listed: int) -> None:
+    asked = httpx.get(f"{server.url}/pages/chat", params={"listed": listed})
+    sent = httpx.post(f"{server.url}/pages/chat/messages", json={"text": "Hi", "listed": listed})
+    assert [answer.status_code for answer in (asked, sent)] == [400, 400]
+
+
 def test_an_end_that_cannot_be_stored_is_told(server: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "END_SECONDS", 0.3)
     full = ThumbwiseError("The disk is full: nothing was saved. Make room, then try again.", status=507)
