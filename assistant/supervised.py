@@ -74,6 +74,8 @@ class Supervised(ABC):
         self._set("stopped", "The engine was stopped.")
 
     def _set(self, state: State, detail: str) -> None:
+        if state == "ready" != self.state:
+            _logger.info(detail)  # whoever started the server in a terminal waits for this
         self.state, self.detail = state, detail
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()

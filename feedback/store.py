@@ -156,9 +156,9 @@ class Store(Writer):
         with self.write() as db:
             return int(
                 db.execute(
-                    "UPDATE replies SET state='failed', error='cut off by a restart', finished_at=?"
+                    "UPDATE replies SET state='failed', error=?, finished_at=?"
                     " WHERE state='streaming'",
-                    [now_ns()],
+                    ["The assistant was stopped while it wrote this: ask again.", now_ns()],
                 ).rowcount
             )
 

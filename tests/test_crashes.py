@@ -105,7 +105,7 @@ def test_a_reply_cut_off_by_a_kill_is_failed_and_in_no_snapshot(server: Server) 
         server.again(following)
         newest = "SELECT id, state, error FROM replies ORDER BY created_at DESC LIMIT 2"
         (cut, *ended), (before, *_) = rows(server.home, newest)
-        assert (before, ended) == (whole, ["failed", "cut off by a restart"])
+        assert (before, ended) == (whole, ["failed", "The assistant was stopped while it wrote this: ask again."])
         refused = server.vote(f"on a cut reply ({place})", {"kind": "thumb", "message_id": cut, "value": "up"})
         assert (refused.status_code, "failed" in said(refused)) == (409, True)
         exported = server.snapshot()

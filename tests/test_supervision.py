@@ -29,7 +29,8 @@ async def test_a_server_that_computes_is_not_taken_to_hang_before_its_patience_i
 
 
 @pytest.mark.parametrize("bug", [KeyError("choices"), RuntimeError("a bug"), ValueError("not JSON")])
-async def test_a_bug_in_a_callback_is_told_and_tried_again_until_it_is_gone(stubbed, bug):
+async def test_a_bug_in_a_callback_is_told_and_tried_again_until_it_is_gone(stubbed, bug, caplog):
+    caplog.set_level("INFO", "thumbwise")
     calls: list[str] = []
 
     async def reload(client: EngineClient) -> None:
@@ -42,6 +43,7 @@ async def test_a_bug_in_a_callback_is_told_and_tried_again_until_it_is_gone(stub
     await stubbed.start()
     await until(lambda: stubbed.state == "ready")
     assert len(calls) == 5
+    assert caplog.messages.count("vLLM is ready.") == 1
     assert f"({type(bug).__name__}): its log says what. It is tried again every" in calls[-1]
 
 
