@@ -15,6 +15,7 @@ from fakes import asker
 from test_engine_client import ASK, DONE, SAMPLING, event, read, stub
 
 from thumbwise.app import Assistant
+from thumbwise.contracts import Message
 from thumbwise.engine_client import EngineClient, Sampling
 from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
 from thumbwise.external import ExternalEngine, Replicas
@@ -292,14 +293,14 @@ async def test_a_reply_that_fills_the_context_says_that_it_broke_off_there(
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
 
-    def asked(tokens: int) -> list[dict[str, str]]:
-        for words in range(tokens):
-            messages = [{"role": "user", "content": "27" * words}]
-            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-            if len(ids) >= tokens:
-                assert len(ids) == tokens
-                return messages
-        raise AssertionError
+    def length(text: str) -> int:
+        messages = [{"role": "user", "content": text}]
+        return len(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+    def asked(tokens: int) -> list[Message]:
+        text = "2" * (tokens - length(""))  # a token each
+        assert length(text) == tokens
+        return [Message(role="user", content=text)]
 
     client = tiny_engine.client()
     await client.adapters()
