@@ -156,8 +156,7 @@ class Store(Writer):
         with self.write() as db:
             return int(
                 db.execute(
-                    "UPDATE replies SET state='failed', error=?, finished_at=?"
-                    " WHERE state='streaming'",
+                    "UPDATE replies SET state='failed', error=?, finished_at=? WHERE state='streaming'",
                     ["The assistant was stopped while it wrote this: ask again.", now_ns()],
                 ).rowcount
             )
