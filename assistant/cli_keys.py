@@ -13,7 +13,7 @@ import click
 from thumbwise.client import call, database
 from thumbwise.home import Home, running_url
 from thumbwise.keys import SCOPES, Keys
-from thumbwise.printed import print_table
+from thumbwise.printed import minute, print_table
 
 
 @click.group()
@@ -52,8 +52,10 @@ def list_(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows))
         return
-    cells = ((row["name"], ", ".join(row["scopes"]), row["created_at"], row["revoked_at"] or "") for row in rows)
-    print_table(("name", "scopes", "created", "revoked"), ((row, "") for row in cells))
+    cells = (
+        (row["name"], ", ".join(row["scopes"]), minute(row["created_at"]), minute(row["revoked_at"])) for row in rows
+    )
+    print_table(("name", "scopes", "created (UTC)", "revoked (UTC)"), ((row, "") for row in cells))
 
 
 @keys.command()

@@ -20,7 +20,7 @@ from thumbwise.errors import NotFound
 from thumbwise.feedback.reception import reception
 from thumbwise.feedback.store import Store
 from thumbwise.home import Home, running_url
-from thumbwise.printed import print_table
+from thumbwise.printed import minute, print_table
 from thumbwise.settings import Settings
 from thumbwise.versions import BASE, Versions
 
@@ -56,10 +56,11 @@ def list_(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows))
         return
+    rows = [row | {"created_at": minute(row["created_at"])} for row in rows]
     cells = ("version", "state", "algorithm", "n_labels", "parent", "created_at", "reason")
     styles = {"stable": "green", "rejected": "red"}
     print_table(
-        ("version", "state", "algorithm", "votes", "parent", "created", "reason"),
+        ("version", "state", "algorithm", "votes", "parent", "created (UTC)", "reason"),
         (
             ([row[cell] if row[cell] is not None else "" for cell in cells], styles.get(row["state"], ""))
             for row in rows

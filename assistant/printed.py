@@ -17,6 +17,11 @@ def visible(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
+def minute(moment: str | None) -> str:
+    """A moment in ISO 8601, UTC, as a table has room for it: `2026-01-31 12:00`."""
+    return (moment or "")[:16].replace("T", " ")
+
+
 def print_table(
     columns: Sequence[str], rows: Iterable[tuple[Iterable[object], str]], *, wrap: bool = True, tight: bool = False
 ) -> None:

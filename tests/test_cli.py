@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -172,6 +173,12 @@ def test_what_plugins_and_versions_say_is_no_markup(home: Home, monkeypatch: pyt
         assert "[/etc/x] [red]stop[/] :smile: \\x1b[2Jgone" in " ".join(result.output.split()), command
     refused = run("plugins", "check", str(home.plugins / "bad.py"))
     assert "\x1b" not in refused.output
+
+
+def test_tables_have_moments_on_one_line(home: Home) -> None:
+    assert run("keys", "create", "ci").exit_code == 0
+    for command in (["keys", "list"], ["policies", "list"]):
+        assert re.search(r" \d{4}-\d\d-\d\d \d\d:\d\d ", run(*command).output), command
 
 
 def test_a_plugin_of_a_package_is_enabled_and_disabled(
