@@ -79,6 +79,16 @@ def test_all_names_of_a_client_are_one_person_with_a_quarter_at_most() -> None:
             {"programs": 40} | {f"browser:{n}": 6 for n in range(20)},
         ),
         ({"browser:new": 90, "browser:a": 15}, {"browser:new": 90, "browser:a": 15}),  # somebody's first two days
+        ({"browser:new": 250, "browser:a": 15}, {"browser:new": 250, "browser:a": 15}),  # a busy first one
+        ({"browser:new": 250, "a": 15, "b": 15}, {"browser:new": 100, "a": 15, "b": 15}),  # whose first day?
+        (
+            {"browser:before": 90, "browser:new": 200, "browser:a": 20},
+            {"browser:before": 90, "browser:new": 200, "browser:a": 20},
+        ),
+        (  # one person on two machines, some of it before the upgrade, some of it by a script: no crowd
+            {"browser:a": 400, "browser:b": 20, "browser:new": 20, "browser:before": 20, "programs": 20},
+            {"browser:a": 400, "browser:b": 20, "browser:new": 20, "browser:before": 20, "programs": 20},
+        ),
         ({"browser:new": 900, "browser:a": 30}, {"browser:new": 100, "browser:a": 30}),
         ({"browser:new": 40, "programs": 900}, {"browser:new": 40, "programs": 40}),
         ({"key:a": 400, "b": 1, "c": 1, "d": 1, "e": 1}, {"key:a": 400, "b": 1, "c": 1, "d": 1, "e": 1}),
@@ -143,6 +153,37 @@ def test_fifty_corrections_by_one_client_do_not_begin_sft_where_others_are_about
         assert not found.sft(TRAIN)
     two = [("demonstration", "m", "programs", 50), ("demonstration", "local", "browser:new", 50)]
     assert not snapshot(*two, ("prompt", "local", "browser:a", 10)).heard(TRAIN).sft(TRAIN)  # they may be the same
+
+
+@pytest.mark.parametrize(
+    "days",
+    [
+        [("demonstration", "browser:new", 60), ("comparison", "browser:a", 12)],
+        [("demonstration", "browser:new", 50), ("demonstration", "browser:a", 20), ("prompt", "browser:new", 200)],
+        [("comparison", "browser:new", 150), ("prompt", "browser:new", 150), ("demonstration", "browser:a", 60)],
+        [("demonstration", "browser:before", 10), ("demonstration", "browser:a", 60), ("thumb", "browser:new", 20)],
+    ],
+)
+def test_all_that_one_person_said_is_learned_from_though_the_first_day_counts_apart(
+    days: list[tuple[str, str, int]],
+) -> None:
+    given = snapshot(*[(kind, "local", person, count) for kind, person, count in days])
+    found = given.heard(TRAIN)
+    assert found.demonstrations == given.demonstrations
+    assert found.sft(TRAIN)
+    assert not found.aside
+    split = split_prompts(given.prompts, [], 0.3, 1000, seed=0)
+    assert len(split.own) + len(split.held_out) == len(given.prompts)
+
+
+def test_new_browsers_are_nobody_known_where_they_may_be_another() -> None:
+    new = ("demonstration", "local", "browser:new", 60)
+    for other in (
+        [("comparison", "local", "browser:a", 12), ("comparison", "local", "browser:b", 12)],
+        [("comparison", "local", "browser:a", 12), ("comparison", "x", "programs", 12)],
+        [("comparison", "local", "browser:a", 12), ("prompt", "local", "browser:new", 700)],
+    ):
+        assert not snapshot(new, *other).heard(TRAIN).sft(TRAIN)
 
 
 def test_what_browsers_said_before_they_were_told_apart_stays_whole() -> None:

@@ -113,6 +113,20 @@ def test_of_two_camps_none_is_dropped_and_a_run_ends_with_their_names() -> None:
     assert "train.rm_rater_weights" in str(caught.value)
 
 
+def test_one_client_alone_ends_no_run_though_it_is_a_program_and_new_browsers_too() -> None:
+    for seed in range(5):
+        draws = np.random.default_rng(seed)
+        rater = np.repeat(np.arange(8), EACH)
+        seen = draws.normal(size=(len(rater), SIZE)) * np.linspace(2, 0.1, SIZE)
+        good = (seen @ draws.normal(size=SIZE) > 0) != (rater >= 6)
+        index = np.arange(len(rater))
+        votes = votes_on(index, index + len(rater), good, tuple(map(str, index)), rater, 8)
+        names = (*(f"browser:{n}" for n in range(6)), "programs", "browser:new")
+        weights = rater_weights(seen, replace(votes, names=names), share=0.25, strict=True)
+        assert weights[6:].tolist() == [0.0, 0.0]
+        assert weights[:6].mean() > 0.85
+
+
 def one_against(seed: int, people: int, against: int) -> tuple[np.ndarray, Votes]:
     """`people` with thirty votes each, and one person (the last) with `against` votes, all of them wrong."""
     draws = np.random.default_rng(seed)

@@ -111,6 +111,15 @@ def test_a_dry_run_names_whose_votes_are_set_aside_and_whom_the_last_run_doubted
     assert "others contradict them: 31 of key:b." in said.text()
 
 
+def test_a_dry_run_says_how_many_corrections_are_set_aside(tmp_path: Path) -> None:
+    line = {"type": "demonstration", "user": "x", "person": "programs", "group": "g", "prompt": [], "text": "Paris."}
+    lines = [json.loads(line) | {"person": "browser:a"} for line in SNAPSHOT.decode().splitlines()]
+    told = [*lines, *({**line, "id": str(n)} for n in range(60))]
+    said = plan(tmp_path, FakeAssistant("".join(json.dumps(line) + "\n" for line in told).encode()), min_votes=5)
+    assert (said.corrections, said.corrections_aside) == (0, 60)
+    assert "Corrected replies set aside, over one person's part: 60." in said.text()
+
+
 def test_a_dry_run_with_too_little_says_so_and_an_unknown_name_is_refused(tmp_path: Path) -> None:
     said = plan(tmp_path, FakeAssistant(SNAPSHOT), min_votes=100)
     assert said.algorithm is None

@@ -56,7 +56,9 @@ class TrainSettings(BaseModel):
     )
 
     sft_demonstrations: int = Field(
-        50, ge=5, description="corrected replies, a quarter of them by one person, from which the round begins with SFT"
+        50,
+        ge=5,
+        description="corrected replies from which a round begins with SFT; by several people, where several are about",
     )
     sft_epochs: int = Field(
         4, ge=1, description="passes over them at most; the one with the least held-out loss is kept"

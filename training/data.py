@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
@@ -44,6 +44,7 @@ class Snapshot:
     labels: Labels
     prompts: tuple[Prompt, ...]
     demonstrations: tuple[Demonstration, ...] = ()
+    corrections_aside: int = 0
 
     def heard(self, train: TrainSettings) -> Snapshot:
         """The snapshot without the votes and corrections of a person that are over that person's part.
@@ -51,20 +52,19 @@ class Snapshot:
         Where several people are about, one alone does not make SFT begin: corrections are counted from several.
         """
         labels = heard(self.labels, train.thumb_weight, train.rm_rater_cap, train.min_votes)
-        about = Counter[str]()
-        for person, votes in votes_by_person(self.labels).items():
-            about[people.unknown_as_one(person)] += votes
-        about.update(map(_asker, self.prompts))
-        about.update(people.unknown_as_one(said.person) for said in self.demonstrations)
+        about = votes_by_person(self.labels)
+        about.update(said.person for said in (*self.prompts, *self.demonstrations))
         if people.alone(about):
             return replace(self, labels=labels)
+        who = people.who(about)
 
         def author(said: Demonstration) -> str:
-            return people.unknown_as_one(said.person)
+            return who(said.person)
 
         parts = people.equal_parts(Counter(map(author, self.demonstrations)))
         taught = people.within(self.demonstrations, parts, author, lambda said: (said.user, said.id))
-        return replace(self, labels=labels, demonstrations=tuple(taught))
+        aside = len(self.demonstrations) - len(taught)
+        return replace(self, labels=labels, demonstrations=tuple(taught), corrections_aside=aside)
 
     @property
     def aside(self) -> dict[str, int]:
@@ -214,20 +214,20 @@ def split_prompts(
     SFT learns from, are not held out. Of several people nobody has more than a part of either side's.
     """
     theirs = {_key(p.messages) for p in own}
-    several = not people.alone(Counter(map(_asker, own)))
-    own_in, own_out = (_parts(side) if several else side for side in _by_group(own, share, seed, taught))
+    about = Counter(prompt.person for prompt in own)
+    sides = _by_group(own, share, seed, taught)
+    own_in, own_out = sides if people.alone(about) else (_parts(side, people.who(about)) for side in sides)
     seeds_in, seeds_out = _by_group([p for p in seeds if _key(p.messages) not in theirs], share, seed, taught)
     n_own = min(len(own_out), max(wanted // 2, wanted - len(seeds_out)))
     return PromptSplit(own_in, seeds_in, own_out[:n_own] + seeds_out[: wanted - n_own])
 
 
-def _asker(prompt: Prompt) -> str:
-    return people.unknown_as_one(prompt.person)
+def _parts(prompts: Sequence[Prompt], who: Callable[[str], str]) -> tuple[Prompt, ...]:
+    def asker(prompt: Prompt) -> str:
+        return who(prompt.person)
 
-
-def _parts(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
-    parts = people.equal_parts(Counter(map(_asker, prompts)))
-    return tuple(people.within(prompts, parts, _asker, lambda p: (p.user, json.dumps(_key(p.messages)))))
+    parts = people.equal_parts(Counter(map(asker, prompts)))
+    return tuple(people.within(prompts, parts, asker, lambda p: (p.user, json.dumps(_key(p.messages)))))
 
 
 def _by_group(

@@ -19,7 +19,7 @@ from thumbwise.settings import Settings
 from thumbwise.training.client import OpsClient
 from thumbwise.training.data import parse
 from thumbwise.training.runs import FIT
-from thumbwise.training.tiers import check_rank, choose, told_aside, told_doubted, too_little
+from thumbwise.training.tiers import check_rank, choose, told_aside, told_doubted, told_untaught, too_little
 from thumbwise.training.votes import votes_by_person
 
 
@@ -28,7 +28,8 @@ class DryRun:
     """What a run would learn from, with which plugins, and why (or why not); `algorithm` None: none yet.
 
     `aside` are the votes of each person that are over that person's part, `doubted` the people whose votes the last
-    run's reward model found to contradict the others', and how many they gave.
+    run's reward model found to contradict the others', and how many they gave. `corrections_aside` are corrected
+    replies over one person's part.
     """
 
     comparisons: int
@@ -45,6 +46,7 @@ class DryRun:
     sft: bool
     aside: dict[str, int]
     doubted: dict[str, int]
+    corrections_aside: int
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain JSON."""
@@ -56,6 +58,7 @@ class DryRun:
             f"votes: {self.comparisons} comparisons, {self.rankings} rankings, {self.thumbs} thumbs by {self.people} "
             f"people on {self.prompts} prompts; {self.telling} of them say which reply is better",
             f"corrected replies: {self.corrections}{'' if self.sft else ', too few to begin with SFT on them'}",
+            *([told_untaught(self.corrections_aside)] if self.corrections_aside else []),
             *([told_aside(self.aside)] if self.aside else []),
             *([told_doubted(self.doubted)] if self.doubted else []),
             f"reward model: {self.reward}",
@@ -89,11 +92,12 @@ def dry_run(
         len(labels.comparisons), len(labels.rankings), len(labels.thumbs), snapshot.telling(settings.train),
         len(votes_by_person(labels)), len(snapshot.prompts), len(snapshot.demonstrations), name, settings.reward,
         why or "", _last_seconds(home), snapshot.sft(settings.train), snapshot.aside, _doubted(home),
+        snapshot.corrections_aside,
     )  # fmt: skip
 
 
 def _doubted(home: Home) -> dict[str, int]:
-    fits = sorted(home.runs.glob(f"*/{FIT}"), key=lambda path: path.stat().st_mtime)
+    fits = sorted(home.runs.glob(f"*/{FIT}"), key=lambda path: (path.stat().st_mtime_ns, path))
     found: dict[str, int] = json.loads(fits[-1].read_text())["fit"]["details"].get("doubted", {}) if fits else {}
     return found
 

@@ -10,6 +10,7 @@ before they were told apart is of many people, and nobody can add to it: it stay
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import TypeVar
@@ -18,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thumbwise.feedback.migrations import BROWSERS_BEFORE
-from thumbwise.feedback.records import NEW_BROWSER, PROGRAMS
+from thumbwise.feedback.records import NEW_BROWSER, PROGRAMS, is_browser
 
 SETTLED = 10
 """Votes from which somebody is one of a crowd, and others' votes from which a person is not alone."""
 LEAST_CROWD = 5
 """Settled people below which there is no crowd to hold anybody against."""
+A_DAY = 600
+"""Votes, corrections and prompts, together, that one person may have given by hand in a browser's first day."""
 FEW = 50
 """Votes that nobody is brought below in a crowd: beside a few guests, the one who votes is worth hearing."""
 SHARE = 0.25
@@ -57,19 +60,21 @@ def vote_limits(weights: Mapping[str, float], counts: Mapping[str, int], share: 
     In a crowd that is `share` of all, or FEW votes; programs without a key and new browsers have one share together.
     Fewer people are not held to shares, since one who votes on two machines would lose most of the votes. But programs
     without a key are held to `share`, or to an equal part, and so are new browsers, which have as many votes as it
-    takes to begin (`enough`). With a `share` of 1 all is heard.
+    takes to begin (`enough`), unless they were the one browser that is known. With a `share` of 1 all is heard.
     """
     found = dict(weights)
     if share >= 1:
         return found
     whole = {name: weight for name, weight in weights.items() if name == BROWSERS_BEFORE}
-    if sum(count >= SETTLED for count in counts.values()) >= LEAST_CROWD:
+    if crowd(counts):
         joined: dict[str, float] = {}
         for person, weight in weights.items():
             joined[unknown_as_one(person)] = joined.get(unknown_as_one(person), 0.0) + weight
         factors = dict(zip(joined, capped(np.array(list(joined.values()), np.float64), share, FEW), strict=True))
         return {person: float(weight * factors[unknown_as_one(person)]) for person, weight in weights.items()} | whole
     for unknown, least in ((NEW_BROWSER, enough), (PROGRAMS, 0)):
+        if unknown == NEW_BROWSER and only_browser(counts):
+            continue
         others = [person for person in weights if person not in (unknown, PROGRAMS)]
         if unknown in found and sum(counts[person] for person in others) >= SETTLED:
             part = max(share, 1 / (1 + len(others)))
@@ -83,9 +88,40 @@ def unknown_as_one(person: str) -> str:
     return PROGRAMS if person == NEW_BROWSER else person
 
 
+def crowd(counts: Mapping[str, int]) -> bool:
+    """Whether there are people enough to hold each against the others, by how much each gave."""
+    return len({unknown_as_one(person) for person, count in counts.items() if count >= SETTLED}) >= LEAST_CROWD
+
+
+def only_browser(counts: Mapping[str, int]) -> str:
+    """The one browser that new ones were most likely, in its first day; empty where they may be anybody.
+
+    That is so where no other is known, no program without a key is about, and one person may have given as much.
+    """
+    known = [
+        person
+        for person, count in counts.items()
+        if is_browser(person) and person not in (NEW_BROWSER, BROWSERS_BEFORE) and count >= SETTLED
+    ]
+    unlikely = counts.get(PROGRAMS, 0) >= SETTLED or counts.get(NEW_BROWSER, 0) > A_DAY or crowd(counts)
+    return "" if unlikely or len(known) != 1 else known[0]
+
+
+def who(counts: Mapping[str, int]) -> Callable[[str], str]:
+    """Says as whom a person counts where several are about, by how much each gave."""
+    browser = only_browser(counts)
+    return lambda person: browser if browser and person == NEW_BROWSER else unknown_as_one(person)
+
+
 def alone(counts: Mapping[str, int]) -> bool:
-    """Whether all but one person have too little to be somebody else."""
-    return sum(counts.values()) - max(counts.values(), default=0) < SETTLED
+    """Whether all but one person have too little to be somebody else.
+
+    Where new browsers were most likely one that is known, what browsers gave before they were told apart was its too.
+    """
+    browser, joined = only_browser(counts), Counter[str]()
+    for person, count in counts.items():
+        joined[browser if browser and person in (NEW_BROWSER, BROWSERS_BEFORE) else unknown_as_one(person)] += count
+    return joined.total() - max(joined.values(), default=0) < SETTLED
 
 
 def equal_parts(counts: Mapping[str, int]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.migrations import BROWSERS_BEFORE
-from thumbwise.training.people import FEW, LEAST_CROWD, SETTLED, capped
+from thumbwise.training.people import FEW, LEAST_CROWD, SETTLED, capped, unknown_as_one
 from thumbwise.training.votes import Array, Votes
 
 ETA = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
@@ -114,7 +114,7 @@ def rater_weights(seen: Array, votes: Votes, share: float, strict: bool = False)
     costs weight: with a few votes each, praise would be luck. Where trust would silence too many, it is left out; with
     `strict` that raises Camps.
     """
-    if (votes.counts >= SETTLED).sum() < LEAST_CROWD:
+    if _people(votes, votes.counts >= SETTLED) < LEAST_CROWD:
         return np.ones(votes.raters)
     crowd = Crowd(seen, votes)
     settled = crowd.settled
@@ -132,9 +132,9 @@ def rater_weights(seen: Array, votes: Votes, share: float, strict: bool = False)
     for _ in range(ROUNDS):
         beliefs = trust(crowd.margins(cap(beliefs)), crowd.lean, votes.rater, votes.raters, counts)
     silenced = beliefs <= 0
-    if (silenced & settled).sum() > max(1, MOST_SILENCED * settled.sum()):
+    if _people(votes, silenced & settled) > max(1, MOST_SILENCED * _people(votes, settled)):
         if strict:
-            raise Camps(_two_camps(votes, silenced & settled, int(settled.sum())))
+            raise Camps(_two_camps(votes, silenced & settled, settled))
         return everybody
     dropped = votes.counts[silenced].sum() / max(float(votes.counts.sum()), 1.0)
     if dropped > MOST_DROPPED and (settled & ~silenced).sum() < SETTLED:
@@ -142,11 +142,18 @@ def rater_weights(seen: Array, votes: Votes, share: float, strict: bool = False)
     return cap(beliefs.clip(0, 1))
 
 
-def _two_camps(votes: Votes, silenced: NDArray[np.bool_], settled: int) -> str:
+def _people(votes: Votes, which: NDArray[np.bool_]) -> int:
+    """How many people the raters `which` are at least: those who may be anybody may all be one."""
+    names = votes.names or tuple(map(str, range(votes.raters)))
+    return len({unknown_as_one(names[number]) for number in np.flatnonzero(which)})
+
+
+def _two_camps(votes: Votes, silenced: NDArray[np.bool_], settled: NDArray[np.bool_]) -> str:
     names = [votes.names[number] for number in np.flatnonzero(silenced)] if votes.names else []
     whose = f" ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})" if names else ""
+    against, among = _people(votes, silenced), _people(votes, settled)
     return (
-        f"The votes are of two camps, and which of them is right is not in the votes: {silenced.sum()} of {settled} "
-        f"people with {SETTLED} votes or more contradict the others{whose}. Look at what they vote for; "
+        f"The votes are of two camps, and which of them is right is not in the votes: {against} of {among} people with "
+        f"{SETTLED} votes or more contradict the others{whose}. Look at what they vote for; "
         "train.rm_rater_weights = false in config.toml hears both sides alike."
     )

@@ -59,7 +59,7 @@ from thumbwise.training.reward import ShapedReward
 from thumbwise.training.runs import FIT, SNAPSHOT, TrainResult, nothing_new, read_json, write_json
 from thumbwise.training.selection import earlier, select
 from thumbwise.training.sft import SFTReport, learn
-from thumbwise.training.tiers import choose, told_aside, told_doubted, too_little
+from thumbwise.training.tiers import choose, told_aside, told_doubted, told_untaught, too_little
 
 BASE = "policy-0000"
 STABLE = "stable"
@@ -108,6 +108,8 @@ class Round:
         snapshot = parse(path.read_bytes()).heard(self.settings.train)
         if snapshot.aside:
             self.progress.say(told_aside(snapshot.aside))
+        if snapshot.corrections_aside:
+            self.progress.say(told_untaught(snapshot.corrections_aside))
         return snapshot
 
     def _make_candidate(self, snapshot: Snapshot) -> tuple[Candidate, dict[str, Any], list[GateReport]]:

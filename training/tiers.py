@@ -41,6 +41,11 @@ def told_aside(aside: Mapping[str, int]) -> str:
     return f"Votes set aside, over one person's part: {_whose(aside)}."
 
 
+def told_untaught(corrections: int) -> str:
+    """How many corrected replies were set aside, in a sentence."""
+    return f"Corrected replies set aside, over one person's part: {corrections}."
+
+
 def told_doubted(doubted: Mapping[str, int]) -> str:
     """Whose votes the reward model doubts, in a sentence."""
     return f"Votes that hardly count, for those of others contradict them: {_whose(doubted)}."
