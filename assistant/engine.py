@@ -269,7 +269,7 @@ class Engine(Supervised):
 
     async def _end(self, grace: float) -> None:
         """End the child and all below it: SIGTERM, then SIGKILL after `grace` seconds (0: at once)."""
-        process, self._process = self._process, None
+        process = self._process
         if self._watch_log is not None:
             self._watch_log.cancel()
         if process is None:
@@ -287,12 +287,17 @@ class Engine(Supervised):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
+        self._process = None  # not before: where this is cut off, who ends it next must find it
+
+    async def stop(self) -> None:
+        """End supervision, vLLM and all below it; safe to call twice."""
+        await super().stop()
+        if self._temporary:
+            shutil.rmtree(self._socket_folder, ignore_errors=True)
 
     async def _release(self) -> None:
         await self._end(self.grace)
         self.uds.unlink(missing_ok=True)
-        if self._temporary:
-            shutil.rmtree(self._socket_folder, ignore_errors=True)
 
     def last_lines(self) -> list[str]:
         """The log's last lines that are neither progress nor what Python prints as it leaves."""

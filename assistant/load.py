@@ -69,7 +69,7 @@ class Load:
         open_, places = self.open, self.settings.in_flight
         if not asker.is_browser:
             open_ = sum(count for person, count in self._by_person.items() if not is_browser(person))
-            places -= math.ceil(places * self.settings.page_share)
+            places = max(1, places - math.ceil(places * self.settings.page_share))
         if open_ + wanted > places or self.open + wanted > self.settings.in_flight:
             self.metrics.refused.labels("all").inc()
             raise EngineUnavailable(f"{self.open} replies are being written, as many as may be: try again soon.")

@@ -24,8 +24,10 @@ from live_server import serving
 from thumbwise.app import Assistant, create_api
 from thumbwise.cli_serve import listen
 from thumbwise.errors import EngineUnavailable, ThumbwiseError
-from thumbwise.feedback.records import Asker
+from thumbwise.feedback.records import PROGRAMS, Asker
 from thumbwise.home import Home
+from thumbwise.load import Load
+from thumbwise.metrics import Metrics
 from thumbwise.settings import Settings
 from thumbwise.training.rehearsal_home import environment
 
@@ -85,6 +87,14 @@ async def test_no_browser_is_told_of_another_ones_requests(assistant) -> None:
         with pytest.raises(ThumbwiseError, match="4 of your requests"):
             assistant.load.check(first)
         assistant.load.check(second, 4)
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+async def test_few_places_are_not_all_kept_for_the_pages(tmp_path: Path, in_flight: int) -> None:
+    load = Load(Settings.load(Home.find(tmp_path), in_flight=in_flight), Metrics())
+    load.check(Asker("local", PROGRAMS))
+    with load.held(Asker("local", PROGRAMS)), pytest.raises(EngineUnavailable):
+        load.check(Asker("local", PROGRAMS))
 
 
 async def test_names_are_people_where_a_rehearsal_says_so(tmp_path: Path) -> None:

@@ -115,6 +115,17 @@ def test_drafts_come_as_frames_and_one_end_without_a_version(server: Live) -> No
     assert "policy-0000" in voted["stage"]
 
 
+def test_the_chat_page_does_not_tell_who_wrote_a_draft(server: Live) -> None:
+    page = httpx.post(f"{server.url}/pages/compare/comparisons", json={"text": "Which?"}).json()
+    (draft, _) = [row["id"] for row in server.assistant.store.rows("SELECT id FROM replies")]
+    feed_ = events(server, f"/pages/chat/events?reply={draft}")
+    assert next(feed_)[0] == "top"
+    server.assistant.policies.warning = "Something changed."
+    assert next(feed_)[0] == "top"  # and no end in between
+    assert httpx.post(f"{server.url}/pages/chat/stop", json={"message": draft}).status_code == 404
+    until(server, f"/pages/compare/events?follow={page['comparison']}", "end")
+
+
 def test_what_arrives_together_is_all_there(server: Live) -> None:
     with holding(server.url) as url:
         behind = Live(server.assistant, url, server.app)

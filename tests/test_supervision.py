@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
+from pathlib import Path
 
 import pytest
-from stub_engine import until
+from conftest import TINY
+from stub_engine import StubEngine, children, is_gone, until
 
 from thumbwise import child_logs, supervised
 from thumbwise.engine_client import EngineClient
@@ -63,6 +67,49 @@ async def test_a_bug_in_the_supervision_itself_is_not_its_end(stubbed, monkeypat
     await until(lambda: "begins again: something went wrong" in stubbed.detail)
     await until(lambda: stubbed.state == "ready")
     assert next(bugs, None) is None
+
+
+async def test_it_begins_again_also_where_the_sockets_folder_is_a_temporary_one(tmp_path: Path, monkeypatch):
+    engine = StubEngine(tmp_path, TINY, run_dir=tmp_path / ("far" * 40), log=tmp_path / "vllm.log")
+    folder, works, failed = engine.uds.parent, engine._until_ended, False
+    assert not folder.is_relative_to(tmp_path)  # the other path is too long for a socket
+
+    async def failing() -> str:
+        nonlocal failed
+        if not failed:
+            failed = True
+            raise RuntimeError("a bug")
+        return await works()
+
+    monkeypatch.setattr(engine, "_until_ended", failing)
+    monkeypatch.setattr(supervised, "PAUSES", (0.05,))
+    (folder / "go").touch()
+    await engine.start()
+    await until(lambda: "begins again" in engine.detail)
+    assert folder.exists()
+    await until(lambda: engine.state == "ready")
+    await engine.stop()
+    assert not folder.exists()
+
+
+async def test_a_stop_in_the_midst_of_ending_a_server_ends_it_all_the_same(stubbed):
+    (stubbed.uds.parent / "go").touch()
+    await stubbed.start()
+    await stubbed.wait_ready(20)
+    launcher = stubbed.pid
+    below = children(launcher)
+    os.kill(launcher, signal.SIGSTOP)  # it ends nothing, however it is asked to
+    ending = asyncio.create_task(stubbed._end(0))
+    await asyncio.sleep(0)
+    ending.cancel()
+    await asyncio.wait([ending])
+    await stubbed.stop()
+    try:
+        assert is_gone(launcher)
+    finally:
+        for pid in (launcher, *below):
+            if not is_gone(pid):
+                os.kill(pid, signal.SIGKILL)
 
 
 async def test_its_log_is_cut_while_it_runs(stubbed, monkeypatch):

@@ -106,7 +106,7 @@ class ChatPage:
 
         @router.post("/chat/stop")
         async def stop(request: Request, body: Stop) -> dict[str, Any]:
-            reply = await self.store.run(self.store.reply, body.message, asker(request).user)
+            reply = await self._reply(asker(request).user, body.message)
             if live := self.live.get(reply.id):
                 await live.stop()
             return await self._ended(reply, live)
@@ -153,12 +153,19 @@ class ChatPage:
             "list": list_html(titles[:most]), "older": len(titles) > most, "events": _events(id_, path),
         }  # fmt: skip
 
+    async def _reply(self, user: str, message_id: str) -> Reply:
+        """A reply of the user's. Drafts are none: they are blind, and what is shown of a reply names who wrote it."""
+        reply = await self.store.run(self.store.reply, message_id, user)
+        if reply.comparison_id is not None:
+            raise NotFound("There is no such reply of yours.")
+        return reply
+
     async def _followed(self, user: str, message_id: str | None) -> AsyncGenerator[Piece, None]:
         """The reply as it grows, and then its end."""
         if message_id is None:
             return
         try:
-            reply = await self.store.run(self.store.reply, message_id, user)
+            reply = await self._reply(user, message_id)
         except NotFound:  # a page is told when it asks; here it would only ask again
             return
         live = self.live.get(message_id)

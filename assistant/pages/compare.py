@@ -197,9 +197,7 @@ class ComparePage:
                     yield left, right
 
         id_ = opened.comparison_id
-        live = self.live[id_] = Live(
-            frames(), ("", ""), self.assistant.spawn, lambda pair: [drawn(text) for text in pair]
-        )
+        live = self.live[id_] = Live(frames(), ("", ""), self.assistant.spawn, _drawn)
         live.task.add_done_callback(lambda task: self.live.pop(id_, None))
         return id_
 
