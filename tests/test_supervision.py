@@ -71,24 +71,24 @@ async def test_a_bug_in_the_supervision_itself_is_not_its_end(stubbed, monkeypat
 
 async def test_it_begins_again_also_where_the_sockets_folder_is_a_temporary_one(tmp_path: Path, monkeypatch):
     engine = StubEngine(tmp_path, TINY, run_dir=tmp_path / ("far" * 40), log=tmp_path / "vllm.log")
-    folder, works, failed = engine.uds.parent, engine._until_ended, False
+    folder, launch, there = engine.uds.parent, engine._launch, []
     assert not folder.is_relative_to(tmp_path)  # the other path is too long for a socket
 
-    async def failing() -> str:
-        nonlocal failed
-        if not failed:
-            failed = True
-            raise RuntimeError("a bug")
-        return await works()
+    async def launching() -> None:
+        there.append(folder.exists())
+        await launch()
 
+    async def failing() -> str:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(engine, "_launch", launching)
     monkeypatch.setattr(engine, "_until_ended", failing)
     monkeypatch.setattr(supervised, "PAUSES", (0.05,))
     (folder / "go").touch()
     await engine.start()
-    await until(lambda: "begins again" in engine.detail)
-    assert folder.exists()
-    await until(lambda: engine.state == "ready")
+    await until(lambda: len(there) == 2)
     await engine.stop()
+    assert there == [True, True]
     assert not folder.exists()
 
 
