@@ -129,7 +129,11 @@ def test_where_nobody_has_voted_since_nothing_is_trained_if_one_asks_for_that(tm
     assistant.snapshot, assistant.number = assistant.snapshot + f"{asked}\n{said}\n".encode(), 2
     again = train(tmp_path, model, assistant, new_votes=True)
     assert (again.outcome, "Nobody has voted since run-1" in again.reason) == ("too_little_data", True)
-    assistant.snapshot, assistant.number = make_snapshot(41), 3
+    lines = [json.loads(line) for line in make_snapshot(40).decode().splitlines()]
+    upgraded = [canonical(line | {"person": "browser:before"}) for line in sorted(lines, key=lambda line: line["type"])]
+    assistant.snapshot, assistant.number = "".join(line + "\n" for line in upgraded).encode(), 3
+    assert "Nobody has voted since run-1" in train(tmp_path, model, assistant, new_votes=True).reason
+    assistant.snapshot, assistant.number = make_snapshot(41), 4
     assert train(tmp_path, model, assistant, new_votes=True).outcome == "promoted"
 
 

@@ -104,10 +104,14 @@ def nothing_new(home: Home, folder: Path) -> str:
     return f"Nobody has voted since {last.name}, which came to its end: a round would learn from the same votes."
 
 
-def _votes(folder: Path) -> list[bytes]:
-    """What people said of replies that is learned from: no comments, and no prompts, which come with every chat."""
+def _votes(folder: Path) -> set[str]:
+    """The ids of what people said of replies that is learned from: no comments, and no prompts, which have none.
+
+    A changed mind has a new id; how a line is written may change with an upgrade, which is no vote.
+    """
     lines = (folder / SNAPSHOT).read_bytes().split(b"\n")  # str.splitlines would also cut inside what people wrote
-    return [line for line in lines if line and json.loads(line)["type"] not in ("prompt", "comment")]
+    rows = [json.loads(line) for line in lines if line]
+    return {row["id"] for row in rows if row["type"] not in ("prompt", "comment")}
 
 
 def _number(folder: Path) -> int:
