@@ -55,6 +55,10 @@ class Deciding:
 
         async with asyncio.timeout(seconds):
             await self._places.acquire()
-            answer = in_thread(question)
+            try:
+                answer = in_thread(question)
+            except RuntimeError:  # no thread can be started now
+                self._places.release()
+                raise
             answer.add_done_callback(leave)
             return await asyncio.shield(asyncio.wrap_future(answer))

@@ -31,9 +31,13 @@ class Observers:
         """Have `call` called soon, after those before it; returns at once. It must not raise."""
         with self._lock:
             if not self._begun:
-                self._begun = True
-                threading.Thread(target=self._work, name="observers", daemon=True).start()
-                atexit.register(self.drain)
+                try:
+                    threading.Thread(target=self._work, name="observers", daemon=True).start()
+                except RuntimeError:  # none can be started now; the next event tries again, and tells this one too
+                    logger.error("plugins that observe are told later: no thread can be started")
+                else:
+                    self._begun = True
+                    atexit.register(self.drain)
         try:
             self._calls.put_nowait(call)
         except queue.Full:

@@ -6,6 +6,7 @@ import ast
 import inspect
 import random
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from plugin_files import EVERY_HOOK, info, load, put
 
-from thumbwise import hookspecs
+from thumbwise import deciding, hookspecs, observers
 from thumbwise.contracts import Sample, Scores
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
@@ -104,6 +105,42 @@ def test_an_observer_that_is_slow_keeps_nobody_waiting_and_hears_all_in_order(ho
     plugin.go.set()
     assert manager.observers.drain()
     assert plugin.seen == [{"n": 0}, {"n": 1}, {"n": 2}]
+
+
+class NoThreads:
+    """`threading` on a machine that can start no thread now."""
+
+    Lock, Event = threading.Lock, threading.Event
+
+    class Thread:
+        def __init__(self, **options: object) -> None:
+            pass
+
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+
+def test_what_no_thread_could_be_started_for_is_told_with_the_next_event(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(home, "every", EVERY_HOOK)
+    manager = load(home)
+    with monkeypatch.context() as context:
+        context.setattr(observers, "threading", NoThreads)
+        manager.notify("on_feedback", event={"n": 0})
+    manager.notify("on_feedback", event={"n": 1})
+    assert manager.observers.drain()
+    assert sys.modules["thumbwise_file_every"].seen == [{"n": 0}, {"n": 1}]
+
+
+async def test_a_question_for_which_no_thread_could_be_started_keeps_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = deciding.Deciding()
+    with monkeypatch.context() as context:
+        context.setattr(deciding, "threading", NoThreads)
+        for _ in range(deciding.PLACES):
+            with pytest.raises(RuntimeError, match="new thread"):
+                await asked.ask(list, 60)
+    assert await asked.ask(list, 60) == []
 
 
 @pytest.mark.parametrize(
