@@ -139,7 +139,6 @@ class BradleyTerry:
             "position_bias": head.position, "thumb_threshold": head.threshold,
             "layers": list(self.layers), "comparisons": int(votes.is_pair.sum()), "ties": int(votes.is_tie.sum()),
             "thumbs": int(votes.is_thumb.sum()), "raters": votes.raters,
-            "distrusted_raters": int((trust < DOUBTED).sum()),
             "doubted": {votes.names[n]: int(votes.counts[n]) for n in np.flatnonzero(trust < DOUBTED)},
         }  # fmt: skip
         if not len(right):

@@ -216,7 +216,7 @@ def test_votes_against_the_crowd_are_found_and_cost_less(tmp_path_factory: pytes
         report = model.fit(Labels(tuple(made)), seed=0)
         sides = [model.score([getattr(c, side) for c in clean]).value for side in ("left", "right")]
         right = np.array([c.choice == "left" for c in clean])
-        return float(((sides[0] > sides[1]) == right).mean()), report.details["distrusted_raters"]
+        return float(((sides[0] > sides[1]) == right).mean()), len(report.details["doubted"])
 
     (with_defence, found), (without, _) = accuracy(True), accuracy(False)
     assert found == 2

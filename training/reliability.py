@@ -34,7 +34,8 @@ SCALES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 MOST_SILENCED = 0.2
 """Of the people with SETTLED votes; where more would be, there are camps."""
 MOST_DROPPED = 0.45
-"""Of the votes as they were given; more are dropped only where as many as SETTLED settled people are believed."""
+"""Of the votes as they were given; more are dropped only where so many people with SETTLED votes are believed: MANY."""
+MANY = 10
 ROUNDS = 10
 NAMED = 8
 """People who are named in a sentence."""
@@ -137,7 +138,7 @@ def rater_weights(seen: Array, votes: Votes, share: float, strict: bool = False)
             raise Camps(_two_camps(votes, silenced & settled, settled))
         return everybody
     dropped = votes.counts[silenced].sum() / max(float(votes.counts.sum()), 1.0)
-    if dropped > MOST_DROPPED and (settled & ~silenced).sum() < SETTLED:
+    if dropped > MOST_DROPPED and _people(votes, settled & ~silenced) < MANY:
         return everybody  # a handful does not silence whoever gave most of the votes
     return cap(beliefs.clip(0, 1))
 
