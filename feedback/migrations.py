@@ -201,6 +201,21 @@ def m011_own_words(db: Database) -> None:
 
 
 @migrations()
+def m012_words_from_before(db: Database) -> None:
+    """Any browser takes back what browsers said before they were told apart, too: nobody is left who said it."""
+    db.executescript(f"""
+        DROP VIEW current_on_replies;
+        CREATE VIEW current_on_replies AS
+            SELECT f.* FROM feedback f WHERE f.message_id IS NOT NULL AND NOT EXISTS (
+                SELECT 1 FROM feedback g WHERE g.message_id = f.message_id AND g.kind = f.kind
+                AND g.user_id = f.user_id AND g.seq > f.seq
+                AND (g.person = f.person
+                    OR f.person IN ('{NEW_BROWSER}', '{BROWSERS_BEFORE}') AND g.person LIKE 'browser:%')
+            );
+    """)
+
+
+@migrations()
 def m020_out_of_training(db: Database) -> None:
     """Keep a reply, its prompt and the votes on it out of snapshots (0): a client said so, or it is half a reply."""
     db.execute("ALTER TABLE replies ADD COLUMN training INTEGER NOT NULL DEFAULT 1")

@@ -179,6 +179,11 @@ def test_nobody_takes_back_what_another_browser_said(tmp_path: Path) -> None:
         lines = [json.loads(line) for line in text.splitlines()]
         return sorted((line["person"], line["up"]) for line in lines if line["type"] == "thumb")
 
+    say(Asker(LOCAL_USER, BROWSERS_BEFORE), "up")
+    say(Asker(LOCAL_USER, PROGRAMS), "clear")
+    assert counted() == [(BROWSERS_BEFORE, True)]
+    say(another, "clear")  # whoever it was, a page says that it is taken back
+    assert counted() == []
     say(mine, "up")
     for asker in (another, Asker(LOCAL_USER, PROGRAMS), Asker(LOCAL_USER, "browser:c", young=True)):
         say(asker, "clear")
