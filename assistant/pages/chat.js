@@ -112,7 +112,11 @@
   const copy = async (button) => {
     const code = button.closest(".tw-code")?.querySelector("code");
     const text = code ? code.textContent : button.closest(".tw-reply").dataset.text;
-    await navigator.clipboard?.writeText(text);
+    try {
+      await navigator.clipboard.writeText(text); // there is none without https, but on this machine
+    } catch {
+      return toast("Not copied: the browser does not allow it. Select the text, and copy that.");
+    }
     button.dataset.done = "";
     setTimeout(() => delete button.dataset.done, 1500);
   };
