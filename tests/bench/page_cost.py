@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.metadata
 import os
 import statistics
 import subprocess
@@ -173,7 +174,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         crowded = {side.name: asyncio.run(crowd(side, readers, seconds)) for side in sides}
         print("crowd", crowded, file=sys.stderr)
     figures = {"CPU of a reply, s": reply, "in Chromium, s": real, "CPU of idle pages, s": idling, "readers": crowded}
-    return {"before": args.before, "figures": figures, "bars": [] if args.quick else bars(figures, readers)}
+    versions = {name: importlib.metadata.version(name) for name in ("gradio", "uvicorn", "fastapi")}
+    about = {"model": "No model (a scripted engine, 20 words a second)", "versions": versions}
+    return about | {"figures": figures, "bars": [] if args.quick else bars(figures, readers)}
 
 
 def bars(figures: dict[str, Any], readers: int) -> list[dict[str, Any]]:
