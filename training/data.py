@@ -53,7 +53,8 @@ class Snapshot:
         """
         labels = heard(self.labels, train.thumb_weight, train.rm_rater_cap, train.min_votes)
         about = votes_by_person(self.labels)
-        about.update(said.person for said in (*self.prompts, *self.demonstrations))
+        about.update(asked.person for asked in self.prompts)
+        about.update(said.person for said in self.demonstrations)
         if people.alone(about):
             return replace(self, labels=labels)
         who = people.who(about)
