@@ -172,4 +172,5 @@ class Stream(StreamingResponse):
                     watching.cancel()
         except TimeoutError:
             log.info("a reader took nothing for %g seconds and is let go", SLOW)
-            await self.events.aclose()
+        finally:
+            await self.events.aclose()  # where the end came while an event was sent, nobody else does so soon

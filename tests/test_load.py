@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +26,7 @@ from thumbwise.cli_serve import listen
 from thumbwise.errors import EngineUnavailable, ThumbwiseError
 from thumbwise.feedback.records import PROGRAMS, Asker
 from thumbwise.home import Home
-from thumbwise.load import Load
+from thumbwise.load import Load, Stream
 from thumbwise.metrics import Metrics
 from thumbwise.settings import Settings
 from thumbwise.training.rehearsal_home import environment
@@ -213,6 +213,29 @@ async def test_a_finished_reply_is_stored_though_its_reader_left_before_its_turn
 
 
 # --- from outside -----------------------------------------------------------------------------------------
+
+
+async def test_who_hangs_up_while_a_piece_is_sent_ends_the_reply_at_once() -> None:
+    sending, ended = asyncio.Event(), asyncio.Event()
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        try:
+            while True:
+                yield b"data: x\n\n"
+        finally:
+            ended.set()
+
+    async def receive() -> dict[str, str]:
+        await sending.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            sending.set()
+            await asyncio.Event().wait()
+
+    await Stream(pieces())({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)
+    assert ended.is_set()
 
 
 def test_no_piece_of_a_reply_waits_for_the_one_before_to_be_acknowledged() -> None:
