@@ -224,11 +224,11 @@ class Conversations:
             raise failure from error
         finally:
             # Nothing is awaited: this also runs while the task is being cancelled.
-            self.load.leave(asker)
             self.metrics.replies.labels(turn.label, state).inc()
             self.metrics.tokens.labels(turn.label).inc(len(written.response_ids))
             if state != "done":
                 self._finish(turn, written, state, failure, wait=False)
+            self.load.leave(asker)  # last: who finds the place free finds the end too
             _log_reply(turn, state, len(written.response_ids), time.monotonic() - turn.asked, failure)
 
     async def _done(self, turn: Turn, written: _Written) -> None:
