@@ -17,6 +17,7 @@ class Relay:
         self.ready = threading.Event()
         self.loop = asyncio.new_event_loop()
         self._over = asyncio.Event()
+        self._open: set[asyncio.Future[None]] = set()
 
     def run(self) -> None:
         """Relay until `stop`; in a thread of its own, since Playwright keeps a loop in that of a test."""
@@ -33,8 +34,13 @@ class Relay:
         self.ready.set()
         await self._over.wait()
         server.close()
+        if self._open:
+            await asyncio.wait(self._open, timeout=10)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if this := asyncio.current_task():
+            self._open.add(this)
+            this.add_done_callback(self._open.discard)
         try:
             back, forth = await asyncio.open_connection("127.0.0.1", self.to)
         except OSError:
@@ -48,6 +54,8 @@ class Relay:
             task.cancel()
         for end in (writer, forth):
             end.close()
+            with suppress(OSError):
+                await end.wait_closed()
 
     async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, held: float) -> None:
         with suppress(ConnectionError):

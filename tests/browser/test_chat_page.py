@@ -358,7 +358,7 @@ def test_code_is_copied_by_itself(site: Site) -> None:
 def test_a_copy_that_the_browser_does_not_allow_is_told(site: Site) -> None:
     page = site.open()
     site.say(page, "Hi?")
-    page.evaluate("navigator.clipboard.writeText = () => Promise.reject(new Error('not allowed'))")
+    page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('not allowed')); }")
     page.locator(".tw-reply .tw-acts").get_by_role("button", name="Copy").click()
     expect(page.get_by_test_id("toast-text")).to_contain_text("Not copied")
 
