@@ -309,6 +309,8 @@ async def test_a_reply_that_fills_the_context_says_that_it_broke_off_there(
         chunks = [c async for c in client.chat(BASE, asked(4096 - left), Sampling(1.0, 9000, seed=left))]
         ids = [token for chunk in chunks for token in chunk.response_ids]
         assert len(ids) <= left
+        again = [c async for c in client.chat(BASE, asked(4096 - left), Sampling(1.0, 9000, seed=left))]
+        assert [token for chunk in again for token in chunk.response_ids] == ids  # the first was read in pieces
         assert chunks[-1].context_full == (chunks[-1].finish_reason == "length")
     with pytest.raises(ThumbwiseError, match="longer than the model can read") as caught:
         await anext(client.chat(BASE, asked(4096), SAMPLING))

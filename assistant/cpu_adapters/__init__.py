@@ -1,12 +1,12 @@
 """LoRA adapters in vLLM on CPU: exact for every row of a mixed batch, and at nearly the base model's speed.
 
 `register` is a `vllm.general_plugins` entry point, which vLLM calls in each of its processes. On CPU it names
-`thumbwise.cpu_adapters.grouped.GroupedLoRA` as the class that computes adapters, in the place of vLLM's own, keeps
-vLLM from opening ports (`groups`), has its layers use its C++ kernels (`kernels`), and gives the computation all of a
-few cores (`waits`). Read the README beside this file for what vLLM does and what this does instead. The code was
-written against the vLLM versions in TESTED; on another one it stays off with one warning, and the assistant's check of
-the engine (`thumbwise.engine_check`) then finds out whether policies would mix. Importing this module imports neither
-torch nor vLLM.
+`thumbwise.cpu_adapters.grouped.GroupedLoRA` as the class that computes adapters, in the place of vLLM's own, keeps vLLM
+from opening ports (`groups`), has its layers use its C++ kernels (`kernels`), gives the computation all of a few cores
+(`waits`), and lets requests have a seed whatever their length (`seeds`). Read the README beside this file for what vLLM
+does and what this does instead. The code was written against the vLLM versions in TESTED; on another one it stays off
+with one warning, and the assistant's check of the engine (`thumbwise.engine_check`) then finds out whether policies
+would mix. Importing this module imports neither torch nor vLLM.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import logging
 from typing import Any
 
 from thumbwise.cpu_adapters.groups import open_no_ports
+from thumbwise.cpu_adapters.seeds import rewind_seeds
 from thumbwise.cpu_adapters.waits import spare_no_core, wait_asleep
 
 _logger = logging.getLogger("vllm.thumbwise")  # vLLM shows what is logged below its own name
@@ -39,13 +40,19 @@ def register() -> None:
         )  # fmt: skip
         return
     platform: Any = type(current_platform)
-    platform.get_punica_wrapper = classmethod(lambda cls: WRAPPER)
+    platform.get_punica_wrapper = classmethod(lambda cls: _wrapper())
     open_no_ports()
     wait_asleep()
     spare_no_core()
     from thumbwise.cpu_adapters.kernels import take_compiled_kernels
 
     take_compiled_kernels(platform)
+
+
+def _wrapper() -> str:
+    """The class that computes adapters. A worker asks for it, and has loaded by then what `rewind_seeds` changes."""
+    rewind_seeds()
+    return WRAPPER
 
 
 def _allow_amx() -> None:
