@@ -21,6 +21,7 @@ import httpx
 import loop_guard
 import pytest
 from fakes import FakeEngine, FakeEngineClient
+from live_server import Live, serving, wait_ready
 from stub_engine import StubEngine
 from tiny_model import make_tiny_adapter, make_tiny_model
 
@@ -41,6 +42,16 @@ def no_event_loop_waits_for_the_database() -> Iterator[None]:
     loop_guard.waited.clear()
     yield
     assert not loop_guard.waited, loop_guard.waited[0]
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Live]:
+    """A real server of one test file's own, with the scripted engine."""
+    home = Home.find(tmp_path_factory.mktemp("home"))
+    home.config.write_text(f'model = "{tiny_model}"\n')
+    with serving(home, lambda: FakeEngine(FakeEngineClient())) as live:
+        wait_ready(live)
+        yield live
 
 
 TINY = EngineSettings(

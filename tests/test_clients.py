@@ -7,29 +7,16 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import openai
 import pytest
-from fakes import FakeEngine, FakeEngineClient
-from live_server import Live, serving, wait_ready
-
-from thumbwise.home import Home
+from live_server import Live
 
 SAID = "Hello there friend"
 ASK: list[dict[str, Any]] = [{"role": "user", "content": "Hello?"}]
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Live]:
-    home = Home.find(tmp_path_factory.mktemp("home"))
-    home.config.write_text(f'model = "{tiny_model}"\n')
-    with serving(home, lambda: FakeEngine(FakeEngineClient())) as live:
-        wait_ready(live)
-        yield live
 
 
 def asked(live: Live) -> list[tuple[str, str]]:

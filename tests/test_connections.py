@@ -8,32 +8,20 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fakes import FakeEngine, FakeEngineClient
-from live_server import Live, serving, wait_ready
+from fakes import FakeEngineClient
+from live_server import Live
 
 from thumbwise import connections
-from thumbwise.home import Home
 
 CHAT = "/v1/chat/completions"
 ASK = json.dumps({"messages": [{"role": "user", "content": "Hello?"}]}).encode()
 HEAD = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1\r\n".encode()
 LONG = 60.0
 """Seconds until a test gives up waiting for a connection to be closed."""
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Live]:
-    home = Home.find(tmp_path_factory.mktemp("home"))
-    home.config.write_text(f'model = "{tiny_model}"\n')
-    with serving(home, lambda: FakeEngine(FakeEngineClient())) as live:
-        wait_ready(live)
-        yield live
 
 
 @pytest.fixture

@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
-from fakes import FakeEngine, FakeEngineClient
-from live_server import Live, serving, wait_ready
-
-from thumbwise.home import Home
+from live_server import Live
 
 READABLE = ["/", "/compare", "/config", "/gradio_api/info", "/v1/models", "/health/ready", "/metrics"]
 LINK = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Live]:
-    home = Home.find(tmp_path_factory.mktemp("home"))
-    home.config.write_text(f'model = "{tiny_model}"\n')
-    with serving(home, lambda: FakeEngine(FakeEngineClient())) as live:
-        wait_ready(live)
-        yield live
 
 
 @pytest.fixture
