@@ -129,13 +129,15 @@ Judge = Callable[[str, list[str]], list[float]]
 class Prompt:
     """A conversation that waits for its reply; `group` (a topic, or the prompt's hash) is never split.
 
-    `person` asked it, under the name `user`; both are empty for prompts of ours.
+    `person` asked it, under the name `user`; both are empty for prompts of ours. A rollout backend lets the reply have
+    `max_tokens` at most (None: as many as the run's `max_tokens`).
     """
 
     messages: tuple[Message, ...]
     group: str
     person: str = ""
     user: str = ""
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,9 @@ class Evidence:
     `rm_error` is the accuracy's standard error (None: as of independent votes).
     `candidate` and `stable` answer the same prompts in the same order, sampled alike; `*_scores` f32[N] are
     the reward model's. `kl` is in nats a reply, candidate to reference on the candidate's replies, and `base_kl`
-    candidate to base, where SFT moved the reference (else None). `chat` and `stable_chat` are as long as people let
-    them be, where all others end at the length of a draft.
+    candidate to base, where the reference is not the base (else None). `chat` and `stable_chat` are as long as chat
+    lets them be; `chat_kl` is as `kl`, on `chat`. `groups` and `chat_groups` say which conversation (`Prompt.group`)
+    each reply of `candidate` and of `chat` is from: replies of one group are not independent.
     """
 
     rm_accuracy: float
@@ -161,6 +164,9 @@ class Evidence:
     chat: tuple[Sample, ...] = ()
     stable_chat: tuple[Sample, ...] = ()
     base_kl: float | None = None
+    groups: tuple[str, ...] = ()
+    chat_groups: tuple[str, ...] = ()
+    chat_kl: float | None = None
 
 
 Gate = Callable[[Evidence], GateReport]
@@ -178,6 +184,8 @@ class RunContext:
     """What a run gives to the factories of reward models, rollout backends and policy algorithms.
 
     Rollouts may start from people's `prompts` and from ours, `seed_prompts` (held-out ones are in neither).
+    Replies have `max_tokens` at most, or as many as one of `lengths` says, drawn for each prompt: those are the limits
+    of the replies that people judged, one entry a reply.
     `rollouts`, `value` (where the reward model offers one) and `finish_rate` (the share of replies that should end by
     themselves within `max_tokens`: somewhat more than of the reference's, and not much less than of stable's) are
     filled in as the run comes to have them.
@@ -193,6 +201,7 @@ class RunContext:
     rollouts: RolloutBackend | None = None
     value: ValueInit | None = None
     finish_rate: float | None = None
+    lengths: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -260,7 +269,8 @@ class PolicyAlgorithm(Protocol):
     """Improves a fresh adapter, one `step` an iteration; the job owns the loop, checkpoints and the budget.
 
     Its factory takes `(context: RunContext, reward: Reward)`; the adapter that it trains is named "policy".
-    `step`'s metrics hold at least `kl`, in nats a reply, of the policy it *began* with.
+    `step`'s metrics hold at least `kl`, in nats a reply, of the policy it *began* with, and `length`, the mean number
+    of tokens of those replies.
     """
 
     iterations: int

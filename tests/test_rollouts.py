@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +15,15 @@ from tiny_model import make_tiny_model
 from toy_policy import PROMPTS
 from transformers import AutoTokenizer, GraniteConfig, GraniteForCausalLM
 
+from thumbwise.contracts import RunContext
 from thumbwise.errors import ThumbwiseError
 from thumbwise.training.attention import GROUPED, grouped_attention
 from thumbwise.training.batches import shared_prefix
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.data import prompt_ids
+from thumbwise.training.lengths import at_lengths
 from thumbwise.training.models import Backbone
-from thumbwise.training.rollouts import draw, generate, left_pad, prefill
+from thumbwise.training.rollouts import InProcess, draw, generate, left_pad, prefill
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -109,6 +113,21 @@ def test_a_reply_ends_with_its_first_stop_id_and_leaves_the_batch(
     assert [reply.finish_reason for reply in replies] == ["stop" if ids[-1] == stop else "length" for ids in expected]
     assert all(len(reply.logprobs) == len(reply.ids) for reply in replies)
     assert rows[-7:] == [sum(len(ids) > n for ids in expected) for n in range(1, 8)]
+
+
+def test_each_reply_has_a_limit_of_its_own(backbone: Backbone) -> None:
+    prompts = [prompt_ids(backbone.tokenizer, p.messages) for p in PROMPTS[:3]]
+    settings: dict[str, Any] = {"temperature": 0.0, "stop_ids": frozenset({-1}), "pad_id": backbone.pad_id, "seed": 0}
+    whole = generate(backbone.generator, prompts, max_tokens=8, **settings)
+    cut = generate(backbone.generator, prompts, max_tokens=[2, 8, 5], **settings)
+    assert [reply.ids for reply in cut] == [r.ids[:n] for r, n in zip(whole, (2, 8, 5), strict=True)]
+    train = TrainSettings()
+    context = RunContext(backbone, train, 1.0, 6, (), (), Path(), lengths=(3, 3, 4))
+    asked = at_lengths(context, [*PROMPTS[:3], replace(PROMPTS[0])], random.Random(0))
+    assert {prompt.max_tokens for prompt in asked} <= {3, 4}
+    replies = InProcess(context).sample([*asked, PROMPTS[1]], None, seed=1)
+    assert [len(reply.response_ids) for reply in replies] == [*(prompt.max_tokens for prompt in asked), 6]
+    assert [reply.prompt for reply in replies] == [prompt.messages for prompt in [*asked, PROMPTS[1]]]
 
 
 def test_what_prompts_share_is_read_once(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,18 @@ class TrainSettings(BaseModel):
     max_prompt_tokens: int = Field(
         512, ge=16, description="longer conversations start no rollout, longer corrections are no demonstration"
     )
+    max_reply_tokens: int = Field(
+        512, ge=1, description="replies that people judged are followed up to this length; longer ones are cut here"
+    )
+    begin: Literal["base", "stable"] = Field(
+        "base", description="what a round's policy starts from and is held near to by the KL: base, or stable"
+    )
+    prompts_file: str = Field(
+        "",
+        description='file of prompts that rollouts may start from, one JSON object a line: {"prompt": "...", "group": '
+        '"..."}; group may be left out',
+    )
+    packaged_prompts: bool = Field(True, description="start rollouts from the prompts that ship with Thumbwise, too")
     rollouts: str = Field("in_process", description="rollout backend that samples replies for training")
 
     rm_layers: int = Field(5, ge=1, description="layers that the reward model reads, spread evenly")

@@ -85,19 +85,20 @@ def generate(
     model: Any,
     prompts: Sequence[Sequence[int]],
     *,
-    max_tokens: int,
+    max_tokens: int | Sequence[int],
     temperature: float,
     stop_ids: frozenset[int],
     pad_id: int,
     seed: int,
     told: Callable[[int], None] = lambda tokens: None,
 ) -> list[Generated]:
-    """Continue each of `prompts` (token ids) by at most `max_tokens`, sampled together, left-padded.
+    """Continue each of `prompts` (token ids) by at most `max_tokens` (one for all, or one each), sampled together.
 
     A reply's last id is the first of `stop_ids` that it drew; it leaves the batch there. `told` hears after each step
     how many tokens each reply that goes on has.
     """
     generator = torch.Generator().manual_seed(seed)
+    limits = torch.tensor([max_tokens] * len(prompts) if isinstance(max_tokens, int) else list(max_tokens))
     stops = torch.tensor(sorted(stop_ids))
     rows = torch.arange(len(prompts))  # which reply each row of the batch is
     tokens: list[list[int]] = [[] for _ in prompts]
@@ -105,13 +106,13 @@ def generate(
     with torch.inference_mode():
         logits, cache, mask = prefill(model, prompts, pad_id)
         positions = mask.sum(1, keepdim=True)
-        for step in range(max_tokens):
+        for step in range(int(limits.max())):
             token, logprob = draw(logits, temperature, generator)
             for row, new, chance in zip(rows.tolist(), token.tolist(), logprob.tolist(), strict=True):
                 tokens[row].append(new)
                 logprobs[row].append(chance)
-            going = (~torch.isin(token, stops)).nonzero()[:, 0]
-            if len(going) == 0 or step + 1 == max_tokens:
+            going = (~torch.isin(token, stops) & (limits[rows] > step + 1)).nonzero()[:, 0]
+            if len(going) == 0:
                 break
             if len(going) < len(rows):
                 cache.batch_select_indices(going)
@@ -141,37 +142,38 @@ class InProcess:
         """One reply a prompt, in order, from `adapter` (None: the base); the same seed repeats them."""
         model = self.backbone.merged(adapter)
         tokenizer = self.backbone.tokenizer
+        limits = [self.max_tokens if prompt.max_tokens is None else prompt.max_tokens for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda n: limits[n])  # replies of one batch are of like lengths
         ids = [prompt_ids(tokenizer, prompt.messages) for prompt in prompts]
-        samples: list[Sample] = []
+        samples: dict[int, Sample] = {}
         for n, part in enumerate(chunks(len(prompts), BATCH)):
-            told = functools.partial(self._told, part, len(prompts))
+            rows = order[part]
+            longest = max(limits[row] for row in rows)
+            told = functools.partial(self._told, part, len(prompts), longest)
             replies = generate(
                 model,
-                ids[part],
-                max_tokens=self.max_tokens,
+                [ids[row] for row in rows],
+                max_tokens=[limits[row] for row in rows],
                 temperature=self.temperature,
                 stop_ids=self.backbone.stop_ids,
                 pad_id=self.backbone.pad_id,
                 seed=(seed * 1009 + n) % 2**63,
                 told=told,
             )
-            told(self.max_tokens)
-            for prompt, given, reply in zip(prompts[part], ids[part], replies, strict=True):
-                text = tokenizer.decode(list(reply.ids), skip_special_tokens=True)
-                samples.append(
-                    Sample(
-                        prompt=prompt.messages,
-                        response=text,
-                        prompt_ids=tuple(given),
-                        response_ids=reply.ids,
-                        finish_reason=reply.finish_reason,
-                        policy_version=adapter or "policy-0000",
-                        rollout_logprobs=reply.logprobs,
-                    )
+            told(longest)
+            for row, reply in zip(rows, replies, strict=True):
+                samples[row] = Sample(
+                    prompt=prompts[row].messages,
+                    response=tokenizer.decode(list(reply.ids), skip_special_tokens=True),
+                    prompt_ids=tuple(ids[row]),
+                    response_ids=reply.ids,
+                    finish_reason=reply.finish_reason,
+                    policy_version=adapter or "policy-0000",
+                    rollout_logprobs=reply.logprobs,
                 )
-        return samples
+        return [samples[row] for row in range(len(prompts))]
 
-    def _told(self, part: slice, prompts: int, tokens: int) -> None:
+    def _told(self, part: slice, prompts: int, longest: int, tokens: int) -> None:
         """So many replies are done as would be if those of `part`, written side by side, were written in turn."""
         now = min(part.stop, prompts) - part.start
-        self.backbone.told("replies written", part.start + now * tokens // self.max_tokens, prompts)
+        self.backbone.told("replies written", part.start + now * tokens // longest, prompts)
