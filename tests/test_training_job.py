@@ -20,12 +20,11 @@ from thumbwise.errors import Conflict, ThumbwiseError
 from thumbwise.feedback.records import canonical
 from thumbwise.home import Home
 from thumbwise.settings import Settings
-from thumbwise.training import job, stepping
-from thumbwise.training import round as job_round
+from thumbwise.training import fitting, job, stepping
+from thumbwise.training.fitting import CALIBRATION
 from thumbwise.training.job import run_training
 from thumbwise.training.losses import MissingEnd, ends_wanted
 from thumbwise.training.progress import RunProgress
-from thumbwise.training.round import CALIBRATION
 from thumbwise.training.runs import TrainResult
 from thumbwise.versions import BASE
 from thumbwise.weights import base_modules
@@ -109,7 +108,7 @@ def test_replies_are_to_end_somewhat_more_often_than_the_references_and_nearly_a
         steered.append(context.finish_rate)
         return MissingEnd(0.0, None)
 
-    monkeypatch.setattr(job_round, "finish_rate", lambda replies: 0.9 if isinstance(replies, tuple) else 0.1)
+    monkeypatch.setattr(fitting, "finish_rate", lambda replies: 0.9 if isinstance(replies, tuple) else 0.1)
     monkeypatch.setattr(stepping, "missing_end", noted)
     assistant = FakeAssistant(make_snapshot(40))
     first = train(tmp_path, model, assistant)

@@ -194,7 +194,7 @@ def train(
     home = Home.find(tmp_path / "home")
     limits = GateSettings(**{**LENIENT, **(gates or {})})
     settings = Settings(train=TrainSettings(**{**SMALL, **changes}), gates=limits, chat_max_tokens=CHAT)
-    with nullcontext() if curves else patch("thumbwise.training.round.draw", lambda rows, path: None):
+    with nullcontext() if curves else patch("thumbwise.training.handover.draw", lambda rows, path: None):
         return run_training(
             home,
             settings,

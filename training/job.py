@@ -25,9 +25,10 @@ from thumbwise.home import Home
 from thumbwise.models import PreparedModel, prepare
 from thumbwise.plugin_manager import PluginManager
 from thumbwise.settings import Settings
+from thumbwise.training.beginning import STABLE
 from thumbwise.training.client import Lease, OpsClient
 from thumbwise.training.progress import RunProgress
-from thumbwise.training.round import STABLE, Round
+from thumbwise.training.round import Round
 from thumbwise.training.runs import RESULT, Record, TrainResult, read_record, unfinished, working, write_json
 from thumbwise.training.tiers import AUTO, check_rank
 

@@ -1,0 +1,56 @@
+"""The reward model's stage: fitted on all votes, then scaled on replies of the reference."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict
+
+from thumbwise.contracts import FitReport, RewardModel, RunContext
+from thumbwise.training.data import Snapshot
+from thumbwise.training.evaluate import Replies
+from thumbwise.training.losses import ends_wanted
+from thumbwise.training.replies import finish_rate
+from thumbwise.training.runs import FIT, read_json, write_json
+from thumbwise.training.work import Work, seed_all
+from thumbwise.versions import BASE
+
+CALIBRATION = 64
+"""Replies of the reference on which the reward gets mean 0 and deviation 1."""
+
+
+def fit_reward(work: Work, context: RunContext, snapshot: Snapshot) -> tuple[RewardModel, FitReport, float]:
+    """Fit on all votes, then set mean and deviation on replies of the reference; fit.json says it is done.
+
+    The third is the share of the reference's replies that come to an end: of those, and of its drafts that people
+    judged. Of the few alone it is mostly luck, and PPO is steered to it.
+    """
+    work.progress.stage("reward model")
+    model: RewardModel = work.plugins.get("reward_models", work.settings.reward)(context)
+    if (note := read_json(work.folder / FIT)) is not None:
+        model.load(work.folder)
+        return model, FitReport(**note["fit"]), note["finish_rate"]
+    seed_all(work.settings.train.seed, 0)
+    fit = model.fit(snapshot.labels, work.settings.train.seed)
+    prompts = [*context.prompts, *context.seed_prompts]
+    random.Random(work.settings.train.seed).shuffle(prompts)
+    assert context.rollouts is not None
+    seed = work.settings.train.seed * 10 + 1
+    usual = context.rollouts.sample(prompts[:CALIBRATION], context.backbone.reference, seed)
+    model.normalise(usual)
+    model.save(work.folder)
+    judged = [] if context.backbone.reference else snapshot.drafts(BASE, context.max_tokens, context.temperature)
+    ends = finish_rate([*usual, *judged])
+    write_json(work.folder / FIT, {"fit": asdict(fit), "finish_rate": ends})
+    work.progress.say(f"Reward model: {fit.accuracy:.1%} of {fit.n} votes in cross-validation")
+    work.lease.check()
+    return model, fit, ends
+
+
+def ends_aimed_at(work: Work, context: RunContext, usual: float, stable: Replies) -> float:
+    """The share of drafts that should come to an end, where the share `usual` of the reference's does."""
+    wanted = ends_wanted(usual)
+    if work.given.stable != BASE or context.backbone.reference is not None:
+        # Stable may end more often than the reference, and the gates hold the candidate to it.
+        # Half of their margin below: with its whole rate, each round's luck would be the least of the next.
+        wanted = max(wanted, finish_rate(stable.drafts) - work.settings.gates.max_finish_loss / 2)
+    return wanted

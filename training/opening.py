@@ -1,0 +1,64 @@
+"""The first stages of a round: the snapshot, then the model, the prompts of rollouts, and the gates' questions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from thumbwise.contracts import RunContext
+from thumbwise.errors import ThumbwiseError
+from thumbwise.faults import fault_point
+from thumbwise.feedback.records import sha256
+from thumbwise.home import write_durably
+from thumbwise.training.data import Snapshot, parse, prompt_ids, seed_prompts, split_prompts
+from thumbwise.training.evaluate import Interview, interview
+from thumbwise.training.models import Backbone
+from thumbwise.training.ptx import keep_file
+from thumbwise.training.runs import SNAPSHOT
+from thumbwise.training.tiers import told_aside, told_untaught
+from thumbwise.training.work import Work
+
+
+def fetch_snapshot(work: Work) -> Snapshot:
+    """The votes that the run was given, less what is over one person's part; kept in the run's folder."""
+    work.progress.stage("snapshot")
+    path = work.folder / SNAPSHOT
+    if not path.exists() or sha256(path.read_bytes()) != work.given.snapshot_id:
+        write_durably(path, work.client.snapshot(work.given.snapshot_id), mode=0o600)
+    fault_point("snapshot")
+    snapshot = parse(path.read_bytes()).heard(work.settings.train)
+    if snapshot.aside:
+        work.progress.say(told_aside(snapshot.aside))
+    if snapshot.corrections_aside:
+        work.progress.say(told_untaught(snapshot.corrections_aside))
+    return snapshot
+
+
+def open_model(work: Work, snapshot: Snapshot) -> tuple[RunContext, Interview]:
+    """The model, the prompts of rollouts and what the held-out ones are asked for."""
+    train, gates = work.settings.train, work.settings.gates
+    keep_file(train, work.folder)
+    work.progress.stage("base model")
+    prepared = work.prepare_model(work.home, work.given.model)
+    if prepared.digest != work.given.base_digest:
+        raise ThumbwiseError(
+            f"The base model in {prepared.folder} is not the one that is served: restart the assistant, or "
+            "remove the folder so that it is made again."
+        )
+    work.model_name = prepared.name
+    backbone = Backbone(prepared.folder, train)
+    backbone.told = work.progress.part
+    own = [p for p in snapshot.prompts if len(prompt_ids(backbone.tokenizer, p.messages)) <= train.max_prompt_tokens]
+    taught = frozenset(d.group for d in snapshot.demonstrations if snapshot.sft(train))
+    split = split_prompts(own, seed_prompts(), gates.held_out, gates.prompts, train.seed, taught)
+    context = RunContext(
+        backbone=backbone,
+        train=train,
+        temperature=work.given.temperature,
+        max_tokens=work.given.max_tokens,
+        prompts=split.own,
+        seed_prompts=split.seeds,
+        folder=work.folder,
+    )
+    backend = work.plugins.get("rollout_backends", train.rollouts)
+    questions = interview(context, backend, split.held_out, gates, work.settings.chat_max_tokens)
+    return replace(context, rollouts=questions.rollouts), questions

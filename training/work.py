@@ -1,0 +1,44 @@
+"""What the stages of a round share: what the run was given, where it works, and whom it talks to."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from thumbwise.home import Home
+from thumbwise.models import PreparedModel
+from thumbwise.plugin_manager import PluginManager
+from thumbwise.settings import Settings
+from thumbwise.training.client import Lease, OpsClient, Run
+from thumbwise.training.progress import RunProgress
+
+
+@dataclass
+class Work:
+    """One round's state, which every stage gets."""
+
+    home: Home
+    settings: Settings
+    algorithm: str
+    plugins: PluginManager
+    client: OpsClient
+    given: Run
+    lease: Lease
+    folder: Path
+    progress: RunProgress
+    prepare_model: Callable[[Home, str], PreparedModel]
+    model_name: str = ""
+    new_votes: bool = False
+
+
+def seed_all(seed: int, iteration: int) -> None:
+    """Set the global generators, so that a step hangs on its number and not on what came before it."""
+    number = seed * 100_003 + iteration
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    torch.manual_seed(number)
