@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option(
     "--algorithm", default="auto", show_default=True,
-    help="Policy algorithm, as `plugins list` names them; auto goes by the number of votes.",
+    help="Policy algorithm, as `plugins list` names them; auto is ppo.",
 )  # fmt: skip
 @click.option("--reward", help="Reward model, as `plugins list` names them. [default: the setting `reward`]")
 @click.option(

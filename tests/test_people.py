@@ -11,9 +11,9 @@ import pytest
 
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.data import PromptSplit, Snapshot, parse, seed_prompts, split_prompts
+from thumbwise.training.enough import told_aside, too_little
 from thumbwise.training.heads import fit_head, observed
 from thumbwise.training.reliability import rater_weights
-from thumbwise.training.tiers import told_aside, too_little
 from thumbwise.training.votes import gather, person_of
 
 TRAIN = TrainSettings()

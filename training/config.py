@@ -16,7 +16,6 @@ class TrainSettings(BaseModel):
     min_votes: int = Field(
         100, ge=1, description="votes that say which reply is better, below which a run ends with too little data"
     )
-    ppo_votes: int = Field(300, ge=1, description="votes from which `--algorithm auto` takes PPO; below, best_of_n")
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
         description="number format of the frozen weights; auto: bfloat16 where the processor is fast in it "

@@ -18,8 +18,8 @@ from thumbwise.plugin_manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.training.client import OpsClient
 from thumbwise.training.data import parse
+from thumbwise.training.enough import check_rank, choose, told_aside, told_doubted, told_untaught, too_little
 from thumbwise.training.runs import FIT
-from thumbwise.training.tiers import check_rank, choose, told_aside, told_doubted, told_untaught, too_little
 from thumbwise.training.votes import votes_by_person
 
 
@@ -86,7 +86,7 @@ def dry_run(
     why: str | None = too_little(snapshot, settings.train)
     name = None
     if not why:
-        name, why = choose(algorithm, snapshot, settings.train)
+        name, why = choose(algorithm, snapshot.telling(settings.train))
     labels = snapshot.labels
     return DryRun(
         len(labels.comparisons), len(labels.rankings), len(labels.thumbs), snapshot.telling(settings.train),

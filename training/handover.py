@@ -19,11 +19,11 @@ from thumbwise.training.candidate import (
     make_probes,
 )
 from thumbwise.training.data import Snapshot, seed_prompts
+from thumbwise.training.enough import told_doubted
 from thumbwise.training.health import draw, examine
 from thumbwise.training.metrics import MetricsLog
 from thumbwise.training.ptx import keep_file
 from thumbwise.training.runs import TrainResult, read_json, write_json
-from thumbwise.training.tiers import told_doubted
 from thumbwise.training.work import Work
 
 PROBES = 8

@@ -27,10 +27,10 @@ from thumbwise.plugin_manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.training.beginning import STABLE
 from thumbwise.training.client import Lease, OpsClient
+from thumbwise.training.enough import AUTO, check_rank
 from thumbwise.training.progress import RunProgress
 from thumbwise.training.round import Round
 from thumbwise.training.runs import RESULT, Record, TrainResult, read_record, unfinished, working, write_json
-from thumbwise.training.tiers import AUTO, check_rank
 
 RESUME = "`thumbwise train --resume` goes on where it stopped."
 Preparer = Callable[[Home, str], PreparedModel]

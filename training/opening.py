@@ -10,11 +10,11 @@ from thumbwise.faults import fault_point
 from thumbwise.feedback.records import sha256
 from thumbwise.home import write_durably
 from thumbwise.training.data import Snapshot, parse, prompt_ids, seed_prompts, split_prompts
+from thumbwise.training.enough import told_aside, told_untaught
 from thumbwise.training.evaluate import Interview, interview
 from thumbwise.training.models import Backbone
 from thumbwise.training.ptx import keep_file
 from thumbwise.training.runs import SNAPSHOT
-from thumbwise.training.tiers import told_aside, told_untaught
 from thumbwise.training.work import Work
 
 

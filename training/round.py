@@ -17,6 +17,7 @@ from thumbwise.faults import fault_point
 from thumbwise.training.beginning import demonstrate, fetch_stable
 from thumbwise.training.candidate import Candidate
 from thumbwise.training.data import Snapshot
+from thumbwise.training.enough import choose, too_little
 from thumbwise.training.evaluate import Interview, Replies, figures, gather_evidence
 from thumbwise.training.fitting import ends_aimed_at, fit_reward
 from thumbwise.training.handover import hand_over, keep_candidate, kept_candidate, show_health
@@ -25,7 +26,6 @@ from thumbwise.training.opening import fetch_snapshot, open_model
 from thumbwise.training.reward import ShapedReward
 from thumbwise.training.runs import TrainResult, nothing_new
 from thumbwise.training.selection import select
-from thumbwise.training.tiers import choose, too_little
 from thumbwise.training.work import Work, seed_all
 
 
@@ -38,7 +38,7 @@ class Round(Work):
         snapshot = fetch_snapshot(self)
         if reason := too_little(snapshot, train) or (nothing_new(self.home, self.folder) if self.new_votes else ""):
             return TrainResult("too_little_data", reason, self.given.run_id)
-        self.algorithm, why = choose(self.algorithm, snapshot, train)
+        self.algorithm, why = choose(self.algorithm, snapshot.telling(train))
         self.progress.say(why)
         if train.ptx and self.algorithm != "ppo":
             self.progress.say(f"The setting train.ptx (and --ptx) is PPO's: {self.algorithm} does without it.")

@@ -24,7 +24,7 @@ from thumbwise.plugin_manager import PluginManager
 from thumbwise.runs import Runs
 from thumbwise.schedule import Schedule
 from thumbwise.settings import Settings, seconds_of
-from thumbwise.training import tiers
+from thumbwise.training import enough
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.data import Snapshot, parse
 from thumbwise.training.dry_run import dry_run
@@ -33,28 +33,21 @@ from thumbwise.versions import BASE, Versions
 SNAPSHOT = make_snapshot(30, ties=6)  # and a thumb on every fourth: 30 + 9 tell something
 
 
-@pytest.mark.parametrize(
-    ("train", "name", "why"),
-    [
-        ({"ppo_votes": 39}, "ppo", "39 votes are in the tier of PPO, which begins at 39"),
-        ({"ppo_votes": 40}, "best_of_n", "39 votes are in the tier of best_of_n"),
-    ],
-)
-def test_auto_goes_by_the_votes_that_say_something(train: dict[str, Any], name: str, why: str) -> None:
-    found, said = tiers.choose("auto", parse(SNAPSHOT), TrainSettings(**train))
-    assert found == name
-    assert said.startswith(why)
-    assert "train.ppo_votes" in said
+@pytest.mark.parametrize("votes", [1, 39, 100, 299, 300, 5000])
+def test_auto_is_ppo_however_few_votes_there_are(votes: int) -> None:
+    found, said = enough.choose("auto", votes)
+    assert found == "ppo"
+    assert said.startswith(f"{votes} votes")
 
 
-def test_a_name_overrides_the_tiers() -> None:
-    assert tiers.choose("ppo", parse(SNAPSHOT), TrainSettings())[0] == "ppo"
+def test_a_name_is_taken_as_it_is() -> None:
+    assert enough.choose("best_of_n", 5000)[0] == "best_of_n"
 
 
 def test_too_little_names_the_number_and_the_setting() -> None:
-    assert tiers.too_little(parse(SNAPSHOT), TrainSettings(min_votes=39)) == ""
-    assert "39 votes" in tiers.too_little(parse(SNAPSHOT), TrainSettings(min_votes=40))
-    assert "train.min_votes" in tiers.too_little(parse(SNAPSHOT), TrainSettings(min_votes=40))
+    assert enough.too_little(parse(SNAPSHOT), TrainSettings(min_votes=39)) == ""
+    assert "39 votes" in enough.too_little(parse(SNAPSHOT), TrainSettings(min_votes=40))
+    assert "train.min_votes" in enough.too_little(parse(SNAPSHOT), TrainSettings(min_votes=40))
 
 
 # --- dry run --------------------------------------------------------------------------------------------
@@ -87,7 +80,7 @@ def test_a_dry_run_says_what_would_be_done_and_registers_nothing(tmp_path: Path)
     (run / "result.json").write_text(json.dumps({"outcome": "rejected", "seconds": 150.0}))
     said = plan(tmp_path, assistant, min_votes=20)
     assert (said.comparisons, said.rankings, said.thumbs, said.telling, said.people) == (36, 0, 9, 39, 7)
-    assert (said.algorithm, said.reward, said.last_run_seconds) == ("best_of_n", "bradley_terry", 150.0)
+    assert (said.algorithm, said.reward, said.last_run_seconds) == ("ppo", "bradley_terry", 150.0)
     assert "36 comparisons, 0 rankings, 9 thumbs by 7 people" in said.text()
     assert "2 minutes" in said.text()
     assert assistant.finished == []

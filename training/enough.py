@@ -1,8 +1,7 @@
-"""Which algorithm a number of votes can carry: the data tiers of `train --algorithm auto`.
+"""Whether there are votes enough to train on, with which algorithm, and what a run says of them in sentences.
 
-Under about 2,000 comparisons a reward model is weak (Gao et al. 2022, arXiv 2210.10760, section 3.3), and best-of-n
-gets more out of a reward model for each nat of KL than reinforcement learning does (same paper). The limits are
-settings, because they hang on how noisy people are. Left out: tiers above PPO.
+`auto` is PPO, however few votes there are: on the same 300 votes it won 70.3% over start, best-of-n fine-tuning 53.6%
+(training/README.md). Left out: an algorithm for more votes than anybody has given yet.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from thumbwise.settings import Settings
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.data import Snapshot
 
-AUTO = "auto"
+AUTO, BEST = "auto", "ppo"
 NAMED = 5
 """People who are named in a sentence."""
 
@@ -66,13 +65,7 @@ def check_rank(settings: Settings) -> None:
         )
 
 
-def choose(asked: str, snapshot: Snapshot, train: TrainSettings) -> tuple[str, str]:
-    """The algorithm to train with, and why in a sentence."""
-    votes = snapshot.telling(train)
-    if asked != AUTO:
-        return asked, f"{asked} was asked for by name, with {votes} votes."
-    if votes < train.ppo_votes:
-        return "best_of_n", (
-            f"{votes} votes are in the tier of best_of_n: PPO begins at {train.ppo_votes} (setting train.ppo_votes)."
-        )
-    return "ppo", f"{votes} votes are in the tier of PPO, which begins at {train.ppo_votes} (setting train.ppo_votes)."
+def choose(asked: str, votes: int) -> tuple[str, str]:
+    """The algorithm to train with, and in a sentence what is trained on `votes` that tell."""
+    name = BEST if asked == AUTO else asked
+    return name, f"{votes} votes say which reply is better: enough for {name} to learn from."
