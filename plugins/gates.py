@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from thumbwise import hookimpl
 from thumbwise.contracts import Evidence, GateReport, Register, Sample
-from thumbwise.training.evaluate import wins
+from thumbwise.training.evaluate import kl_of_a_token, wins
 from thumbwise.training.intervals import clustered_mean
 from thumbwise.training.replies import finish_rate, mean_length, repetition
 
@@ -52,9 +52,12 @@ def win_rate(evidence: Evidence) -> GateReport:
 
 def kl(evidence: Evidence) -> GateReport:
     """Not too far from the reference."""
-    limit = evidence.limits.max_kl
-    detail = f"The candidate is {evidence.kl:.1f} nats a reply from the reference; at most {limit:g} are allowed."
-    return GateReport("kl", evidence.kl <= limit, evidence.kl, limit, detail)
+    limit, nats = evidence.limits.max_kl, kl_of_a_token(evidence)
+    detail = (
+        f"The candidate is {nats:.2f} nats a token ({evidence.kl:.1f} a reply) from the reference; at most {limit:g} "
+        "a token are allowed."
+    )
+    return GateReport("kl", nats <= limit, nats, limit, detail)
 
 
 def base_kl(evidence: Evidence) -> GateReport:
@@ -62,11 +65,12 @@ def base_kl(evidence: Evidence) -> GateReport:
 
     Passes where there was no SFT, for then the base is the reference.
     """
-    limit, nats = evidence.limits.max_base_kl, evidence.base_kl
-    if nats is None:
+    limit = evidence.limits.max_base_kl
+    if evidence.base_kl is None:
         return GateReport("base_kl", True, 0.0, limit, "The reference is the base: there was no SFT.")
+    nats = evidence.base_kl / max(mean_length(evidence.candidate), 1)
     detail = (
-        f"With what SFT on corrections changed, the candidate is {nats:.1f} nats a reply from the base; at most "
+        f"With what SFT on corrections changed, the candidate is {nats:.2f} nats a token from the base; at most "
         f"{limit:g} are allowed (gates.max_base_kl; fewer train.sft_epochs lead less far)."
     )
     return GateReport("base_kl", nats <= limit, nats, limit, detail)

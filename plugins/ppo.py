@@ -77,7 +77,7 @@ class PPO:
         samples, rng = stepping.sample_rollouts(self.context, iteration, self.train.episodes)
         rollout, metrics = self._evaluate(samples)
         ahead = [stepping.schedule(self.train, later) for later in range(iteration, self.iterations)]
-        self.pace.update(metrics["kl"], ahead, steer=iteration >= self.train.warmup)
+        self.pace.update(metrics["kl_token"], ahead, steer=iteration >= self.train.warmup)
         wanted = self.train.learning_rate * self.pace.value
         rate = stepping.set_learning_rate(self.optimizer, wanted, self.train, iteration)
         stepping.set_learning_rate(self.value.optimizer, self.train.value_learning_rate, self.train, iteration)
@@ -87,7 +87,7 @@ class PPO:
             rng,
             lambda minibatch: self._policy_step(rollout, minibatch, rng) | self._value_step(rollout, minibatch),
         )
-        self.kl.update(metrics["kl"], len(samples))
+        self.kl.update(metrics["kl_token"], len(samples))
         self.ends.update(metrics["finish_rate"])
         return metrics | {"learning_rate": rate, "seconds": time.monotonic() - start}
 

@@ -284,8 +284,8 @@ def test_metrics_are_of_the_policy_that_the_step_began_with(make: Callable[..., 
     algorithm = make(low_ids, warmup=5)
     first, second = algorithm.step(0), algorithm.step(1)
     wanted = (
-        "kl reward reward_std best_reward sft_loss entropy length finish_rate end_penalty repetition policy_grad_norm "
-        "learning_rate rollout_gap abstained seconds"
+        "kl kl_token reward reward_std best_reward sft_loss entropy length finish_rate end_penalty repetition "
+        "policy_grad_norm learning_rate rollout_gap abstained seconds"
     )
     assert set(first) == set(wanted.split())
     assert set(first) < set(GLOSSARY)

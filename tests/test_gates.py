@@ -34,7 +34,7 @@ def evidence(**changes: object) -> Evidence:
         stable=replies(40),
         candidate_scores=np.ones(40, np.float32),
         stable_scores=np.zeros(40, np.float32),
-        kl=5.0,
+        kl=1.5,
         limits=GateSettings(),
     )
     return replace(fine, **changes)  # type: ignore[arg-type]
@@ -94,12 +94,16 @@ def test_many_replies_to_few_prompts_are_not_many_independent_wins() -> None:
     assert not gates.win_rate(evidence(candidate=replies(200, prompts=1), **changes)).passed
 
 
-@pytest.mark.parametrize(("kl", "passes"), [(15.0, True), (15.1, False)])
-def test_kl_has_a_ceiling(kl: float, passes: bool) -> None:
-    assert gates.kl(evidence(kl=kl)).passed is passes
+@pytest.mark.parametrize(("kl", "passes"), [(2.0, True), (2.2, False), (float("nan"), False)])
+def test_kl_has_a_ceiling_for_each_of_a_replys_tokens(kl: float, passes: bool) -> None:
+    report = gates.kl(evidence(kl=kl))  # six tokens a reply
+    assert report.passed is passes
+    assert f"{kl / 6:.2f} nats a token ({kl:.1f} a reply)" in report.detail
+    assert gates.kl(evidence(kl=2 * kl, candidate=tuple(sample(tuple(range(12))) for _ in range(40)))).passed is passes
+    assert figures(evidence(kl=kl))["kl_token"] == pytest.approx(kl / 6, nan_ok=True)
 
 
-@pytest.mark.parametrize(("kl", "passes"), [(None, True), (30.0, True), (30.1, False), (float("nan"), False)])
+@pytest.mark.parametrize(("kl", "passes"), [(None, True), (4.1, True), (4.3, False), (float("nan"), False)])
 def test_where_sft_moved_the_reference_the_base_is_not_far_either(kl: float | None, passes: bool) -> None:
     report = gates.base_kl(evidence(base_kl=kl))
     assert report.passed is passes

@@ -15,8 +15,9 @@ from thumbwise.training.metrics import AT_THE_END, GLOSSARY, MetricsLog, Watch
 
 WATCHED = {name: metric.watch for name, metric in (GLOSSARY | AT_THE_END).items() if metric.watch}
 GOOD = {
-    "reward": (0.0, 0.9), "reward_std": (1.0, 0.9), "kl": (0.0, 5.0), "kl_coefficient": (0.05, 0.08), "ratio": (1, 1),
-    "ratio_max": (1.4, 1.5), "clip_fraction": (0.0, 0.05), "explained_variance": (0.3, 0.6), "entropy": (2.0, 1.7),
+    "reward": (0.0, 0.9), "reward_std": (1.0, 0.9), "kl": (0.0, 5.0), "kl_token": (0.0, 0.12),
+    "kl_coefficient": (0.05, 0.08), "ratio": (1, 1), "ratio_max": (1.4, 1.5), "clip_fraction": (0.0, 0.05),
+    "explained_variance": (0.3, 0.6), "entropy": (2.0, 1.7),
     "length": (40.0, 44.0), "finish_rate": (0.2, 0.18), "repetition": (0.01, 0.03), "rollout_gap": (0.01, 0.02),
     "abstained": (0, 0), "policy_grad_norm": (1.0, 1.2),
 }  # fmt: skip
@@ -35,7 +36,7 @@ def test_every_watched_metric_of_a_good_run_is_in_the_panel_and_none_is_diagnose
     findings = examine(rows(), {"rm_accuracy": 0.66, "proxy_excess": 0.1, "doubted": 0})
     assert {finding.metric for finding in findings} == set(WATCHED)
     assert [finding for finding in findings if finding.diagnosis] == []
-    assert "ok    kl 4.64 (rises to train.kl_target; 0.3 to 10)" in [finding.line() for finding in findings]
+    assert "ok    kl_token 0.111 (rises to train.kl_target; 0.007 to 0.23)" in [finding.line() for finding in findings]
 
 
 @pytest.mark.parametrize(
@@ -43,8 +44,8 @@ def test_every_watched_metric_of_a_good_run_is_in_the_panel_and_none_is_diagnose
     [
         ({"reward": (0.0, 0.05)}, "reward", "did not come to please"),
         ({"reward_std": (1.0, 0.1)}, "reward_std", "become alike"),
-        ({"kl": (0.0, 0.1)}, "kl", "hardly moved"),
-        ({"kl": (0.0, 14.0)}, "kl", "far from the reference"),
+        ({"kl_token": (0.0, 0.002)}, "kl_token", "hardly moved"),
+        ({"kl_token": (0.0, 0.3)}, "kl_token", "far from the reference"),
         ({"ratio": (1.0, 1.1)}, "ratio", "too large"),
         ({"explained_variance": (0.2, -0.5)}, "explained_variance", "worse than a constant"),
         ({"entropy": (2.0, 0.2)}, "entropy", "certain of everything"),
@@ -79,7 +80,7 @@ def test_people_whom_the_others_contradict_are_named() -> None:
 
 
 def test_the_end_is_the_last_quarter_and_metrics_that_an_algorithm_lacks_are_left_out() -> None:
-    noisy = [{"iteration": n, "kl": 20.0 if n == 0 else float(n)} for n in range(8)]
+    noisy = [{"iteration": n, "kl_token": 20.0 if n == 0 else float(n)} for n in range(8)]
     (finding,) = examine(noisy, {})
     assert finding.value == 6.5
     assert math.isnan(examine([{"iteration": 0, "entropy": 0.0}], {})[0].value)  # a share of nothing

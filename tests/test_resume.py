@@ -17,9 +17,10 @@ from tiny_model import make_tiny_model
 from training_world import CHAT, SMALL, FakeAssistant, make_snapshot, train
 
 from thumbwise import faults
-from thumbwise.contracts import FitReport
+from thumbwise.contracts import FitReport, RunContext, Sample
 from thumbwise.errors import Conflict, ThumbwiseError
 from thumbwise.training.checkpoints import Checkpoints, _pack
+from thumbwise.training.replies import mean_length
 from thumbwise.training.round import Round
 from thumbwise.training.runs import TrainResult, read_json, read_record, working, write_json
 
@@ -108,7 +109,7 @@ def test_every_algorithm_goes_on_from_its_checkpoint(tmp_path: Path, model: Path
 
 
 def test_a_run_that_the_kl_budget_ended_ends_alike_when_resumed(tmp_path: Path, model: Path, fault: Any) -> None:
-    changes = {"kl_budget": 0.05, "learning_rate": 3e-2, "iterations": 6, "warmup": 0, "kl_coefficient": 0.0}
+    changes = {"kl_budget": 0.007, "learning_rate": 3e-2, "iterations": 6, "warmup": 0, "kl_coefficient": 0.0}
     whole = train(tmp_path / "whole", model, FakeAssistant(make_snapshot(40)), **changes)
     assistant = FakeAssistant(make_snapshot(40))
     fault("gates")
@@ -122,17 +123,21 @@ def test_a_run_that_the_kl_budget_ended_ends_alike_when_resumed(tmp_path: Path, 
 def test_where_the_gates_refuse_the_last_policy_an_earlier_one_goes_on_resumed_or_not(
     tmp_path: Path, model: Path, fault: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = itertools.cycle([9.0, 0.1])  # of the last policy, then of the earlier one
-    monkeypatch.setattr("thumbwise.training.evaluate.kl_to_reference", lambda context, samples, adapter: next(seen))
+    seen = itertools.cycle([1.1, 0.1])  # nats a token of the last policy, then of the earlier one
+
+    def kl(context: RunContext, samples: list[Sample], adapter: str) -> float:
+        return next(seen) * mean_length(samples)
+
+    monkeypatch.setattr("thumbwise.training.evaluate.kl_to_reference", kl)
     monkeypatch.setattr("thumbwise.training.job.tidy", lambda folder: None)
-    changes = {"iterations": 4, "kl_budget": 9.0}
-    gates = {"max_kl": 1.0}
+    changes = {"iterations": 4, "kl_budget": 1.2}
+    gates = {"max_kl": 0.2}
     whole = train(tmp_path / "whole", model, FakeAssistant(make_snapshot(60)), gates, **changes)
     assert (whole.outcome, whole.metrics["stopped"]) == ("promoted", "stopped:gates")
     assert whole.version is not None
     folder = run_folder(tmp_path / "whole")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    number = max(n for n, row in enumerate(rows) if n and row["kl"] <= 4.5)
+    number = max(n for n, row in enumerate(rows) if n and row["kl_token"] <= 0.9)
     earlier = Checkpoints(folder / "checkpoints").load(number)["policy"]
     published = load_file(folder / whole.version / "adapter_model.safetensors")
     assert len(earlier) == len(published)

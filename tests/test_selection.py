@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from thumbwise.contracts import Evidence, GateReport
+from thumbwise.contracts import Evidence, GateReport, Sample
 from thumbwise.training.config import GateSettings
 from thumbwise.training.selection import Selected, earlier, select
 
+TOKENS = 2
 BUDGET = 8.0
 
 
@@ -41,8 +42,8 @@ def selected(
     asked = 0
 
     def gather() -> Evidence:
-        nothing = np.zeros(0, np.float32)
-        return Evidence(0.7, 100, (), (), nothing, nothing, policy.kl, GateSettings())
+        nothing, reply = np.zeros(0, np.float32), Sample((), "", (1,), (2,) * TOKENS, "stop", "policy-0000")
+        return Evidence(0.7, 100, (reply,), (), nothing, nothing, policy.kl, GateSettings())
 
     def gate(evidence: Evidence) -> GateReport:
         nonlocal asked
@@ -50,8 +51,8 @@ def selected(
         return GateReport("kl", evidence.kl <= limit, evidence.kl, limit, f"It is {evidence.kl} nats away.")
 
     result = select(
-        policy, gather, {"kl": gate}, budget=BUDGET, last={"kl": 7.0}, stopped=stopped, say=lambda line: None,
-        milder=lambda kl: ({"kl": less} for less in milder if less < kl),
+        policy, gather, {"kl": gate}, budget=BUDGET / TOKENS, last={"kl": 7.0}, stopped=stopped, say=lambda line: None,
+        milder=lambda kl: ({"kl": less} for less in milder if less < kl * TOKENS),
     )  # fmt: skip
     return result, asked
 
@@ -113,7 +114,10 @@ def test_a_run_that_its_budget_ended_keeps_that_reason() -> None:
 
 
 def test_earlier_policies_are_the_newest_in_each_share_of_the_budget_and_never_the_untrained_one() -> None:
-    rows = [{"iteration": n, "kl": kl} for n, kl in enumerate((0.0, 1.0, 3.9, 4.1, 3.0, 5.9, 7.0))]
+    rows = [
+        {"iteration": n, "kl": kl * length, "length": length}
+        for n, (kl, length) in enumerate(((0.0, 9), (1.0, 1), (3.9, 2), (4.1, 1), (3.0, 1), (5.9, 3), (7.0, 1)))
+    ]
     assert earlier(rows, BUDGET) == [5, 4]
     assert earlier(rows, BUDGET, kl=6.0) == [4]
     assert earlier(rows, BUDGET, kl=math.nan) == [5, 4]

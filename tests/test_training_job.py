@@ -64,7 +64,7 @@ def test_a_round_makes_a_candidate_that_serving_accepts_and_promotes_it(tmp_path
     assert (run / "snapshot.jsonl").read_bytes() == assistant.snapshot
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
     assert {row["metric"] for row in json.loads((run / "health.json").read_text())} >= {
-        "kl",
+        "kl_token",
         "rm_accuracy",
         "proxy_excess",
     }
@@ -219,13 +219,13 @@ def test_a_failing_reward_plugin_fails_the_run_with_one_sentence(tmp_path: Path,
 
 def test_the_kl_budget_ends_training_and_goes_back_to_the_last_policy_within_it(tmp_path: Path, model: Path) -> None:
     assistant = FakeAssistant(make_snapshot(40))
-    changes = {"kl_budget": 0.05, "learning_rate": 3e-2, "iterations": 6, "warmup": 0, "kl_coefficient": 0.0}
+    changes = {"kl_budget": 0.007, "learning_rate": 3e-2, "iterations": 6, "warmup": 0, "kl_coefficient": 0.0}
     result = train(tmp_path, model, assistant, **changes)
     assert result.metrics["stopped"] == "stopped:kl"
-    assert result.metrics["kl"] <= 0.05
+    assert result.metrics["kl_token"] <= 0.007
     rows = (tmp_path / "home" / "runs" / "run-1" / "metrics.jsonl").read_text().splitlines()
     assert len(rows) < 6
-    assert json.loads(rows[-1])["kl"] > 0.05
+    assert json.loads(rows[-1])["kl_token"] > 0.007
 
 
 def test_another_base_model_than_the_served_one_is_refused(tmp_path: Path, model: Path) -> None:

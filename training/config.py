@@ -122,12 +122,12 @@ class TrainSettings(BaseModel):
         description="factor by which an iteration may raise PPO's learning rate, to meet kl_target; 1 leaves it alone",
     )
     kl_coefficient: float = Field(0.05, ge=0, description="reward given up per nat of KL, at the start")
-    kl_target: float = Field(7.0, gt=0, description="KL that coefficient and pace steer to, in nats a reply")
+    kl_target: float = Field(0.16, gt=0, description="KL that coefficient and pace steer to, in nats a token")
     kl_horizon: float = Field(
         400.0, ge=0, description="replies over which it is steered; 0 keeps the coefficient fixed"
     )
     kl_budget: float = Field(
-        8.0, gt=0, description="nats a reply at which training stops and goes back to the last policy within it"
+        0.19, gt=0, description="nats a token at which training stops and goes back to the last policy within it"
     )
     ptx: float = Field(
         0.0, ge=0, description="norm of the pretraining gradient (PPO-ptx) as a share of PPO's own; 0 leaves it out"
@@ -155,9 +155,9 @@ class GateSettings(BaseModel):
     min_win_rate: float = Field(
         0.5, ge=0, lt=1, description="win rate over stable, by the reward model, must be above it"
     )
-    max_kl: float = Field(15.0, gt=0, description="largest KL to the reference, in nats a reply")
+    max_kl: float = Field(0.35, gt=0, description="largest KL to the reference, in nats a token")
     max_base_kl: float = Field(
-        30.0, gt=0, description="largest KL to the base, in nats a reply, where SFT moved the reference"
+        0.7, gt=0, description="largest KL to the base, in nats a token, where SFT moved the reference"
     )
     min_length: float = Field(0.3, ge=0, description="smallest mean length, as a share of stable's")
     max_length: float = Field(2.0, gt=0, description="largest mean length, as a share of stable's")

@@ -47,6 +47,11 @@ def kl_between(context: RunContext, samples: Sequence[Sample], adapter: str, oth
     return total / max(1, len(samples))
 
 
+def kl_of_a_token(evidence: Evidence) -> float:
+    """The candidate's KL to the reference, in nats a token: long replies may have more of it."""
+    return evidence.kl / max(mean_length(evidence.candidate), 1)
+
+
 def wins(evidence: Evidence) -> Floats:
     """1 where the candidate's reply scores above stable's, 0 below, 0.5 where equal or not scored; f[N]."""
     difference = evidence.candidate_scores - evidence.stable_scores
@@ -129,6 +134,7 @@ def figures(evidence: Evidence) -> dict[str, Any]:
         "stable_reward": float(np.nanmean(evidence.stable_scores)),
         "win_rate_proxy": float(wins(evidence).mean()),
         "kl": evidence.kl,
+        "kl_token": kl_of_a_token(evidence),
         "length": mean_length(evidence.candidate),
         "finish_rate": finish_rate(evidence.candidate),
         "stable_finish_rate": finish_rate(evidence.stable),

@@ -36,7 +36,7 @@ def improve(work: Work, algorithm: PolicyAlgorithm) -> tuple[dict[str, Any], str
         metrics = algorithm.step(iteration)
         log.write(iteration, metrics)
         work.progress.update(iteration + 1, total, metrics)
-        if not metrics["kl"] <= work.settings.train.kl_budget:
+        if not metrics["kl"] <= work.settings.train.kl_budget * metrics["length"]:
             algorithm.load_state_dict(last)
             return last, "kl"
         last = before
@@ -46,7 +46,7 @@ def improve(work: Work, algorithm: PolicyAlgorithm) -> tuple[dict[str, Any], str
 
 
 def milder(work: Work, kl: float) -> Iterator[dict[str, Any]]:
-    """The policies to fall back on from one at `kl` nats a reply, furthest first."""
+    """The policies to fall back on from one at `kl` nats a token, furthest first."""
     checkpoints = Checkpoints(work.folder / "checkpoints")
     kept = checkpoints.numbers()
     for number in earlier(MetricsLog(work.folder).rows(), work.settings.train.kl_budget, kl):

@@ -162,7 +162,7 @@ def annealing(step: int, steps: int) -> float:
 class AdaptiveKL:
     """The KL coefficient's controller (Ziegler 2019, 2.2): more KL than `target` raises it, less lowers it.
 
-    `target` is in nats a reply; `horizon` in replies; a fixed coefficient where `horizon` is 0.
+    `target` is in nats a token; `horizon` in replies; a fixed coefficient where `horizon` is 0.
     """
 
     value: float
@@ -170,7 +170,7 @@ class AdaptiveKL:
     horizon: float
 
     def update(self, kl: float, episodes: int) -> None:
-        """Move the coefficient after `episodes` replies with mean KL `kl`; the error is clipped at 0.2."""
+        """Move the coefficient after `episodes` replies with KL `kl`; the error is clipped at 0.2."""
         if self.horizon > 0:
             error = min(max(kl / self.target - 1, -0.2), 0.2)
             self.value *= max(
@@ -225,7 +225,7 @@ class MissingEnd:
 
 @dataclass
 class Pace:
-    """A factor on the policy's learning rate that brings its KL to `target` nats a reply at the end of the schedule.
+    """A factor on the policy's learning rate that brings its KL to `target` nats a token at the end of the schedule.
 
     KL grows as the square of the way that was gone. How far a rate takes the policy hangs on how clear the reward is,
     and lessens as it nears what the reward likes, so it is measured over the last WINDOW iterations: the factor is

@@ -76,8 +76,11 @@ GLOSSARY: dict[str, Metric] = {
     "best_reward": Metric("score of the replies that were kept (best_of_n)", "replies", "above reward by reward_std"),
     "kl": Metric(
         "sum over a reply's tokens of the KL of policy to reference over all next tokens", "replies",
-        "rises to train.kl_target",
-        Watch("value", 0.3, 10.0, "The policy hardly moved: raise train.learning_rate or train.iterations.",
+        "rises",
+    ),
+    "kl_token": Metric(
+        "that KL at a token, which is what is steered", "tokens", "rises to train.kl_target",
+        Watch("value", 0.007, 0.23, "The policy hardly moved: raise train.learning_rate or train.iterations.",
               "The policy is far from the reference: raise train.kl_coefficient or lower train.learning_rate."),
     ),
     "kl_coefficient": Metric(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from thumbwise.contracts import Evidence, Gate, GateReport, PolicyAlgorithm
-from thumbwise.training.evaluate import run_gates
+from thumbwise.training.evaluate import kl_of_a_token, run_gates
 
 SHARES = (0.75, 0.5)
 """Of the KL budget: what an earlier policy keeps within, furthest first."""
@@ -39,10 +39,11 @@ def earlier(rows: Sequence[Mapping[str, float]], budget: float, kl: float = math
     """How many iterations the policies to fall back on have behind them, furthest first: the newest in each of SHARES.
 
     `rows` are the iterations' metrics; `kl` there is of the policy that the iteration began with. The untrained policy
-    is none of them, nor is one of a share that a policy at `kl` nats keeps within itself.
+    is none of them, nor is one of a share that a policy at `kl` nats a token keeps within itself.
     """
     limits = [share * budget for share in SHARES if not share * budget >= kl]
-    begun = [(int(row["iteration"]), row["kl"]) for row in rows]  # a log that was cut off may lack some
+    # a log that was cut off may lack some
+    begun = [(int(row["iteration"]), row["kl"] / max(row["length"], 1)) for row in rows]
     newest = (max((n for n, nats in begun if nats <= limit), default=0) for limit in limits)
     return list(dict.fromkeys(number for number in newest if number))
 
@@ -60,11 +61,11 @@ def select(
 ) -> Selected:
     """Ask the gates about the policy that `algorithm` holds, and set it back where that is what they need.
 
-    `last` is the state before the last update, known to be within `budget` (nats a reply); `milder` gives the states to
+    `last` is the state before the last update, known to be within `budget` (nats a token); `milder` gives the states to
     fall back on from a policy so many nats away; `stopped` says why training ended early, if it did.
     """
     evidence = gather()
-    if not evidence.kl <= budget and not stopped:  # also where it is not a number
+    if not kl_of_a_token(evidence) <= budget and not stopped:  # also where it is not a number
         stopped = "kl"  # the last update went over it
         algorithm.load_state_dict(last)
         evidence = gather()
@@ -72,7 +73,7 @@ def select(
     if first.passed:
         return first
     kept = copy.deepcopy(algorithm.state_dict())
-    for state in milder(evidence.kl):
+    for state in milder(kl_of_a_token(evidence)):
         refused = " ".join(report.detail for report in found.reports if not report.passed)
         say(f"This policy is refused; the gates are asked about an earlier one. {refused}")
         algorithm.load_state_dict(state)

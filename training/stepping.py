@@ -106,12 +106,14 @@ def rollout_metrics(
     """What every algorithm logs of its rollouts (`thumbwise.training.metrics.GLOSSARY`); all of it finite.
 
     `score` and `known` are [N], as `shaped_scores` returns them: the penalty for a missing end is steered, so a
-    reward less that would fall while the policy gets better. `kl` is in nats a reply, over all N.
+    reward less that would fall while the policy gets better. `kl` is in nats a reply, `kl_token` in nats a token, over
+    all N.
     """
     return {
         "reward": float(score[known].mean()) if bool(known.any()) else 0.0,
         "reward_std": float(score[known].std(correction=0)) if bool(known.any()) else 0.0,
         "kl": float(found.kl.sum() / len(samples)),
+        "kl_token": float(masked_mean(found.kl, found.mask)),
         "entropy": float(masked_mean(found.entropy, found.mask)),
         "length": mean_length(samples),
         "finish_rate": finish_rate(samples),
