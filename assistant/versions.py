@@ -51,7 +51,7 @@ CREATE TABLE policies (
     version TEXT PRIMARY KEY,
     number INTEGER NOT NULL UNIQUE,
     run_id TEXT REFERENCES runs(id),
-    parent TEXT,                      -- stable when its run began: lineage only
+    parent TEXT,                      -- what its training began from (of older builds: stable then)
     state TEXT NOT NULL CHECK (state IN
         ('staged', 'loaded', 'probed', 'canary', 'stable', 'retired', 'rejected')),
     algorithm TEXT NOT NULL,

@@ -61,17 +61,17 @@ def kl(evidence: Evidence) -> GateReport:
 
 
 def base_kl(evidence: Evidence) -> GateReport:
-    """Not too far from the base either, where SFT moved the reference: a few people's corrections must not lead away.
+    """Not too far from the base either: many rounds, or a few people's corrections, must not lead away from it.
 
-    Passes where there was no SFT, for then the base is the reference.
+    Passes where the base is the reference: the round did not begin from stable, and there was no SFT.
     """
     limit = evidence.limits.max_base_kl
     if evidence.base_kl is None:
-        return GateReport("base_kl", True, 0.0, limit, "The reference is the base: there was no SFT.")
+        return GateReport("base_kl", True, 0.0, limit, "The reference is the base.")
     nats = evidence.base_kl / max(mean_length(evidence.candidate), 1)
     detail = (
-        f"With what SFT on corrections changed, the candidate is {nats:.2f} nats a token from the base; at most "
-        f"{limit:g} are allowed (gates.max_base_kl; fewer train.sft_epochs lead less far)."
+        f"With what it began from, the candidate is {nats:.2f} nats a token from the base; at most {limit:g} are "
+        "allowed (gates.max_base_kl). Set train.begin to base, or with SFT fewer train.sft_epochs."
     )
     return GateReport("base_kl", nats <= limit, nats, limit, detail)
 

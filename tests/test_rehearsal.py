@@ -163,7 +163,7 @@ def test_replies_streamed_across_each_swap_and_none_was_dropped_or_mixed(rehears
 def test_the_second_round_trains_a_fresh_adapter_on_both_rounds_votes(rehearsed: Rehearsed) -> None:
     first, second = rehearsed.round_manifest(1), rehearsed.round_manifest(2)
     assert (first["n_labels"], second["n_labels"]) == (VOTES, 2 * VOTES)
-    assert (first["parent"], second["parent"]) == ("policy-0000", first["version"])
+    assert (first["stable"], second["stable"]) == ("policy-0000", first["version"])
     for number in (1, 2):  # it begins as the reference, bit for bit
         metrics = rehearsed.metrics(number)
         assert metrics[0]["kl"] == 0.0

@@ -95,6 +95,26 @@ def test_a_run_that_began_with_sft_goes_on_from_the_reference_that_it_left(
     assert json.loads((run_folder(tmp_path) / "sft.json").read_text())["epoch"] > 0
 
 
+@pytest.mark.parametrize("place", ["reward_model", "sft", "iteration#1", "gates"])
+def test_a_round_that_began_from_stable_goes_on_from_it(tmp_path: Path, model: Path, fault: Any, place: str) -> None:
+    corrections = 12 if place == "sft" else 0
+    changes = {"begin": "stable", "sft_demonstrations": 10, "sft_learning_rate": 1e-2}
+    first = FakeAssistant(make_snapshot(40))
+    stable = str(train(tmp_path / "first", model, first, learning_rate=1e-2).version)
+
+    def second() -> FakeAssistant:
+        return FakeAssistant(make_snapshot(44, corrections=corrections), stable=stable, policies=dict(first.policies))
+
+    whole = train(tmp_path / "whole", model, second(), **changes)
+    assistant = second()
+    fault(place)
+    with pytest.raises(SystemExit):
+        train(tmp_path, model, assistant, **changes)
+    fault(None)
+    assert whole.version is not None
+    assert train(tmp_path, model, assistant, resume=True).version == whole.version
+
+
 @pytest.mark.parametrize("algorithm", ["ppo", "best_of_n", "dpo", "rloo"])
 def test_every_algorithm_goes_on_from_its_checkpoint(tmp_path: Path, model: Path, fault: Any, algorithm: str) -> None:
     whole = train(tmp_path / "whole", model, FakeAssistant(make_snapshot(40)), algorithm=algorithm, iterations=3)

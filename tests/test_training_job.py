@@ -94,7 +94,7 @@ def test_a_later_round_is_judged_against_the_stable_adapter_that_it_fetches(
     assert second.outcome == "promoted", second.reason
     assert assistant.promoted[1]["expect_stable"] == first.version
     manifest = json.loads(assistant.policies[str(second.version)]["manifest.json"])
-    assert manifest["parent"] == first.version
+    assert manifest["stable"] == first.version
     fetched = tmp_path / "home" / "runs" / "run-2" / "stable" / "adapter_model.safetensors"
     assert fetched.read_bytes() == assistant.policies[str(first.version)]["adapter_model.safetensors"]
 

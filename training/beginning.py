@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
+from pathlib import Path
 
 from safetensors.torch import load_file, save
 
 from thumbwise.contracts import RunContext
+from thumbwise.errors import ThumbwiseError
 from thumbwise.faults import fault_point
 from thumbwise.home import write_durably
 from thumbwise.training.candidate import CONFIG, WEIGHTS
@@ -41,8 +44,11 @@ def demonstrate(work: Work, context: RunContext, snapshot: Snapshot) -> None:
     fault_point("sft")
 
 
-def fetch_stable(work: Work, backbone: Backbone) -> str | None:
-    """The adapter that the stable version is here (None: the base); it is fetched."""
+def fetch_stable(work: Work) -> Path | None:
+    """The folder of the stable version's adapter (None: it is the base), fetched from the assistant.
+
+    Raises ThumbwiseError where the policy is to start as a copy of it, and cannot.
+    """
     work.lease.check()
     if work.given.stable == BASE:
         return None
@@ -50,5 +56,25 @@ def fetch_stable(work: Work, backbone: Backbone) -> str | None:
     folder.mkdir(exist_ok=True)
     for name in (WEIGHTS, CONFIG):
         write_durably(folder / name, work.client.policy_file(work.given.stable, name))
-    backbone.load_adapter(STABLE, folder)
+    rank, most = json.loads((folder / CONFIG).read_text())["r"], work.settings.train.lora_rank
+    if work.begun_from != BASE and rank > most:
+        raise ThumbwiseError(
+            f"{work.given.stable}, which the policy is to begin from, has an adapter of rank {rank}, and "
+            f"train.lora_rank is {most}: set it to {rank}, or train.begin to base."
+        )
+    return folder
+
+
+def begin(work: Work, backbone: Backbone, stable: Path | None) -> str | None:
+    """Load stable's adapter, and where `train.begin` says so start the policy as a copy of it, which is the reference.
+
+    Returns the adapter's name (None: stable is the base).
+    """
+    if stable is None:
+        return None
+    backbone.load_adapter(STABLE, stable)
+    if work.begun_from != BASE:
+        work.progress.say(f"The policy begins as {work.given.stable}, and is held near to it.")
+        backbone.begin_as(STABLE)
+        backbone.freeze_reference()
     return STABLE

@@ -28,7 +28,9 @@ class TrainSettings(BaseModel):
         512, ge=1, description="replies that people judged are followed up to this length; longer ones are cut here"
     )
     begin: Literal["base", "stable"] = Field(
-        "base", description="what a round's policy starts from and is held near to by the KL: base, or stable"
+        "base",
+        description="what a round's policy starts from, and the KL holds it near to: base, or the stable version (then "
+        "gates.max_base_kl caps how far it may be from the base)",
     )
     prompts_file: str = Field(
         "",
@@ -157,7 +159,7 @@ class GateSettings(BaseModel):
     )
     max_kl: float = Field(0.35, gt=0, description="largest KL to the reference, in nats a token")
     max_base_kl: float = Field(
-        0.7, gt=0, description="largest KL to the base, in nats a token, where SFT moved the reference"
+        0.7, gt=0, description="largest KL to the base, in nats a token, where a round begins from stable or with SFT"
     )
     min_length: float = Field(0.3, ge=0, description="smallest mean length, as a share of stable's")
     max_length: float = Field(2.0, gt=0, description="largest mean length, as a share of stable's")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import asdict
 
-from thumbwise.contracts import FitReport, RewardModel, RunContext
+from thumbwise.contracts import FitReport, RewardModel, RunContext, Sample
 from thumbwise.training.data import Snapshot
 from thumbwise.training.evaluate import Replies
 from thumbwise.training.losses import ends_wanted
@@ -22,7 +22,8 @@ def fit_reward(work: Work, context: RunContext, snapshot: Snapshot) -> tuple[Rew
     """Fit on all votes, then set mean and deviation on replies of the reference; fit.json says it is done.
 
     The third is the share of the reference's replies that come to an end: of those, and of its drafts that people
-    judged. Of the few alone it is mostly luck, and PPO is steered to it.
+    judged. Of the few alone it is mostly luck, and PPO is steered to it. Where the round begins from stable it is the
+    base's share: counted from stable, what is wanted would rise with every round, and replies become ever shorter.
     """
     work.progress.stage("reward model")
     model: RewardModel = work.plugins.get("reward_models", work.settings.reward)(context)
@@ -38,7 +39,11 @@ def fit_reward(work: Work, context: RunContext, snapshot: Snapshot) -> tuple[Rew
     usual = context.rollouts.sample(prompts[:CALIBRATION], context.backbone.reference, seed)
     model.normalise(usual)
     model.save(work.folder)
-    judged = [] if context.backbone.reference else snapshot.drafts(BASE, context.max_tokens, context.temperature)
+    judged: list[Sample] = []
+    if work.begun_from != BASE:
+        usual = context.rollouts.sample(prompts[:CALIBRATION], None, seed)
+    if work.begun_from != BASE or context.backbone.reference is None:
+        judged = snapshot.drafts(BASE, context.max_tokens, context.temperature)
     ends = finish_rate([*usual, *judged])
     write_json(work.folder / FIT, {"fit": asdict(fit), "finish_rate": ends})
     work.progress.say(f"Reward model: {fit.accuracy:.1%} of {fit.n} votes in cross-validation")

@@ -58,7 +58,8 @@ def keep_candidate(
     """The adapter's files and manifest, kept in the run folder too."""
     seeds = seed_prompts()
     facts = {
-        "parent": work.given.stable,
+        "parent": work.begun_from,
+        "stable": work.given.stable,
         "base_digest": work.given.base_digest,
         "snapshot_id": work.given.snapshot_id,
         "algorithm": work.algorithm,

@@ -1,11 +1,11 @@
 """One frozen backbone, and everything that reads it: named LoRA adapters, log-probabilities, hidden states.
 
 PPO speaks of four models; here they are one copy of the weights. The reference is the backbone with its adapters
-off, or where there was an SFT stage a frozen adapter; the policy is an adapter; the reward model and the value
-function are linear heads on its hidden states. A second copy of the linear layers' weights serves generation with an
-adapter merged in: bfloat16 cannot take a merge back exactly, so the first copy is never merged into. Frozen
-weights compute in the run's dtype; adapters, log-softmax and losses in float32. Left out: full fine-tuning and
-devices other than the one the weights are on.
+off, or a frozen adapter where a round begins from stable or there was an SFT stage; the policy is an adapter; the
+reward model and the value function are linear heads on its hidden states. A second copy of the linear layers' weights
+serves generation with an adapter merged in: bfloat16 cannot take a merge back exactly, so the first copy is never
+merged into. Frozen weights compute in the run's dtype; adapters, log-softmax and losses in float32. Left out: full
+fine-tuning and devices other than the one the weights are on.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Backbone:
         self.hidden_size = int(base.get_input_embeddings().weight.shape[1])
         self._check_head(folder.name)
         self.reference: str | None = BASE
-        """What the KL is taken to: the base, or a frozen copy of the policy as an SFT stage left it."""
+        """What the KL is taken to: the base, or a frozen copy of the policy as it began (from stable, or after SFT)."""
         self._lora = {n: m for n, m in base.named_modules() if isinstance(m, LoraLayer)}
 
     def _check_head(self, name: str) -> None:
@@ -110,10 +110,29 @@ class Backbone:
             for key, value in self.parameters(name).items():
                 value.copy_(state[key])
 
+    def begin_as(self, name: str) -> None:
+        """Make the adapter "policy" compute what adapter `name` does, whose rank is the same or less.
+
+        What a larger rank has more does nothing yet. Raises ThumbwiseError where `name` changes other layers.
+        """
+        copied = 0
+        with torch.no_grad():
+            for layer in self._lora.values():
+                if name not in layer.lora_A:
+                    continue
+                wide, tall = layer.lora_A[name].weight, layer.lora_B[name].weight  # [r, in] and [out, r]
+                layer.lora_A[POLICY].weight[: len(wide)] = wide
+                layer.lora_B[POLICY].weight.zero_()
+                layer.lora_B[POLICY].weight[:, : len(wide)] = tall * (layer.scaling[name] / layer.scaling[POLICY])
+                copied += 2
+        if copied != len(self.parameters(name)):
+            raise ThumbwiseError("Stable's adapter changes layers that training leaves alone: set train.begin to base.")
+
     def freeze_reference(self) -> None:
         """From now on the reference is a frozen copy of the adapter "policy" as it is."""
-        with _seeded(0):
-            self.peft.add_adapter(FROZEN, self.peft.peft_config[POLICY])
+        if FROZEN not in self.peft.peft_config:
+            with _seeded(0):
+                self.peft.add_adapter(FROZEN, self.peft.peft_config[POLICY])
         with torch.no_grad():
             for frozen, weight in zip(self.parameters(FROZEN).values(), self.parameters(POLICY).values(), strict=True):
                 frozen.copy_(weight)

@@ -14,7 +14,7 @@ from typing import Any
 from thumbwise.contracts import Evidence, FitReport, GateReport, OffersValue, RunContext
 from thumbwise.errors import ThumbwiseError
 from thumbwise.faults import fault_point
-from thumbwise.training.beginning import demonstrate, fetch_stable
+from thumbwise.training.beginning import begin, demonstrate, fetch_stable
 from thumbwise.training.candidate import Candidate
 from thumbwise.training.data import Snapshot
 from thumbwise.training.enough import choose, too_little
@@ -48,8 +48,10 @@ class Round(Work):
     def _make_candidate(self, snapshot: Snapshot) -> tuple[Candidate, dict[str, Any], list[GateReport]]:
         """Reward model, policy, gates: a candidate with its metrics and reports, kept in the run's folder."""
         train = self.settings.train
+        folder = fetch_stable(self)
         context, questions = open_model(self, snapshot)
         weights = context.backbone.base_sha256()
+        adapter = begin(self, context.backbone, folder)
         demonstrate(self, context, snapshot)
         model, fit, usual = fit_reward(self, context, snapshot)
         fault_point("reward_model")
@@ -57,7 +59,7 @@ class Round(Work):
             context = replace(context, value=model.value_init())
         reward = ShapedReward(self.settings.reward, model, self.plugins, context)
         self.progress.stage("replies of stable")
-        stable = questions.ask(fetch_stable(self, context.backbone))
+        stable = questions.ask(adapter)
         context = replace(context, finish_rate=ends_aimed_at(self, context, usual, stable))
         seed_all(train.seed, 0)
         self.progress.stage(f"preparing {self.algorithm}")

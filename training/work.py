@@ -16,6 +16,7 @@ from thumbwise.plugin_manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.training.client import Lease, OpsClient, Run
 from thumbwise.training.progress import RunProgress
+from thumbwise.versions import BASE
 
 
 @dataclass
@@ -34,6 +35,11 @@ class Work:
     prepare_model: Callable[[Home, str], PreparedModel]
     model_name: str = ""
     new_votes: bool = False
+
+    @property
+    def begun_from(self) -> str:
+        """The version that the policy starts as a copy of, and that the KL is to (before any SFT)."""
+        return self.given.stable if self.settings.train.begin == "stable" else BASE
 
 
 def seed_all(seed: int, iteration: int) -> None:
