@@ -4,7 +4,7 @@ Rejection sampling as RAFT has it (Dong et al. 2023, arXiv 2304.06767, algorithm
 each iteration samples `best_of` replies a prompt from the policy as it is, and raises the likelihood of the
 best. No value function, no advantages, no ratios, and of the score only its order counts. For fewer things
 that can go wrong it learns from one reply in `best_of`, and nothing in the loss pulls it back to the
-reference: `kl` is only logged, and the job stops at `train.kl_budget`. Left out: a KL term in the score
+reference but the learning rate, which follows the KL (`Pace`). Left out: a KL term in the score
 (RAFT's variant), keeping more than one reply a prompt, and replies of earlier iterations. Torch is imported
 where a method needs it, so that listing plugins stays cheap.
 """
@@ -43,7 +43,7 @@ class BestOfN(PolicyState):
         eligible = [bool(k) and len(s.response_ids) > 0 for k, s in zip(rolled.known.tolist(), samples, strict=True)]
         best = best_replies((score - rolled.penalty).tolist(), eligible, train.best_of)
         kept = [samples[i] for i in best]
-        rate = stepping.set_learning_rate(self.optimizer, train.learning_rate, train, iteration)
+        rate = self.set_pace(iteration, metrics["kl_token"])
         metrics |= {"best_reward": float(score[best].mean()) if best else 0.0}
         metrics |= {"sft_loss": 0.0, "policy_grad_norm": 0.0}  # where nothing was kept
         metrics |= stepping.passes(len(kept), train, rolled.rng, lambda minibatch: self._update(kept, minibatch))

@@ -3,10 +3,10 @@
 Each iteration samples `replies` replies to a prompt, and pairs the best with the worst, the second best with the
 second worst, and so on (Guo et al. 2024, arXiv 2402.04792, have one pair a prompt and an LLM that judges). The loss is
 TRL's: -log sigmoid(beta (log ratio of the chosen - log ratio of the rejected)), ratios to the reference (Rafailov
-et al. 2023, equation 7), here at the run's temperature. `kl` is only logged; beta and the job's `train.kl_budget`
-bound it. No value function and no advantages; only the order of scores counts. Left out: pairs that people voted
-on (their replies are seldom the policy's own, and the reward model has learned from them already), and pairs of
-earlier iterations. Torch and TRL are imported where a method needs them, so that listing plugins stays cheap.
+et al. 2023, equation 7), here at the run's temperature. Beta bounds it, and the learning rate, which follows the KL
+(`Pace`). No value function and no advantages; only the order of scores counts. Left out: pairs that people voted on
+(their replies are seldom the policy's own, and the reward model has learned from them already), and pairs of earlier
+iterations. Torch and TRL are imported where a method needs them, so that listing plugins stays cheap.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class DPO(PolicyState):
         rolled = stepping.score_replies(self.context, self.reward, iteration, train.replies, self.ends)
         metrics = rolled.metrics
         pairs = pair_up(rolled.samples, (rolled.score - rolled.penalty).tolist(), rolled.known.tolist(), train.replies)
-        rate = stepping.set_learning_rate(self.optimizer, train.learning_rate, train, iteration)
+        rate = self.set_pace(iteration, metrics["kl_token"])
         metrics |= {"dpo_loss": 0.0, "dpo_accuracy": 0.5, "policy_grad_norm": 0.0}  # where there was no pair
         metrics |= stepping.passes(len(pairs), train, rolled.rng, lambda minibatch: self._update(pairs, minibatch))
         if pairs:

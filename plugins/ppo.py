@@ -2,8 +2,8 @@
 
 Rollouts come from the policy at the run's temperature; the reward is the score at the last response token
 less beta times the KL to the reference at every token; advantages by GAE from a value function that starts
-as the reward model. Beta and the learning rate follow the KL (`AdaptiveKL`, `Pace`), the penalty of replies that
-were cut off follows their number (`MissingEnd`). The formulas are in `thumbwise.training.losses`, and what other
+as the reward model. The learning rate follows the KL (`Pace`), the penalty of replies that were cut off follows their
+number (`MissingEnd`). The formulas are in `thumbwise.training.losses`, and what other
 algorithms do too in `thumbwise.training.stepping`; the pretraining term (PPO-ptx) is `thumbwise.training.ptx`, and
 `train.ptx` 0 leaves it out. Left out: rollouts older than one iteration.
 Torch is imported where a method needs it, so that listing plugins stays cheap.
@@ -14,11 +14,12 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from thumbwise import hookimpl
 from thumbwise.contracts import Register, Reward, RolloutBackend, RunContext, Sample
+from thumbwise.training.policy_state import PolicyState
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,30 +44,18 @@ class Rollout:
     returns: Tensor
 
 
-class PPO:
+class PPO(PolicyState):
     """Improves the adapter "policy", one batch of rollouts a step."""
 
     def __init__(self, context: RunContext, reward: Reward) -> None:
-        from thumbwise.training.losses import AdaptiveKL, Pace
-        from thumbwise.training.models import POLICY
         from thumbwise.training.ptx import Pretraining
-        from thumbwise.training.stepping import missing_end
-        from thumbwise.training.value import ValueFunction, adamw
+        from thumbwise.training.value import ValueFunction
 
-        train = context.train
-        if context.rollouts is None:
-            raise ValueError("PPO needs a rollout backend in its context")
-        self.context, self.train, self.backbone = context, train, context.backbone
-        self.reward = reward
-        self.iterations = train.iterations
+        super().__init__(context, reward)
+        train = self.train
         self.value = ValueFunction(self.backbone, context.value, train.value_learning_rate)
         # A lambda below 1 believes the values, and a value function that starts from nothing knows nothing.
         self.gae_lambda = train.gae_lambda if context.value is not None else 1.0
-        self.policy = self.backbone.parameters(POLICY)
-        self.optimizer = adamw(list(self.policy.values()), train.learning_rate)
-        self.kl = AdaptiveKL(train.kl_coefficient, train.kl_target, train.kl_horizon)
-        self.pace = Pace(train.kl_target, train.pace)
-        self.ends = missing_end(context)
         self.pretraining = Pretraining(context) if train.ptx > 0 else None
 
     def step(self, iteration: int) -> dict[str, float]:
@@ -76,10 +65,7 @@ class PPO:
         start = time.monotonic()
         samples, rng = stepping.sample_rollouts(self.context, iteration, self.train.episodes)
         rollout, metrics = self._evaluate(samples)
-        ahead = [stepping.schedule(self.train, later) for later in range(iteration, self.iterations)]
-        self.pace.update(metrics["kl_token"], ahead, steer=iteration >= self.train.warmup)
-        wanted = self.train.learning_rate * self.pace.value
-        rate = stepping.set_learning_rate(self.optimizer, wanted, self.train, iteration)
+        rate = self.set_pace(iteration, metrics["kl_token"])
         stepping.set_learning_rate(self.value.optimizer, self.train.value_learning_rate, self.train, iteration)
         metrics |= stepping.passes(
             len(samples),
@@ -87,7 +73,6 @@ class PPO:
             rng,
             lambda minibatch: self._policy_step(rollout, minibatch, rng) | self._value_step(rollout, minibatch),
         )
-        self.kl.update(metrics["kl_token"], len(samples))
         self.ends.update(metrics["finish_rate"])
         return metrics | {"learning_rate": rate, "seconds": time.monotonic() - start}
 
@@ -101,7 +86,7 @@ class PPO:
         found = stepping.measure(self.backbone, samples, parts, self.context.temperature)
         mask = found.mask * known[:, None]
         kl = losses.kl_k1(found.logp, found.reference)
-        rewards = losses.token_rewards(score - penalty, kl, mask, self.kl.value)
+        rewards = losses.token_rewards(score - penalty, kl, mask, train.kl_coefficient)
         if train.whiten_rewards:
             rewards = losses.whiten(rewards, mask, keep_mean=True)
         features = self.value.features(samples, mask.shape[1])
@@ -112,7 +97,6 @@ class PPO:
         deviation = losses.masked_mean((advantages - losses.masked_mean(advantages, mask)) ** 2, mask).sqrt()
         rollout = Rollout(samples, features, line, mask, found.logp, values, losses.whiten(advantages, mask), returns)
         return rollout, stepping.rollout_metrics(samples, found, score, known, self.ends) | {
-            "kl_coefficient": self.kl.value,
             "explained_variance": losses.explained_variance(values, to_come, mask),
             "advantage_std": float(deviation),
         }
@@ -162,28 +146,17 @@ class PPO:
         norm = stepping.descend(self.value.parameters(), self.value.optimizer, self.train.max_grad_norm)
         return {"value_loss": loss_sum, "value_grad_norm": norm}
 
-    def _parts(self) -> Parts:
-        return {
-            "policy": (self.policy, self.optimizer),
-            "value": (self.value.parameters(), self.value.optimizer),
-        }
+    def parts(self) -> Parts:
+        """The policy and the value function."""
+        return {**super().parts(), "value": (self.value.parameters(), self.value.optimizer)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Policy, value function, their optimizers, KL coefficient, pace, missing end, norms of PPO-ptx; copied."""
-        from thumbwise.training.stepping import saved
-
-        ptx = self.pretraining.state_dict() if self.pretraining else {}
-        steered = {"kl_coefficient": self.kl.value, "pace": asdict(self.pace), "missing_end": self.ends.value}
-        return saved(self._parts()) | steered | ptx
+        """That of every algorithm, and the norms of PPO-ptx."""
+        return super().state_dict() | (self.pretraining.state_dict() if self.pretraining else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back, or on, to what `state_dict` returned."""
-        from thumbwise.training.losses import Pace
-        from thumbwise.training.stepping import restore
-
-        restore(self._parts(), state)
-        self.kl.value, self.pace = state["kl_coefficient"], Pace(**state["pace"])
-        self.ends.value = state["missing_end"]
+        super().load_state_dict(state)
         if self.pretraining:
             self.pretraining.load_state_dict(state)
 

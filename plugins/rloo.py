@@ -4,8 +4,8 @@ Each iteration samples `replies` replies to a prompt. TRL takes beta times the K
 score, and the mean of the prompt's other replies from that, and clips the ratio of whole replies (Ahmadian et al.
 2024, arXiv 2402.14740, equation 8; Schulman et al. 2017 for the clip). Where prompts differ more than replies to
 one of them do, that baseline is better than a critic that has just begun; no token is told from another, though.
-Left out: the adaptive KL coefficient (it stays `train.kl_coefficient`; the job stops at `train.kl_budget`), and
-sharing log-probabilities with TRL, which computes those of policy and reference once more in its own padding. Torch
+The learning rate follows the KL (`Pace`). Left out: sharing log-probabilities with TRL, which computes those of policy
+and reference once more in its own padding. Torch
 and TRL are imported where a method needs them, so that listing plugins stays cheap.
 """
 
@@ -70,7 +70,7 @@ class RLOO(PolicyState):
         self.scores = torch.where(rolled.known, rolled.score - rolled.penalty, torch.nan).tolist()
         with self.backbone.using(POLICY), torch.no_grad():
             batch = self.trainer._generate_and_score_completions([{"prompt": "a"}] * len(samples))
-        rate = stepping.set_learning_rate(self.optimizer, train.learning_rate, train, iteration)
+        rate = self.set_pace(iteration, metrics["kl_token"])
         metrics |= stepping.passes(len(samples), train, rolled.rng, lambda minibatch: self._update(batch, minibatch))
         metrics |= {"clip_fraction": trl_parts.logged(self.trainer, "clip_ratio/region_mean")}
         return metrics | {"learning_rate": rate, "seconds": time.monotonic() - start}

@@ -29,7 +29,7 @@ from thumbwise.training.stepping import draw_prompts, minibatches
 
 SMALL = TrainSettings(
     dtype="float32", episodes=16, best_of=4, minibatches=2, micro_batch=16, iterations=10, lora_rank=8,
-    learning_rate=5e-3, warmup=0, missing_eos_penalty=0.0,
+    learning_rate=5e-3, pace=1.0, warmup=0, missing_eos_penalty=0.0,
 )  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -261,7 +261,7 @@ def test_only_the_policys_adapter_moves(make: Callable[..., BestOfN]) -> None:
 
 
 def test_a_toy_reward_rises(make: Callable[..., BestOfN]) -> None:
-    algorithm = make(low_ids, episodes=32, learning_rate=1e-2)
+    algorithm = make(low_ids, episodes=32, learning_rate=1e-2, iterations=12)
     rows = [algorithm.step(n) for n in range(12)]
     assert all(math.isfinite(value) for row in rows for value in row.values())
     assert all(row["best_reward"] >= row["reward"] for row in rows)
@@ -275,7 +275,7 @@ def test_a_reward_of_noise_does_not_make_the_policy_sharper(make: Callable[..., 
     def noise(samples: Sequence[Sample]) -> Scores:
         return Scores(draws.normal(size=len(samples)).astype(np.float32))
 
-    algorithm = make(noise, episodes=32)
+    algorithm = make(noise, episodes=32, iterations=14)
     entropy = [algorithm.step(n)["entropy"] for n in range(14)]
     assert entropy[-1] > entropy[0] - 1  # at temperature 1 in the loss it falls by 4.7
 

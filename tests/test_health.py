@@ -16,7 +16,7 @@ from thumbwise.training.metrics import AT_THE_END, GLOSSARY, MetricsLog, Watch
 WATCHED = {name: metric.watch for name, metric in (GLOSSARY | AT_THE_END).items() if metric.watch}
 GOOD = {
     "reward": (0.0, 0.9), "reward_std": (1.0, 0.9), "kl": (0.0, 5.0), "kl_token": (0.0, 0.12),
-    "kl_coefficient": (0.05, 0.08), "ratio": (1, 1), "ratio_max": (1.4, 1.5), "clip_fraction": (0.0, 0.05),
+    "ratio": (1, 1), "ratio_max": (1.4, 1.5), "clip_fraction": (0.0, 0.05),
     "explained_variance": (0.3, 0.6), "entropy": (2.0, 1.7),
     "length": (40.0, 44.0), "finish_rate": (0.2, 0.18), "repetition": (0.01, 0.03), "rollout_gap": (0.01, 0.02),
     "abstained": (0, 0), "policy_grad_norm": (1.0, 1.2),

@@ -265,27 +265,6 @@ def test_ends_settle_at_their_usual_rate_whatever_replies_that_are_cut_off_are_w
         assert max(rates) < 0.4
 
 
-def test_adaptive_kl_coefficient() -> None:
-    controller = losses.AdaptiveKL(0.2, 6.0, 1e4)
-    controller.update(9.0, 512)
-    assert_close(controller.value, 0.202048)
-    controller = losses.AdaptiveKL(0.2, 6.0, 1e4)
-    controller.update(5.7, 512)
-    assert_close(controller.value, 0.199488)
-    controller.update(1e9, 512)
-    assert_close(controller.value, 0.199488 * (1 + 0.2 * 512 / 1e4))
-    fixed = losses.AdaptiveKL(0.05, 6.0, 0)
-    fixed.update(100.0, 512)
-    assert fixed.value == 0.05
-
-
-def test_a_horizon_shorter_than_a_batch_never_pays_for_kl() -> None:
-    controller = losses.AdaptiveKL(0.2, 6.0, 5)
-    for _ in range(9):
-        controller.update(0.0, 32)
-    assert 0 < controller.value < 0.2
-
-
 def test_a_penalty_that_was_set_above_what_is_summed_up_stays_where_it_was_set() -> None:
     ends = losses.MissingEnd(6.0, 0.2)
     ends.update(0.0)

@@ -80,7 +80,7 @@ POINTS: dict[int, str | Without] = {
     40: "ppo the_gradient_does_not_depend_on_the_micro_batches",
     41: "losses adamw_takes_small_first_steps_on_small_gradients",
     42: "losses warm_up_from_a_tenth",
-    43: "losses adaptive_kl_coefficient",
+    43: "losses the_pace_brings_kl_to_its_target_whatever_moves_the_policy_how_fast",
     44: "resume a_run_that_the_kl_budget_ended_ends_alike_when_resumed",
     45: "ptx the_gradient_is_ppos_plus_gamma_times_the_pretraining_one",
     46: Without("At 0.992 a mean over weights reaches back 125 steps, more than a whole run here has."),

@@ -28,7 +28,7 @@ from thumbwise.training.stepping import measure
 
 SMALL = TrainSettings(
     dtype="float32", episodes=16, replies=4, minibatches=2, micro_batch=16, iterations=10, lora_rank=8,
-    learning_rate=5e-3, warmup=0, kl_coefficient=0.02,
+    learning_rate=5e-3, pace=1.0, warmup=0, kl_coefficient=0.02,
 )  # fmt: skip
 Either = DPO | RLOO
 

@@ -121,13 +121,11 @@ class TrainSettings(BaseModel):
     pace: float = Field(
         1.2,
         ge=1,
-        description="factor by which an iteration may raise PPO's learning rate, to meet kl_target; 1 leaves it alone",
+        description="factor by which an iteration may raise the policy's learning rate, to meet kl_target; 1 leaves it "
+        "alone",
     )
-    kl_coefficient: float = Field(0.05, ge=0, description="reward given up per nat of KL, at the start")
-    kl_target: float = Field(0.16, gt=0, description="KL that coefficient and pace steer to, in nats a token")
-    kl_horizon: float = Field(
-        400.0, ge=0, description="replies over which it is steered; 0 keeps the coefficient fixed"
-    )
+    kl_coefficient: float = Field(0.05, ge=0, description="reward given up per nat of KL (ppo, rloo)")
+    kl_target: float = Field(0.16, gt=0, description="KL that the learning rate is steered to, in nats a token")
     kl_budget: float = Field(
         0.19, gt=0, description="nats a token at which training stops and goes back to the last policy within it"
     )

@@ -158,26 +158,6 @@ def annealing(step: int, steps: int) -> float:
     return 1 - 0.9 * step / max(1, steps - 1)
 
 
-@dataclass
-class AdaptiveKL:
-    """The KL coefficient's controller (Ziegler 2019, 2.2): more KL than `target` raises it, less lowers it.
-
-    `target` is in nats a token; `horizon` in replies; a fixed coefficient where `horizon` is 0.
-    """
-
-    value: float
-    target: float
-    horizon: float
-
-    def update(self, kl: float, episodes: int) -> None:
-        """Move the coefficient after `episodes` replies with KL `kl`; the error is clipped at 0.2."""
-        if self.horizon > 0:
-            error = min(max(kl / self.target - 1, -0.2), 0.2)
-            self.value *= max(
-                1 + error * episodes / self.horizon, 0.5
-            )  # a horizon of a batch or less must not pay for KL
-
-
 ENDS = 1.5
 """Odds of an end within a draft that a policy needs, times the reference's, to end as often as that in chat.
 

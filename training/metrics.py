@@ -83,10 +83,6 @@ GLOSSARY: dict[str, Metric] = {
         Watch("value", 0.007, 0.23, "The policy hardly moved: raise train.learning_rate or train.iterations.",
               "The policy is far from the reference: raise train.kl_coefficient or lower train.learning_rate."),
     ),
-    "kl_coefficient": Metric(
-        "reward given up per nat; steered so that kl meets train.kl_target", "run", "settles",
-        Watch("value", high=0.5, above="Holding kl at its target takes most of the reward: lower train.learning_rate."),
-    ),
     "ratio": Metric(
         "policy / old policy", "tokens", "1",
         Watch("value", 0.98, 1.02, "Old and new log-probabilities do not belong together.", _TOO_FAST),

@@ -1,4 +1,4 @@
-"""An algorithm that trains the policy alone: what it is made from, and what it has to save.
+"""What policy algorithms are made from and have to save, and their learning rate, which is steered by the KL.
 
 Torch is imported late, because plugins are listed without it.
 """
@@ -6,6 +6,7 @@ Torch is imported late, because plugins are listed without it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from thumbwise.contracts import Reward, RunContext
@@ -13,13 +14,16 @@ from thumbwise.contracts import Reward, RunContext
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from thumbwise.training.stepping import Parts
+
 
 class PolicyState:
-    """The policy's weights, their optimizer and the missing end's penalty; from a context, saved and restored."""
+    """The policy's weights, their optimizer, its pace and the missing end's penalty; saved and restored."""
 
     policy: dict[str, Tensor]
 
     def __init__(self, context: RunContext, reward: Reward) -> None:
+        from thumbwise.training.losses import Pace
         from thumbwise.training.models import POLICY
         from thumbwise.training.stepping import missing_end
         from thumbwise.training.value import adamw
@@ -30,17 +34,35 @@ class PolicyState:
         self.iterations = self.train.iterations
         self.policy = self.backbone.parameters(POLICY)
         self.ends = missing_end(context)
+        self.pace = Pace(self.train.kl_target, self.train.pace)
         self.optimizer: Any = adamw(list(self.policy.values()), self.train.learning_rate)
 
+    def set_pace(self, iteration: int, kl_token: float) -> float:
+        """Set the policy's learning rate, before an iteration that it began at `kl_token`, and return it.
+
+        After warm-up, annealing and what `Pace` makes of the KL, so that every algorithm comes to `train.kl_target`.
+        """
+        from thumbwise.training import stepping
+
+        ahead = [stepping.schedule(self.train, later) for later in range(iteration, self.iterations)]
+        self.pace.update(kl_token, ahead, steer=iteration >= self.train.warmup)
+        wanted = self.train.learning_rate * self.pace.value
+        return stepping.set_learning_rate(self.optimizer, wanted, self.train, iteration)
+
+    def parts(self) -> Parts:
+        """What is trained: an algorithm that trains more than the policy adds it."""
+        return {"policy": (self.policy, self.optimizer)}
+
     def state_dict(self) -> dict[str, Any]:
-        """The policy, its optimizer and the missing end's penalty, copied."""
+        """The parts, the pace and the missing end's penalty, copied."""
         from thumbwise.training.stepping import saved
 
-        return saved({"policy": (self.policy, self.optimizer)}) | {"missing_end": self.ends.value}
+        return saved(self.parts()) | {"pace": asdict(self.pace), "missing_end": self.ends.value}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back, or on, to what `state_dict` returned."""
+        from thumbwise.training.losses import Pace
         from thumbwise.training.stepping import restore
 
-        restore({"policy": (self.policy, self.optimizer)}, state)
-        self.ends.value = state["missing_end"]
+        restore(self.parts(), state)
+        self.pace, self.ends.value = Pace(**state["pace"]), state["missing_end"]

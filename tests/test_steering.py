@@ -1,0 +1,84 @@
+"""Every policy algorithm's learning rate follows its KL, so that they can be compared at the same KL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_model import make_tiny_model
+from toy_policy import PROMPTS, TEMPERATURE, low_ids
+
+from thumbwise.contracts import RunContext
+from thumbwise.home import Home
+from thumbwise.plugin_manager import PluginManager
+from thumbwise.plugins.ppo import in_process
+from thumbwise.training.config import TrainSettings
+from thumbwise.training.models import Backbone
+from thumbwise.training.policy_state import PolicyState
+
+SMALL = TrainSettings(
+    dtype="float32", episodes=16, replies=4, best_of=4, minibatches=2, micro_batch=16, iterations=10, lora_rank=8,
+    learning_rate=5e-3, value_learning_rate=5e-3, warmup=0, kl_coefficient=0.02,
+)  # fmt: skip
+ALGORITHMS = ("ppo", "best_of_n", "dpo", "rloo")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def make(model: Path, tmp_path: Path) -> Callable[..., Any]:
+    """An algorithm by name; keywords change its settings."""
+    plugins = PluginManager(Home.find(tmp_path / "home")).load()
+
+    def made(algorithm: str, **changes: Any) -> Any:
+        train = SMALL.model_copy(update=changes)
+        context = RunContext(Backbone(model, train), train, TEMPERATURE, 10, PROMPTS, (), tmp_path)
+        context = replace(context, rollouts=in_process(context))
+        return plugins.get("policy_algorithms", algorithm)(context, low_ids)
+
+    return made
+
+
+def test_every_algorithm_is_steered(make: Callable[..., Any], tmp_path: Path) -> None:
+    plugins = PluginManager(Home.find(tmp_path / "home")).load()
+    assert set(plugins.registry("policy_algorithms")) == set(ALGORITHMS)
+    assert all(isinstance(make(name), PolicyState) for name in ALGORITHMS)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_rate_is_lowered_where_kl_would_pass_its_target_and_resumes_so(make: Callable[..., Any], name: str) -> None:
+    algorithm = make(name, kl_target=0.01)
+    rows = [algorithm.step(i) for i in range(3)]
+    before = algorithm.state_dict()
+    rows += [algorithm.step(i) for i in range(3, 5)]
+    factors = [row["learning_rate"] / (5e-3 * (1 - 0.1 * i)) for i, row in enumerate(rows)]
+    assert rows[1]["kl_token"] > 0.01  # the first step went too far, so the rate is halved as long as that is so
+    assert factors[:3] == pytest.approx([1, 0.5, 0.25])
+    algorithm.load_state_dict(before)
+    assert [algorithm.step(i)["learning_rate"] for i in range(3, 5)] == [row["learning_rate"] for row in rows[3:]]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_rate_is_raised_where_kl_would_not_come_to_its_target(make: Callable[..., Any], name: str) -> None:
+    algorithm = make(name, kl_target=100.0)
+    rates = [algorithm.step(i)["learning_rate"] / (5e-3 * (1 - 0.1 * i)) for i in range(3)]
+    assert rates == pytest.approx([1, 1.2, 1.44])
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_long_replies_may_go_as_far_by_token_as_short_ones(make: Callable[..., Any], name: str) -> None:
+    """What is steered does not shrink with a reply's length, as nats a reply would."""
+    algorithm = make(name, kl_target=0.1)
+    row = {}
+    for i in range(2):
+        row = algorithm.step(i)
+    assert row["kl_token"] == pytest.approx(row["kl"] / row["length"], rel=1e-4)
+    assert algorithm.pace.marks[-1][1] == pytest.approx(row["kl_token"] ** 0.5, rel=1e-4)
