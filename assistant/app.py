@@ -20,7 +20,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import generate_latest
 from starlette.middleware.cors import CORSMiddleware
 
-from thumbwise import __version__, gateway, logs, ops, responses
+from thumbwise import __version__, gateway, logs, ops, responses, templates
 from thumbwise.auth import Guard
 from thumbwise.browsers import Browsers, Cookies
 from thumbwise.comparisons import Comparisons
@@ -104,6 +104,7 @@ class Assistant:
     async def _bring_up(self) -> None:
         try:
             model = await in_background(lambda: prepare(self.home, self.settings.model, self._say))
+            await in_background(lambda: templates.check(model.folder, self.settings.chat_template_kwargs))
             await self.store.run(self.versions.bind, model.digest, model.name)
             self.model = model
             self.engine = self._make_engine(self.model)
@@ -132,8 +133,10 @@ class Assistant:
 
     def _make_engine(self, model: PreparedModel) -> Engine | ExternalEngine | Replicas:
         settings = self.settings
+        template = settings.chat_template_kwargs
         if urls := urls_of(settings.engine_url):
             given: Any = {"silence": settings.engine.silence, "api_key": settings.engine_api_key.get_secret_value()}
+            given["template"] = template
             return ExternalEngine(urls[0], **given) if len(urls) == 1 else Replicas(urls, **given)
         return Engine(
             model.folder,
@@ -141,6 +144,7 @@ class Assistant:
             run_dir=self.home.root / "engine",
             log=self.home.root / "engine" / "vllm.log",
             cache=self.home.cache,
+            template=template,
         )
 
     def _say(self, line: str) -> None:

@@ -23,11 +23,11 @@ from typing import Any, Literal
 import click
 from pydantic import SecretStr
 
-from thumbwise import children, models
+from thumbwise import children, models, templates
 from thumbwise.engine import COMPILERS, HEADER
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home, named
-from thumbwise.models import DEFAULT_NAME, INSTALL_DEFAULT, packaged_gguf
+from thumbwise.models import INSTALL_DEFAULT, packaged_gguf
 from thumbwise.plugin_manager import PluginManager
 from thumbwise.printed import print_table
 from thumbwise.processor import fast_bfloat16, installed_version
@@ -275,12 +275,15 @@ def check_settings(home: Home) -> Check:
 def check_model(home: Home) -> Check:
     """The model is there and can be used, or can be prepared at the first start."""
     try:
-        model = Settings.load(home).model
+        settings = Settings.load(home)
     except ThumbwiseError:
         return Check("model", "warning", "not looked for, because the settings are wrong")
+    model = settings.model
+    if (folder := models.there(home, model)) is not None:
+        templates.check(folder, settings.chat_template_kwargs)
     if model != "default":
         return Check("model", "ok", models.look(home, model))
-    if (home.models / DEFAULT_NAME).exists():
+    if folder is not None:
         return Check("model", "ok", model)
     if packaged_gguf() is None:
         return Check("model", "error", f"The default model is missing: `{INSTALL_DEFAULT}`, or set `model`.")

@@ -21,6 +21,7 @@ import socket
 import sysconfig
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from thumbwise.errors import EngineFailed, ThumbwiseError
 from thumbwise.processor import engine_format
 from thumbwise.settings import EngineSettings
 from thumbwise.supervised import BASE, Supervised, told
+from thumbwise.templates import FolderTemplate
 from thumbwise.weights import linear_layers, positions
 
 _logger = logging.getLogger(__name__)
@@ -64,7 +66,8 @@ _NOISE = re.compile(r" (INFO|DEBUG) |^INFO: |nanobind|^ - leaked |^ - \.\.\. ski
 class Engine(Supervised):
     """One vLLM child. `run_dir` gets the socket (mode 0700), `log` its output, one older log beside it.
 
-    `cache` is for what it compiles, and loads again at the next start: nobody else may write there.
+    `cache` is for what it compiles, and loads again at the next start: nobody else may write there. `template` is what
+    the model's chat template is given.
 
     Starts that fail are repeated with growing pauses; after `tries` in a row the state is "failed", until one that is
     made every `retry` seconds succeeds (what was missing may be memory), and `last_lines` says what vLLM did.
@@ -84,14 +87,16 @@ class Engine(Supervised):
     grace = _DRAIN + 10.0  # seconds between SIGTERM and SIGKILL at a stop
 
     def __init__(
-        self, model: Path, settings: EngineSettings, *, run_dir: Path, log: Path, cache: Path | None = None
-    ) -> None:
+        self, model: Path, settings: EngineSettings, *, run_dir: Path, log: Path, cache: Path | None = None,
+        template: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.model, self.settings, self.log = model, settings, log
         self.cache = cache or run_dir.absolute() / "cache"
         self._socket_folder, self._temporary = _private_folder(run_dir)
         self.uds = self._socket_folder / "vllm.sock"
-        self.client = EngineClient(uds=self.uds, silence=settings.silence)
+        self._template = FolderTemplate(model, template or {})
+        self.client = EngineClient(uds=self.uds, silence=settings.silence, template=template)
         self._process: asyncio.subprocess.Process | None = None
         self._watch_log: asyncio.Task[None] | None = None
 
@@ -116,6 +121,8 @@ class Engine(Supervised):
             "max-lora-rank": s.max_lora_rank,
             "max-logprobs": 64,
             "logprobs-mode": "processed_logprobs",  # after temperature, as the trainer takes them
+            "tokenizer-mode": "hf",  # else Mistral's own takes the place of the chat template
+            "chat-template-content-format": self._format(),
             "generation-config": "vllm",  # keeps the model's stop tokens, not its sampling defaults
             "shutdown-timeout": _DRAIN,
             "uvicorn-log-level": "warning",
@@ -129,6 +136,13 @@ class Engine(Supervised):
             line += [f"--{flag}", str(value)]
         # Without this list vLLM wraps lm_head too, which costs a product over the vocabulary per token.
         return line + (["--lora-target-modules", *layers] if (layers := linear_layers(self.model)) else [])
+
+    def _format(self) -> str:
+        """As the training job hands texts to the chat template."""
+        try:
+            return self._template.format
+        except ThumbwiseError:  # then vLLM says what is wrong
+            return "auto"
 
     def _longest(self) -> int:
         """Tokens of a prompt and its reply: as set, or as many as the model has, beyond which vLLM does not start."""

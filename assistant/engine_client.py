@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -73,15 +73,17 @@ class Chunk:
 class EngineClient:
     """Talks to one vLLM server. One event loop only, that of the first request; `silence` is in seconds.
 
-    `api_key` is what vLLM was started with (`--api-key`); it is sent there and nowhere else.
+    `api_key` is what vLLM was started with (`--api-key`); it is sent there and nowhere else. `template` is what the
+    model's chat template is given with every conversation.
     """
 
     def __init__(
-        self, *, uds: Path | None = None, base_url: str | None = None, silence: float = SILENCE, api_key: str = ""
-    ) -> None:
+        self, *, uds: Path | None = None, base_url: str | None = None, silence: float = SILENCE, api_key: str = "",
+        template: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         if (uds is None) == (base_url is None):
             raise ValueError("give either uds or base_url")
-        self.uds, self.silence = uds, silence
+        self.uds, self.silence, self._template = uds, silence, dict(template or {})
         self.context: int | None = None
         """Tokens that a prompt and its reply may have together; known once `adapters` was asked."""
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -119,6 +121,8 @@ class EngineClient:
             "logprobs": sampling.logprobs,
             **_sampling_fields(model, sampling.temperature, sampling.top_p, sampling.seed),
         }
+        if self._template:
+            body["chat_template_kwargs"] = self._template
         if sampling.stop:
             body["stop"] = list(sampling.stop)
         if messages[-1]["role"] == "assistant":  # the reply goes on with it

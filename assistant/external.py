@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from thumbwise.contracts import Message
 from thumbwise.engine_client import SILENCE, Chunk, EngineClient, Sampling
@@ -40,12 +40,14 @@ class ExternalEngine(Supervised):
     poll_every = 2.0  # seconds; a restart of vLLM takes far longer, so none is missed
     most = 30.0  # and at most between two tries at one that answers wrongly
 
-    def __init__(self, url: str, *, silence: float = SILENCE, api_key: str = "") -> None:
+    def __init__(
+        self, url: str, *, silence: float = SILENCE, api_key: str = "", template: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__()
         self.url = url
         socket_path = Path(url.removeprefix("unix:")) if url.startswith("unix:") else None
         base = None if socket_path else url
-        self.client = EngineClient(uds=socket_path, base_url=base, silence=silence, api_key=api_key)
+        self.client = EngineClient(uds=socket_path, base_url=base, silence=silence, api_key=api_key, template=template)
 
     def take_out(self, why: str) -> None:
         """Let it answer nobody until it has been found in order again."""
@@ -169,8 +171,11 @@ async def _settled(tasks: set[asyncio.Future[T]]) -> None:
 class Replicas:
     """Several external vLLM servers, seen as one engine: ready while any of them is."""
 
-    def __init__(self, urls: Sequence[str], *, silence: float = SILENCE, api_key: str = "") -> None:
-        self.members = [ExternalEngine(url, silence=silence, api_key=api_key) for url in urls]
+    def __init__(
+        self, urls: Sequence[str], *, silence: float = SILENCE, api_key: str = "",
+        template: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.members = [ExternalEngine(url, silence=silence, api_key=api_key, template=template) for url in urls]
         self.client = Pool(self.members)
         self.on_ready: list[Callable[[EngineClient], Awaitable[None]]] = []
         for member in self.members:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thumbwise import children
+from thumbwise import children, trainable
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home, fsync_folder, write_durably
 from thumbwise.weights import INDEX
@@ -76,8 +76,15 @@ def look(home: Home, name: str) -> str:
         return str(folder)
     if not _HUB_ID.fullmatch(name):
         raise _no_model(name)
-    there = (home.models / name.replace("/", "--") / NOTE).exists()
-    return name if there else f"{name}, to be downloaded at the first start"
+    return name if there(home, name) else f"{name}, to be downloaded at the first start"
+
+
+def there(home: Home, name: str) -> Path | None:
+    """The folder of the model that `name` means, where nothing has to be made for it."""
+    if name != "default" and (folder := _folder(name)) is not None:
+        return folder
+    kept = home.models / (DEFAULT_NAME if name == "default" else name.replace("/", "--"))
+    return kept if (kept / NOTE).exists() else None
 
 
 def _folder(name: str) -> Path | None:
@@ -121,6 +128,7 @@ def check(folder: Path) -> None:
     _check_weights(folder)
     if not config.get("architectures"):
         raise ThumbwiseError(f"{folder / 'config.json'} names no architecture: this is not a whole model.")
+    trainable.check(folder, config)
     if not _has_chat_template(folder):
         raise ThumbwiseError(
             f"{folder} has no chat template, so it cannot chat: use an instruction-tuned model, or put its "
@@ -213,7 +221,9 @@ def _kept(
 ) -> PreparedModel:
     """Return the model kept as `models/<folder_name>`, made whole by `make` where it is not there yet."""
     folder = home.models / folder_name
-    if not (folder / NOTE).exists():
+    if (folder / NOTE).exists():
+        trainable.check(folder, _json(folder / "config.json"))
+    else:
         with _one_at_a_time(home):
             if not (folder / NOTE).exists():
                 _make(home, folder, name, make, progress)

@@ -13,7 +13,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -25,6 +25,7 @@ from pydantic_settings import (
 from thumbwise import faults
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
+from thumbwise.templates import arguments_of
 from thumbwise.training.config import GateSettings, TrainSettings
 
 PREFIX = "THUMBWISE_"
@@ -144,6 +145,11 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on; loopback only until there are accounts")
     port: int = Field(7860, ge=0, le=65535, description="port of the pages and the API; 0 picks a free one")
     model: str = Field("default", description="base model: `default`, a Hugging Face id or a folder")
+    chat_template_kwargs: Annotated[dict[str, JsonValue], AfterValidator(arguments_of)] = Field(
+        default_factory=dict,
+        description="arguments of the model's chat template, in chat and in training: "
+        "{enable_thinking = false} lets Qwen 3 and SmolLM3 answer at once",
+    )
     engine_url: Annotated[str, AfterValidator(_urls)] = Field(
         "", description="vLLM servers that already run (http://… or unix:/socket, with commas), instead of starting one"
     )

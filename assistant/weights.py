@@ -39,7 +39,16 @@ def weight_files(model: Path) -> list[Path]:
 
 def base_modules(model: Path) -> Shapes:
     """Return the shapes of every 2-d weight in a model folder; none where there is nothing readable."""
-    found: Shapes = {}
+    return {
+        name.removesuffix(".weight"): (shape[0], shape[1])
+        for name, shape in tensors(model).items()
+        if name.endswith(".weight") and len(shape) == 2
+    }
+
+
+def tensors(model: Path) -> dict[str, list[int]]:
+    """Return the shape of every tensor in a model folder, by its name, as far as its files can be read."""
+    found: dict[str, list[int]] = {}
     for path in weight_files(model):
         with contextlib.suppress(
             OSError, struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError
@@ -47,9 +56,7 @@ def base_modules(model: Path) -> Shapes:
             with path.open("rb") as file:
                 (length,) = struct.unpack("<Q", file.read(8))
                 header = json.loads(file.read(min(length, 100_000_000)))
-            for key, entry in header.items():
-                if key.endswith(".weight") and len(entry["shape"]) == 2:
-                    found[key.removesuffix(".weight")] = (entry["shape"][0], entry["shape"][1])
+            found |= {key: list(entry["shape"]) for key, entry in header.items() if key != "__metadata__"}
     return found
 
 

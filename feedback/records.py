@@ -12,7 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from ulid import ULID
 
 from thumbwise.contracts import Message
@@ -152,9 +161,20 @@ class RankValue(_Strict):
 
 
 class TextValue(_Strict):
-    """A corrected reply (edit) or a remark (comment)."""
+    """A remark (comment)."""
 
     text: str = Field(min_length=1, max_length=32_000)
+
+
+class EditValue(TextValue):
+    """A corrected reply: one that says something."""
+
+    @field_validator("text")
+    @classmethod
+    def _says_something(cls, text: str) -> str:
+        if not text.strip():
+            raise ValueError("a corrected reply cannot be blank: write what it should have said")
+        return text
 
 
 _Flag = Annotated[str, Field(max_length=64)]
@@ -177,7 +197,7 @@ VALUES: dict[str, type[_Strict]] = {
     "thumb": ThumbValue,
     "pair": PairValue,
     "rank": RankValue,
-    "edit": TextValue,
+    "edit": EditValue,
     "comment": TextValue,
     "likert": LikertValue,
     "flag": FlagValue,

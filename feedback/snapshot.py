@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -43,7 +44,8 @@ ON_REPLIES = f"""
     WHERE f.kind IN ('thumb', 'comment', 'edit') AND r.state = 'done' AND r.training ORDER BY f.seq
 """
 PROMPTS = """
-    SELECT r.user_id, r.person, p.messages FROM replies r CROSS JOIN prompts p ON p.sha256 = r.prompt_sha256
+    SELECT r.user_id, r.person, r.created_at, p.messages
+    FROM replies r CROSS JOIN prompts p ON p.sha256 = r.prompt_sha256
     WHERE r.state = 'done' AND r.training AND NOT EXISTS (
         SELECT 1 FROM replies o WHERE o.prompt_sha256 = r.prompt_sha256 AND o.user_id = r.user_id
         AND o.person = r.person AND o.state = 'done' AND o.training AND o.rowid < r.rowid)
@@ -96,7 +98,8 @@ def _lines(db: Database) -> Iterator[dict[str, Any]]:
         if line := _on_reply(row):
             yield line
     for row in db.query(PROMPTS):
-        yield {"type": "prompt", **_whose(row), **_prompt(row)}
+        day = datetime.fromtimestamp(row["created_at"] / 1e9, UTC).date().isoformat()
+        yield {"type": "prompt", "day": day, **_whose(row), **_prompt(row)}
 
 
 def _whose(row: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from thumbwise.errors import ThumbwiseError
 from thumbwise.training.attention import GROUPED, grouped_attention
 from thumbwise.training.batches import shared_prefix
 from thumbwise.training.config import TrainSettings
-from thumbwise.training.data import prompt_ids
 from thumbwise.training.lengths import at_lengths
 from thumbwise.training.models import Backbone
 from thumbwise.training.rollouts import InProcess, draw, generate, left_pad, prefill
@@ -63,7 +62,7 @@ def test_drawing_follows_the_distribution_and_repeats_with_its_seed() -> None:
 
 
 def test_generation_in_a_batch_is_greedily_the_same_as_alone(backbone: Backbone) -> None:
-    prompts = [prompt_ids(backbone.tokenizer, p.messages) for p in PROMPTS]
+    prompts = [backbone.chat.prompt_ids(p.messages) for p in PROMPTS]
     settings: dict[str, Any] = {
         "max_tokens": 8, "temperature": 0.0, "stop_ids": frozenset({2}), "pad_id": backbone.pad_id, "seed": 0,
     }  # fmt: skip
@@ -94,7 +93,7 @@ def test_generation_has_attention_of_its_own_and_what_is_learned_from_has_not(ba
 def test_a_reply_ends_with_its_first_stop_id_and_leaves_the_batch(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prompts = [prompt_ids(backbone.tokenizer, p.messages) for p in PROMPTS]
+    prompts = [backbone.chat.prompt_ids(p.messages) for p in PROMPTS]
     settings: dict[str, Any] = {"max_tokens": 8, "temperature": 0.0, "pad_id": backbone.pad_id, "seed": 0}
     whole = [reply.ids for reply in generate(backbone.generator, prompts, stop_ids=frozenset(), **settings)]
     stop = next(ids[3] for ids in whole if ids[3] not in ids[:3])
@@ -116,7 +115,7 @@ def test_a_reply_ends_with_its_first_stop_id_and_leaves_the_batch(
 
 
 def test_each_reply_has_a_limit_of_its_own(backbone: Backbone) -> None:
-    prompts = [prompt_ids(backbone.tokenizer, p.messages) for p in PROMPTS[:3]]
+    prompts = [backbone.chat.prompt_ids(p.messages) for p in PROMPTS[:3]]
     settings: dict[str, Any] = {"temperature": 0.0, "stop_ids": frozenset({-1}), "pad_id": backbone.pad_id, "seed": 0}
     whole = generate(backbone.generator, prompts, max_tokens=8, **settings)
     cut = generate(backbone.generator, prompts, max_tokens=[2, 8, 5], **settings)

@@ -59,7 +59,11 @@ def make_tiny_model(folder: Path, seed: int = 0) -> Path:
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-    tokenizer = _make_tokenizer()
+    tokenizer = make_tokenizer(
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], bos_token="<|im_start|>", eos_token="<|im_end|>",
+        pad_token="<|im_end|>", unk_token="<|endoftext|>",
+    )  # fmt: skip
+    tokenizer.chat_template = TEMPLATE
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -138,7 +142,8 @@ def make_token_adapter(model_folder: Path, folder: Path, token: int, steps: int 
     return folder
 
 
-def _make_tokenizer():  # type: ignore[no-untyped-def]
+def make_tokenizer(special, **named):  # type: ignore[no-untyped-def]
+    """A byte-level tokenizer of TEXT with the control tokens `special`, of which `named` says what some are."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -149,22 +154,17 @@ def _make_tokenizer():  # type: ignore[no-untyped-def]
         [TEXT],
         trainers.BpeTrainer(
             vocab_size=512,
-            special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+            special_tokens=list(dict.fromkeys(special)),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
     )
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=raw,
-        bos_token="<|im_start|>",
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
-        unk_token="<|endoftext|>",
-        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        additional_special_tokens=[token for token in special if token != named.get("unk_token")],
         clean_up_tokenization_spaces=False,
+        **named,
     )
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
 
 
 if __name__ == "__main__":

@@ -185,7 +185,8 @@ class FakeAssistant:
 
 def train(
     tmp_path: Path, model: Path, assistant: FakeAssistant, gates: dict[str, Any] | None = None, *,
-    algorithm: str = "ppo", resume: bool = False, new_votes: bool = False, curves: bool = False, **changes: Any,
+    algorithm: str = "ppo", resume: bool = False, new_votes: bool = False, curves: bool = False,
+    template: dict[str, Any] | None = None, **changes: Any,
 ) -> TrainResult:  # fmt: skip
     """One round on the home `tmp_path`/home, with the settings of SMALL and LENIENT changed.
 
@@ -193,7 +194,12 @@ def train(
     """
     home = Home.find(tmp_path / "home")
     limits = GateSettings(**{**LENIENT, **(gates or {})})
-    settings = Settings(train=TrainSettings(**{**SMALL, **changes}), gates=limits, chat_max_tokens=CHAT)
+    settings = Settings(
+        train=TrainSettings(**{**SMALL, **changes}),
+        gates=limits,
+        chat_max_tokens=CHAT,
+        chat_template_kwargs=template or {},
+    )
     with nullcontext() if curves else patch("thumbwise.training.handover.draw", lambda rows, path: None):
         return run_training(
             home,

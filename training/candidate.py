@@ -18,7 +18,6 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import save
 
 from thumbwise.contracts import GateReport, Prompt
-from thumbwise.training.data import prompt_ids
 from thumbwise.training.models import BASE, POLICY, Backbone
 from thumbwise.training.rollouts import generate
 from thumbwise.training.runs import plain
@@ -51,7 +50,7 @@ def adapter_files(backbone: Backbone, model_name: str) -> dict[str, bytes]:
 
 def make_probes(backbone: Backbone, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
     """One probe a prompt: its template's ids and 1 to 8 greedy tokens of the policy, then top-20 log-probabilities."""
-    contexts = [prompt_ids(backbone.tokenizer, prompt.messages) for prompt in prompts]
+    contexts = [backbone.chat.prompt_ids(prompt.messages) for prompt in prompts]
     greedy = generate(
         backbone.merged(POLICY), contexts, max_tokens=8, temperature=0.0, stop_ids=backbone.stop_ids,
         pad_id=backbone.pad_id, seed=0,

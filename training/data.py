@@ -15,6 +15,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from importlib.resources import files
 from typing import Any
 
@@ -23,6 +24,9 @@ from thumbwise.errors import ThumbwiseError
 from thumbwise.training import people
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.votes import gather, heard, votes_by_person
+
+NO_DAY = date(2024, 7, 26)
+"""Of a snapshot that names none."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Snapshot:
     prompts: tuple[Prompt, ...]
     demonstrations: tuple[Demonstration, ...] = ()
     corrections_aside: int = 0
+    day: date = NO_DAY
+    """The last day on which somebody asked something new: what a chat template prints that prints the date."""
 
     def heard(self, train: TrainSettings) -> Snapshot:
         """The snapshot without the votes and corrections of a person that are over that person's part.
@@ -111,6 +117,7 @@ def parse(data: bytes) -> Snapshot:
     rankings: list[Ranking] = []
     demonstrations: list[Demonstration] = []
     prompts: dict[tuple[tuple[str, str], ...], Prompt] = {}
+    days: list[date] = []
     for number, line in enumerate(data.split(b"\n"), 1):  # not splitlines: JSON strings may hold U+2028
         if not line:
             continue
@@ -129,13 +136,14 @@ def parse(data: bytes) -> Snapshot:
                 demonstrations.append(Demonstration(*_by(row), messages, row["text"], person=_person(row)))
             elif row["type"] == "prompt":
                 prompts.setdefault(_key(messages), Prompt(messages, row["group"], _person(row), row["user"]))
+                days += [date.fromisoformat(row["day"])] if "day" in row else []
         except (ValueError, KeyError, TypeError) as error:
             raise ThumbwiseError(
                 f"Line {number} of the snapshot cannot be read ({type(error).__name__}: {error}); the assistant and "
                 "the training job are probably of different versions: install the same one."
             ) from None
     labels = Labels(tuple(comparisons), tuple(thumbs), tuple(rankings))
-    return Snapshot(labels, tuple(prompts.values()), tuple(demonstrations))
+    return Snapshot(labels, tuple(prompts.values()), tuple(demonstrations), day=max(days, default=NO_DAY))
 
 
 def _comparison(row: dict[str, Any], messages: tuple[Message, ...]) -> Comparison:
@@ -186,14 +194,6 @@ def seed_prompts() -> tuple[Prompt, ...]:
     text = files("thumbwise.training").joinpath("seed_prompts.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
     return tuple(Prompt((Message(role="user", content=row["prompt"]),), f"seed:{row['group']}") for row in rows)
-
-
-def prompt_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """The conversation in the model's chat template, ready for the assistant's reply, as vLLM renders it."""
-    ids: list[int] = tokenizer.apply_chat_template(
-        [dict(m) for m in messages], add_generation_prompt=True, return_dict=False
-    )
-    return ids
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,8 @@ def keep_candidate(
             "ptx_file": keep_file(work.settings.train, work.folder),  # its digest: a path says nothing later
             "temperature": work.given.temperature,
             "max_tokens": work.given.max_tokens,
+            "chat_template_kwargs": work.settings.chat_template_kwargs,
+            "day": snapshot.day.isoformat(),  # that a chat template printed
         },
         "seed": work.settings.train.seed,
         "metrics": metrics,

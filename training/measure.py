@@ -20,7 +20,6 @@ from thumbwise.home import Home, write_durably
 from thumbwise.models import prepare
 from thumbwise.plugin_manager import PluginManager
 from thumbwise.settings import Settings
-from thumbwise.training.data import prompt_ids
 from thumbwise.training.evaluate import kl_to_reference
 from thumbwise.training.models import Backbone
 from thumbwise.training.rollouts import BATCH, InProcess
@@ -36,7 +35,7 @@ class Measure:
 
     def __init__(self, home: Home, settings: Settings, plugins: PluginManager) -> None:
         self.home, self.settings, self.plugins = home, settings, plugins
-        self.backbone = Backbone(prepare(home, settings.model).folder, settings.train)
+        self.backbone = Backbone(prepare(home, settings.model).folder, settings.train, settings.chat_template_kwargs)
         self.context = RunContext(
             backbone=self.backbone, train=settings.train, temperature=settings.temperature,
             max_tokens=settings.max_tokens, prompts=(), seed_prompts=(), folder=home.runs,
@@ -94,7 +93,7 @@ class Measure:
 
     def _sample(self, reply: Reply) -> Sample:
         messages = tuple(Message(role="user", content=message["content"]) for message in reply.messages)
-        ids = tuple(prompt_ids(self.backbone.tokenizer, messages))
+        ids = tuple(self.backbone.chat.prompt_ids(messages))
         return Sample(messages, "", ids, tuple(reply.token_ids), reply.finish_reason or "", reply.version)
 
 

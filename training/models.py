@@ -13,8 +13,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from thumbwise.training.attention import GROUPED
 from thumbwise.training.batches import Batch, at_positions, chunks, make_batch
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.logprobs import Compared, compare, token_logprobs
+from thumbwise.training.templates import ChatTemplate
 
 POLICY = "policy"
 BASE = None  # the backbone with every adapter off
@@ -47,12 +49,17 @@ class _Enough(Exception):
 
 
 class Backbone:
-    """The frozen model of `folder` with a fresh adapter "policy" (it changes nothing yet)."""
+    """The frozen model of `folder` with a fresh adapter "policy" (it changes nothing yet).
 
-    def __init__(self, folder: Path, train: TrainSettings) -> None:
+    `arguments` and `day` are its chat template's: see `ChatTemplate`.
+    """
+
+    def __init__(
+        self, folder: Path, train: TrainSettings, arguments: Mapping[str, Any] | None = None, day: date | None = None
+    ) -> None:
         disable_progress_bar()  # the run has its own
         dtype = getattr(torch, train_format(train.dtype))
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, mistral_format=False)
         base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
         base.requires_grad_(False).eval()
         self.micro_batch = train.micro_batch
@@ -61,6 +68,7 @@ class Backbone:
         self._recent: dict[Any, dict[int, Tensor]] = {}
         self._remembered = -(-train.episodes // train.micro_batch)
         self.stop_ids = _stop_ids(base, self.tokenizer)
+        self.chat = ChatTemplate(self.tokenizer, self.stop_ids, arguments, day)
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
         self.base: Any = base
         self.generator: Any = _twin(base)
@@ -318,10 +326,18 @@ def _twin(base: Any) -> Any:
 
 
 def _stop_ids(base: Any, tokenizer: Any) -> frozenset[int]:
-    """Ids that end a reply: the model's own list and the tokenizer's end token, as vLLM takes them."""
+    """Ids that end a reply: the model's own list and the tokenizer's end token, as vLLM takes them.
+
+    Raises ThumbwiseError where there are none.
+    """
     named = base.generation_config.eos_token_id
     listed = named if isinstance(named, list) else [named]
-    return frozenset(int(i) for i in [*listed, tokenizer.eos_token_id] if i is not None)
+    found = frozenset(int(i) for i in [*listed, tokenizer.eos_token_id] if i is not None)
+    if not found:
+        raise ThumbwiseError(
+            "The model names no token that ends a reply: put its id as eos_token_id into its generation_config.json."
+        )
+    return found
 
 
 def _decoder_layers(base: Any) -> Any:

@@ -9,7 +9,7 @@ from thumbwise.errors import ThumbwiseError
 from thumbwise.faults import fault_point
 from thumbwise.feedback.records import sha256
 from thumbwise.home import write_durably
-from thumbwise.training.data import Snapshot, parse, prompt_ids, seed_prompts, split_prompts
+from thumbwise.training.data import Snapshot, parse, seed_prompts, split_prompts
 from thumbwise.training.enough import told_aside, told_untaught
 from thumbwise.training.evaluate import Interview, interview
 from thumbwise.training.models import Backbone
@@ -45,9 +45,9 @@ def open_model(work: Work, snapshot: Snapshot) -> tuple[RunContext, Interview]:
             "remove the folder so that it is made again."
         )
     work.model_name = prepared.name
-    backbone = Backbone(prepared.folder, train)
+    backbone = Backbone(prepared.folder, train, work.settings.chat_template_kwargs, snapshot.day)
     backbone.told = work.progress.part
-    own = [p for p in snapshot.prompts if len(prompt_ids(backbone.tokenizer, p.messages)) <= train.max_prompt_tokens]
+    own = [p for p in snapshot.prompts if len(backbone.chat.prompt_ids(p.messages)) <= train.max_prompt_tokens]
     taught = frozenset(d.group for d in snapshot.demonstrations if snapshot.sft(train))
     split = split_prompts(own, seed_prompts(), gates.held_out, gates.prompts, train.seed, taught)
     context = RunContext(

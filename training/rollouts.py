@@ -19,7 +19,6 @@ from transformers import DynamicCache
 
 from thumbwise.contracts import Prompt, RunContext, Sample
 from thumbwise.training.batches import chunks, shared_prefix
-from thumbwise.training.data import prompt_ids
 from thumbwise.training.models import Backbone
 
 BATCH = 48
@@ -144,7 +143,7 @@ class InProcess:
         tokenizer = self.backbone.tokenizer
         limits = [self.max_tokens if prompt.max_tokens is None else prompt.max_tokens for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda n: limits[n])  # replies of one batch are of like lengths
-        ids = [prompt_ids(tokenizer, prompt.messages) for prompt in prompts]
+        ids = [self.backbone.chat.prompt_ids(prompt.messages) for prompt in prompts]
         samples: dict[int, Sample] = {}
         for n, part in enumerate(chunks(len(prompts), BATCH)):
             rows = order[part]

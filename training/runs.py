@@ -26,6 +26,8 @@ from thumbwise.training.config import GateSettings, TrainSettings
 
 Outcome = Literal["promoted", "rejected", "too_little_data", "failed"]
 RECORD, RESULT, SNAPSHOT, FIT = "run.json", "result.json", "snapshot.jsonl", "fit.json"
+KEPT = ("reward", "train", "gates", "chat_max_tokens", "chat_template_kwargs")
+"""Settings that a run keeps from when it began."""
 
 
 @dataclass
@@ -57,17 +59,19 @@ class Record:
     gates: GateSettings
     chat_max_tokens: int
     new_votes: bool
+    chat_template_kwargs: dict[str, Any]
 
     @classmethod
     def begun(cls, given: Run, algorithm: str, settings: Settings, new_votes: bool) -> Record:
         """The record of a run that begins with `settings`."""
         return cls(
-            given, algorithm, settings.reward, settings.train, settings.gates, settings.chat_max_tokens, new_votes
-        )
+            given, algorithm, settings.reward, settings.train, settings.gates, settings.chat_max_tokens, new_votes,
+            settings.chat_template_kwargs,
+        )  # fmt: skip
 
     def settings(self, now: Settings) -> Settings:
         """`now` with what the run began with."""
-        kept = {name: getattr(self, name) for name in ("reward", "train", "gates", "chat_max_tokens")}
+        kept = {name: getattr(self, name) for name in KEPT}
         return now.model_copy(update=kept)
 
     def save(self, folder: Path) -> None:
@@ -76,6 +80,7 @@ class Record:
             "given": asdict(self.given), "algorithm": self.algorithm, "reward": self.reward,
             "train": self.train.model_dump(), "gates": self.gates.model_dump(),
             "chat_max_tokens": self.chat_max_tokens, "new_votes": self.new_votes,
+            "chat_template_kwargs": self.chat_template_kwargs,
         }  # fmt: skip
         write_json(folder / RECORD, row)
 
@@ -86,7 +91,10 @@ def read_record(folder: Path) -> Record:
     try:
         train, gates = TrainSettings(**row["train"]), GateSettings(**row["gates"])
         given = Run(**row["given"])
-        return Record(given, row["algorithm"], row["reward"], train, gates, row["chat_max_tokens"], row["new_votes"])
+        return Record(
+            given, row["algorithm"], row["reward"], train, gates, row["chat_max_tokens"], row["new_votes"],
+            row["chat_template_kwargs"],
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         raise ThumbwiseError(
             f"{folder / RECORD} was written by another version of Thumbwise ({error}): start a new run with "

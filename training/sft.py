@@ -22,7 +22,7 @@ from torch import Tensor, no_grad
 from thumbwise.contracts import RunContext, Sample
 from thumbwise.training.batches import chunks
 from thumbwise.training.config import TrainSettings
-from thumbwise.training.data import Demonstration, folds, prompt_ids
+from thumbwise.training.data import Demonstration, folds
 from thumbwise.training.models import POLICY, Backbone
 from thumbwise.training.ptx import general_chat
 from thumbwise.training.stepping import descend, imitate
@@ -59,13 +59,16 @@ class SFTReport:
 
 
 def encode(demonstrations: Sequence[Demonstration], backbone: Backbone, longest: int) -> list[tuple[str, Sample]]:
-    """Group and sample of each demonstration, its text encoded and ended; those over `longest` tokens are left out."""
+    """Group and sample of each demonstration, encoded and ended as the chat template ends a reply.
+
+    Left out are those over `longest` tokens, and blank ones.
+    """
     found = []
     for demo in demonstrations:
-        prompt = prompt_ids(backbone.tokenizer, demo.prompt)
-        text = backbone.tokenizer(demo.text, add_special_tokens=False)["input_ids"]
-        if len(prompt) <= longest and len(text) < longest:
-            ids = (*text, int(backbone.tokenizer.eos_token_id))
+        if not demo.text.strip():
+            continue
+        prompt, ids = backbone.chat.prompt_ids(demo.prompt), backbone.chat.reply_ids(demo.prompt, demo.text)
+        if len(prompt) <= longest and len(ids) <= longest:
             found.append((demo.group, Sample(demo.prompt, demo.text, tuple(prompt), ids, "stop", "person")))
     return found
 

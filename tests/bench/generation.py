@@ -26,7 +26,7 @@ from thumbwise.home import Home
 from thumbwise.models import prepare
 from thumbwise.settings import Settings
 from thumbwise.training.attention import GROUPED
-from thumbwise.training.data import prompt_ids, seed_prompts
+from thumbwise.training.data import seed_prompts
 from thumbwise.training.models import Backbone
 from thumbwise.training.rollouts import BATCH, Generated, generate
 
@@ -38,7 +38,7 @@ LENGTHS = {"draft": (48, BATCH, 0.85), "chat": (256, BATCH // 2, 0.7)}
 def sample(backbone: Backbone, side: str, tokens: int, replies: int) -> tuple[list[Generated], float]:
     """Replies of the base with the attention of `side`, and the seconds that they took."""
     backbone.generator.set_attn_implementation(side)
-    prompts = [prompt_ids(backbone.tokenizer, prompt.messages) for prompt in seed_prompts()[:replies]]
+    prompts = [backbone.chat.prompt_ids(prompt.messages) for prompt in seed_prompts()[:replies]]
     start = time.perf_counter()
     found = generate(
         backbone.generator, prompts, max_tokens=tokens, temperature=0.7, stop_ids=frozenset(), pad_id=backbone.pad_id,

@@ -39,7 +39,7 @@ from thumbwise.plugins.bradley_terry import BradleyTerry
 from thumbwise.processor import train_format
 from thumbwise.settings import Settings
 from thumbwise.training import trl_parts
-from thumbwise.training.data import folds, prompt_ids
+from thumbwise.training.data import folds
 from thumbwise.training.intervals import clustered_mean
 from thumbwise.training.models import Backbone
 
@@ -79,7 +79,7 @@ def sample(backbone: Backbone, question: str, answer: str) -> Sample:
     """The answer as a finished reply."""
     messages = (Message(role="user", content=question),)
     ids = [*backbone.tokenizer(answer, add_special_tokens=False)["input_ids"], backbone.tokenizer.eos_token_id]
-    return Sample(messages, answer, tuple(prompt_ids(backbone.tokenizer, messages)), tuple(ids), "stop", "person")
+    return Sample(messages, answer, tuple(backbone.chat.prompt_ids(messages)), tuple(ids), "stop", "person")
 
 
 def ours(context: RunContext, train: Sequence[Pair], test: Sequence[Pair]) -> list[bool]:
