@@ -11,15 +11,16 @@ times too large. Averaging layers was as good as choosing the best one and needs
 honest: the L2 strength, and how much the last token and the end may count beside what is said on the way, are chosen
 inside each training fold (`Prior`). Comparisons, rankings, ties and thumbs go into
 one head (`thumbwise.training.heads`), each rater's votes with the weight that the others' bear out
-(`thumbwise.training.reliability`). Left out: a LoRA reward model (begun from this head, two epochs over 600 votes
-took its accuracy from 66.8% to 67.0% and 390 s on two cores), and the comments.
+(`thumbwise.training.reliability`). Accuracy is of votes on replies sampled as the run samples, and those choose, inside
+each training fold too, how much the others weigh (OTHERS). Left out: a LoRA reward model (begun from this head, two
+epochs over 600 votes took its accuracy from 66.8% to 67.0% and 390 s on two cores), and the comments.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,13 @@ from thumbwise import hookimpl
 from thumbwise.contracts import FitReport, Floats, Labels, Register, RunContext, Sample, Scores, ValueInit
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import write_durably
-from thumbwise.training.intervals import clustered_mean
-from thumbwise.training.votes import Array, Votes, bootstrap, gather
+from thumbwise.training.votes import Array, Sampling, Votes, bootstrap, gather
 
 L2_STRENGTHS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 END_SHARES = (1 / 16, 1 / 2)
 LAST_SHARES = (0.0, 1 / 4)
+OTHERS = (1.0, 1 / 2, 1 / 4, 0.0)
+"""What a vote on replies that the run does not sample like may weigh beside one on replies that it does."""
 DOUBTED = 0.25
 """Whose votes count for less is named."""
 ENDS = 3
@@ -86,6 +88,7 @@ class BradleyTerry:
         train, backbone = context.train, context.backbone
         self.train = train
         self.backbone = backbone
+        self.sampling = Sampling(context.temperature, context.max_tokens, train.max_reply_tokens)
         deepest = min(round(train.rm_depth * len(backbone.layers)), len(backbone.layers) - 1)
         spread = np.linspace(deepest, 0, train.rm_layers)  # the deepest, where it is one
         self.layers = tuple(sorted({int(layer) for layer in spread.round()}))
@@ -106,10 +109,14 @@ class BradleyTerry:
         self.details: dict[str, Any] = {}
 
     def fit(self, labels: Labels, seed: int) -> FitReport:
-        """Fit on every label; the accuracy is from nested cross-validation over `rm_folds` folds by prompt."""
+        """Fit on every label; the accuracy is from nested cross-validation over `rm_folds` folds by prompt.
+
+        It is of the votes alone that are on replies sampled as the run samples.
+        """
+        from thumbwise.training.agreement import report
         from thumbwise.training.heads import fit_head
 
-        samples, votes = gather(labels, self.train.thumb_weight)
+        samples, votes = gather(labels, self.train.thumb_weight, self.sampling)
         if not votes.is_pair.any() and len(set(votes.good[votes.is_thumb])) < 2:
             raise ThumbwiseError(
                 "No vote says which reply is better than another: the reward model needs comparisons with a winner, "
@@ -117,9 +124,10 @@ class BradleyTerry:
             )
         views = self._measure(samples, votes)
         trust = self._trust(views, votes, strict=True)
-        right, prompts = self._cross_validate(views, votes, seed)
+        fitted = report(self._cross_validate(views, votes, seed), votes, [len(s.response_ids) for s in samples])
         votes = votes.reweighted(trust[votes.rater])
-        prior = self._choose_prior(views, votes, seed + 1)
+        prior, others = self._choose(views, votes, seed + 1)
+        votes = votes.with_others(others)
         view, smoothing = views[prior.last_share], self.train.rm_label_smoothing
         scaled = prior.of(view.features)
         head = fit_head(scaled, votes, prior.l2, smoothing)
@@ -139,12 +147,11 @@ class BradleyTerry:
             "position_bias": head.position, "thumb_threshold": head.threshold,
             "layers": list(self.layers), "comparisons": int(votes.is_pair.sum()), "ties": int(votes.is_tie.sum()),
             "thumbs": int(votes.is_thumb.sum()), "raters": votes.raters,
+            "others": int((~votes.alike).sum()), "others_weigh": others,
             "doubted": {votes.names[n]: int(votes.counts[n]) for n in np.flatnonzero(trust < DOUBTED)},
         }  # fmt: skip
-        if not len(right):
-            return FitReport(0.5, 0, dict(self.details))
-        accuracy, error = clustered_mean(right.tolist(), prompts)
-        return FitReport(accuracy, len(right), dict(self.details), error)
+        self.details |= fitted.details
+        return replace(fitted, details=dict(self.details))
 
     def score(self, samples: Sequence[Sample]) -> Scores:
         """Value and deviation (over the bootstrapped heads) of each sample; NaN for an empty response."""
@@ -242,13 +249,13 @@ class BradleyTerry:
         raw += self.ends.astype(np.float64) @ self._ends_scaled(samples).T
         return raw.astype(np.float32), np.array([not s.response_ids for s in samples], bool)
 
-    def _cross_validate(self, views: Views, votes: Votes, seed: int) -> tuple[Array, list[str]]:
-        """How far a head that never saw a vote's prompt agrees with it, and the prompts, of the votes that tell.
+    def _cross_validate(self, views: Views, votes: Votes, seed: int) -> Array:
+        """What a head that never saw a vote's prompt says of it, [n]: left less right, a thumb's own; NaN for nothing.
 
         All else is chosen inside the other folds.
         """
         from thumbwise.training.data import folds
-        from thumbwise.training.heads import agreement, fit_head, observed
+        from thumbwise.training.heads import fit_head, observed
 
         fold, said = np.array(folds(votes.group, self.train.rm_folds, seed)), np.full(len(votes.left), np.nan)
         for number in range(self.train.rm_folds):
@@ -256,15 +263,13 @@ class BradleyTerry:
             train, test = votes.pick(fold != number), votes.pick(fold == number)
             if train.telling.any() and len(test.left):
                 train = train.reweighted(self._trust(views, train)[train.rater])
-                prior = self._choose_prior(views, train, seed + 1)
+                prior, others = self._choose(views, train, seed + 1)
                 scaled = prior.of(views[prior.last_share].features)
-                head = fit_head(scaled, train, prior.l2, self.train.rm_label_smoothing)
+                head = fit_head(scaled, train.with_others(others), prior.l2, self.train.rm_label_smoothing)
                 # Thumbs are compared across folds, whose heads differ in scale by their L2.
                 deviation = max(float((scaled @ head.direction).std()), 1e-12)
                 said[fold == number] = observed(scaled, test) @ head.direction / deviation
-        right = agreement(said, votes)
-        told = ~np.isnan(right)
-        return right[told], [group for group, tells in zip(votes.group, told, strict=True) if tells]
+        return said
 
     def _trust(self, views: Views, votes: Votes, strict: bool = False) -> Array:
         """A factor for each rater's votes, [raters]; all 1 where `rm_rater_weights` is off or raters are few."""
@@ -275,16 +280,29 @@ class BradleyTerry:
             return np.ones(votes.raters)
         return rater_weights(observed(views[0.0].features, votes), votes, self.train.rm_rater_cap, strict)
 
-    def _choose_prior(self, views: Views, votes: Votes, seed: int) -> Prior:
+    def _choose(self, views: Views, votes: Votes, seed: int) -> tuple[Prior, float]:
+        """The prior, and which of OTHERS, under which held-out votes that tell are likeliest.
+
+        In turns, because all of both would take four times as long: the prior with all votes, what the others weigh,
+        and where that is less than all, the prior again.
+        """
         from thumbwise.training.data import folds
         from thumbwise.training.heads import held_out_loss
 
         fold, smoothing = folds(votes.group, self.train.rm_folds, seed), self.train.rm_label_smoothing
 
-        def loss(prior: Prior) -> float:
-            return held_out_loss(prior.of(views[prior.last_share].features), votes, fold, prior.l2, smoothing)
+        def loss(prior: Prior, others: float) -> float:
+            scaled = prior.of(views[prior.last_share].features)
+            return held_out_loss(scaled, votes.with_others(others), fold, prior.l2, smoothing)
 
-        return min(PRIORS, key=loss)
+        def best(others: float) -> Prior:
+            return min(PRIORS, key=lambda prior: loss(prior, others))
+
+        prior = best(1.0)
+        if votes.alike.all() or not votes.telling.any():
+            return prior, 1.0
+        others = min(OTHERS, key=lambda weight: loss(prior, weight))
+        return (prior if others == 1.0 else best(others)), others
 
 
 def _span(seen: Array) -> Array:

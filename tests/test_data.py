@@ -9,6 +9,7 @@ import pytest
 
 from thumbwise.errors import ThumbwiseError
 from thumbwise.training.data import folds, parse, seed_prompts, split_prompts
+from thumbwise.training.votes import Sampling
 
 
 def test_folds_and_held_out_prompts_never_split_a_prompt() -> None:
@@ -69,5 +70,7 @@ def test_drafts_are_the_judged_replies_of_one_version_sampled_one_way_each_once(
     ]  # fmt: skip
     shared = {"id": "1", "user": "u", "group": "g", "prompt": []}
     snapshot = parse("".join(json.dumps(row | shared) + "\n" for row in rows).encode())
-    assert {draft.meta["id"] for draft in snapshot.drafts("policy-0000", 8, 0.7)} == {"a", "g", "h", "i"}
-    assert len(snapshot.drafts("policy-0000", 8, 0.7)) == 4
+    found = snapshot.drafts("policy-0000", Sampling(0.7, 8, longest=8))
+    assert [draft.meta["id"] for draft in found] == ["a", "g", "i", "h"]
+    longer = snapshot.drafts("policy-0000", Sampling(0.7, 8, longest=9))
+    assert [draft.meta["id"] for draft in longer] == ["a", "b", "g", "i", "h"]

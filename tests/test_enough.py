@@ -28,8 +28,10 @@ from thumbwise.training import enough
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.data import Snapshot, parse
 from thumbwise.training.dry_run import dry_run
+from thumbwise.training.votes import Sampling
 from thumbwise.versions import BASE, Versions
 
+SAMPLING = Sampling(temperature=0.7, max_tokens=48, longest=512)
 SNAPSHOT = make_snapshot(30, ties=6)  # and a thumb on every fourth: 30 + 9 tell something
 
 
@@ -45,9 +47,19 @@ def test_a_name_is_taken_as_it_is() -> None:
 
 
 def test_too_little_names_the_number_and_the_setting() -> None:
-    assert enough.too_little(parse(SNAPSHOT), TrainSettings(min_votes=39)) == ""
-    assert "39 votes" in enough.too_little(parse(SNAPSHOT), TrainSettings(min_votes=40))
-    assert "train.min_votes" in enough.too_little(parse(SNAPSHOT), TrainSettings(min_votes=40))
+    assert enough.too_little(parse(SNAPSHOT), TrainSettings(min_votes=39), SAMPLING) == ""
+    said = enough.too_little(parse(SNAPSHOT), TrainSettings(min_votes=40), SAMPLING)
+    assert said.startswith("There are 39 votes that say which reply is better, ")
+    assert said.endswith("(setting train.min_votes): collect more votes.")
+
+
+def test_too_little_says_how_many_votes_are_on_replies_sampled_otherwise_and_what_to_do() -> None:
+    hotter = enough.too_little(parse(SNAPSHOT), TrainSettings(min_votes=40), replace(SAMPLING, temperature=1.0))
+    assert hotter.startswith("There are 0 votes on replies sampled as training samples that say")
+    assert "another temperature than 1, with top_p or stop: 39." in hotter
+    assert "set temperature to theirs" in hotter
+    shorter = enough.too_little(parse(SNAPSHOT), TrainSettings(min_votes=40), replace(SAMPLING, longest=7))
+    assert "more than 7 tokens (train.max_reply_tokens): 39." in shorter
 
 
 # --- dry run --------------------------------------------------------------------------------------------
@@ -66,10 +78,10 @@ def test_thumbs_that_all_say_the_same_are_too_little_alone() -> None:
         return Thumb(f"t{n}", "ann", "g", reply, up=True)
 
     ups = tuple(thumb(n) for n in range(200))
-    assert Snapshot(Labels((), ups), ()).telling(TrainSettings()) == 0
+    assert Snapshot(Labels((), ups), ()).telling(TrainSettings(), SAMPLING) == 0
     both = Snapshot(Labels((), (*ups, replace(ups[0], id="t200", up=False))), ())
-    assert both.telling(TrainSettings()) == 201
-    assert both.telling(TrainSettings(thumb_weight=0)) == 0
+    assert both.telling(TrainSettings(), SAMPLING) == 201
+    assert both.telling(TrainSettings(thumb_weight=0), SAMPLING) == 0
 
 
 def test_a_dry_run_says_what_would_be_done_and_registers_nothing(tmp_path: Path) -> None:
@@ -82,6 +94,7 @@ def test_a_dry_run_says_what_would_be_done_and_registers_nothing(tmp_path: Path)
     assert (said.comparisons, said.rankings, said.thumbs, said.telling, said.people) == (36, 0, 9, 39, 7)
     assert (said.algorithm, said.reward, said.last_run_seconds) == ("ppo", "bradley_terry", 150.0)
     assert "36 comparisons, 0 rankings, 9 thumbs by 7 people" in said.text()
+    assert (said.other_settings, said.too_long, said.told) == (0, 0, "")
     assert "2 minutes" in said.text()
     assert assistant.finished == []
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run-1"]
@@ -120,6 +133,14 @@ def test_a_dry_run_with_too_little_says_so_and_an_unknown_name_is_refused(tmp_pa
     assert said.last_run_seconds is None
     with pytest.raises(NotFound, match="no policy algorithm named 'magic'"):
         plan(tmp_path, FakeAssistant(SNAPSHOT), "magic")
+
+
+def test_a_dry_run_says_how_many_votes_do_not_count_and_why(tmp_path: Path) -> None:
+    said = plan(tmp_path, FakeAssistant(SNAPSHOT), min_votes=20, max_reply_tokens=7)
+    assert (said.algorithm, said.telling, said.other_settings, said.too_long) == (None, 0, 0, 39)
+    assert said.told in said.text()
+    assert said.told in said.why
+    assert "raise the setting" in said.told
 
 
 def test_the_commands_last_line_says_what_the_dry_run_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from thumbwise.training.heads import agreement, fit_head, observed
+from thumbwise.training.agreement import agreement
+from thumbwise.training.heads import fit_head, observed
 from thumbwise.training.intervals import clustered_mean
-from thumbwise.training.votes import FEW, TIE, Votes
+from thumbwise.training.votes import TIE, Votes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -19,8 +20,8 @@ def votes_on(left: Any, right: Any, good: Any, group: tuple[str, ...], rater: An
     """Votes of weight 1."""
     n = len(left)
     who = np.zeros(n, np.int64) if rater is None else np.asarray(rater)
-    few = bool(((np.asarray(right) >= 0) & (np.asarray(good) != TIE)).sum() < FEW)
-    return Votes(np.asarray(left), np.asarray(right), np.asarray(good, float), np.ones(n), group, who, raters, few)
+    alike = np.ones(n, bool)
+    return Votes(np.asarray(left), np.asarray(right), np.asarray(good, float), np.ones(n), group, who, raters, alike)
 
 
 def test_a_tie_draws_two_scores_together() -> None:

@@ -14,7 +14,7 @@ from thumbwise.training.data import PromptSplit, Snapshot, parse, seed_prompts, 
 from thumbwise.training.enough import told_aside, too_little
 from thumbwise.training.heads import fit_head, observed
 from thumbwise.training.reliability import rater_weights
-from thumbwise.training.votes import gather, person_of
+from thumbwise.training.votes import Sampling, gather, person_of
 
 TRAIN = TrainSettings()
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -119,7 +119,9 @@ def test_thumbs_and_rankings_count_by_what_they_weigh() -> None:
 
 
 def test_too_little_says_whose_votes_were_set_aside_and_what_to_do() -> None:
-    said = too_little(snapshot(("comparison", "x", "programs", 300), *browsers(2, 10)).heard(TRAIN), TRAIN)
+    said = too_little(
+        snapshot(("comparison", "x", "programs", 300), *browsers(2, 10)).heard(TRAIN), TRAIN, Sampling(0.7, 48, 512)
+    )
     assert "There are 30 votes" in said
     assert "290 of programs" in said
     assert "thumbwise keys create" in said

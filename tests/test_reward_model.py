@@ -307,8 +307,7 @@ def test_thumbs_together_weigh_no_more_than_comparisons_with_a_winner_or_a_few(
 ) -> None:
     _, votes = gather(Labels(make_labels(pairs, ties=ties).comparisons, thumbs_on(300)), 0.5)
     assert votes.weight[votes.is_thumb].sum() == pytest.approx(weight)
-    assert votes.thumbs_tell is (pairs < 150)  # one comparison more does not silence a crowd
-    assert votes.telling.sum() == (pairs if pairs >= 150 else pairs + 300)
+    assert votes.telling.sum() == pairs + 300  # comparisons do not silence a crowd
 
 
 def test_one_comparison_among_many_thumbs_silences_none_of_them(context: RunContext) -> None:

@@ -108,7 +108,8 @@ def test_replies_are_to_end_somewhat_more_often_than_the_references_and_nearly_a
         steered.append(context.finish_rate)
         return MissingEnd(0.0, None)
 
-    monkeypatch.setattr(fitting, "finish_rate", lambda replies: 0.9 if isinstance(replies, tuple) else 0.1)
+    monkeypatch.setattr(fitting, "finish_rate_at", lambda lengths, replies: 0.1)
+    monkeypatch.setattr(fitting, "finish_rate", lambda replies: 0.9)
     monkeypatch.setattr(stepping, "missing_end", noted)
     assistant = FakeAssistant(make_snapshot(40))
     first = train(tmp_path, model, assistant)

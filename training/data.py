@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,11 +20,13 @@ from datetime import date
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
+
 from thumbwise.contracts import Comparison, Labels, Message, Prompt, Ranking, Sample, Thumb
 from thumbwise.errors import ThumbwiseError
 from thumbwise.training import people
 from thumbwise.training.config import TrainSettings
-from thumbwise.training.votes import gather, heard, votes_by_person
+from thumbwise.training.votes import Sampling, alike, gather, heard, telling, votes_by_person
 
 NO_DAY = date(2024, 7, 26)
 """Of a snapshot that names none."""
@@ -79,25 +82,33 @@ class Snapshot:
         kept = votes_by_person(replace(self.labels, given={}))
         return dict((Counter(self.labels.given) - kept).most_common())
 
-    def telling(self, train: TrainSettings) -> int:
-        """Votes that say which reply is better: what the reward model learns from. Ties only say how near two are.
+    def telling(self, train: TrainSettings, sampling: Sampling) -> int:
+        """Votes that say which reply is better, of replies sampled as the run samples: a run begins by their number."""
+        return telling(alike(self.labels, sampling), train.thumb_weight)
 
-        Thumbs that all say the same tell nothing where there is nothing else, and none where they have no weight.
+    def otherwise(self, train: TrainSettings, sampling: Sampling) -> tuple[int, int]:
+        """How many more votes say so of replies that were sampled otherwise: with other settings, and too long ones."""
+        any_length = alike(self.labels, replace(sampling, longest=sys.maxsize))
+        with_them = telling(any_length, train.thumb_weight)
+        too_long = with_them - self.telling(train, sampling)
+        return telling(self.labels, train.thumb_weight) - with_them, too_long
+
+    def lengths(self, train: TrainSettings, sampling: Sampling) -> tuple[int, ...]:
+        """How long the replies might be, one entry a reply, on which the votes are that the accuracy is of."""
+        samples, votes = gather(self.labels, train.thumb_weight, sampling)
+        rows = np.concatenate([votes.left[votes.telling], votes.right[votes.telling]])
+        return tuple(sampling.limit(samples[row]) for row in np.unique(rows[rows >= 0]).tolist())
+
+    def drafts(self, version: str, sampling: Sampling) -> list[Sample]:
+        """The replies of `version` that people judged, sampled so and in no way else cut or shaped; each once.
+
+        Not those that might have been longer than a rollout: of them only the short ones are alike.
         """
-        labels = self.labels
-        untied = sum(c.choice in ("left", "right") for c in labels.comparisons)
-        untied += sum(len(set(r.tiers)) > 1 for r in labels.rankings)
-        thumbs = labels.thumbs if train.thumb_weight else ()
-        return untied + len(thumbs) if untied or len({thumb.up for thumb in thumbs}) > 1 else 0
-
-    def drafts(self, version: str, max_tokens: int, temperature: float) -> list[Sample]:
-        """The replies of `version` that people judged, sampled so and in no way else cut or shaped; each once."""
-        alike = {"max_tokens": max_tokens, "temperature": temperature, "top_p": 1.0, "stop": []}
         judged, _ = gather(self.labels, thumb_weight=1.0)
         return [
             draft
             for draft in judged
-            if draft.policy_version == version and alike.items() <= (alike | draft.meta["sampling"]).items()
+            if draft.policy_version == version and sampling.alike(draft) and sampling.asked(draft) <= sampling.longest
         ]
 
     def sft(self, train: TrainSettings) -> bool:

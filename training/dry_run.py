@@ -18,9 +18,17 @@ from thumbwise.plugin_manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.training.client import OpsClient
 from thumbwise.training.data import parse
-from thumbwise.training.enough import check_rank, choose, told_aside, told_doubted, told_untaught, too_little
+from thumbwise.training.enough import (
+    check_rank,
+    choose,
+    told_aside,
+    told_doubted,
+    told_otherwise,
+    told_untaught,
+    too_little,
+)
 from thumbwise.training.runs import FIT
-from thumbwise.training.votes import votes_by_person
+from thumbwise.training.votes import Sampling, votes_by_person
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,8 @@ class DryRun:
 
     `aside` are the votes of each person that are over that person's part, `doubted` the people whose votes the last
     run's reward model found to contradict the others', and how many they gave. `corrections_aside` are corrected
-    replies over one person's part.
+    replies over one person's part. `telling` are on replies sampled as a run samples; of the votes that would tell too
+    `other_settings` were sampled with others, and `too_long` are on longer replies; `told` says what to do.
     """
 
     comparisons: int
@@ -47,6 +56,9 @@ class DryRun:
     aside: dict[str, int]
     doubted: dict[str, int]
     corrections_aside: int
+    other_settings: int = 0
+    too_long: int = 0
+    told: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain JSON."""
@@ -56,7 +68,9 @@ class DryRun:
         """A few lines for people."""
         lines = [
             f"votes: {self.comparisons} comparisons, {self.rankings} rankings, {self.thumbs} thumbs by {self.people} "
-            f"people on {self.prompts} prompts; {self.telling} of them say which reply is better",
+            f"people on {self.prompts} prompts; {self.telling} of them say which reply is better, on replies sampled "
+            "as training samples",
+            *([self.told] if self.told else []),
             f"corrected replies: {self.corrections}{'' if self.sft else ', too few to begin with SFT on them'}",
             *([told_untaught(self.corrections_aside)] if self.corrections_aside else []),
             *([told_aside(self.aside)] if self.aside else []),
@@ -83,16 +97,18 @@ def dry_run(
     check_rank(settings)
     with OpsClient(url, token, transport) as client:
         snapshot = parse(client.snapshot(client.take_snapshot())).heard(settings.train)
-    why: str | None = too_little(snapshot, settings.train)
+    train, labels = settings.train, snapshot.labels
+    sampling = Sampling(settings.temperature, settings.max_tokens, train.max_reply_tokens)
+    telling, otherwise = snapshot.telling(train, sampling), snapshot.otherwise(train, sampling)
+    why: str | None = too_little(snapshot, train, sampling)
     name = None
     if not why:
-        name, why = choose(algorithm, snapshot.telling(settings.train))
-    labels = snapshot.labels
+        name, why = choose(algorithm, telling)
     return DryRun(
-        len(labels.comparisons), len(labels.rankings), len(labels.thumbs), snapshot.telling(settings.train),
-        len(votes_by_person(labels)), len(snapshot.prompts), len(snapshot.demonstrations), name, settings.reward,
-        why or "", _last_seconds(home), snapshot.sft(settings.train), snapshot.aside, _doubted(home),
-        snapshot.corrections_aside,
+        len(labels.comparisons), len(labels.rankings), len(labels.thumbs), telling, len(votes_by_person(labels)),
+        len(snapshot.prompts), len(snapshot.demonstrations), name, settings.reward, why or "", _last_seconds(home),
+        snapshot.sft(train), snapshot.aside, _doubted(home), snapshot.corrections_aside, *otherwise,
+        told_otherwise(otherwise, sampling),
     )  # fmt: skip
 
 

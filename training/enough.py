@@ -12,27 +12,50 @@ from thumbwise.errors import ThumbwiseError
 from thumbwise.settings import Settings
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.data import Snapshot
+from thumbwise.training.votes import Sampling
 
 AUTO, BEST = "auto", "ppo"
 NAMED = 5
 """People who are named in a sentence."""
 
 
-def too_little(snapshot: Snapshot, train: TrainSettings) -> str:
+def too_little(snapshot: Snapshot, train: TrainSettings, sampling: Sampling) -> str:
     """Why there is too little to train on, or nothing."""
-    votes = snapshot.telling(train)
+    votes = snapshot.telling(train, sampling)
     if votes >= train.min_votes:
         return ""
+    otherwise = snapshot.otherwise(train, sampling)
+    of = "on replies sampled as training samples " if any(otherwise) else ""
     said = (
-        f"There are {votes} votes that say which reply is better, and training begins at {train.min_votes} "
+        f"There are {votes} votes {of}that say which reply is better, and training begins at {train.min_votes} "
         "(setting train.min_votes): collect more votes."
     )
+    if any(otherwise):
+        said += f" {told_otherwise(otherwise, sampling)}"
     if not snapshot.aside:
         return said
     return (
         f"{said} {told_aside(snapshot.aside)} Get other people to vote, give a program that you trust a key "
         "(`thumbwise keys create`), or set train.rm_rater_cap to 1, which hears all votes."
     )
+
+
+def told_otherwise(otherwise: tuple[int, int], sampling: Sampling) -> str:
+    """How many votes are on replies that a run does not sample like, and what to do, in sentences."""
+    settings, too_long = otherwise
+    said = []
+    if settings:
+        said.append(
+            f"Votes on replies sampled with another temperature than {sampling.temperature:g}, with top_p or stop: "
+            f"{settings}. They teach as far as they help, and do not count: leave these out of programs' requests, or "
+            "set temperature to theirs."
+        )
+    if too_long:
+        said.append(
+            f"Votes on replies of more than {sampling.longest} tokens (train.max_reply_tokens): {too_long}. They teach "
+            "as far as they help, and do not count: raise the setting, and training samples longer replies too."
+        )
+    return " ".join(said)
 
 
 def told_aside(aside: Mapping[str, int]) -> str:

@@ -6,10 +6,12 @@ import random
 from dataclasses import asdict
 
 from thumbwise.contracts import FitReport, RewardModel, RunContext, Sample
+from thumbwise.training.agreement import told
 from thumbwise.training.data import Snapshot
-from thumbwise.training.evaluate import Replies
+from thumbwise.training.evaluate import CHAT_TOKENS, Replies
+from thumbwise.training.lengths import at_lengths
 from thumbwise.training.losses import ends_wanted
-from thumbwise.training.replies import finish_rate
+from thumbwise.training.replies import finish_rate, finish_rate_at
 from thumbwise.training.runs import FIT, read_json, write_json
 from thumbwise.training.work import Work, seed_all
 from thumbwise.versions import BASE
@@ -21,9 +23,10 @@ CALIBRATION = 64
 def fit_reward(work: Work, context: RunContext, snapshot: Snapshot) -> tuple[RewardModel, FitReport, float]:
     """Fit on all votes, then set mean and deviation on replies of the reference; fit.json says it is done.
 
-    The third is the share of the reference's replies that come to an end: of those, and of its drafts that people
-    judged. Of the few alone it is mostly luck, and PPO is steered to it. Where the round begins from stable it is the
-    base's share: counted from stable, what is wanted would rise with every round, and replies become ever shorter.
+    The third is the share of the reference's replies that come to an end, at the lengths of rollouts: of those, and of
+    its replies that people judged. Of the few alone it is mostly luck, and PPO is steered to it. Where the round begins
+    from stable it is the base's share: counted from stable, what is wanted would rise with every round, and replies
+    become ever shorter.
     """
     work.progress.stage("reward model")
     model: RewardModel = work.plugins.get("reward_models", work.settings.reward)(context)
@@ -36,26 +39,35 @@ def fit_reward(work: Work, context: RunContext, snapshot: Snapshot) -> tuple[Rew
     random.Random(work.settings.train.seed).shuffle(prompts)
     assert context.rollouts is not None
     seed = work.settings.train.seed * 10 + 1
-    usual = context.rollouts.sample(prompts[:CALIBRATION], context.backbone.reference, seed)
+    prompts = at_lengths(context, prompts[:CALIBRATION], random.Random(seed))
+    usual = context.rollouts.sample(prompts, context.backbone.reference, seed)
     model.normalise(usual)
     model.save(work.folder)
     judged: list[Sample] = []
     if work.begun_from != BASE:
-        usual = context.rollouts.sample(prompts[:CALIBRATION], None, seed)
+        usual = context.rollouts.sample(prompts, None, seed)
     if work.begun_from != BASE or context.backbone.reference is None:
-        judged = snapshot.drafts(BASE, context.max_tokens, context.temperature)
-    ends = finish_rate([*usual, *judged])
+        judged = snapshot.drafts(BASE, work.sampling)
+    limited = [(prompt.max_tokens or context.max_tokens, reply) for prompt, reply in zip(prompts, usual, strict=True)]
+    limited += [(work.sampling.limit(reply), reply) for reply in judged]
+    ends = finish_rate_at(context.lengths or (context.max_tokens,), limited)
     write_json(work.folder / FIT, {"fit": asdict(fit), "finish_rate": ends})
-    work.progress.say(f"Reward model: {fit.accuracy:.1%} of {fit.n} votes in cross-validation")
+    work.progress.say(told(fit))
     work.lease.check()
     return model, fit, ends
 
 
 def ends_aimed_at(work: Work, context: RunContext, usual: float, stable: Replies) -> float:
-    """The share of drafts that should come to an end, where the share `usual` of the reference's does."""
-    wanted = ends_wanted(usual)
+    """The share of rollouts that should come to an end, where the share `usual` of the reference's does."""
+    chat, lengths = min(work.settings.chat_max_tokens, CHAT_TOKENS), context.lengths or (context.max_tokens,)
+    short = sum(length < chat for length in lengths) / len(lengths)
+    wanted = ends_wanted(usual, short)
     if work.given.stable != BASE or context.backbone.reference is not None:
         # Stable may end more often than the reference, and the gates hold the candidate to it.
         # Half of their margin below: with its whole rate, each round's luck would be the least of the next.
         wanted = max(wanted, finish_rate(stable.drafts) - work.settings.gates.max_finish_loss / 2)
+    work.progress.say(
+        f"Of the reference's replies {usual:.0%} end by themselves; of rollouts {wanted:.0%} should ({short:.0%} of them "
+        "may not be as long as chat's replies)."
+    )
     return wanted

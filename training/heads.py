@@ -49,42 +49,6 @@ def observed(features: Array, votes: Votes) -> Array:
     return seen
 
 
-def agreement(said: Array, votes: Votes) -> Array:
-    """How far a score agrees with each vote, [n]; NaN for those that accuracy is not counted on.
-
-    `said` [n] is what the score says of each: left less right for comparisons, the reply's own for thumbs, NaN for
-    nothing. With a comparison 1, or 0, or 0.5 for equal scores. Thumbs, where they tell, are held against others of the
-    same person (of those with one thumb: against each other's), because lenient and strict people talk of different
-    things, and who a thumb is from would tell its direction. Their mean is the share of those pairs of an up and a down
-    that are ordered rightly, a stratified area under the ROC curve: 0.5 for a score that knows nothing, however rare
-    one direction is. A thumb lies as far from that mean as its pairs together do, times n thumbs / M pairs (so beyond 0
-    and 1): with one person that makes the variance of the mean S10 / m_up + S01 / m_down (DeLong, DeLong and
-    Clarke-Pearson, Biometrics 44, 1988, equation 5); with few thumbs each it is up to twice too large.
-    """
-    found, told = np.full(len(said), np.nan), votes.telling & ~np.isnan(said)
-    pair, thumb = votes.is_pair & told, votes.is_thumb & told
-    found[pair] = (np.sign(said[pair] * (2 * votes.good[pair] - 1)) + 1) / 2
-    often = np.bincount(votes.rater[thumb], minlength=votes.raters) > 1
-    stratum = np.where(often[votes.rater], votes.rater, -1)
-    ordered, pairs = np.zeros(len(said)), np.zeros(len(said))
-    for number in np.unique(stratum[thumb]):
-        up, down = (thumb & (stratum == number) & (votes.good == good) for good in (1, 0))
-        ordered[up], pairs[up] = _above(said[up], said[down]), down.sum()
-        ordered[down], pairs[down] = _above(-said[down], -said[up]), up.sum()
-    counted = pairs > 0
-    if counted.any():
-        area = ordered.sum() / pairs.sum()
-        found[counted] = area + (ordered - area * pairs)[counted] * counted.sum() / (pairs.sum() / 2)
-    return found
-
-
-def _above(scores: Array, others: Array) -> Array:
-    """How many of `others` each score is above, equal ones half."""
-    ranks = [np.searchsorted(np.sort(others), scores, side) for side in ("left", "right")]
-    above: Array = (ranks[0] + ranks[1]) / 2
-    return above
-
-
 def losses(seen: torch.Tensor, votes: Votes, head: torch.Tensor, smoothing: float) -> torch.Tensor:
     """Loss of every vote [n]; `head` is [direction, position, threshold, log nu, raters' offsets] in one vector.
 

@@ -167,9 +167,14 @@ where they ended 1.5 times as often (docs/experiments.md).
 """
 
 
-def ends_wanted(usual: float) -> float:
-    """The share of drafts that should come to an end, where the share `usual` of the reference's does."""
-    return ENDS * usual / (ENDS * usual + 1 - usual)
+def ends_wanted(usual: float, short: float = 1.0) -> float:
+    """The share of replies that should come to an end, where the share `usual` of the reference's does.
+
+    `short` is the share of the replies that may not be as long as chat's. Those that may hold the policy to how often
+    it ends there, so the fewer are short, the nearer to `usual`.
+    """
+    odds = ENDS**short
+    return odds * usual / (odds * usual + 1 - usual)
 
 
 @dataclass

@@ -10,7 +10,7 @@ from thumbwise.faults import fault_point
 from thumbwise.feedback.records import sha256
 from thumbwise.home import write_durably
 from thumbwise.training.data import Snapshot, parse, seed_prompts, split_prompts
-from thumbwise.training.enough import told_aside, told_untaught
+from thumbwise.training.enough import told_aside, told_otherwise, told_untaught
 from thumbwise.training.evaluate import Interview, interview
 from thumbwise.training.models import Backbone
 from thumbwise.training.ptx import keep_file
@@ -30,6 +30,9 @@ def fetch_snapshot(work: Work) -> Snapshot:
         work.progress.say(told_aside(snapshot.aside))
     if snapshot.corrections_aside:
         work.progress.say(told_untaught(snapshot.corrections_aside))
+    otherwise = snapshot.otherwise(work.settings.train, work.sampling)
+    if any(otherwise):
+        work.progress.say(told_otherwise(otherwise, work.sampling))
     return snapshot
 
 
@@ -58,6 +61,7 @@ def open_model(work: Work, snapshot: Snapshot) -> tuple[RunContext, Interview]:
         prompts=split.own,
         seed_prompts=split.seeds,
         folder=work.folder,
+        lengths=snapshot.lengths(train, work.sampling),
     )
     backend = work.plugins.get("rollout_backends", train.rollouts)
     questions = interview(context, backend, split.held_out, gates, work.settings.chat_max_tokens)

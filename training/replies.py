@@ -28,6 +28,20 @@ def finish_rate(samples: Sequence[Sample]) -> float:
     return sum(s.finish_reason == "stop" for s in samples) / max(1, len(samples))
 
 
+def finish_rate_at(lengths: Sequence[int], replies: Sequence[tuple[int, Sample]]) -> float:
+    """The same of replies whose limits are distributed as `lengths`, from `replies` with the limit that each had.
+
+    Longer replies end more often, and the ones at hand need not be of those lengths. Lengths of which there is none
+    are left out.
+    """
+    by_limit: dict[int, list[Sample]] = {}
+    for limit, sample in replies:
+        by_limit.setdefault(limit, []).append(sample)
+    known = [length for length in lengths if length in by_limit]
+    rates = {limit: finish_rate(samples) for limit, samples in by_limit.items()}
+    return sum(rates[length] for length in known) / max(1, len(known))
+
+
 def eos_penalties(samples: Sequence[Sample], penalty: float) -> list[float]:
     """`penalty` for every reply cut off by its length limit, 0 for one that ended by itself."""
     return [0.0 if s.finish_reason == "stop" else penalty for s in samples]

@@ -36,14 +36,17 @@ class Round(Work):
         """Snapshot to swap, from wherever the last attempt stopped; raises on failure."""
         train = self.settings.train
         snapshot = fetch_snapshot(self)
-        if reason := too_little(snapshot, train) or (nothing_new(self.home, self.folder) if self.new_votes else ""):
+        if reason := too_little(snapshot, train, self.sampling) or self._nothing_new():
             return TrainResult("too_little_data", reason, self.given.run_id)
-        self.algorithm, why = choose(self.algorithm, snapshot.telling(train))
+        self.algorithm, why = choose(self.algorithm, snapshot.telling(train, self.sampling))
         self.progress.say(why)
         if train.ptx and self.algorithm != "ppo":
             self.progress.say(f"The setting train.ptx (and --ptx) is PPO's: {self.algorithm} does without it.")
         kept = kept_candidate(self)
         return hand_over(self, *(kept or self._make_candidate(snapshot)))
+
+    def _nothing_new(self) -> str:
+        return nothing_new(self.home, self.folder) if self.new_votes else ""
 
     def _make_candidate(self, snapshot: Snapshot) -> tuple[Candidate, dict[str, Any], list[GateReport]]:
         """Reward model, policy, gates: a candidate with its metrics and reports, kept in the run's folder."""

@@ -16,6 +16,7 @@ from thumbwise.plugin_manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.training.client import Lease, OpsClient, Run
 from thumbwise.training.progress import RunProgress
+from thumbwise.training.votes import Sampling
 from thumbwise.versions import BASE
 
 
@@ -40,6 +41,11 @@ class Work:
     def begun_from(self) -> str:
         """The version that the policy starts as a copy of, and that the KL is to (before any SFT)."""
         return self.given.stable if self.settings.train.begin == "stable" else BASE
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the run samples, by which it tells which votes are on replies like its own."""
+        return Sampling(self.given.temperature, self.given.max_tokens, self.settings.train.max_reply_tokens)
 
 
 def seed_all(seed: int, iteration: int) -> None:

@@ -1,0 +1,92 @@
+"""How far a reward model agrees with votes that it was not fitted on: over all, by kind of vote and by length.
+
+Left out: parts by how long replies might have been, because how long they are is what they say and shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from thumbwise.contracts import FitReport
+from thumbwise.training.intervals import clustered_mean
+from thumbwise.training.votes import FEW, Array, Votes
+
+LENGTHS = ((1, 64), (65, 256), (257, None))
+"""Tokens of a vote's longest reply; None is no limit."""
+
+
+def report(said: Array, votes: Votes, tokens: Sequence[int]) -> FitReport:
+    """The accuracy of what a score `said` of votes on replies of `tokens` each, and its parts (`details["by"]`)."""
+    longest = np.maximum(*(np.asarray([*tokens, 0])[rows] for rows in (votes.left, votes.right)))  # a thumb's -1 is 0
+    parts = []
+    for kind, which in (("pair", votes.is_pair), ("thumb", votes.is_thumb)):
+        for low, high in LENGTHS:
+            within = which & (longest >= low) & (longest <= (high or longest.max(initial=0)))
+            accuracy, error, n = _accuracy(said[within], votes.pick(within))
+            if n:
+                parts.append({"kind": kind, "tokens": [low, high], "votes": n, "accuracy": accuracy, "error": error})
+    accuracy, error, n = _accuracy(said, votes)
+    return FitReport(accuracy, n, {"by": parts}, error)
+
+
+def told(fit: FitReport) -> str:
+    """An accuracy with its parts, in a sentence."""
+    if not fit.n:
+        return "Reward model: no vote could be held against one that had not seen its conversation."
+    parts = [_part(**part) for part in fit.details.get("by", [])]
+    few = f" That is few: below {FEW} an accuracy is little more than a guess." if fit.n < FEW else ""
+    by = f" ({', '.join(parts)})" if len(parts) > 1 else ""
+    return f"Reward model: {fit.accuracy:.1%} of {fit.n} votes in cross-validation{by}.{few}"
+
+
+def _part(kind: str, tokens: tuple[int, int | None], votes: int, accuracy: float, error: float) -> str:
+    low, high = tokens
+    length = f"over {low - 1}" if high is None else f"{low} to {high}"
+    return f"{accuracy:.1%} of {votes} {kind}s at {length} tokens"
+
+
+def _accuracy(said: Array, votes: Votes) -> tuple[float, float | None, int]:
+    right = agreement(said, votes)
+    told = ~np.isnan(right)
+    if not told.any():
+        return 0.5, None, 0
+    prompts = [group for group, tells in zip(votes.group, told, strict=True) if tells]
+    return *clustered_mean(right[told].tolist(), prompts), int(told.sum())
+
+
+def agreement(said: Array, votes: Votes) -> Array:
+    """How far a score agrees with each vote, [n]; NaN for those that accuracy is not counted on.
+
+    `said` [n] is what the score says of each: left less right for comparisons, the reply's own for thumbs, NaN for
+    nothing. With a comparison 1, or 0, or 0.5 for equal scores. Thumbs, where they tell, are held against others of the
+    same person (of those with one thumb: against each other's), because lenient and strict people talk of different
+    things, and who a thumb is from would tell its direction. Their mean is the share of those pairs of an up and a down
+    that are ordered rightly, a stratified area under the ROC curve: 0.5 for a score that knows nothing, however rare
+    one direction is. A thumb lies as far from that mean as its pairs together do, times n thumbs / M pairs (so beyond 0
+    and 1): with one person that makes the variance of the mean S10 / m_up + S01 / m_down (DeLong, DeLong and
+    Clarke-Pearson, Biometrics 44, 1988, equation 5); with few thumbs each it is up to twice too large.
+    """
+    found, told = np.full(len(said), np.nan), votes.telling & ~np.isnan(said)
+    pair, thumb = votes.is_pair & told, votes.is_thumb & told
+    found[pair] = (np.sign(said[pair] * (2 * votes.good[pair] - 1)) + 1) / 2
+    often = np.bincount(votes.rater[thumb], minlength=votes.raters) > 1
+    stratum = np.where(often[votes.rater], votes.rater, -1)
+    ordered, pairs = np.zeros(len(said)), np.zeros(len(said))
+    for number in np.unique(stratum[thumb]):
+        up, down = (thumb & (stratum == number) & (votes.good == good) for good in (1, 0))
+        ordered[up], pairs[up] = _above(said[up], said[down]), down.sum()
+        ordered[down], pairs[down] = _above(-said[down], -said[up]), up.sum()
+    counted = pairs > 0
+    if counted.any():
+        area = ordered.sum() / pairs.sum()
+        found[counted] = area + (ordered - area * pairs)[counted] * counted.sum() / (pairs.sum() / 2)
+    return found
+
+
+def _above(scores: Array, others: Array) -> Array:
+    """How many of `others` each score is above, equal ones half."""
+    ranks = [np.searchsorted(np.sort(others), scores, side) for side in ("left", "right")]
+    above: Array = (ranks[0] + ranks[1]) / 2
+    return above
