@@ -20,7 +20,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import generate_latest
 from starlette.middleware.cors import CORSMiddleware
 
-from thumbwise import __version__, gateway, logs, ops, responses, templates
+from thumbwise import __version__, found, gateway, logs, ops, responses, templates
 from thumbwise.auth import Guard
 from thumbwise.browsers import Browsers, Cookies
 from thumbwise.comparisons import Comparisons
@@ -109,7 +109,9 @@ class Assistant:
             self.model = model
             self.engine = self._make_engine(self.model)
             self.policies.attach(self.model, self.engine.client)
-            slots, folder = self.settings.engine.max_loras, self.model.folder
+            rank, slots, folder = self.settings.engine.max_lora_rank, self.settings.engine.max_loras, self.model.folder
+            unknown = await asyncio.to_thread(found.unknown, self.home, self.versions, self.model, rank)
+            await self.store.run(found.take_in, self.versions, unknown)
             self.engine.on_ready += [lambda each: check(each, folder, slots, self.home.policies), self.policies.restore]
             self._say("The engine is starting.")
             await self.engine.start()

@@ -178,7 +178,10 @@ def write(root: Path, version: str, files: dict[str, bytes]) -> Path:
     if (folder / MANIFEST).is_file():
         if (folder / MANIFEST).read_bytes() == files[MANIFEST]:
             return _sealed(folder)
-        raise Conflict(f"{version} exists already with another content: version names are never reused.")
+        raise Conflict(
+            f"{version} exists already with another content, and version names are never reused: start a new run with "
+            "`thumbwise train`, which gets another number."
+        )
     side = root / f".incoming-{version}"
     shutil.rmtree(side, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)  # left without its manifest by a crash: never complete

@@ -17,6 +17,7 @@ from thumbwise.auth import check_token
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.reception import reception
 from thumbwise.feedback.snapshot import snapshot_path, take_snapshot
+from thumbwise.found import highest
 from thumbwise.runs import LEASE_SECONDS, Outcome
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ def _add_runs(api: APIRouter, assistant: Assistant) -> None:
             raise ThumbwiseError("The base model is not ready yet: train again in a minute.", status=503)
         await in_thread(runs.refuse_second)  # before it costs a snapshot
         snapshot_id = await asyncio.to_thread(take_snapshot, assistant.store, assistant.home.snapshots)
-        run = await in_thread(runs.begin, snapshot_id, LEASE_SECONDS)
+        above = await asyncio.to_thread(highest, assistant.home)
+        run = await in_thread(runs.begin, snapshot_id, LEASE_SECONDS, above)
         return {
             "run_id": run.id,
             "number": run.number,

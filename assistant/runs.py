@@ -53,12 +53,16 @@ class Runs:
             found[str(row["id"])] = self._until[row["id"]] > time.monotonic()
         return found
 
-    def begin(self, snapshot_id: str, seconds: float) -> Run:
-        """Register a run and give it the lease; raises Conflict while another run's lease is live."""
+    def begin(self, snapshot_id: str, seconds: float, above: int = 0) -> Run:
+        """Register a run and give it the lease; raises Conflict while another run's lease is live.
+
+        Its number is `above` all that the folders have: the database may be an older copy.
+        """
         run = {"id": new_id("run"), "snapshot_id": snapshot_id, "lease": secrets.token_urlsafe(18)}
         with self.store.write() as db:
             self._end_others(db)
-            number = next(iter(db.query("SELECT coalesce(max(number), 0) + 1 AS n FROM runs")))["n"]
+            known = "SELECT number FROM runs UNION ALL SELECT number FROM policies"
+            number = max(above, next(iter(db.query(f"SELECT coalesce(max(number), 0) AS n FROM ({known})")))["n"]) + 1
             until = self._hold(run["id"], seconds)
             db.table("runs").insert(run | {"number": number, "lease_until": until, "started_at": now_ns()})
         return Run(number=int(number), **run)
@@ -96,6 +100,10 @@ class Runs:
                 [lease, self._hold(run_id, seconds), run_id],
             )
         return answer | {"lease": lease, "outcome": None, "reason": ""}
+
+    def numbers(self) -> set[int]:
+        """The numbers of all runs; blocking."""
+        return {int(row["number"]) for row in self.store.rows("SELECT number FROM runs")}
 
     def last_begun(self) -> float | None:
         """When the newest run was registered, in UTC seconds; None where there was none."""

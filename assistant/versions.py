@@ -279,7 +279,7 @@ class Versions:
             raise NotFound(f"There is no policy version {version[:80]!r}. `thumbwise policies list` names them all.")
         return found
 
-    def stage(self, manifest: dict[str, Any], run_id: str) -> None:
+    def stage(self, manifest: dict[str, Any], run_id: str | None) -> None:
         """Record a version whose folder is complete; once more with the same name changes nothing."""
         with self._changing() as db:
             db.execute(
