@@ -106,12 +106,12 @@ class Assistant:
             model = await in_background(lambda: prepare(self.home, self.settings.model, self._say))
             await in_background(lambda: templates.check(model.folder, self.settings.chat_template_kwargs))
             await self.store.run(self.versions.bind, model.digest, model.name)
+            unknown = await asyncio.to_thread(found.unknown, self.home, self.versions, model, self.settings.engine)
+            await self.store.run(found.take_in, self.versions, unknown)
             self.model = model
             self.engine = self._make_engine(self.model)
             self.policies.attach(self.model, self.engine.client)
-            rank, slots, folder = self.settings.engine.max_lora_rank, self.settings.engine.max_loras, self.model.folder
-            unknown = await asyncio.to_thread(found.unknown, self.home, self.versions, self.model, rank)
-            await self.store.run(found.take_in, self.versions, unknown)
+            slots, folder = self.settings.engine.max_loras, self.model.folder
             self.engine.on_ready += [lambda each: check(each, folder, slots, self.home.policies), self.policies.restore]
             self._say("The engine is starting.")
             await self.engine.start()

@@ -16,6 +16,7 @@ from thumbwise import artifacts
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.models import PreparedModel
+from thumbwise.settings import EngineSettings
 from thumbwise.versions import Versions
 from thumbwise.weights import base_modules
 
@@ -35,7 +36,7 @@ def highest(home: Home) -> int:
     return max(numbers, default=0)
 
 
-def unknown(home: Home, versions: Versions, model: PreparedModel, max_rank: int) -> list[dict[str, Any]]:
+def unknown(home: Home, versions: Versions, model: PreparedModel, engine: EngineSettings) -> list[dict[str, Any]]:
     """The manifests of versions on disk that the record lacks, oldest first; those that it can't have are logged."""
     known = {version.version for version in versions.all()}
     numbers = {version.number for version in versions.all()} | versions.runs.numbers()
@@ -47,7 +48,7 @@ def unknown(home: Home, versions: Versions, model: PreparedModel, max_rank: int)
         try:
             if int(name[1]) in numbers:
                 raise ThumbwiseError(f"Number {int(name[1])} is another's, or its run may still hand it over.")
-            manifests.append(_checked(path, model, max_rank))
+            manifests.append(_checked(path, model, engine.max_lora_rank))
             numbers.add(int(name[1]))
         except (ThumbwiseError, OSError) as error:
             log.warning("%s is on disk, and the database does not know it; it is left alone: %s", path.name, error)

@@ -22,7 +22,7 @@ from thumbwise.feedback.records import FeedbackRequest
 from thumbwise.feedback.store import Store
 from thumbwise.home import Home
 from thumbwise.plugin_manager import PluginManager
-from thumbwise.settings import Settings
+from thumbwise.settings import EngineSettings, Settings
 from thumbwise.training.job import run_training
 from thumbwise.training.runs import TrainResult
 from thumbwise.versions import BASE, Versions
@@ -127,7 +127,7 @@ def on_disk(world: World, number: int, **facts: Any) -> str:
 
 def taken_in(world: World) -> Versions:
     assert world.policies.model is not None
-    manifests = found.unknown(world.home, world.versions, world.policies.model, 16)
+    manifests = found.unknown(world.home, world.versions, world.policies.model, EngineSettings())
     found.take_in(world.versions, manifests)
     return world.versions
 
@@ -139,7 +139,7 @@ async def test_versions_that_the_database_lacks_are_listed_and_take_no_traffic(w
     assert (versions.get(passed).state, versions.get(passed).reason) == ("retired", found.FOUND)
     assert (versions.get(refused).state, versions.get(refused).reason) == ("rejected", "Too far.")
     assert versions.stable() == BASE
-    assert found.unknown(taken.home, versions, taken.policies.model, 16) == []  # type: ignore[arg-type]
+    assert found.unknown(taken.home, versions, taken.policies.model, EngineSettings()) == []  # type: ignore[arg-type]
     assert versions.runs.begin("s", 60, found.highest(world.home)).number == 5
 
 
