@@ -3,9 +3,9 @@
 One JSON object a line, in the order in which it was said, so that the same feedback always gives the same bytes; the
 SHA-256 of those bytes is the snapshot's id and file name. Replies that failed, were stopped, or are still streaming
 never leave here, nor do those that a client keeps out of training. A corrected reply is a demonstration. All turns of
-a conversation are one group, which no split divides: the later ones contain the earlier ones. It is written line by
-line from a read-only connection, so it takes little memory, and nobody waits for it. Left out: likert ratings, until
-a trainer reads them.
+a conversation are one group, which no split divides: the later ones contain the earlier ones. A thumb up on a reply
+that was flagged as unsafe or broken stays here. It is written line by line from a read-only connection, so it takes
+little memory, and nobody waits for it. Left out: likert ratings, until a trainer reads them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ ON_COMPARISONS = f"""
 """A row for each draft. CROSS JOIN: in this order of tables, so that nothing has to be sorted, which needs room."""
 ON_REPLIES = f"""
     SELECT f.id, f.user_id, f.person, f.kind, f.value, p.messages, {_DRAFT},
-        CASE WHEN f.kind <> 'edit' THEN r.prompt_ids END AS prompt_ids
+        CASE WHEN f.kind <> 'edit' THEN r.prompt_ids END AS prompt_ids,
+        EXISTS (SELECT 1 FROM feedback g WHERE g.message_id = r.id AND g.kind = 'flag') AS flagged
     FROM current_on_replies f CROSS JOIN replies r ON r.id = f.message_id
     CROSS JOIN prompts p ON p.sha256 = r.prompt_sha256
     WHERE f.kind IN ('thumb', 'comment', 'edit') AND r.state = 'done' AND r.training ORDER BY f.seq
@@ -136,9 +137,9 @@ def _on_comparison(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def _on_reply(row: dict[str, Any]) -> dict[str, Any] | None:
-    """A vote on a reply; None where a thumb was taken back."""
+    """A vote on a reply; None where a thumb was taken back, or is up on a flagged one."""
     value = json.loads(row["value"])
-    if value.get("thumb") == "clear":
+    if value.get("thumb") == "clear" or (row["flagged"] and value.get("thumb") == "up"):
         return None
     line = {"type": row["kind"], "id": row["id"], **_whose(row), **_prompt(row)}
     if row["kind"] == "edit":

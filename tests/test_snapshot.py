@@ -118,6 +118,23 @@ def test_a_ranking_is_exported_in_shown_order_with_the_tier_of_each_draft(store:
     assert ([d.response for d in ranking.drafts], ranking.tiers) == (["one", "two", "three"], (1, 1, 0))
 
 
+def test_a_thumb_up_on_a_flagged_reply_is_not_learned_from(store: Store, tmp_path: Path) -> None:
+    liked, disliked, other = (reply(store) for _ in range(3))
+    for message, value in ((liked, "up"), (disliked, "down"), (other, "up")):
+        store.add_feedback(asker(), f"thumb {message}", thumb(message, value))
+    store.add_feedback(asker(), "edit", FeedbackRequest(kind="edit", message_id=liked, value={"text": "Better."}))
+
+    def exported() -> list[tuple[str, bool | None]]:
+        lines = [json.loads(line) for line in read_snapshot(tmp_path, take_snapshot(store, tmp_path)).splitlines()]
+        return [(line["type"], line.get("up")) for line in lines if line["type"] != "prompt"]
+
+    flag = {"kind": "flag", "value": {"reason": "It says how to hurt somebody."}}
+    store.add_feedback(asker(), "flag 1", FeedbackRequest(message_id=disliked, **flag))
+    assert exported() == [("thumb", True), ("thumb", False), ("thumb", True), ("demonstration", None)]
+    store.add_feedback(asker(), "flag 2", FeedbackRequest(message_id=liked, **flag))
+    assert exported() == [("thumb", False), ("thumb", True), ("demonstration", None)]
+
+
 @pytest.mark.parametrize("state", ["stopped", "failed"])
 def test_an_unfinished_reply_never_reaches_a_snapshot(store: Store, tmp_path: Path, state: str) -> None:
     message_id = reply(store, state=state)
