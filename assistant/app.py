@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import gradio as gr
@@ -104,7 +105,7 @@ class Assistant:
     async def _bring_up(self) -> None:
         try:
             model = await in_background(lambda: prepare(self.home, self.settings.model, self._say))
-            await in_background(lambda: templates.check(model.folder, self.settings.chat_template_kwargs))
+            await in_background(lambda: self._check_template(model.folder))
             await self.store.run(self.versions.bind, model.digest, model.name)
             unknown = await asyncio.to_thread(found.unknown, self.home, self.versions, model, self.settings.engine)
             await self.store.run(found.take_in, self.versions, unknown)
@@ -121,6 +122,12 @@ class Assistant:
             log.exception("The model could not be prepared")
             why = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
             self._say(f"The model could not be prepared ({why}): mend that, then start the assistant again.")
+
+    def _check_template(self, folder: Path) -> None:
+        given = self.settings.chat_template_kwargs
+        templates.check(folder, given)
+        if advice := templates.advice(folder, given):
+            log.warning("%s", advice)
 
     async def _review(self) -> None:
         while True:

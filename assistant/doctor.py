@@ -281,6 +281,9 @@ def check_model(home: Home) -> Check:
     model = settings.model
     if (folder := models.there(home, model)) is not None:
         templates.check(folder, settings.chat_template_kwargs)
+        if advice := templates.advice(folder, settings.chat_template_kwargs):
+            models.look(home, model)
+            return Check("model", "warning", advice)
     if model != "default":
         return Check("model", "ok", models.look(home, model))
     if folder is not None:

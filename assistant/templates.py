@@ -38,6 +38,9 @@ RESERVED = {
 }  # fmt: skip
 """What is ours, vLLM's or transformers' to say."""
 
+THINKING = {"enable_thinking", "thinking"}
+"""What templates call it."""
+
 
 def arguments_of(given: dict[str, Any]) -> dict[str, Any]:
     """Arguments for a template; raises ValueError for a name that is not the operator's to give."""
@@ -202,6 +205,17 @@ def check(folder: Path, arguments: Mapping[str, Any]) -> None:
             f"{folder.name} would not stop at the end of a reply, which its chat template marks with {end[0]}: add "
             f"{end[1]} to eos_token_id in generation_config.json there."
         )
+
+
+def advice(folder: Path, arguments: Mapping[str, Any]) -> str:
+    """A sentence where the model in `folder` may think before it answers, and nobody has said whether it should."""
+    asked = sorted(THINKING & FolderTemplate(folder, arguments).reads - arguments.keys())
+    if not asked:
+        return ""
+    return (
+        f"{folder.name} may think before it answers, and its drafts then end in mid-thought: set "
+        f"`chat_template_kwargs = {{{asked[0]} = false}}` in config.toml for answers at once (true: it thinks)."
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -16,7 +16,10 @@ CHOOSE = "choose another one (`--model`)"
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 """Kinds of layers that keep keys and values."""
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts")
-_STATES = ("ssm_cfg", "ssm_state_size", "state_size", "mamba_d_state", "d_state", "lru_width", "attention_hidden_size")
+_STATES = (
+    "ssm_cfg", "ssm_state_size", "state_size", "mamba_d_state", "d_state", "lru_width", "attention_hidden_size",
+    "conv_L_cache",
+)  # fmt: skip
 _HEADS = {
     "logits_scaling": "divides its logits",
     "logit_scale": "scales its logits",
@@ -49,7 +52,8 @@ def _reasons(folder: Path, config: dict[str, Any]) -> Iterator[str]:
         yield f"is a {', '.join(architectures)[:80]}, and no ...ForCausalLM as transformers calls what chats: {CHOOSE}."
     if whole.get("quantization_config") or whole.get("compression_config"):
         yield "has quantised weights, on which no adapter is trained here: name the same model in bfloat16."
-    if any(_number(config.get(name)) > 1 for name in _EXPERTS):
+    parts = [config, *(part for part in config.values() if isinstance(part, dict))]
+    if any(_number(part.get(name)) > 1 for part in parts for name in _EXPERTS):
         yield f"is a mixture of experts, of which adapters would reach a part alone: {CHOOSE} without experts."
     kinds = config.get("layer_types") or config.get("layers_block_type") or ()
     if set(map(str, kinds)) - ATTENTION or any(config.get(name) for name in _STATES):

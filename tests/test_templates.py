@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 from families import FAMILIES, make
 
-from thumbwise import models, templates
+from thumbwise import models, templates, trainable
+from thumbwise.app import Assistant
 from thumbwise.doctor import check_model
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import FeedbackRequest
@@ -170,6 +172,64 @@ def test_a_model_that_training_cannot_take_is_refused_by_serve_and_doctor(
         check_model(home)
 
 
+REFUSED = {
+    "mixture of experts": ("qwen3_moe", "mixtral", "granitemoe", "deepseek_v3", "gpt_oss", "dbrx"),
+    "keeps a state": ("mamba", "mamba2", "falcon_h1", "recurrent_gemma", "rwkv", "lfm2", "bamba"),
+    "writes with a decoder": ("t5", "bart", "t5gemma"),
+    "reads pictures or sound": ("gemma3", "qwen2_5_vl", "llava", "mllama", "mistral3", "voxtral"),
+    "and no ...ForCausalLM": ("gpt2", "bert"),
+}
+TAKEN = ("llama", "qwen2", "qwen3", "gemma", "gemma3_text", "phi3", "mistral", "smollm3", "olmo2", "starcoder2", "glm4")
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"), [(kind, says) for says, kinds in REFUSED.items() for kind in kinds] + [(k, "") for k in TAKEN]
+)
+def test_every_kind_of_model_is_known_by_the_configuration_that_transformers_writes(
+    tmp_path: Path, kind: str, says: str
+) -> None:
+    import transformers.models.auto.modeling_auto as auto
+    from transformers import AutoConfig
+
+    mappings = (
+        auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )  # fmt: skip
+    config = AutoConfig.for_model(kind)
+    config.architectures = [next(names[kind] for names in mappings if kind in names)]
+    config.save_pretrained(tmp_path)
+    read = json.loads((tmp_path / "config.json").read_text())
+    if not says:
+        trainable.check(tmp_path, read)
+        return
+    with pytest.raises(ThumbwiseError, match=says):
+        trainable.check(tmp_path, read)
+
+
+def test_a_model_that_was_downloaded_before_is_looked_at_too(tmp_path: Path, folder: Path) -> None:
+    home = Home.find(tmp_path / "home")
+    kept = home.models / "org--name"
+    config(num_experts=8)(folder)
+    shutil.copytree(folder, kept)
+    (kept / "digest.json").write_text("{}")
+    with pytest.raises(ThumbwiseError, match="org--name is a mixture of experts"):
+        models.prepare(home, "org/name")
+
+
+async def test_the_assistant_says_so_and_starts_no_engine(tmp_path: Path, folder: Path) -> None:
+    home = Home.find(tmp_path / "home")
+    home.config.write_text(f'model = "{folder}"\nchat_template_kwargs = {{thinking = false}}\n')
+    assistant = Assistant(home, Settings.load(home))
+    await assistant.start()
+    try:
+        assert assistant._starting is not None
+        await assistant._starting
+        assert "reads no thinking" in assistant.status().detail
+        assert assistant.engine is None
+    finally:
+        await assistant.stop()
+
+
 def test_doctor_tells_of_the_template_and_its_arguments(tmp_path: Path, folder: Path) -> None:
     home = Home.find(tmp_path / "home")
     home.config.write_text(f'model = "{folder}"\nchat_template_kwargs = {{enable_thinking = false}}\n')
@@ -177,6 +237,9 @@ def test_doctor_tells_of_the_template_and_its_arguments(tmp_path: Path, folder: 
     home.config.write_text(f'model = "{folder}"\nchat_template_kwargs = {{thinking = false}}\n')
     with pytest.raises(ThumbwiseError, match="reads no thinking"):
         check_model(home)
+    home.config.write_text(f'model = "{folder}"\n')
+    assert check_model(home).status == "warning"
+    assert "`chat_template_kwargs = {enable_thinking = false}` in config.toml" in check_model(home).detail
 
 
 def test_looking_at_a_model_loads_no_torch(folder: Path) -> None:
