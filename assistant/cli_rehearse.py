@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,10 @@ LEAST_HELD_OUT = 10
     type=click.Path(path_type=Path),
     help='What people ask: JSON lines {"prompt", "group"?}. [default: the prompts that ship with Thumbwise]',
 )
-@click.option("--max-tokens", type=click.IntRange(1, 4096), default=48, show_default=True, help="Longest reply.")
+@click.option("--max-tokens", type=click.IntRange(1, 4096), default=48, show_default=True, help="Longest draft.")
+@click.option(
+    "--chat-tokens", type=click.IntRange(1, 4096), help="Longest reply in chat. [default: setting chat_max_tokens]"
+)
 @click.option("--algorithm", default="ppo", show_default=True, help="Policy algorithm, as `plugins list` names them.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the people and of training.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON line, the last on stdout.")
@@ -54,12 +58,14 @@ def rehearse(file: Path | None, as_json: bool, **options: Any) -> None:
     """Run the whole loop on simulated people: a dry run, and the benchmark.
 
     An assistant of its own is started, raters vote through its API as a judge would, the job trains, and the new
-    version is swapped in while replies are streaming. Your database, versions and runs are not touched: all of it goes
-    to a folder under `runs/` of the home, with a report. Called again with the same options after it was cut off, it
-    goes on where it stopped. Exit status 0 means that no reply was dropped or mixed.
+    version is swapped in while replies are streaming. Thumbs are given on replies in chat, comparisons and rankings are
+    of drafts, and the new version is judged on replies as long as those that people voted on. Your database, versions
+    and runs are not touched: all of it goes to a folder under `runs/` of the home, with a report. Called again with the
+    same options after it was cut off, it goes on where it stopped. Exit status 0 means that no reply was dropped or
+    mixed.
     """
     home = Home.find()
-    Settings.load(home)  # what is wrong in them is said before anything is begun
+    options["chat_tokens"] = options["chat_tokens"] or Settings.load(home).chat_max_tokens  # wrong settings end it here
     from thumbwise.training.prompts import read_prompts, rehearsal_prompts
 
     prompts = read_prompts(file) if file else rehearsal_prompts()
@@ -103,7 +109,8 @@ def _plan(prompts: tuple[Prompt, ...], options: dict[str, Any]) -> Plan:
             "more prompts or more groups, and none of those that Thumbwise itself trains on."
         )
     voting = {name: options[name] for name in ("kind", "votes", "noise", "rank_k", "raters", "adversarial", "seed")}
-    return Plan(
+    plan = Plan(
         judge=options["judge"], voting=Voting(**voting), voters=voters, held_out=held_out, rounds=options["rounds"],
-        algorithm=options["algorithm"], max_tokens=options["max_tokens"], wanted=Wanted(len(held_out)),
+        algorithm=options["algorithm"], max_tokens=options["max_tokens"], chat_tokens=options["chat_tokens"],
     )  # fmt: skip
+    return replace(plan, wanted=Wanted.at(len(held_out), plan.tokens))

@@ -61,7 +61,7 @@ def test_neither_does_what_vllm_starts_in_its_turn(tmp_path: Path, planted: Path
 
 def test_neither_do_the_model_the_rehearsal_and_doctor(tmp_path: Path, planted: Path) -> None:
     models._run("convert_gguf", "nothing", "nowhere", stderr=subprocess.DEVNULL)
-    env = rehearsal_home.environment(Home(tmp_path / "home"), 48, 0)
+    env = rehearsal_home.environment(Home(tmp_path / "home"), 48, 96, 0)
     assert rehearsal_home.start(["--version"], env, stdout=subprocess.DEVNULL).wait() == 0
     assert doctor._imports("json")
     assert not planted.exists()

@@ -99,7 +99,7 @@ async def test_few_places_are_not_all_kept_for_the_pages(tmp_path: Path, in_flig
 
 async def test_names_are_people_where_a_rehearsal_says_so(tmp_path: Path) -> None:
     home = Home.find(tmp_path)
-    rehearsed = environment(home, 8, 0)
+    rehearsed = environment(home, 8, 16, 0)
     assert rehearsed["THUMBWISE_NAMES_ARE_PEOPLE"] == "true"
     assistant = Assistant(home, Settings.load(home, names_are_people=True))
     assistant.engine = FakeEngine(FakeEngineClient())  # type: ignore[assignment]

@@ -18,7 +18,7 @@ from thumbwise.contracts import Message, Prompt
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.training.intervals import clustered_mean, widening
-from thumbwise.training.judged import Wanted, best_of, by_prompt, pair_accuracy, win_rate
+from thumbwise.training.judged import Agreement, Wanted, best_of, by_prompt, pair_accuracy, win_rate
 from thumbwise.training.raters import Bar, Crowd, Voting, bar, choose, judged, make_raters, tiers
 from thumbwise.training.rehearsal import Rehearsal
 from thumbwise.training.rehearsal_home import _wait_ready
@@ -205,21 +205,32 @@ def test_the_best_of_n_by_the_reward_is_held_against_each_reply_that_is_not_amon
     judge, reward = [[5, 1, 3], [0, 0, 9], [7, 8]], [[1, 2, 0], [1, 0, 2], [0, 1]]
     first = [0.0, 1.0, 0.0]  # the 1 against the 5, the 5 against the 1, the 1 against the 3
     second = [1.0, 1.0, 0.0]  # the 9 against each 0, and a 0 against the 9; the third has too few replies
-    assert best_of(judge, reward, 2) == pytest.approx(statistics.mean([*first, *second]))
-    assert math.isnan(best_of([[1, 2]], [[1, 2]], 2))
+    best = best_of(judge, reward, 2)
+    assert (best.rate, best.n) == (pytest.approx(statistics.mean([*first, *second])), 6)
+    assert best.high - best.rate == pytest.approx(1.96 * widening(2) * abs(statistics.mean(first) - best.rate))
+    assert math.isnan(best_of([[1, 2]], [[1, 2]], 2).rate)
 
 
 def test_the_best_of_n_by_the_judge_itself_loses_only_to_the_best_of_all() -> None:
     scores = [[float(n) for n in range(17)]] * 3
-    assert best_of(scores, scores, 16) == pytest.approx(16 / 17)
-    assert best_of([[float(n) for n in range(40)]], [[0.0] * 40], 16) == pytest.approx(39 / 40)  # the next one
+    assert best_of(scores, scores, 16).rate == pytest.approx(16 / 17)
+    assert best_of([[float(n) for n in range(40)]], [[0.0] * 40], 16).rate == pytest.approx(39 / 40)  # the next one
 
 
-def test_accuracy_counts_all_pairs_to_one_prompt_with_unequal_scores() -> None:
-    assert pair_accuracy([[1, 2, 2], [5]], [[0, 1, -1], [9]]) == (0.5, 2)
-    assert pair_accuracy([[1, 2, 3]], [[1, 3, 2]]) == (pytest.approx(2 / 3), 3)
-    assert pair_accuracy([[1, 2]], [[3, 3]]) == (0.5, 1)
-    assert math.isnan(pair_accuracy([[1, 1]], [[0, 1]])[0])
+def test_accuracy_is_of_all_pairs_to_one_prompt_with_unequal_scores() -> None:
+    found = pair_accuracy([[1, 2, 2], [5]], [[0, 1, -1], [9]])
+    assert (found.rate, found.pairs) == (0.5, 2)
+    found = pair_accuracy([[1, 2, 3]], [[1, 3, 2]])
+    assert (found.rate, found.pairs) == (pytest.approx(2 / 3), 3)
+    assert pair_accuracy([[1, 2]], [[3, 3]]) == Agreement(0.5, 0.5, 1)
+    assert math.isnan(pair_accuracy([[1, 1]], [[0, 1]]).rate)
+
+
+def test_a_prompt_with_many_replies_does_not_stand_for_the_others_in_accuracy() -> None:
+    many, few = [float(n) for n in range(20)], [1.0, 2.0]
+    found = pair_accuracy([many, *[few] * 10], [many, *[few[::-1]] * 10])  # right of the one, wrong of ten
+    assert (found.rate, found.pairs) == (0.5, 190 + 10)
+    assert found.error > 0.3  # half of the replies are one prompt's
 
 
 @pytest.mark.parametrize("prompts", [10, 30, 80, 200])
@@ -230,6 +241,14 @@ def test_there_are_enough_replies_of_start_whatever_the_number_of_prompts(prompt
     assert wanted.samples * prompts >= 200
     assert min(counts) >= wanted.samples
     assert sum(count // 17 for count in counts) >= 60
+
+
+def test_of_longer_replies_fewer_are_asked_for_and_still_as_many_for_the_win_rate() -> None:
+    assert Wanted.at(80, 48) == Wanted.at(80, 8) == Wanted(80)
+    short, chat = Wanted.at(80, 48), Wanted.at(80, 192)
+    assert chat.samples == short.samples
+    assert sum(count // 17 for count in chat.start()) == Wanted.at(80, 512).draws == 20
+    assert sum(chat.start()) < sum(short.start()) / 2
 
 
 def test_rows_are_split_as_they_were_joined() -> None:

@@ -40,7 +40,8 @@ def register_judges(register):
 ROUND_KEYS = {
     "round", "votes", "rm_accuracy", "kl", "win_rate", "win_rate_low", "win_rate_high", "n_eval",
     "best_of_16_win_rate", "finish_rate", "start_finish_rate", "repetition", "start_repetition", "promoted",
-    "version", "train_seconds",
+    "version", "train_seconds", "tokens", "kl_token", "begun_from", "kl_begun", "rm_reported", "rm_error",
+    "best_of_16_low", "best_of_16_high", "length", "start_length", "reason",
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +21,9 @@ from thumbwise.home import Home, write_durably
 from thumbwise.models import prepare
 from thumbwise.plugin_manager import PluginManager
 from thumbwise.settings import Settings
-from thumbwise.training.evaluate import kl_to_reference
+from thumbwise.training.evaluate import kl_between
 from thumbwise.training.models import Backbone
+from thumbwise.training.replies import mean_length
 from thumbwise.training.rollouts import BATCH, InProcess
 from thumbwise.training.swap_watch import Reply
 from thumbwise.versions import BASE
@@ -63,10 +65,22 @@ class Measure:
             done(len(replies))
         return replies
 
-    def kl(self, samples: Sequence[Sample], version: str) -> float:
-        """Nats a reply, `version` to the base, on samples of `version`."""
-        adapter = self.adapter(version)
-        return 0.0 if adapter is None else kl_to_reference(self.context, samples, adapter)
+    def distances(self, samples: Sequence[Sample], version: str, begun: str) -> dict[str, Any]:
+        """KL of `version` to the base and to `begun`, which its round began from, on samples of `version`.
+
+        In nats a reply, and in nats a token: over the samples' mean length.
+        """
+        tokens, to_base = max(mean_length(samples), 1e-9), self.kl(samples, version, BASE)
+        from_begun = to_base if begun == BASE else self.kl(samples, version, begun)
+        return {
+            "kl": to_base, "kl_token": to_base / tokens,
+            "begun_from": begun, "kl_begun": from_begun, "kl_begun_token": from_begun / tokens,
+        }  # fmt: skip
+
+    def kl(self, samples: Sequence[Sample], version: str, other: str) -> float:
+        """Nats a reply, `version` to `other`, on samples of `version`."""
+        adapter, beside = self.adapter(version), self.adapter(other)
+        return 0.0 if adapter is None else kl_between(self.context, samples, adapter, beside)
 
     def rewards(self, samples: Sequence[Sample], run: Path) -> Floats:
         """Scores f32[N] by the reward model that a run left in its folder; no opinion is the worst."""

@@ -41,6 +41,11 @@ class Voting:
     adversarial: float = 0.0
     seed: int = 0
 
+    @property
+    def wrong(self) -> float:
+        """The share of votes that are against the judge."""
+        return self.adversarial + (1 - self.adversarial) * self.noise
+
 
 @dataclass(frozen=True)
 class Rater:

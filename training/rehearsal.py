@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import re
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,13 @@ from thumbwise.feedback.records import canonical, sha256
 from thumbwise.home import Home
 from thumbwise.plugin_manager import PluginManager
 from thumbwise.settings import Settings
-from thumbwise.training import rehearsal_home
-from thumbwise.training.judged import Wanted, best_of, by_prompt, pair_accuracy, win_rate
+from thumbwise.training import rehearsal_figures, rehearsal_home
+from thumbwise.training.judged import Wanted, by_prompt
 from thumbwise.training.measure import Measure, keep, kept
 from thumbwise.training.progress import RunProgress
 from thumbwise.training.raters import Bar, Crowd, Voting, bar, judged
-from thumbwise.training.replies import finish_rate, repetition
-from thumbwise.training.runs import read_json, unfinished, write_json
+from thumbwise.training.rehearsal_figures import Judged
+from thumbwise.training.runs import FIT, read_json, unfinished, write_json
 from thumbwise.training.served import Api, finish
 from thumbwise.training.swap_watch import Seen, SwapWatch, mixed
 from thumbwise.versions import BASE
@@ -59,7 +58,13 @@ class Plan:
     rounds: int = 1
     algorithm: str = "ppo"
     max_tokens: int = 48
+    chat_tokens: int = 512
     wanted: Wanted = field(default_factory=lambda: Wanted(1))
+
+    @property
+    def tokens(self) -> int:
+        """Of the replies that people vote on, and so of those that are judged: thumbs are given in chat."""
+        return self.chat_tokens if self.voting.kind == "thumb" else self.max_tokens
 
     def digest(self, config: str) -> str:
         """SHA-256 over all of it."""
@@ -107,10 +112,11 @@ class Rehearsal:
         facts.pop("voters")
         self.folder, self.resumed = rehearsal_home.open_folder(operator, plan.digest(_config(operator)), facts)
         self.home = rehearsal_home.make_home(operator, self.folder)
-        self.env = rehearsal_home.environment(self.home, plan.max_tokens, plan.voting.seed)
-        self.settings = Settings.load(
-            self.home, max_tokens=plan.max_tokens, train={"seed": plan.voting.seed}
-        )  # as the processes see them
+        self.env = rehearsal_home.environment(self.home, plan.max_tokens, plan.chat_tokens, plan.voting.seed)
+        lengths = {"max_tokens": plan.max_tokens, "chat_max_tokens": plan.chat_tokens}
+        self.settings = Settings.load(self.home, **lengths, train={"seed": plan.voting.seed})  # as the processes' are
+        self.readers_tokens = max(plan.chat_tokens, Settings.load(operator).chat_max_tokens)
+        self.held_out = [replace(prompt, max_tokens=plan.tokens) for prompt in plan.held_out]
         self.clock = Clock(self.folder / "clock.json")
         self.steps, self.step = 2 + 3 * plan.rounds, 0
 
@@ -138,7 +144,7 @@ class Rehearsal:
         path = self.folder / "start-replies.jsonl"
         if not path.exists():
             counts = self.plan.wanted.start()
-            asked = [p for p, count in zip(self.plan.held_out, counts, strict=True) for _ in range(count)]
+            asked = [p for p, count in zip(self.held_out, counts, strict=True) for _ in range(count)]
             self._stage(f"{len(asked)} replies of start to {len(counts)} held-out prompts", len(asked))
             keep(path, self._measure().sample(asked, BASE, self.plan.voting.seed * 10 + 7, self._count(len(asked))))
         return kept(path)
@@ -164,10 +170,9 @@ class Rehearsal:
         threshold: Bar = bar(scores)
 
         async def work() -> int:
-            async with Api(url, self.plan.max_tokens) as api:
-                crowd = Crowd(
-                    api, voting, self.judge, self.plan.voters, number, folder / "votes.jsonl", threshold
-                )  # fmt: skip
+            async with Api(url, self.plan.max_tokens, self.plan.chat_tokens) as api:
+                notes = folder / "votes.jsonl"
+                crowd = Crowd(api, voting, self.judge, self.plan.voters, number, notes, threshold)
                 return await crowd.vote(self._count(voting.votes))
 
         return finish(work())
@@ -179,7 +184,7 @@ class Rehearsal:
         with suppress(ThumbwiseError):  # there is none, or it came to its end
             unfinished(self.home)
             arguments = ["train", "--resume"]
-        watch = SwapWatch(url, self.settings.chat_max_tokens)
+        watch = SwapWatch(url, self.readers_tokens)
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         clock = Clock(folder / "train-clock.json")
         job = rehearsal_home.start([*arguments, "--json"], self.env | HELD, **pipes)
@@ -243,32 +248,29 @@ class Rehearsal:
         }
 
     def _figures(self, trained: dict[str, Any], start: list[Sample], folder: Path) -> dict[str, Any]:
-        """The candidate beside start, by the judge, on prompts that nobody voted on."""
+        """The candidate beside start, by the judge, on prompts that nobody voted on, as long as people's replies."""
         wanted, version = self.plan.wanted, trained["version"]
-        measure = self._measure()
+        measure, run = self._measure(), self.home.runs / trained["run_id"]
         path = folder / "replies.jsonl"
         if not path.exists():
-            asked = [prompt for prompt in self.plan.held_out for _ in range(wanted.samples)]
+            asked = [prompt for prompt in self.held_out for _ in range(wanted.samples)]
             done = self._count(len(asked))
             keep(path, measure.sample(asked, version, self.plan.voting.seed * 10 + 8, done))
-        replies = kept(path)
-        counts, each = wanted.start(), [wanted.samples] * wanted.prompts
-        pool = by_prompt(counts, start)
-        mine, theirs = self._scores(replies, each), self._scores(start, counts)
-        rate = win_rate(mine, theirs)
-        rewards = by_prompt(counts, measure.rewards(start, self.home.runs / trained["run_id"]).tolist())
-        accuracy, pairs = pair_accuracy(theirs, rewards)
-        beside = [sample for row in pool for sample in row[: wanted.samples]]
+        replies, counts = kept(path), wanted.start()
+        candidate = Judged(replies, self._scores(replies, [wanted.samples] * wanted.prompts))
+        before = Judged(start, self._scores(start, counts))
+        rewards = by_prompt(counts, measure.rewards(start, run).tolist())
+        fit, wrong = read_json(run / FIT)["fit"], self.plan.voting.wrong
+        manifest = read_json(self.home.policies / version / "manifest.json")
         figures = {
-            "rm_accuracy": accuracy, "rm_pairs": pairs, "kl": measure.kl(replies, version),
-            "win_rate": rate.rate, "win_rate_low": rate.low, "win_rate_high": rate.high, "n_eval": rate.n,
-            "best_of_16_win_rate": best_of(theirs, rewards, wanted.best_of),
-            "finish_rate": finish_rate(replies), "start_finish_rate": finish_rate(beside),
-            "repetition": repetition(replies), "start_repetition": repetition(beside),
-            "score": _mean(mine), "start_score": _mean(theirs),
-            "promoted": trained["outcome"] == "promoted", "version": version, "train_seconds": trained["seconds"],
+            "tokens": self.plan.tokens, **rehearsal_figures.beside_start(candidate, before, wanted),
+            **rehearsal_figures.best_by_reward(before.scores, rewards, wanted),
+            **rehearsal_figures.reward_model(fit, wrong, before.scores, rewards),
+            **measure.distances(replies, version, begun_from(manifest)),
+            "promoted": trained["outcome"] == "promoted", "reason": trained["reason"], "version": version,
+            "train_seconds": trained["seconds"],
         }  # fmt: skip
-        return {name: round(v, 4) if isinstance(v, float) and math.isfinite(v) else v for name, v in figures.items()}
+        return rehearsal_figures.rounded(figures)
 
     # --- small parts ----------------------------------------------------------------------------------------
 
@@ -282,7 +284,7 @@ class Rehearsal:
         rows = by_prompt(counts, samples)
         return [
             self.judge(prompt, [sample.response for sample in row])
-            for prompt, row in zip(self.plan.held_out, rows, strict=True)
+            for prompt, row in zip(self.held_out, rows, strict=True)
         ]
 
     def _stage(self, name: str, total: int | None = None) -> None:
@@ -299,9 +301,9 @@ class Rehearsal:
         return show
 
 
-def _mean(rows: Sequence[Sequence[float]]) -> float:
-    """Mean over prompts, each with the mean of its replies: they have different numbers of them."""
-    return sum(sum(row) / len(row) for row in rows) / len(rows)
+def begun_from(manifest: dict[str, Any]) -> str:
+    """The version whose policy a round began with, by its candidate's manifest."""
+    return str(manifest["parent"]) if manifest["config"].get("begin") == "stable" else BASE
 
 
 def total(swaps: Sequence[dict[str, Any] | None]) -> dict[str, int]:

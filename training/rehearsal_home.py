@@ -59,8 +59,8 @@ def make_home(operator: Home, folder: Path) -> Home:
     return Home.find(root)
 
 
-def environment(home: Home, max_tokens: int, seed: int) -> dict[str, str]:
-    """What the rehearsal's processes run with: its own home, a free port, its length and its seed."""
+def environment(home: Home, max_tokens: int, chat_tokens: int, seed: int) -> dict[str, str]:
+    """What the rehearsal's processes run with: its own home, a free port, its lengths and its seed."""
     return children.safe() | {
         "THUMBWISE_HOME": str(home.root),
         "THUMBWISE_HOST": "127.0.0.1",
@@ -70,6 +70,7 @@ def environment(home: Home, max_tokens: int, seed: int) -> dict[str, str]:
         "THUMBWISE_CANARY__ROLLBACK": "false",  # it asks for its own swaps, and measures them
         "THUMBWISE_NAMES_ARE_PEOPLE": "true",  # its raters are simulated, and one program speaks for all of them
         "THUMBWISE_MAX_TOKENS": str(max_tokens),
+        "THUMBWISE_CHAT_MAX_TOKENS": str(chat_tokens),
         "THUMBWISE_TRAIN__SEED": str(seed),
     }
 

@@ -18,13 +18,20 @@ from thumbwise.training.runs import read_json
 
 SAMPLES = 20
 ROWS = {
-    "votes": "votes", "rm_accuracy": "reward model agrees with the judge", "win_rate": "win rate over start",
-    "best_of_16_win_rate": "best of 16 by the same reward model", "kl": "KL, nats a reply",
+    "votes": "votes", "tokens": "tokens of a judged reply, at most",
+    "rm_reported": "reward model by its own report, on noisy votes", "rm_cleaned": "the same, cleaned of the noise",
+    "rm_accuracy": "reward model on clean pairs of start's replies", "win_rate": "win rate over start",
+    "best_of_16_win_rate": "best of 16 by the same reward model", "begun_from": "begun from",
+    "kl": "KL to the base, nats a reply", "kl_token": "the same, nats a token",
+    "kl_begun": "KL to what it began from, nats a reply", "kl_begun_token": "the same, nats a token",
+    "length": "tokens of a reply, mean", "start_length": "the same, start",
     "score": "judge's mean score", "start_score": "judge's mean score, start",
     "finish_rate": "replies that end by themselves", "start_finish_rate": "the same, start",
     "repetition": "recurring 4-grams", "start_repetition": "recurring 4-grams, start",
     "promoted": "promoted", "train_seconds": "training, seconds",
 }  # fmt: skip
+
+ERRORS = {"rm_reported": "rm_reported_error", "rm_cleaned": "rm_cleaned_error", "rm_accuracy": "rm_error"}
 
 
 def table(rounds: Sequence[dict[str, Any]]) -> str:
@@ -36,9 +43,15 @@ def table(rounds: Sequence[dict[str, Any]]) -> str:
 
 
 def _cell(key: str, row: dict[str, Any]) -> str:
-    value = row[key]
+    value = row.get(key)
+    if value is None:
+        return "not measured"
     if key == "win_rate":
         return f"{value:.3f} ({row['win_rate_low']:.3f} to {row['win_rate_high']:.3f}, {row['n_eval']} replies)"
+    if key == "best_of_16_win_rate":
+        return f"{value:.3f} ({row['best_of_16_low']:.3f} to {row['best_of_16_high']:.3f})"
+    if key in ERRORS:
+        return f"{value:.3f} (standard error {row[ERRORS[key]]:.3f})"
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
@@ -52,9 +65,11 @@ def write_report(folder: Path, report: dict[str, Any], wanted: Wanted) -> Path:
         f"# Rehearsal with the judge {plan['judge']}",
         f"{voting['votes']} votes a round of kind {voting['kind']} by {voting['raters']} raters, of whom "
         f"{voting['adversarial']:.0%} vote against the judge; {voting['noise']:.0%} of the comparisons are flipped. "
-        f"Algorithm {plan['algorithm']}, seed {voting['seed']}, {plan['prompts']} prompts to vote on, "
-        f"{plan['held_out']} held out. It took {report['seconds'] / 60:.1f} minutes.",
+        f"Drafts have at most {plan['max_tokens']} tokens, replies in chat, on which thumbs are given, "
+        f"{plan['chat_tokens']}. Algorithm {plan['algorithm']}, seed {voting['seed']}, {plan['prompts']} prompts to "
+        f"vote on, {plan['held_out']} held out. It took {report['seconds'] / 60:.1f} minutes.",
         table(report["rounds"]),
+        *(f"Round {row['round']} was not promoted: {row['reason']}" for row in report["rounds"] if not row["promoted"]),
         f"Across the swaps {swap['streams']} replies or more were open; {swap['dropped']} were dropped, "
         f"{swap['mixed']} mixed two versions.",
         "![reward and KL by iteration, the judge's score by vote](curves.png)",

@@ -26,10 +26,13 @@ Result = TypeVar("Result")
 
 
 class Api:
-    """`/v1` of the assistant at `url`; use it as an asynchronous context."""
+    """`/v1` of the assistant at `url`; use it as an asynchronous context.
 
-    def __init__(self, url: str, max_tokens: int) -> None:
-        self.url, self.max_tokens = url, max_tokens
+    A draft has at most `max_tokens` tokens, a reply in chat `chat_tokens`: people see the two kinds at these lengths.
+    """
+
+    def __init__(self, url: str, max_tokens: int, chat_tokens: int) -> None:
+        self.url, self.max_tokens, self.chat_tokens = url, max_tokens, chat_tokens
         self.http = httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(300.0, connect=10.0), trust_env=False)
 
     async def __aenter__(self) -> Self:
@@ -42,7 +45,7 @@ class Api:
 
     async def ask(self, messages: Sequence[Message], user: str) -> tuple[str, str]:
         """One whole reply of the stable version: (message id, text)."""
-        body = {"messages": list(messages), "max_tokens": self.max_tokens, "user": user}
+        body = {"messages": list(messages), "max_tokens": self.chat_tokens, "user": user}
         answer = await self.post("/v1/chat/completions", body)
         return answer["thumbwise"]["message_id"], answer["choices"][0]["message"]["content"]
 

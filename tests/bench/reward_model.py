@@ -156,7 +156,7 @@ def measure(context: RunContext, args: argparse.Namespace, judge: Scorer) -> dic
         model = BradleyTerry(replace(context, train=train))
         model.fit(votes, seed)
         rewards = by_prompt(counts, model.score(test).value.tolist())
-        return round(pair_accuracy(scores, rewards)[0], 4)
+        return round(pair_accuracy(scores, rewards).rate, 4)
 
     for seed in range(args.seeds):
         drawn = random.Random(f"votes:{seed}").sample(pairs, args.votes)
@@ -165,7 +165,7 @@ def measure(context: RunContext, args: argparse.Namespace, judge: Scorer) -> dic
             each[name].append(kept.part("reward_model", args, f"{seed}-{name}", make)[0])
         print({name: values[-1] for name, values in each.items()}, file=sys.stderr)
     figures: dict[str, Any] = {name: round(statistics.mean(values), 4) for name, values in each.items()}
-    return figures | {"each": each, "test_pairs": pair_accuracy(scores, by_prompt(counts, [0.0] * len(test)))[1]}
+    return figures | {"each": each, "test_pairs": pair_accuracy(scores, by_prompt(counts, [0.0] * len(test))).pairs}
 
 
 if __name__ == "__main__":

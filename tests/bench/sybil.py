@@ -178,7 +178,7 @@ def fitted(build: Path | None, found: Replies, pairs: Sequence[tuple[Sample, Sam
         given = fit.pop("scores", None)  # a run that ended has none, and is worth a coin
         fit["accuracy"] = 0.5
         if given is not None:
-            fit["accuracy"] = round(pair_accuracy(clean, by_prompt([EACH] * len(clean), given))[0], 4)
+            fit["accuracy"] = round(pair_accuracy(clean, by_prompt([EACH] * len(clean), given)).rate, 4)
     return said
 
 
