@@ -96,7 +96,7 @@ def _over_seeds(results: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _said(arguments: dict[str, Any]) -> str:
-    return "".join(f" --{name} {value}" for name, value in arguments.items() if name != "quick")
+    return "".join(f" --{name.replace('_', '-')} {value}" for name, value in arguments.items() if name != "quick")
 
 
 def _measured(path: Path, found: dict[str, Any]) -> Iterator[str]:

@@ -5,22 +5,29 @@ from __future__ import annotations
 import json
 import math
 import random
+import sys
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from training_world import CHAT, FakeAssistant, train
 
 from thumbwise.contracts import Message, Prompt
 from thumbwise.home import Home
 from thumbwise.training import rehearsal_figures
 from thumbwise.training.judged import Wanted
+from thumbwise.training.measure import Measure
 from thumbwise.training.raters import Bar, Crowd, Voting
 from thumbwise.training.rehearsal import Plan, Rehearsal, begun_from
 from thumbwise.training.rehearsal_home import environment
 from thumbwise.training.rehearsal_report import table
+from thumbwise.training.runs import write_json
 from thumbwise.training.served import Api
+from thumbwise.versions import BASE
 
 PROMPTS = tuple(Prompt((Message(role="user", content=f"Question {n}?"),), f"g{n}") for n in range(12))
 
@@ -105,3 +112,92 @@ def test_the_table_says_what_was_not_measured() -> None:
     lines = table(rows).splitlines()
     assert "| the same, cleaned of the noise | not measured |" in lines
     assert "| reward model on clean pairs of start's replies | 0.700 (standard error 0.020) |" in lines
+
+
+# --- a whole round, without an engine --------------------------------------------------------------------------------
+
+
+def thumbs(measure: Measure) -> bytes:
+    """Thumbs on replies in chat, up where there are many letters "e"."""
+    asked = [replace(prompt, max_tokens=CHAT) for prompt in PROMPTS for _ in range(5)]
+    lines = []
+    for n, sample in enumerate(measure.sample(asked, BASE, 5)):
+        reply = {
+            "id": f"r{n}", "text": sample.response, "prompt_ids": sample.prompt_ids, "policy_version": BASE,
+            "response_ids": sample.response_ids, "finish_reason": sample.finish_reason,
+            "sampling": {"temperature": 0.7, "max_tokens": CHAT},
+        }  # fmt: skip
+        common = {"user": f"u{n % 4}", "group": f"g{n // 5}", "prompt": sample.prompt}
+        lines.append({"type": "thumb", "id": f"t{n}", "up": sample.response.count("e") > 2, "reply": reply, **common})
+        lines.append({"type": "prompt", **common})
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Rehearsal:
+    """A rehearsal whose only round is over; the stand-in for the assistant has heard its votes."""
+    operator = Home.find(tmp_path_factory.mktemp("operator"))
+    operator.config.write_text(f'model = "{tiny_model}"\n[train]\ndtype = "float32"\nlora_rank = 8\n')
+    shown: Any = SimpleNamespace(stage=lambda *_: None, update=lambda *_: None, part=lambda *_: None)
+    made = Rehearsal(operator, plan(max_tokens=8, chat_tokens=CHAT), shown)
+    assistant = FakeAssistant(thumbs(made._measure()))
+    result = train(made.folder, tiny_model, assistant)
+    assert result.version is not None, result.reason
+    for version, files in assistant.policies.items():
+        folder = made.home.policies / version
+        folder.mkdir()
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+    folder, start = made.folder / "round-1", made._start_replies()
+    folder.mkdir()
+    write_json(folder / "train.json", result.as_json())
+    write_json(folder / "figures.json", {"round": 1, "votes": 60, **made._figures(result.as_json(), start, folder)})
+    return made
+
+
+def figures(rehearsal: Rehearsal) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((rehearsal.folder / "round-1" / "figures.json").read_text())
+    return found
+
+
+def test_a_rounds_figures_are_of_replies_as_long_as_those_that_people_voted_on(rehearsal: Rehearsal) -> None:
+    found = figures(rehearsal)
+    fit = json.loads((rehearsal.home.runs / "run-1" / "fit.json").read_text())["fit"]
+    assert found["tokens"] == CHAT
+    assert 8 < found["start_length"] <= CHAT
+    assert found["rm_reported"] == round(fit["accuracy"], 4)
+    assert found["rm_votes"] == fit["n"]
+    assert found["rm_error"] > 0
+    assert found["kl"] > 0
+    assert found["kl_token"] == pytest.approx(found["kl"] / found["length"], abs=1e-3)
+    assert (found["begun_from"], found["kl_begun"]) == ("policy-0000", found["kl"])
+    assert found["best_of_16_low"] <= found["best_of_16_win_rate"] <= found["best_of_16_high"]
+    assert "| KL to what it began from, nats a reply |" in table([found])
+
+
+def test_the_kl_to_what_a_round_began_from_is_not_that_to_the_base(rehearsal: Rehearsal) -> None:
+    version, measure = figures(rehearsal)["version"], rehearsal._measure()
+    measure.load("other", rehearsal.home.policies / version)
+    samples = measure.sample(rehearsal.held_out, version, 1)
+    found = measure.distances(samples, version, "other")
+    assert found["kl_begun"] == pytest.approx(0.0, abs=1e-4)  # the same weights
+    assert found["kl"] > found["kl_begun"]
+
+
+def test_an_older_build_is_trained_on_the_same_votes_and_judged_alike(rehearsal: Rehearsal, tmp_path: Path) -> None:
+    sys.path.insert(0, str(Path(__file__).parent / "bench"))
+    import build_at
+    import same_votes
+
+    builds = tmp_path / "builds"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(same_votes, "build_at", lambda ref: build_at.build_at(ref, builds))
+        args = Namespace(before="HEAD", quick=True)
+        found = same_votes.measure(args, rehearsal.folder)
+        again = same_votes.measure(args, rehearsal.folder)
+    before = found["figures"]["before"]
+    assert before["tokens"] == CHAT
+    assert before["start_length"] == figures(rehearsal)["start_length"]  # against the same replies of start
+    assert before["rm_pairs"] == figures(rehearsal)["rm_pairs"]
+    assert {"low", "rate", "high"} <= set(found["figures"]["now over before"])
+    assert again["figures"] == found["figures"]

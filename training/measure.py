@@ -49,9 +49,13 @@ class Measure:
         if version == BASE:
             return None
         if version not in self._loaded:
-            self.backbone.load_adapter(version, self.home.policies / version)
-            self._loaded.add(version)
+            self.load(version, self.home.policies / version)
         return version
+
+    def load(self, version: str, folder: Path) -> None:
+        """Know the adapter in `folder` as `version`."""
+        self.backbone.load_adapter(version, folder)
+        self._loaded.add(version)
 
     def sample(
         self, prompts: Sequence[Prompt], version: str, seed: int, done: Callable[[int], None] = lambda n: None

@@ -1,13 +1,16 @@
 """The policy algorithms on one and the same snapshot of votes: win rate by the judge, KL, perplexity of prose, time.
 
     python tests/bench/algorithms.py [--judge sentiment] [--votes 300] [--noise 0.16] [--seed 0]
-        [--cases ppo ppo+ptx dpo rloo best_of_n] [--set KEY=VALUE ...] [--quick]
+        [--kl 3] [--cases ppo rloo dpo] [--set KEY=VALUE ...] [--quick]
 
 The base model answers each prompt of the rehearsal in pairs, a judge votes on them with noise, and each case is one
 whole round of the training job on those votes (reward model, policy, gates), against a stand-in for the assistant.
 Win rates are over the base on held-out prompts, without noise. Perplexity is on prose that no job saw: paragraphs of
 the documentation of installed packages. `ppo+ptx` is `ppo` with `train.ptx` 0.3. About ten minutes a case on two cores
 that multiply in bfloat16.
+
+What a policy gains grows with how far it goes, so all are steered to the same KL: `--kl` is train.kl_target in nats for
+a draft of full length, and the budget lies a quarter above it. One that is more than a quarter off is no fair row.
 """
 
 from __future__ import annotations
@@ -49,13 +52,15 @@ from thumbwise.training.models import Backbone
 from thumbwise.training.prompts import rehearsal_prompts, rehearsal_split
 from thumbwise.training.ptx import WINDOW
 from thumbwise.training.raters import judged
-from thumbwise.training.replies import finish_rate, repetition
+from thumbwise.training.replies import finish_rate, mean_length, repetition
 from thumbwise.training.rollouts import InProcess
 
 REPLIES = 4
 """To each held-out prompt."""
 PROSE_TOKENS = 20_480
 PTX = {"ptx": 0.3}
+OFF = 0.25
+"""How far a case's KL may be from `--kl`, as a share of it, and how far above it training stops."""
 
 
 def snapshot_of(votes: Labels) -> bytes:
@@ -132,7 +137,9 @@ class Contest:
         settings = Settings.load(home)
         self.judge = PluginManager(home).load().get("judges", args.judge)
         self.model = make_tiny_model(folder / "tiny") if args.quick else prepare(home, settings.model).folder
-        changes: dict[str, Any] = {"seed": args.seed, **(SMALL if args.quick else {}), **given(args.set)}
+        target = args.kl / settings.max_tokens
+        steered = {"kl_target": target, "kl_budget": (1 + OFF) * target}
+        changes: dict[str, Any] = {"seed": args.seed, **steered, **(SMALL if args.quick else {}), **given(args.set)}
         voted, held_out = rehearsal_split(rehearsal_prompts())
         self.held_out = held_out[:8] if args.quick else held_out
         train = settings.train.model_copy(update=changes)
@@ -167,9 +174,12 @@ class Contest:
         self.backbone.load_adapter(case, run / result.version)
         replies = self._sample(case)
         rate = win_rate(self._scores(replies), self.start)
+        kl = kl_to_reference(self.context, replies, case)
+        kl_token = kl / mean_length(replies)
         found = {
             "win_rate": rate.rate, "win_rate_low": rate.low, "win_rate_high": rate.high, "n_eval": rate.n,
-            "kl": kl_to_reference(self.context, replies, case), "minutes": minutes,
+            "kl": kl, "kl_token": kl_token, "kl_target_share": kl_token / self.context.train.kl_target,
+            "length": mean_length(replies), "minutes": minutes,
             "perplexity_rise": perplexity(self.backbone, self.prose, case) / self.base_perplexity - 1,
             "finish_rate": finish_rate(replies), "repetition": repetition(replies),
             "iterations": len((run / "metrics.jsonl").read_text().splitlines()),
@@ -204,7 +214,8 @@ def main() -> None:
     parser.add_argument("--votes", type=int, default=300)
     parser.add_argument("--noise", type=float, default=0.16)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cases", nargs="+", default=["ppo", "ppo+ptx", "dpo", "rloo", "best_of_n"])
+    parser.add_argument("--cases", nargs="+", default=["ppo", "rloo", "dpo"])
+    parser.add_argument("--kl", type=float, default=3.0, help="nats for a draft of full length that all are steered to")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of train for every case")
     parser.add_argument("--quick", action="store_true", help="two-layer model, mechanics only")
     args = parser.parse_args()
@@ -225,9 +236,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             print(case, cases[case], file=sys.stderr)
     rise = cases.get("ppo+ptx", {}).get("perplexity_rise")
     bars = [] if args.quick or rise is None else [kept.bar("rise of prose's perplexity with ptx", rise, "<=", 0.02)]
+    if not args.quick:
+        off = {name: abs(found["kl_target_share"] - 1) for name, found in cases.items()}
+        bars += [kept.bar(f"KL of {name}, share off its target", share, "<=", OFF) for name, share in off.items()]
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl")}
     about = {"model": "two-layer" if args.quick else "SmolLM2-135M-Instruct", "judge": args.judge}
-    about |= {"votes": args.votes, "noise": args.noise, "seed": args.seed, "set": args.set}
+    about |= {"votes": args.votes, "noise": args.noise, "seed": args.seed, "kl": args.kl, "set": args.set}
     return {**about, "versions": versions, "cases": cases, "bars": bars}
 
 

@@ -1,0 +1,1 @@
+"""Parts of the measurement `same_votes.py`."""
