@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+from tiny_model import ROUND
 from training_world import CHAT, FakeAssistant, train
 
 from thumbwise.contracts import Message, Prompt
@@ -34,7 +35,14 @@ PROMPTS = tuple(Prompt((Message(role="user", content=f"Question {n}?"),), f"g{n}
 
 def plan(**changes: Any) -> Plan:
     voting = Voting(kind=changes.pop("kind", "thumb"), votes=2, seed=1)
-    return Plan(judge="concise", voting=voting, voters=PROMPTS, held_out=PROMPTS, wanted=Wanted(12), **changes)
+    return Plan(
+        judge="concise",
+        voting=voting,
+        voters=PROMPTS,
+        held_out=PROMPTS,
+        wanted=Wanted(12, replies=24, draws=12, best_of=4),
+        **changes,
+    )
 
 
 async def test_thumbs_are_given_on_replies_as_long_as_in_chat_and_comparisons_on_drafts(tmp_path: Path) -> None:
@@ -189,9 +197,10 @@ def test_an_older_build_is_trained_on_the_same_votes_and_judged_alike(rehearsal:
     import build_at
     import same_votes
 
-    builds = tmp_path / "builds"
+    builds, small = tmp_path / "builds", ROUND.replace("iterations = 4", "iterations = 2\nepisodes = 8\nrm_heads = 2")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(same_votes, "build_at", lambda ref: build_at.build_at(ref, builds))
+        patch.setattr(same_votes, "ROUND", small)
         args = Namespace(before="HEAD", quick=True)
         found = same_votes.measure(args, rehearsal.folder)
         again = same_votes.measure(args, rehearsal.folder)
