@@ -23,7 +23,7 @@ from thumbwise.training import rehearsal_figures
 from thumbwise.training.judged import Wanted
 from thumbwise.training.measure import Measure
 from thumbwise.training.raters import Bar, Crowd, Voting
-from thumbwise.training.rehearsal import Plan, Rehearsal, begun_from
+from thumbwise.training.rehearsal import Plan, Rehearsal
 from thumbwise.training.rehearsal_home import environment
 from thumbwise.training.rehearsal_report import table
 from thumbwise.training.runs import write_json
@@ -107,12 +107,6 @@ def test_nothing_is_cleaned_where_half_of_the_votes_are_wrong_or_none_were_alike
     for fit, wrong in [({"n": 60}, 0.5), ({"n": 0}, 0.1)]:
         fit |= {"accuracy": 0.5, "error": None, "details": {"by": []}}
         assert "rm_cleaned" not in rehearsal_figures.reward_model(fit, wrong, [[1, 2]], [[0, 1]])
-
-
-def test_a_round_that_begins_from_stable_is_told_from_one_that_begins_from_the_base() -> None:
-    assert begun_from({"parent": "policy-0001-aa", "config": {"begin": "stable"}}) == "policy-0001-aa"
-    assert begun_from({"parent": "policy-0001-aa", "config": {"begin": "base"}}) == "policy-0000"
-    assert begun_from({"parent": "policy-0001-aa", "config": {}}) == "policy-0000"  # of an older build
 
 
 def test_the_table_says_what_was_not_measured() -> None:

@@ -266,7 +266,7 @@ class Rehearsal:
             "tokens": self.plan.tokens, **rehearsal_figures.beside_start(candidate, before, wanted),
             **rehearsal_figures.best_by_reward(before.scores, rewards, wanted),
             **rehearsal_figures.reward_model(fit, wrong, before.scores, rewards),
-            **measure.distances(replies, version, begun_from(manifest)),
+            **measure.distances(replies, version, manifest["parent"]),
             "promoted": trained["outcome"] == "promoted", "reason": trained["reason"], "version": version,
             "train_seconds": trained["seconds"],
         }  # fmt: skip
@@ -299,11 +299,6 @@ class Rehearsal:
                 self.progress.update(done, total, {})
 
         return show
-
-
-def begun_from(manifest: dict[str, Any]) -> str:
-    """The version whose policy a round began with, by its candidate's manifest."""
-    return str(manifest["parent"]) if manifest["config"].get("begin") == "stable" else BASE
 
 
 def total(swaps: Sequence[dict[str, Any] | None]) -> dict[str, int]:
