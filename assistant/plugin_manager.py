@@ -31,6 +31,7 @@ from thumbwise.errors import NotFound, ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.observers import Observers
 from thumbwise.plugin_sources import enabled, installed, interrupts, output_to_stderr, read_trusted, run_file
+from thumbwise.scores import wrong_with
 
 logger = logging.getLogger(__name__)
 
@@ -344,17 +345,13 @@ def _importer(module: str) -> Callable[[], object]:
 
 
 def _checked_scores(plugin: str, scores: object, n: int) -> Scores:
-    if not isinstance(scores, Scores):
-        what = type(scores).__name__
-    elif scores.value.shape != (n,):
-        what = f"values of shape {scores.value.shape}"
-    elif scores.std is not None and scores.std.shape != (n,):
-        what = f"deviations of shape {scores.std.shape}"
-    else:
-        return scores
-    raise ThumbwiseError(
-        f"Plugin {plugin} returned {what} from shape_reward for {n} samples: return Scores of that length, or None."
-    )
+    if wrong := wrong_with(scores, n):
+        raise ThumbwiseError(
+            f"Plugin {plugin} returned {wrong} from shape_reward for {n} samples: return Scores with one number for "
+            "each, or None."
+        )
+    assert isinstance(scores, Scores)
+    return scores
 
 
 def _one_line(error: BaseException) -> str:

@@ -130,7 +130,7 @@ class Failing:
     ("result", "says"),
     [
         (ZeroDivisionError("division by zero"), r"Reward model mine failed \(ZeroDivisionError: division by zero\)"),
-        (np.zeros(3, np.float32), r"Reward model mine returned scores of shape \(3,\) for 2 samples"),
+        (np.zeros(3, np.float32), r"Reward model mine returned values of shape \(3,\) for 2 samples"),
     ],
 )
 def test_a_reward_model_that_fails_is_named_and_never_a_missing_score(result: Any, says: str) -> None:

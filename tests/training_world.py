@@ -186,7 +186,7 @@ class FakeAssistant:
 def train(
     tmp_path: Path, model: Path, assistant: FakeAssistant, gates: dict[str, Any] | None = None, *,
     algorithm: str = "ppo", resume: bool = False, new_votes: bool = False, curves: bool = False,
-    template: dict[str, Any] | None = None, **changes: Any,
+    template: dict[str, Any] | None = None, reward: str = "bradley_terry", **changes: Any,
 ) -> TrainResult:  # fmt: skip
     """One round on the home `tmp_path`/home, with the settings of SMALL and LENIENT changed.
 
@@ -195,6 +195,7 @@ def train(
     home = Home.find(tmp_path / "home")
     limits = GateSettings(**{**LENIENT, **(gates or {})})
     settings = Settings(
+        reward=reward,
         train=TrainSettings(**{**SMALL, **changes}),
         gates=limits,
         chat_max_tokens=CHAT,

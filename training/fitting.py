@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
+
+import numpy as np
 
 from thumbwise.contracts import FitReport, RewardModel, RunContext, Sample
+from thumbwise.errors import ThumbwiseError
 from thumbwise.training.agreement import told
 from thumbwise.training.data import Snapshot
 from thumbwise.training.evaluate import CHAT_TOKENS, Replies
 from thumbwise.training.lengths import at_lengths
 from thumbwise.training.losses import ends_wanted
 from thumbwise.training.replies import finish_rate, finish_rate_at
+from thumbwise.training.reward import ShapedReward, check_fit, mend, naming
 from thumbwise.training.runs import FIT, read_json, write_json
 from thumbwise.training.work import Work, seed_all
 from thumbwise.versions import BASE
@@ -29,20 +35,29 @@ def fit_reward(work: Work, context: RunContext, snapshot: Snapshot) -> tuple[Rew
     become ever shorter.
     """
     work.progress.stage("reward model")
-    model: RewardModel = work.plugins.get("reward_models", work.settings.reward)(context)
+    name = work.settings.reward
+    blamed = partial(naming, f"Reward model {name}", "--reward")
+    with blamed():
+        model: RewardModel = work.plugins.get("reward_models", name)(context)
     if (note := read_json(work.folder / FIT)) is not None:
-        model.load(work.folder)
+        with blamed():
+            model.load(work.folder)
         return model, FitReport(**note["fit"]), note["finish_rate"]
     seed_all(work.settings.train.seed, 0)
-    fit = model.fit(snapshot.labels, work.settings.train.seed)
+    with blamed():
+        fit = model.fit(snapshot.labels, work.settings.train.seed)
+        check_fit(name, fit)
+        accuracy = told(fit)
     prompts = [*context.prompts, *context.seed_prompts]
     random.Random(work.settings.train.seed).shuffle(prompts)
     assert context.rollouts is not None
     seed = work.settings.train.seed * 10 + 1
     prompts = at_lengths(context, prompts[:CALIBRATION], random.Random(seed))
     usual = context.rollouts.sample(prompts, context.backbone.reference, seed)
-    model.normalise(usual)
-    model.save(work.folder)
+    with blamed():
+        model.normalise(usual)
+        model.save(work.folder)
+    _check_opinions(ShapedReward(name, model, work.plugins, context), usual)
     judged: list[Sample] = []
     if work.begun_from != BASE:
         usual = context.rollouts.sample(prompts, None, seed)
@@ -52,9 +67,19 @@ def fit_reward(work: Work, context: RunContext, snapshot: Snapshot) -> tuple[Rew
     limited += [(work.sampling.limit(reply), reply) for reply in judged]
     ends = finish_rate_at(context.lengths or (context.max_tokens,), limited)
     write_json(work.folder / FIT, {"fit": asdict(fit), "finish_rate": ends})
-    work.progress.say(told(fit))
+    work.progress.say(accuracy)
     work.lease.check()
     return model, fit, ends
+
+
+def _check_opinions(reward: ShapedReward, usual: Sequence[Sample]) -> None:
+    """Raise ThumbwiseError where the reward has no score for most of the reference's replies."""
+    known = int(np.isfinite(reward.plain(usual).value).sum())
+    if 2 * known < len(usual):
+        raise ThumbwiseError(
+            f"Reward model {reward.name} has a score for only {known} of {len(usual)} usual replies, and half of them "
+            f"is the least to train on: {mend('--reward')}"
+        )
 
 
 def ends_aimed_at(work: Work, context: RunContext, usual: float, stable: Replies) -> float:

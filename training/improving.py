@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from thumbwise.contracts import PolicyAlgorithm
+from thumbwise.errors import ThumbwiseError
 from thumbwise.faults import fault_point
 from thumbwise.training.checkpoints import Checkpoints
 from thumbwise.training.metrics import MetricsLog
+from thumbwise.training.reward import is_number, mend, naming
 from thumbwise.training.selection import earlier
 from thumbwise.training.work import Work, seed_all
 
@@ -33,7 +35,9 @@ def improve(work: Work, algorithm: PolicyAlgorithm) -> tuple[dict[str, Any], str
         work.lease.check()
         before = copy.deepcopy(algorithm.state_dict())  # torch's own are the live tensors
         seed_all(work.settings.train.seed, iteration)
-        metrics = algorithm.step(iteration)
+        with naming(f"Policy algorithm {work.algorithm}", "--algorithm"):
+            metrics = algorithm.step(iteration)
+            _check(work.algorithm, metrics)
         log.write(iteration, metrics)
         work.progress.update(iteration + 1, total, metrics)
         if not metrics["kl"] <= work.settings.train.kl_budget * metrics["length"]:
@@ -43,6 +47,16 @@ def improve(work: Work, algorithm: PolicyAlgorithm) -> tuple[dict[str, Any], str
         checkpoints.save(iteration + 1, algorithm.state_dict(), earlier(log.rows(), work.settings.train.kl_budget))
         fault_point("iteration")
     return last, ""
+
+
+def _check(name: str, metrics: dict[str, float]) -> None:
+    """Raise ThumbwiseError where a step does not say how far the policy is and how long its replies are."""
+    missing = [key for key in ("kl", "length") if not isinstance(metrics, dict) or not is_number(metrics.get(key))]
+    if missing:
+        raise ThumbwiseError(
+            f"Policy algorithm {name} returned no finite number as {' and '.join(missing)} from step, by which the job "
+            f"knows when to stop: {mend('--algorithm')}"
+        )
 
 
 def milder(work: Work, kl: float) -> Iterator[dict[str, Any]]:

@@ -5,13 +5,17 @@ A failing reward is loud: it ends the run with one sentence and leaves the stabl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
 
-from thumbwise.contracts import RewardModel, RunContext, Sample, Scores
+from thumbwise.contracts import FitReport, RewardModel, RunContext, Sample, Scores
 from thumbwise.errors import ThumbwiseError
+from thumbwise.faults import disk_is_full
+from thumbwise.scores import wrong_with
 
 
 class Shaper(Protocol):
@@ -40,19 +44,51 @@ class ShapedReward:
 
     def plain(self, samples: Sequence[Sample]) -> Scores:
         """The reward model's own scores, which gates use."""
-        try:
+        with naming(what := f"Reward model {self.name}", "--reward"):
             scores = self.model.score(samples)
-            shape = np.shape(scores.value)
-        except ThumbwiseError:
+            if wrong := wrong_with(scores, len(samples)):
+                raise ThumbwiseError(f"{what} returned {wrong} for {len(samples)} samples: {mend('--reward')}")
+            std = None if scores.std is None else np.asarray(scores.std, np.float32)
+            return Scores(np.asarray(scores.value, np.float32), std)
+
+
+def check_fit(name: str, fit: FitReport) -> None:
+    """Raise ThumbwiseError where a reward model's report can be no accuracy of votes."""
+    if not isinstance(fit, FitReport):
+        wrong = f"{type(fit).__name__} and no FitReport"
+    elif not is_number(fit.accuracy) or not -1e-6 <= fit.accuracy <= 1 + 1e-6:
+        wrong = f"an accuracy of {fit.accuracy!r:.40}, which is no share"
+    elif not is_number(fit.n) or fit.n < 0 or fit.n != int(fit.n):
+        wrong = f"an accuracy of {fit.n!r:.40} votes, which is no number of them"
+    elif fit.error is not None and (not is_number(fit.error) or fit.error < 0):
+        wrong = f"a standard error of {fit.error!r:.40}, which is none"
+    elif not isinstance(fit.details, dict):
+        wrong = f"details that are {type(fit.details).__name__} and no dict"
+    else:
+        return
+    raise ThumbwiseError(f"Reward model {name} returned {wrong} from fit: {mend('--reward')}")
+
+
+def is_number(value: object) -> bool:
+    """Whether it is one number, Python's or NumPy's, and finite; a truth value is none."""
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return real and math.isfinite(float(value))  # type: ignore[arg-type]
+
+
+def mend(option: str) -> str:
+    """What to do about a plugin that training cannot go on with."""
+    return f"mend the plugin that brings it, or train with another {option}."
+
+
+@contextmanager
+def naming(what: str, option: str) -> Iterator[None]:
+    """Whatever a plugin raises in this block becomes one sentence that names it; a full disk is not its fault."""
+    try:
+        yield
+    except ThumbwiseError:
+        raise
+    except Exception as error:
+        if disk_is_full(error):
             raise
-        except Exception as error:
-            raise ThumbwiseError(
-                f"Reward model {self.name} failed ({type(error).__name__}: {error}): mend the plugin that brings it, "
-                "or train with another --reward."
-            ) from error
-        if shape != (len(samples),):
-            raise ThumbwiseError(
-                f"Reward model {self.name} returned scores of shape {shape} for {len(samples)} samples: mend the "
-                "plugin that brings it, or train with another --reward."
-            )
-        return scores
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ThumbwiseError(f"{what} failed ({said}): {mend(option)}") from error

@@ -23,7 +23,7 @@ from thumbwise.training.fitting import ends_aimed_at, fit_reward
 from thumbwise.training.handover import hand_over, keep_candidate, kept_candidate, show_health
 from thumbwise.training.improving import improve, milder
 from thumbwise.training.opening import fetch_snapshot, open_model
-from thumbwise.training.reward import ShapedReward
+from thumbwise.training.reward import ShapedReward, naming
 from thumbwise.training.runs import TrainResult, nothing_new
 from thumbwise.training.selection import select
 from thumbwise.training.work import Work, seed_all
@@ -66,7 +66,8 @@ class Round(Work):
         context = replace(context, finish_rate=ends_aimed_at(self, context, usual, stable))
         seed_all(train.seed, 0)
         self.progress.stage(f"preparing {self.algorithm}")
-        algorithm = self.plugins.get("policy_algorithms", self.algorithm)(context, reward)
+        with naming(f"Policy algorithm {self.algorithm}", "--algorithm"):
+            algorithm = self.plugins.get("policy_algorithms", self.algorithm)(context, reward)
         last, stopped = improve(self, algorithm)
         self.progress.stage("gates")
         fault_point("gates")

@@ -1,0 +1,31 @@
+"""What makes a plugin's scores unusable: one rule for reward models and for `shape_reward`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from thumbwise.contracts import Scores
+
+
+def wrong_with(scores: object, n: int) -> str:
+    """What was returned for `n` samples that is no score of them, in words; nothing where it is.
+
+    A score that is NaN or infinite is no opinion. Of several samples at least one must have a score: a policy that is
+    trained on nothing would go through its whole round.
+    """
+    if not isinstance(scores, Scores):
+        return f"{type(scores).__name__} and no Scores"
+    for what, given in (("values", scores.value), ("deviations", scores.std)):
+        if given is None and what == "deviations":
+            continue
+        found = np.asarray(given)
+        if found.dtype.kind not in "fiu":
+            return f"{what} that are no numbers"
+        if found.shape != (n,):
+            return f"{what} of shape {found.shape}"
+    known = np.isfinite(scores.value)
+    if n > 1 and not known.any():
+        return "no finite score"
+    if scores.std is not None and not (np.isfinite(scores.std) & (np.asarray(scores.std) >= 0))[known].all():
+        return "deviations that are not finite or below 0"
+    return ""
