@@ -174,6 +174,23 @@ def test_blank_corrections_teach_nothing(folders: dict[str, Path]) -> None:
     assert [sample.response for _, sample in encode(said, backbone, 64)] == ["Paris."]
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}Well?{% endif %}",
+        "{% for m in messages %}{% if m['role'] != 'user' %}{{ raise_exception('No') }}{% endif %}{{ m['content'] }}"
+        "{% endfor %}",
+    ],
+)
+def test_a_reply_that_the_template_does_not_put_after_the_prompt_is_its_text_and_an_end(
+    tmp_path: Path, template: str
+) -> None:
+    folder = make(FAMILIES["qwen_2_5"], tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(template)
+    backbone = opened(folder, FAMILIES["qwen_2_5"])
+    assert backbone.tokenizer.decode(backbone.chat.reply_ids(ASK, "Paris.")) == "Paris.<|im_end|>"
+
+
 def test_a_tokenizer_without_an_end_token_ends_replies_as_the_model_does(tmp_path: Path) -> None:
     family = FAMILIES["phi"]
     folder = make(family, tmp_path / "model")

@@ -46,8 +46,7 @@ class ChatTemplate:
         text = text.strip()
         plain: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         if plain == self.tokenizer(text, add_special_tokens=False)["input_ids"]:
-            prompt = self.prompt_ids(messages)
-            whole = self._ids(self._render([*messages, Message(role="assistant", content=text)], begin=False))
+            prompt, whole = self.prompt_ids(messages), self._with_reply(messages, text)
             ended = self._up_to_end(whole[len(prompt) :])
             if whole[: len(prompt)] == prompt and ended:
                 return tuple(ended)
@@ -68,6 +67,13 @@ class ChatTemplate:
             turns, tokenize=False, add_generation_prompt=begin, **self._given
         )
         return text
+
+    def _with_reply(self, messages: Sequence[Message], text: str) -> list[int]:
+        """The ids of the conversation and its reply; none where the template takes no replies."""
+        try:
+            return self._ids(self._render([*messages, Message(role="assistant", content=text)], begin=False))
+        except Exception:  # a template is somebody's program
+            return []
 
     def _find_format(self) -> Format:
         """Whether a message's text is handed over as it is or as a list of parts: whichever comes out."""
