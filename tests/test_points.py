@@ -34,7 +34,7 @@ POINTS: dict[int, str | Without] = {
     1: "reward_model a_pad_id_that_is_the_stop_id_stays_real_where_it_was_sampled",
     2: "reward_model stored_ids_are_taken_as_they_are",
     3: "reward_model the_score_does_not_depend_on_padding_or_on_the_batch",
-    4: "rollouts a_left_padded_row_has_the_logits_of_the_unpadded_one",
+    4: "layouts rollouts_and_trainer_say_what_the_model_says_of_each_sequence_alone",
     5: "losses ranking_loss_is_the_mean_over_all_pairs",
     6: "losses pair_loss_sees_differences_only_and_is_log_two_without_an_opinion",
     7: "losses davidsons_ties",

@@ -21,10 +21,11 @@ from thumbwise.plugins.ppo import PPO, Rollout, in_process
 from thumbwise.training.batches import make_batch
 from thumbwise.training.candidate import adapter_files
 from thumbwise.training.config import TrainSettings
+from thumbwise.training.data import prompt_ids
 from thumbwise.training.losses import explained_variance
 from thumbwise.training.metrics import GLOSSARY, glossary_table
 from thumbwise.training.models import Backbone
-from thumbwise.training.stepping import draw_prompts, minibatches, missing_end, shaped_scores
+from thumbwise.training.stepping import draw_prompts, imitate, minibatches, missing_end, shaped_scores
 from thumbwise.training.value import ValueFunction
 
 SMALL = TrainSettings(
@@ -94,6 +95,38 @@ def test_merging_for_generation_leaves_the_base_as_it_was_in_bfloat16_too(model:
     assert any(not torch.equal(a, b) for a, b in zip(untouched, merged, strict=True))
     assert backbone.base_sha256() == before
     assert all(torch.equal(a, b) for a, b in zip(untouched, backbone.merged(None).parameters(), strict=True))
+
+
+def test_in_bfloat16_the_sampling_policy_is_the_trained_one_even_where_it_is_young(model: Path) -> None:
+    """Eight updates change most weights by less than bfloat16 can tell apart."""
+    backbone = Backbone(model, TrainSettings(dtype="bfloat16"))
+    prompts = [prompt_ids(backbone.tokenizer, prompt.messages) for prompt in PROMPTS]
+    draws = random.Random(0)
+    samples = [
+        Sample((), "", tuple(prompts[n % 5]), tuple(draws.randrange(5, 500) for _ in range(24)), "length", "x")
+        for n in range(8)
+    ]
+    weights = backbone.parameters("policy")
+    optimizer = torch.optim.AdamW(weights.values(), lr=1e-3, weight_decay=0.0)
+    for _ in range(8):
+        optimizer.zero_grad()
+        imitate(backbone, samples, [slice(0, 8)], TEMPERATURE)
+        optimizer.step()
+    trained = float(backbone.compared(backbone.batch(samples), "policy", TEMPERATURE).kl.sum())
+    both = [twin_logprobs(backbone, adapter, samples) for adapter in ("policy", None)]
+    sampling = sum(float((p.exp() * (p - q)).sum()) for p, q in zip(*both, strict=True))
+    assert trained > 0.5 * len(samples)
+    assert sampling == pytest.approx(trained, rel=0.05)
+
+
+def twin_logprobs(backbone: Backbone, adapter: str | None, samples: Sequence[Sample]) -> list[torch.Tensor]:
+    """Log-probabilities [T, V] of the copy that samples at each reply's tokens, by plain forward passes of each."""
+    model, found = backbone.merged(adapter), []
+    for sample in samples:
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[*sample.prompt_ids, *sample.response_ids]])).logits[0]
+        found.append(torch.log_softmax(logits[len(sample.prompt_ids) - 1 : -1].float() / TEMPERATURE, -1))
+    return found
 
 
 def test_bfloat16_weights_compute_in_bfloat16_and_losses_in_float32(model: Path) -> None:

@@ -35,7 +35,7 @@ from thumbwise.processor import train_format
 from thumbwise.training.attention import GROUPED
 from thumbwise.training.batches import Batch, at_positions, chunks, make_batch
 from thumbwise.training.config import TrainSettings
-from thumbwise.training.logprobs import Compared, compare, token_logprobs
+from thumbwise.training.logprobs import Compared, Head, compare, token_logprobs
 from thumbwise.training.templates import ChatTemplate
 
 POLICY = "policy"
@@ -71,6 +71,7 @@ class Backbone:
         self.chat = ChatTemplate(self.tokenizer, self.stop_ids, arguments, day)
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
         self.base: Any = base
+        self.head = Head.of(base)
         self.generator: Any = _twin(base)
         config = LoraConfig(
             r=train.lora_rank, lora_alpha=train.lora_alpha, lora_dropout=0.0, target_modules="all-linear",
@@ -81,20 +82,23 @@ class Backbone:
         self.body: Any = base.base_model
         self.layers = _decoder_layers(base)
         self.hidden_size = int(base.get_input_embeddings().weight.shape[1])
-        self._check_head(folder.name)
         self.reference: str | None = BASE
         """What the KL is taken to: the base, or a frozen copy of the policy as it began (from stable, or after SFT)."""
         self._lora = {n: m for n, m in base.named_modules() if isinstance(m, LoraLayer)}
+        for name, layer in self._lora.items():  # what takes the merge is the twin's own
+            weight = layer.get_base_layer().weight.detach().float().clone()
+            self.generator.get_submodule(name).weight = torch.nn.Parameter(weight, requires_grad=False)
+        self._check_head(folder.name)
 
     def _check_head(self, name: str) -> None:
-        """Raise ThumbwiseError where a model does more to its logits than its head does (Granite, Gemma 2, Cohere)."""
+        """Raise ThumbwiseError where a model does more to its logits than `Head` knows of."""
         ids = torch.arange(8)[None] % self.base.config.vocab_size
         with torch.no_grad(), self.using(BASE):
-            whole = self.base(ids).logits
-            ours = self.base.get_output_embeddings()(self.body(ids).last_hidden_state)
-        if not torch.allclose(whole.float(), ours.float(), rtol=1e-2, atol=1e-2 * float(ours.float().abs().max())):
+            whole = self.base(ids).logits.float()
+            ours = self.head(self.body(ids).last_hidden_state)
+        if not torch.allclose(whole, ours, rtol=1e-2, atol=1e-2 * float(ours.abs().max())):
             raise ThumbwiseError(
-                f"{name} scales or caps its logits after the head, which training would not see: "
+                f"{name} changes its logits after the head in a way that training does not know: "
                 "choose another base model (`--model`)."
             )
 
@@ -174,15 +178,13 @@ class Backbone:
             yield
 
     def merged(self, adapter: str | None) -> Any:
-        """The generation copy with `adapter` merged into its weights; the backbone itself is not touched."""
+        """The twin with `adapter` merged into its weights, in float32; the backbone itself is not touched."""
         with torch.no_grad():
             for name, layer in self._lora.items():
-                weight = layer.get_base_layer().weight
                 target = self.generator.get_submodule(name).weight
+                target.copy_(layer.get_base_layer().weight)
                 if adapter is not None and adapter in layer.lora_A:
-                    target.copy_(weight.float() + layer.get_delta_weight(adapter).float())
-                else:
-                    target.copy_(weight)
+                    target += layer.get_delta_weight(adapter)
         return self.generator
 
     def base_sha256(self) -> str:
@@ -218,11 +220,11 @@ class Backbone:
             found = compare(policy, reference, ids, head, temperature)
         return Compared(*(self._padded(batch, x) for x in (found.logp, found.reference, found.entropy, found.kl)))
 
-    def _last(self, batch: Batch) -> tuple[Tensor, Tensor, Any]:
+    def _last(self, batch: Batch) -> tuple[Tensor, Tensor, Head]:
         """Of the real response tokens: hidden states [N, D] that predict them, their ids [N]; and the head."""
         top, real = len(self.layers), batch.mask.bool()
         hidden = at_positions(self._run(batch, (top,))[top], batch.before - batch.shared)
-        return hidden[real], batch.tokens[real], self.base.get_output_embeddings()
+        return hidden[real], batch.tokens[real], self.head
 
     def _padded(self, batch: Batch, values: Tensor) -> Tensor:
         return torch.zeros_like(batch.mask).masked_scatter(batch.mask.bool(), values)
@@ -312,15 +314,17 @@ class Backbone:
         """Next-token log-probabilities [V] after `context` at temperature 1, float32."""
         with torch.no_grad(), self.using(adapter):
             hidden = self.body(input_ids=torch.tensor([list(context)]), use_cache=False).last_hidden_state
-            return torch.log_softmax(self.base.get_output_embeddings()(hidden[0, -1]).float(), -1)
+            return torch.log_softmax(self.head(hidden[0, -1]), -1)
 
 
 def _twin(base: Any) -> Any:
-    """A deep copy for generation that shares all but the linear layers' weights (they take the merge)."""
-    head = base.get_output_embeddings()
-    own = {id(m.weight) for m in base.modules() if isinstance(m, torch.nn.Linear) and m is not head}
-    shared = {id(p): p for p in base.parameters() if id(p) not in own}
-    twin = copy.deepcopy(base, shared)
+    """A copy for sampling, in float32; where the base is in float32 too, it shares all weights with it.
+
+    A shared weight would be converted in the base as well, so a base in another format shares none.
+    """
+    alike = all(weight.dtype == torch.float32 for weight in base.parameters())
+    twin = copy.deepcopy(base, {id(weight): weight for weight in base.parameters()} if alike else {}).float()
+    twin.config.dtype = torch.float32
     twin.set_attn_implementation(GROUPED)
     return twin
 

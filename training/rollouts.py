@@ -1,4 +1,4 @@
-"""Rollouts in process: sample replies with the adapter merged into the generation copy of the weights.
+"""Rollouts in process: sample replies with the adapter merged into the float32 copy of the weights.
 
 The loop is our own, because a training rollout must be plain sampling at the run's temperature over the
 whole vocabulary (no top-k, top-p or penalties: those distributions are not the policy's), must give back
@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import Cache
 
 from thumbwise.contracts import Prompt, RunContext, Sample
 from thumbwise.training.batches import chunks, shared_prefix
+from thumbwise.training.cache import growing, line_up
+from thumbwise.training.logprobs import Head
 from thumbwise.training.models import Backbone
 
 BATCH = 48
@@ -31,14 +33,6 @@ class Generated:
     ids: tuple[int, ...]
     finish_reason: str
     logprobs: tuple[float, ...]
-
-
-def left_pad(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, attention mask and positions, each [B, L]; positions count real tokens only, from 0."""
-    width = max(len(p) for p in prompts)
-    ids = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in prompts])
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-    return ids, mask, (mask.cumsum(1) - 1).clamp(min=0)
 
 
 def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -57,27 +51,31 @@ def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> tupl
     return token, chances.gather(1, token[:, None])[:, 0].log()
 
 
-def prefill(model: Any, prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, DynamicCache, Tensor]:
-    """Logits after each of B prompts [B, V], their keys and values, and which of these are real tokens' [B, L].
+def prefill(
+    model: Any, prompts: Sequence[Sequence[int]], pad_id: int, room: int
+) -> tuple[Tensor, Cache, Tensor, Tensor]:
+    """Logits after each of B prompts [B, V]; their keys and values, with `room` for so many tokens more; which of
+    these are real tokens', [B, L + room]; and how long the prompts are [B].
 
-    Equal prompts are run once, and so is what all of them begin with: [shared tokens][pads][the rest] in each row.
+    Equal prompts are run once, and so is what all of them begin with. They are read with pads on the right, which
+    disturb nothing, and kept with pads on the left of everything: a sliding window counts places, so that a pad
+    between two tokens would push the first one out of it.
     """
     different = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
-    shared = shared_prefix(different)
-    cache = DynamicCache(config=model.config)
+    shared, longest = shared_prefix(different), max(map(len, different))
+    cache = growing(longest + room)
     if shared:
-        model(input_ids=torch.tensor([different[0][:shared]]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model.base_model(input_ids=torch.tensor([different[0][:shared]]), past_key_values=cache, use_cache=True)
         cache.batch_select_indices(torch.zeros(len(different), dtype=torch.long))
-    ids, real, positions = left_pad([prompt[shared:] for prompt in different], pad_id)
-    mask = torch.cat([real.new_ones(len(different), shared), real], 1)
-    out = model(
-        input_ids=ids, attention_mask=mask, position_ids=positions + shared, past_key_values=cache, use_cache=True,
-        logits_to_keep=1,
-    )  # fmt: skip
+    ids = torch.tensor([[*prompt[shared:], *[pad_id] * (longest - len(prompt))] for prompt in different])
+    hidden = model.base_model(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
     number = {prompt: n for n, prompt in enumerate(different)}
     rows = torch.tensor([number[tuple(prompt)] for prompt in prompts])
-    cache.batch_select_indices(rows)
-    return out.logits[rows, -1], cache, mask[rows]
+    lengths = torch.tensor([len(prompt) for prompt in different])
+    logits = Head.of(model)(hidden[torch.arange(len(different)), lengths - shared - 1])
+    line_up(cache, rows, (longest - lengths)[rows])
+    real = torch.arange(longest + room) >= (longest - lengths)[rows, None]
+    return logits[rows], cache, real.long(), lengths[rows]
 
 
 def generate(
@@ -103,9 +101,10 @@ def generate(
     tokens: list[list[int]] = [[] for _ in prompts]
     logprobs: list[list[float]] = [[] for _ in prompts]
     with torch.inference_mode():
-        logits, cache, mask = prefill(model, prompts, pad_id)
-        positions = mask.sum(1, keepdim=True)
-        for step in range(int(limits.max())):
+        longest = int(limits.max())
+        logits, cache, mask, positions = prefill(model, prompts, pad_id, longest)
+        width = mask.shape[1] - longest
+        for step in range(longest):
             token, logprob = draw(logits, temperature, generator)
             for row, new, chance in zip(rows.tolist(), token.tolist(), logprob.tolist(), strict=True):
                 tokens[row].append(new)
@@ -116,10 +115,9 @@ def generate(
             if len(going) < len(rows):
                 cache.batch_select_indices(going)
                 rows, token, mask, positions = rows[going], token[going], mask[going], positions[going]
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
             out = model(
-                input_ids=token[:, None], attention_mask=mask, position_ids=positions, past_key_values=cache,
-                use_cache=True,
+                input_ids=token[:, None], attention_mask=mask[:, : width + step + 1], position_ids=positions[:, None],
+                past_key_values=cache, use_cache=True,
             )  # fmt: skip
             logits, positions = out.logits[:, -1], positions + 1
             told(step + 1)
