@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from thumbwise.errors import ThumbwiseError
-from thumbwise.weights import tensors
 
 CHOOSE = "choose another one (`--model`)"
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
@@ -20,22 +19,15 @@ _STATES = (
     "ssm_cfg", "ssm_state_size", "state_size", "mamba_d_state", "d_state", "lru_width", "attention_hidden_size",
     "conv_L_cache",
 )  # fmt: skip
-_HEADS = {
-    "logits_scaling": "divides its logits",
-    "logit_scale": "scales its logits",
-    "lm_head_multiplier": "scales its logits",
-    "final_logit_softcapping": "caps its logits",
-    "output_logit_soft_cap": "caps its logits",
-}
 
 
 def check(folder: Path, config: dict[str, Any]) -> None:
     """Raise ThumbwiseError where the model of `config` in `folder` can be served but not trained."""
-    if why := next(_reasons(folder, config), ""):
+    if why := next(_reasons(config), ""):
         raise ThumbwiseError(f"{folder.name} {why}")
 
 
-def _reasons(folder: Path, config: dict[str, Any]) -> Iterator[str]:
+def _reasons(config: dict[str, Any]) -> Iterator[str]:
     """What is in the way, each with what to do."""
     whole = config
     text = config.get("text_config")
@@ -58,11 +50,6 @@ def _reasons(folder: Path, config: dict[str, Any]) -> Iterator[str]:
     kinds = config.get("layer_types") or config.get("layers_block_type") or ()
     if set(map(str, kinds)) - ATTENTION or any(config.get(name) for name in _STATES):
         yield f"keeps a state instead of keys and values (as Mamba does), which is not trained here: {CHOOSE}."
-    for name, does in _HEADS.items():
-        if config.get(name) not in (None, 1, 1.0, False):
-            yield f"{does} after its head ({name} in config.json), which training would not see: {CHOOSE}."
-    if any(name.endswith(("lm_head.bias", "embed_out.bias")) for name in tensors(folder)):
-        yield f"has a head with a bias, which training would not see: {CHOOSE}."
 
 
 def _number(value: Any) -> float:

@@ -12,9 +12,8 @@ iterations. Torch and TRL are imported where a method needs them, so that listin
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from thumbwise import hookimpl
 from thumbwise.contracts import Register, Reward, RunContext, Sample
@@ -55,6 +54,7 @@ class DPO(PolicyState):
         args = config(**trl_parts.settings(context), beta=self.train.dpo_beta, max_length=None)
         row = {"prompt": "a", "chosen": "b", "rejected": "c"}
         self.trainer = trl_parts.build(self.backbone, trainer, row, args=args)
+        trl_parts.at_temperature(self.backbone, context.temperature)
 
     def step(self, iteration: int) -> dict[str, float]:
         """One iteration: rollouts, scores, pairs, then the updates. Returns its metrics."""
@@ -88,7 +88,7 @@ class DPO(PolicyState):
                 }
                 for chosen, rejected in pairs[part]
             ]
-            with self.backbone.using(POLICY), self._at_temperature():
+            with self.backbone.using(POLICY):
                 loss: Tensor = self.trainer.compute_loss(self.trainer.model, self.trainer.data_collator(rows))
             loss = loss * (len(rows) / count)
             loss.backward()
@@ -97,20 +97,6 @@ class DPO(PolicyState):
             "dpo_loss": loss_sum,
             "policy_grad_norm": stepping.descend(self.policy, self.optimizer, self.train.max_grad_norm),
         }
-
-    @contextmanager
-    def _at_temperature(self) -> Iterator[None]:
-        """Inside, the model's logits are those at the run's temperature: TRL's DPO knows only temperature 1."""
-
-        def divide(module: Any, args: Any, output: Any) -> Any:
-            output.last_hidden_state = output.last_hidden_state / self.context.temperature
-            return output
-
-        hook = self.backbone.body.register_forward_hook(divide)
-        try:
-            yield
-        finally:
-            hook.remove()
 
 
 @hookimpl

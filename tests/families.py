@@ -85,7 +85,6 @@ class Family:
     plain: tuple[str, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
     arguments: dict[str, Any] = field(default_factory=dict)
-    refused: str = ""
 
 
 IM = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -111,7 +110,7 @@ FAMILIES = {
     "granite": Family(
         "granite", GRANITE, ("<|start_of_role|>", "<|end_of_role|>"), "<|end_of_text|>", "<|end_of_text|>",
         config={"logits_scaling": 8.0, "embedding_multiplier": 12.0, "residual_multiplier": 0.22,
-                "attention_multiplier": 0.03}, refused="divides its logits",
+                "attention_multiplier": 0.03},
     ),
     "smollm3": Family(
         "smollm3", SMOLLM3, IM, "<|im_end|>", "<|im_end|>", plain=("<think>", "</think>"),

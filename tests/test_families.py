@@ -22,7 +22,6 @@ from thumbwise import models, templates
 from thumbwise.contracts import Message
 from thumbwise.engine import Engine
 from thumbwise.engine_client import Sampling
-from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.data import NO_DAY, Demonstration, parse
@@ -31,7 +30,6 @@ from thumbwise.training.sft import encode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TRAINED = [name for name, family in FAMILIES.items() if not family.refused]
 ASK = (Message(role="user", content="Tell me a story."),)
 OPEN = {"max_kl": 1e3, "max_base_kl": 1e3, "min_length": 0.0, "max_length": 100.0}
 
@@ -59,7 +57,7 @@ def one_round(tmp_path: Path, folder: Path, family: Family, **changes: Any) -> t
     return assistant, next(iter(assistant.policies.values()))
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_goes_through_a_whole_round(tmp_path: Path, folders: dict[str, Path], name: str) -> None:
     """Snapshot, SFT, reward model, PPO, gates and probes."""
     family = FAMILIES[name]
@@ -77,15 +75,7 @@ def test_a_family_goes_through_a_whole_round(tmp_path: Path, folders: dict[str, 
     assert all(text.startswith(before) for text in texts)
 
 
-@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.refused])
-def test_a_family_that_training_cannot_take_is_refused_when_it_is_served(
-    tmp_path: Path, folders: dict[str, Path], name: str
-) -> None:
-    with pytest.raises(ThumbwiseError, match=FAMILIES[name].refused):
-        models.prepare(Home.find(tmp_path), str(folders[name]))
-
-
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_correction_ends_as_its_template_ends_a_reply(folders: dict[str, Path], name: str) -> None:
     family, said = FAMILIES[name], "The capital of France is Paris."
     tokenizer, chat = template_of(folders[name], family)
@@ -99,7 +89,7 @@ def test_a_correction_ends_as_its_template_ends_a_reply(folders: dict[str, Path]
     assert whole[: len(both)] == both  # it is what the template makes of it, and nothing of our own
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_control_token_that_somebody_typed_stays_text(folders: dict[str, Path], name: str) -> None:
     family = FAMILIES[name]
     tokenizer, chat = template_of(folders[name], family)

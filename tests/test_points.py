@@ -54,8 +54,8 @@ POINTS: dict[int, str | Without] = {
     19: "swap_watch a_swap_by_name_drops_and_mixes_nothing",
     20: "rollouts drawing_follows_the_distribution_and_repeats_with_its_seed",
     21: Without(
-        "Rollouts come from the trainer's own weights in one process, old log-probabilities are recomputed, and the "
-        "difference is the metric rollout_gap with a limit: a truncated weight would have nothing to correct."
+        "Rollouts come from a float32 copy of the trainer's own weights, old log-probabilities are recomputed, and the "
+        "difference is the metric rollout_gap with a limit: a truncated weight would have little to correct."
     ),
     22: Without("Rollouts are drawn anew for each iteration and never kept: none can be stale."),
     23: "rollouts a_reply_ends_with_its_first_stop_id_and_leaves_the_batch",

@@ -49,7 +49,11 @@ def adapter_files(backbone: Backbone, model_name: str) -> dict[str, bytes]:
 
 
 def make_probes(backbone: Backbone, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-    """One probe a prompt: its template's ids and 1 to 8 greedy tokens of the policy, then top-20 log-probabilities."""
+    """One probe a prompt: its template's ids and 1 to 8 greedy tokens of the policy, then top-20 log-probabilities.
+
+    In this process whatever `train.rollouts` says: a probe holds what the trainer computes, which serving is compared
+    with, and a backend draws at the run's temperature, where a probe wants the likeliest tokens.
+    """
     contexts = [backbone.chat.prompt_ids(prompt.messages) for prompt in prompts]
     greedy = generate(
         backbone.merged(POLICY), contexts, max_tokens=8, temperature=0.0, stop_ids=backbone.stop_ids,

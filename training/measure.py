@@ -1,8 +1,8 @@
 """A rehearsal's own eyes: what versions say to held-out prompts, and what the trainer makes of it.
 
-Replies are sampled in this process with the job's rollout code, because whatever is asked through the
+Replies are sampled by the job's rollout backend (`train.rollouts`), because whatever is asked through the
 assistant becomes a prompt that later rounds may train on; that serving speaks with the same weights is
-what the probe and the swap watch show. Left out: sampling through the engine, which would be faster on a GPU.
+what the probe and the swap watch show.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from thumbwise.settings import Settings
 from thumbwise.training.evaluate import kl_between
 from thumbwise.training.models import Backbone
 from thumbwise.training.replies import mean_length
-from thumbwise.training.rollouts import BATCH, InProcess
+from thumbwise.training.rollouts import BATCH
 from thumbwise.training.swap_watch import Reply
 from thumbwise.versions import BASE
 
@@ -61,11 +61,11 @@ class Measure:
         self, prompts: Sequence[Prompt], version: str, seed: int, done: Callable[[int], None] = lambda n: None
     ) -> list[Sample]:
         """One reply of `version` a prompt, in order, at the one sampling setting; the same seed repeats them."""
-        rollouts = InProcess(self.context)
+        backend = self.plugins.get("rollout_backends", self.settings.train.rollouts)(self.context)
         replies: list[Sample] = []
         for number, start in enumerate(range(0, len(prompts), BATCH)):
             part = prompts[start : start + BATCH]
-            replies += rollouts.sample(part, self.adapter(version), seed * 100_003 + number)
+            replies += backend.sample(part, self.adapter(version), seed * 100_003 + number)
             done(len(replies))
         return replies
 

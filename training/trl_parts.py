@@ -86,6 +86,17 @@ def build(backbone: Backbone, make: Callable[..., Any], row: dict[str, Any], **a
     return trainer
 
 
+def at_temperature(backbone: Backbone, temperature: float) -> None:
+    """Have TRL's losses on `backbone` take log-probabilities at `temperature`: DPO's own knows only temperature 1.
+
+    TRL computes them from hidden states by a head that it adds to the model, with the model's own bias, scale and cap.
+    """
+    with _importing():
+        from trl.trainer.utils import add_fused_lm_head
+
+        add_fused_lm_head(backbone.base, temperature, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+
+
 def logged(trainer: Any, name: str) -> float:
     """The mean of what the trainer noted as `name` since the last call, which is then forgotten with all else."""
     trainer.log({})
