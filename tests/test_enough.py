@@ -28,6 +28,7 @@ from thumbwise.training import enough
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.data import Snapshot, parse
 from thumbwise.training.dry_run import dry_run
+from thumbwise.training.runs import nothing_new, unfinished
 from thumbwise.training.votes import Sampling
 from thumbwise.versions import BASE, Versions
 
@@ -115,6 +116,24 @@ def test_a_dry_run_names_whose_votes_are_set_aside_and_whom_the_last_run_doubted
     assert f"over one person's part: {said.aside['programs']} of programs." in said.text()
     assert said.doubted == {"key:b": 31}
     assert "others contradict them: 31 of key:b." in said.text()
+
+
+@pytest.mark.parametrize("written", ["{", "[]", '{"fit": 1}', '{"fit": {"details": null}}', '{"outcome": "promoted"}'])
+def test_folders_of_runs_of_an_older_build_stand_in_nobodys_way(tmp_path: Path, written: str) -> None:
+    old, last = tmp_path / "runs" / "run-0", tmp_path / "runs" / "run-1"
+    for folder in (old, last):
+        folder.mkdir(parents=True)
+        (folder / "snapshot.jsonl").write_bytes(SNAPSHOT)
+    for name in ("run.json", "result.json", "fit.json"):
+        (old / name).write_text(written)
+    said = plan(tmp_path, FakeAssistant(SNAPSHOT), min_votes=20)
+    assert (said.last_run_seconds, said.doubted) == (None, {})
+    (last / "run.json").write_text('{"given": {"number": 1}}')
+    (last / "result.json").write_text('{"outcome": "rejected"}')
+    home = Home.find(tmp_path)
+    assert "Nobody has voted since run-1" in nothing_new(home, last)
+    with pytest.raises(ThumbwiseError, match=r"The last run, run-1, came to its end \(rejected\)"):
+        unfinished(home)
 
 
 def test_a_dry_run_says_how_many_corrections_are_set_aside(tmp_path: Path) -> None:

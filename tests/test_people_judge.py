@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from fakes import asker
 from policy_world import PEOPLE, PROMPT, World, canary, counted, make_world, pair, people_of, thumb, turn
 
+from thumbwise.app import Assistant
 from thumbwise.canary import AGAIN, LAST, PAIRS, THUMBS, TURNS, Judge
 from thumbwise.feedback.records import NEW_BROWSER, PROGRAMS
 from thumbwise.settings import CanarySettings
@@ -192,3 +194,20 @@ async def test_the_base_that_an_operator_went_back_to_stays(world: World) -> Non
         pair(world, f"browser:{n}", (BASE, version), "right")
     await world.policies.review()
     assert world.versions.stable() == BASE
+
+
+async def test_that_is_so_without_any_setting_and_the_server_looks_by_itself(
+    tmp_path: Path, assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(tmp_path)
+    first, second = await swapped(world), await swapped(world, 2)
+    for n in range(25):
+        pair(world, f"browser:{n}", (first, second), "left")
+    monkeypatch.setattr("thumbwise.app.REVIEW_SECONDS", 0.01)
+    assistant.policies = world.policies
+    looking = assistant.spawn(assistant._review())
+    async with asyncio.timeout(60):
+        while world.versions.stable() == second:
+            await asyncio.sleep(0.01)
+    assert world.versions.stable() == first
+    assert not looking.done()

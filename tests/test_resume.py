@@ -271,6 +271,13 @@ def test_a_record_of_another_version_is_one_sentence(tmp_path: Path, model: Path
     path.write_text(json.dumps(row | {"train": row["train"] | {"no_such_setting": 1}}))
     with pytest.raises(ThumbwiseError, match="another version of Thumbwise"):
         read_record(path.parent)
+    older = {name: value for name, value in row["train"].items() if name != "begin"}
+    path.write_text(json.dumps(row | {"train": older}))
+    with pytest.raises(ThumbwiseError, match=r"another version of Thumbwise \(it lacks begin\): start a new run"):
+        read_record(path.parent)
+    path.write_text("{")
+    with pytest.raises(ThumbwiseError, match="another version of Thumbwise"):
+        read_record(path.parent)
 
 
 # --- checkpoints ---------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ say, so those are told that the last reward model doubted.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,7 +26,7 @@ from thumbwise.training.enough import (
     told_untaught,
     too_little,
 )
-from thumbwise.training.runs import FIT
+from thumbwise.training.runs import FIT, RECORD, RESULT, kept
 from thumbwise.training.votes import Sampling, votes_by_person
 
 
@@ -113,13 +112,17 @@ def dry_run(
 
 
 def _doubted(home: Home) -> dict[str, int]:
+    """Whom the last run's reward model doubted; an older build's, or a plugin's, may not say."""
     fits = sorted(home.runs.glob(f"*/{FIT}"), key=lambda path: (path.stat().st_mtime_ns, path))
-    found: dict[str, int] = json.loads(fits[-1].read_text())["fit"]["details"].get("doubted", {}) if fits else {}
-    return found
+    found: Any = kept(fits[-1]) if fits else {}
+    for name in ("fit", "details", "doubted"):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _last_seconds(home: Home) -> float | None:
-    results = sorted(home.runs.glob("*/result.json"), key=lambda path: path.stat().st_mtime)
-    rows = [json.loads(path.read_text()) for path in results if (path.parent / "run.json").exists()]
-    ended = [row["seconds"] for row in rows if row["outcome"] in ("promoted", "rejected") and row["seconds"]]
-    return float(ended[-1]) if ended else None
+    results = sorted(home.runs.glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime)
+    rows = [kept(path) for path in results if (path.parent / RECORD).exists()]
+    ended = [row.get("seconds") for row in rows if row.get("outcome") in ("promoted", "rejected")]
+    known = [float(seconds) for seconds in ended if isinstance(seconds, (int, float)) and seconds]
+    return known[-1] if known else None

@@ -15,7 +15,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel
 
 from thumbwise.contracts import GateReport
 from thumbwise.errors import Conflict, ThumbwiseError
@@ -28,6 +30,9 @@ Outcome = Literal["promoted", "rejected", "too_little_data", "failed"]
 RECORD, RESULT, SNAPSHOT, FIT = "run.json", "result.json", "snapshot.jsonl", "fit.json"
 KEPT = ("reward", "train", "gates", "chat_max_tokens", "chat_template_kwargs")
 """Settings that a run keeps from when it began."""
+
+
+S = TypeVar("S", bound=BaseModel)
 
 
 @dataclass
@@ -86,27 +91,48 @@ class Record:
 
 
 def read_record(folder: Path) -> Record:
-    """Read run.json; raises ThumbwiseError where another version of Thumbwise wrote it."""
-    row = json.loads((folder / RECORD).read_text())
+    """Read run.json; raises ThumbwiseError where another version of Thumbwise wrote it.
+
+    Also where it lacks a setting of today: its default may be another than what the run began with.
+    """
     try:
-        train, gates = TrainSettings(**row["train"]), GateSettings(**row["gates"])
+        row = json.loads((folder / RECORD).read_text())
+        train, gates = (
+            _as_it_was(kind, row[name]) for name, kind in (("train", TrainSettings), ("gates", GateSettings))
+        )
         given = Run(**row["given"])
         return Record(
             given, row["algorithm"], row["reward"], train, gates, row["chat_max_tokens"], row["new_votes"],
             row["chat_template_kwargs"],
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
         raise ThumbwiseError(
-            f"{folder / RECORD} was written by another version of Thumbwise ({error}): start a new run with "
+            f"{folder / RECORD} was written by another version of Thumbwise ({said}): start a new run with "
             "`thumbwise train`."
         ) from None
 
 
+def _as_it_was(kind: type[S], row: dict[str, Any]) -> S:
+    """The settings of `row`, which must name every one; raises ValueError."""
+    if missing := sorted(set(kind.model_fields) - set(row)):
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    return kind(**row)
+
+
+def kept(path: Path) -> dict[str, Any]:
+    """A JSON object that a run left; empty where it is not there, or cannot be read: older builds wrote otherwise."""
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def nothing_new(home: Home, folder: Path) -> str:
     """A sentence where the snapshot in `folder` has the votes of the last run that came to its end; else nothing."""
-    folders = [path.parent for path in home.runs.glob(f"*/{SNAPSHOT}")]
-    results = {path: read_json(path / RESULT) for path in folders if (path / RECORD).exists()}
-    ended = [path for path, result in results.items() if result and result["outcome"] in ("promoted", "rejected")]
+    ended = [path for path in _runs(home) if kept(path / RESULT).get("outcome") in ("promoted", "rejected")]
+    ended = [path for path in ended if (path / SNAPSHOT).exists()]
     if not ended or _votes(last := max(ended, key=_number)) != _votes(folder):
         return ""
     return f"Nobody has voted since {last.name}, which came to its end: a round would learn from the same votes."
@@ -119,21 +145,28 @@ def _votes(folder: Path) -> set[str]:
     """
     lines = (folder / SNAPSHOT).read_bytes().split(b"\n")  # str.splitlines would also cut inside what people wrote
     rows = [json.loads(line) for line in lines if line]
-    return {row["id"] for row in rows if row["type"] not in ("prompt", "comment")}
+    return {str(row.get("id")) for row in rows if row.get("type") not in ("prompt", "comment")}
+
+
+def _runs(home: Home) -> list[Path]:
+    return [path.parent for path in home.runs.glob(f"*/{RECORD}")]
 
 
 def _number(folder: Path) -> int:
-    return int(json.loads((folder / RECORD).read_text())["given"]["number"])
+    """A run's number; -1 where an older build's record does not say."""
+    given = kept(folder / RECORD).get("given")
+    number = given.get("number") if isinstance(given, dict) else None
+    return number if isinstance(number, int) else -1
 
 
 def unfinished(home: Home) -> Path:
     """The folder of the newest run, where it has not come to its end; raises ThumbwiseError where there is none."""
-    folders = [path.parent for path in home.runs.glob(f"*/{RECORD}")]
+    folders = _runs(home)
     if not folders:
         raise ThumbwiseError("There is no run to go on with: start one with `thumbwise train`.")
     newest = max(folders, key=_number)
-    result = newest / RESULT
-    if result.exists() and (outcome := json.loads(result.read_text())["outcome"]) != "failed":
+    outcome = str(kept(newest / RESULT).get("outcome", "failed"))
+    if outcome != "failed":
         raise ThumbwiseError(
             f"The last run, {newest.name}, came to its end ({outcome.replace('_', ' ')}): there is nothing to go on "
             "with. `thumbwise train` starts a new one."
