@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from thumbwise.training.agreement import agreement
+from thumbwise.training.agreement import agreement, as_pairs
 from thumbwise.training.heads import fit_head, observed
 from thumbwise.training.intervals import clustered_mean
 from thumbwise.training.votes import TIE, Votes
@@ -34,16 +34,33 @@ def test_a_tie_draws_two_scores_together() -> None:
     assert chance == pytest.approx(32 / 40, abs=0.05)
 
 
-def test_agreement_with_thumbs_is_the_area_under_the_roc_curve() -> None:
+def test_agreement_with_thumbs_goes_by_the_area_under_the_roc_curve() -> None:
     up = np.array([1.0, 0.0, 0.0, 0.0, 0.0])
     thumbs = votes_on(np.arange(5), np.full(5, -1), up, ("g",) * 5)
     said = np.array([2.0, 3.0, 2.0, 1.0, 0.0])
     agreed = agreement(said, thumbs)
-    area = (0 + 0.5 + 1 + 1) / 4
-    assert agreed == pytest.approx([area, *(area + 5 / 4 * (share - area) for share in (0, 0.5, 1, 1))])
-    assert agreed.mean() == pytest.approx(area)
+    area, shrink = (0 + 0.5 + 1 + 1) / 4, as_pairs(1 / 5)
+    apart = [0.0, *(5 / 4 * (share - area) for share in (0, 0.5, 1, 1))]
+    assert agreed == pytest.approx([0.5 + shrink * (area - 0.5 + each) for each in apart])
+    assert agreed.mean() == pytest.approx(0.5 + shrink * (area - 0.5))
     assert np.isnan(agreement(said[:1], thumbs.pick(up == 1))).all()
     assert np.isnan(agreement(np.full(5, np.nan), thumbs)).all()
+
+
+@pytest.mark.parametrize("ups", [0.5, 0.8, 0.95])
+@pytest.mark.parametrize(("correlation", "off"), [(0.0, 0.012), (0.4, 0.02), (0.6, 0.03)])
+def test_agreement_with_thumbs_is_what_comparisons_of_the_same_replies_would_show(
+    ups: float, correlation: float, off: float
+) -> None:
+    """A reply that is liked and one that is not are further apart than two at random: unscaled it is 8 to 15 higher."""
+    rng, n = np.random.default_rng(0), 20_000
+    liked = rng.normal(size=n)
+    said = correlation * liked + math.sqrt(1 - correlation**2) * rng.normal(size=n)
+    thumbs = votes_on(np.arange(n), np.full(n, -1), liked > np.quantile(liked, 1 - ups), ("g",) * n)
+    left, right = np.arange(0, n, 2), np.arange(1, n, 2)
+    pairs = votes_on(left, right, liked[left] > liked[right], ("g",) * len(left))
+    shown = agreement(said[left] - said[right], pairs).mean()
+    assert agreement(said, thumbs).mean() == pytest.approx(shown, abs=off)
 
 
 def test_thumbs_are_held_against_the_same_persons_only() -> None:
@@ -51,9 +68,9 @@ def test_thumbs_are_held_against_the_same_persons_only() -> None:
     said = np.array([5.0, 6.0, 7.0, 8.0, 1.0, 2.0, 3.0, 4.0])
     good, rater = [1, 1, 1, 0, 1, 0, 0, 0], [0] * 4 + [1] * 4
     thumbs = votes_on(np.arange(8), np.full(8, -1), good, ("g",) * 8, rater, raters=2)
-    assert agreement(said, thumbs).mean() == pytest.approx(0.0)
+    assert agreement(said, thumbs).mean() == pytest.approx(0.5 + as_pairs(1 / 2) * (0 - 0.5))
     pooled = votes_on(np.arange(8), np.full(8, -1), good, ("g",) * 8)
-    assert agreement(said, pooled).mean() == pytest.approx(9 / 16)
+    assert agreement(said, pooled).mean() == pytest.approx(0.5 + as_pairs(1 / 2) * (9 / 16 - 0.5))
 
 
 def test_people_with_one_thumb_each_are_held_against_each_other() -> None:
@@ -61,7 +78,7 @@ def test_people_with_one_thumb_each_are_held_against_each_other() -> None:
     thumbs = votes_on(np.arange(6), np.full(6, -1), good, ("g",) * 6, [0, 1, 2, 3, 4, 4], raters=5)
     agreed = agreement(said, thumbs)
     assert np.isnan(agreed[4:]).all()  # rater 4 likes all
-    assert agreed[:4].mean() == pytest.approx(3 / 4)
+    assert agreed[:4].mean() == pytest.approx(0.5 + as_pairs(1 / 2) * (3 / 4 - 0.5))
 
 
 @pytest.mark.parametrize(("raters", "least", "most"), [(1, 0.9, 1.1), (60, 0.95, 1.5)])
