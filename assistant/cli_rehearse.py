@@ -94,9 +94,8 @@ def rehearse(file: Path | None, as_json: bool, **options: Any) -> None:
 
 def _plan(prompts: tuple[Prompt, ...], options: dict[str, Any]) -> Plan:
     """The options as a plan: who votes on what, and which prompts are held out."""
-    from thumbwise.training.data import seed_prompts
     from thumbwise.training.judged import Wanted
-    from thumbwise.training.prompts import rehearsal_split
+    from thumbwise.training.prompts import rehearsal_split, seed_prompts
     from thumbwise.training.raters import Voting
     from thumbwise.training.rehearsal import Plan
 

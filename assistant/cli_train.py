@@ -32,14 +32,20 @@ if TYPE_CHECKING:
     help="Text that the policy should go on predicting as well as before (PPO-ptx; needs the setting train.ptx).",
 )  # fmt: skip
 @click.option(
+    "--prompts", type=click.Path(exists=True, dir_okay=False, resolve_path=True), metavar="FILE",
+    help='What rollouts may start from, too: JSON lines {"prompt", "group"?}. Without those that ship: set '
+    "train.packaged_prompts false.",
+)  # fmt: skip
+@click.option(
     "--new-votes", is_flag=True, help="Do nothing where nobody has voted since the last run that came to its end."
 )
 @click.option("--resume", is_flag=True, help="Go on with the last run, which was cut off or failed, where it stopped.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done with the votes so far; train nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON line, the last on stdout.")
 def train(
-    algorithm: str, reward: str | None, ptx: str | None, new_votes: bool, resume: bool, dry_run: bool, as_json: bool
-) -> None:
+    algorithm: str, reward: str | None, ptx: str | None, prompts: str | None, new_votes: bool, resume: bool,
+    dry_run: bool, as_json: bool,
+) -> None:  # fmt: skip
     """Train on the votes so far, and swap the result in if it passes its gates.
 
     Needs a running assistant. People go on chatting meanwhile; whatever fails, the stable version goes on
@@ -50,7 +56,8 @@ def train(
         raise click.UsageError("--resume goes on with a run and --dry-run begins none: give one of them.")
     home = Home.find()
     url = running(home)
-    settings = Settings.load(home, reward=reward, train={"ptx_file": ptx} if ptx else None)
+    files = {name: file for name, file in (("ptx_file", ptx), ("prompts_file", prompts)) if file}
+    settings = Settings.load(home, reward=reward, train=files or None)
     if ptx and settings.train.ptx == 0:
         raise click.UsageError("--ptx FILE needs PPO-ptx on: set train.ptx, for example THUMBWISE_TRAIN__PTX=0.3.")
     from thumbwise.plugin_manager import PluginManager

@@ -9,7 +9,7 @@ than five registries).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, runtime_checkable
 
@@ -186,6 +186,7 @@ class RunContext:
     Rollouts may start from people's `prompts` and from ours, `seed_prompts` (held-out ones are in neither).
     Replies have `max_tokens` at most, or as many as one of `lengths` says, drawn for each prompt: those are the limits
     of the replies that people judged, one entry a reply.
+    `backend` makes rollout backends of the run's kind; each samples as the context says that it is given.
     `rollouts`, `value` (where the reward model offers one) and `finish_rate` (the share of replies that should end by
     themselves within `max_tokens`: somewhat more than of the reference's, and not much less than of stable's) are
     filled in as the run comes to have them.
@@ -202,6 +203,11 @@ class RunContext:
     value: ValueInit | None = None
     finish_rate: float | None = None
     lengths: tuple[int, ...] = ()
+    backend: Callable[[RunContext], RolloutBackend] | None = None
+
+    def with_rollouts(self, backend: Callable[[RunContext], RolloutBackend]) -> RunContext:
+        """This context with a rollout backend made by `backend`, and `backend` itself for others like it."""
+        return replace(self, backend=backend, rollouts=backend(self))
 
 
 @dataclass(frozen=True)

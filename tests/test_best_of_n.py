@@ -47,7 +47,7 @@ def make(model: Path, tmp_path: Path) -> Callable[..., BestOfN]:
     def made(reward: Reward, **changes: Any) -> BestOfN:
         train = SMALL.model_copy(update=changes)
         context = RunContext(Backbone(model, train), train, TEMPERATURE, 10, PROMPTS, (), tmp_path)
-        return BestOfN(replace(context, rollouts=in_process(context)), reward)
+        return BestOfN(context.with_rollouts(in_process), reward)
 
     return made
 

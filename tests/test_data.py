@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from thumbwise.errors import ThumbwiseError
-from thumbwise.training.data import folds, parse, seed_prompts, split_prompts
+from thumbwise.training.data import folds, parse, split_prompts
+from thumbwise.training.prompts import seed_prompts
 from thumbwise.training.votes import Sampling
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from thumbwise.training.config import TrainSettings
-from thumbwise.training.data import PromptSplit, Snapshot, parse, seed_prompts, split_prompts
+from thumbwise.training.data import PromptSplit, Snapshot, parse, split_prompts
 from thumbwise.training.enough import told_aside, too_little
 from thumbwise.training.heads import fit_head, observed
+from thumbwise.training.prompts import seed_prompts
 from thumbwise.training.reliability import rater_weights
 from thumbwise.training.votes import Sampling, gather, person_of
 

@@ -16,7 +16,7 @@ from tiny_model import make_tiny_model
 from toy_policy import PROMPTS, TEMPERATURE, disturb, low_ids
 
 from thumbwise import artifacts
-from thumbwise.contracts import Message, Prompt, RunContext, Sample, Scores
+from thumbwise.contracts import RunContext, Sample, Scores
 from thumbwise.plugins.ppo import PPO, Rollout, in_process
 from thumbwise.training.batches import make_batch
 from thumbwise.training.candidate import adapter_files
@@ -24,7 +24,7 @@ from thumbwise.training.config import TrainSettings
 from thumbwise.training.losses import explained_variance
 from thumbwise.training.metrics import GLOSSARY, glossary_table
 from thumbwise.training.models import Backbone
-from thumbwise.training.stepping import draw_prompts, imitate, minibatches, missing_end, shaped_scores
+from thumbwise.training.stepping import imitate, minibatches, missing_end, shaped_scores
 from thumbwise.training.value import ValueFunction
 
 SMALL = TrainSettings(
@@ -43,7 +43,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_context(model: Path, folder: Path, train: TrainSettings = SMALL) -> RunContext:
     context = RunContext(Backbone(model, train), train, TEMPERATURE, 10, PROMPTS, (), folder)
-    return replace(context, rollouts=in_process(context))
+    return context.with_rollouts(in_process)
 
 
 @pytest.fixture
@@ -178,8 +178,8 @@ def test_padding_changes_no_metric(context: RunContext) -> None:
 
 def test_ppo_raises_a_toy_reward_and_leaves_the_base_alone(context: RunContext) -> None:
     before = context.backbone.base_sha256()
-    context = replace(context, train=SMALL.model_copy(update={"pace": 1.0}))  # the reward must rise, not meet a KL
-    algorithm = PPO(context, low_ids)
+    free = {"pace": 1.0, "episodes": 32, "micro_batch": 32}  # the reward must rise, not meet a KL
+    algorithm = PPO(replace(context, train=SMALL.model_copy(update=free)), low_ids)
     rows = [algorithm.step(i) for i in range(10)]
     others = {"best_reward", "sft_loss", "dpo_loss", "dpo_accuracy", "ptx_loss", "ptx_gamma"}
     assert set(GLOSSARY) - set(rows[0]) == others
@@ -187,7 +187,7 @@ def test_ppo_raises_a_toy_reward_and_leaves_the_base_alone(context: RunContext) 
     assert all(math.isfinite(value) for row in rows for value in row.values())
     assert rows[0]["kl"] == 0.0
     start, end = np.mean([r["reward"] for r in rows[:2]]), np.mean([r["reward"] for r in rows[-2:]])
-    assert end > start + 0.7
+    assert end > start + 1.0  # 2.6 to 4.1 with five seeds
     assert rows[-1]["kl"] > 0.05
     assert context.backbone.base_sha256() == before
 
@@ -295,16 +295,6 @@ def test_explained_variance_is_of_what_is_to_come_not_of_the_values_themselves(c
     expected = explained_variance(values, (score - penalty)[:, None].expand_as(values), mask)
     assert metrics["explained_variance"] == pytest.approx(expected, abs=1e-3)
     assert abs(explained_variance(values, rollout.returns, mask) - expected) > 0.05
-
-
-def test_rollouts_mix_peoples_prompts_and_ours_without_repeats(context: RunContext) -> None:
-    import random
-
-    seeds = tuple(Prompt((Message(role="user", content=f"seed {n}"),), "s") for n in range(50))
-    drawn = draw_prompts(replace(context, seed_prompts=seeds), 12, random.Random(0))
-    assert len(drawn) == 12
-    assert sum(p.group == "s" for p in drawn) == 6
-    assert len({p.messages[0]["content"] for p in drawn if p.group == "s"}) == 6
 
 
 def test_a_run_goes_on_from_its_state_as_if_it_had_not_stopped(model: Path, tmp_path: Path) -> None:

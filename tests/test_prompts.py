@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from thumbwise.contracts import Prompt
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import prompt_sha256
-from thumbwise.training.data import seed_prompts
-from thumbwise.training.prompts import read_prompts, rehearsal_prompts, rehearsal_split
+from thumbwise.training.prompts import read_prompts, rehearsal_prompts, rehearsal_split, seed_prompts
 
 ADVICE = ': write it as {"prompt": "...", "group": "..."} ("group" may be left out of all lines).'
 

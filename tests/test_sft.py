@@ -43,7 +43,7 @@ def make(model: Path, tmp_path: Path) -> Callable[..., RunContext]:
     def made(**changes: Any) -> RunContext:
         settings = SMALL.model_copy(update=changes)
         context = RunContext(Backbone(model, settings), settings, 0.7, 8, (), PROMPTS, tmp_path)
-        return replace(context, rollouts=in_process(context))
+        return context.with_rollouts(in_process)
 
     return made
 

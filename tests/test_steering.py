@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ def make(model: Path, tmp_path: Path) -> Callable[..., Any]:
     def made(algorithm: str, **changes: Any) -> Any:
         train = SMALL.model_copy(update=changes)
         context = RunContext(Backbone(model, train), train, TEMPERATURE, 10, PROMPTS, (), tmp_path)
-        context = replace(context, rollouts=in_process(context))
+        context = context.with_rollouts(in_process)
         return plugins.get("policy_algorithms", algorithm)(context, low_ids)
 
     return made

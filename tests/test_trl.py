@@ -47,7 +47,7 @@ def make(model: Path, tmp_path: Path) -> Callable[..., Any]:
     def made(algorithm: type[Either], reward: Reward, **changes: Any) -> Either:
         train = SMALL.model_copy(update=changes)
         context = RunContext(Backbone(model, train), train, TEMPERATURE, 10, PROMPTS, (), tmp_path)
-        return algorithm(replace(context, rollouts=in_process(context)), reward)
+        return algorithm(context.with_rollouts(in_process), reward)
 
     return made
 

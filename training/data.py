@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -198,13 +197,6 @@ def _messages(rows: Sequence[dict[str, str]]) -> tuple[Message, ...]:
 
 def _key(messages: Sequence[Message]) -> tuple[tuple[str, str], ...]:
     return tuple((m["role"], m["content"]) for m in messages)
-
-
-def seed_prompts() -> tuple[Prompt, ...]:
-    """The prompts that ship with Thumbwise, grouped by topic."""
-    text = files("thumbwise.training").joinpath("seed_prompts.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.splitlines()]
-    return tuple(Prompt((Message(role="user", content=row["prompt"]),), f"seed:{row['group']}") for row in rows)
 
 
 @dataclass(frozen=True)

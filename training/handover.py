@@ -18,10 +18,11 @@ from thumbwise.training.candidate import (
     make_candidate,
     make_probes,
 )
-from thumbwise.training.data import Snapshot, seed_prompts
+from thumbwise.training.data import Snapshot
 from thumbwise.training.enough import told_doubted
 from thumbwise.training.health import draw, examine
 from thumbwise.training.metrics import MetricsLog
+from thumbwise.training.prompts import keep_prompts, seed_prompts
 from thumbwise.training.ptx import keep_file
 from thumbwise.training.runs import TrainResult, read_json, write_json
 from thumbwise.training.work import Work
@@ -67,7 +68,9 @@ def keep_candidate(
         "plugins": {info.name: info.version for info in work.plugins.list() if info.status == "on"},
         "config": {
             **work.settings.train.model_dump(),
-            "ptx_file": keep_file(work.settings.train, work.folder),  # its digest: a path says nothing later
+            # Digests of files: a path says nothing later.
+            "ptx_file": keep_file(work.settings.train, work.folder),
+            "prompts_file": keep_prompts(work.settings.train, work.folder),
             "temperature": work.given.temperature,
             "max_tokens": work.given.max_tokens,
             "chat_template_kwargs": work.settings.chat_template_kwargs,

@@ -29,6 +29,7 @@ from thumbwise.training.beginning import STABLE
 from thumbwise.training.client import Lease, OpsClient
 from thumbwise.training.enough import AUTO, check_rank
 from thumbwise.training.progress import RunProgress
+from thumbwise.training.prompts import check_prompts
 from thumbwise.training.round import Round
 from thumbwise.training.runs import RESULT, Record, TrainResult, read_record, unfinished, working, write_json
 
@@ -68,6 +69,7 @@ def run_training(
             record, ended = _resume(folder, record, client)
         else:
             _check(plugins, settings, algorithm)
+            check_prompts(settings.train)
             folder, record = _begin(home, client, algorithm, settings, new_votes)
         with working(folder):
             if ended is not None:  # killed after it had told the assistant, before it could write it down

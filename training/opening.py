@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from thumbwise.contracts import RunContext
 from thumbwise.errors import ThumbwiseError
 from thumbwise.faults import fault_point
 from thumbwise.feedback.records import sha256
 from thumbwise.home import write_durably
-from thumbwise.training.data import Snapshot, parse, seed_prompts, split_prompts
+from thumbwise.training.data import Snapshot, parse, split_prompts
 from thumbwise.training.enough import told_aside, told_otherwise, told_untaught
 from thumbwise.training.evaluate import Interview, interview
 from thumbwise.training.models import Backbone
+from thumbwise.training.prompts import keep_prompts, our_prompts
 from thumbwise.training.ptx import keep_file
 from thumbwise.training.runs import SNAPSHOT
 from thumbwise.training.work import Work
@@ -40,6 +39,7 @@ def open_model(work: Work, snapshot: Snapshot) -> tuple[RunContext, Interview]:
     """The model, the prompts of rollouts and what the held-out ones are asked for."""
     train, gates = work.settings.train, work.settings.gates
     keep_file(train, work.folder)
+    keep_prompts(train, work.folder)
     work.progress.stage("base model")
     prepared = work.prepare_model(work.home, work.given.model)
     if prepared.digest != work.given.base_digest:
@@ -52,7 +52,12 @@ def open_model(work: Work, snapshot: Snapshot) -> tuple[RunContext, Interview]:
     backbone.told = work.progress.part
     own = [p for p in snapshot.prompts if len(backbone.chat.prompt_ids(p.messages)) <= train.max_prompt_tokens]
     taught = frozenset(d.group for d in snapshot.demonstrations if snapshot.sft(train))
-    split = split_prompts(own, seed_prompts(), gates.held_out, gates.prompts, train.seed, taught)
+    split = split_prompts(own, our_prompts(train, work.folder), gates.held_out, gates.prompts, train.seed, taught)
+    if not split.held_out or not (split.own or split.seeds):
+        raise ThumbwiseError(
+            "There are too few prompts to start rollouts from some and hold others out for the gates: set "
+            "train.packaged_prompts, give more with `train --prompts FILE`, or wait until people have asked more."
+        )
     context = RunContext(
         backbone=backbone,
         train=train,
@@ -65,4 +70,4 @@ def open_model(work: Work, snapshot: Snapshot) -> tuple[RunContext, Interview]:
     )
     backend = work.plugins.get("rollout_backends", train.rollouts)
     questions = interview(context, backend, split.held_out, gates, work.settings.chat_max_tokens)
-    return replace(context, rollouts=questions.rollouts), questions
+    return context.with_rollouts(backend), questions

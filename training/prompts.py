@@ -1,4 +1,4 @@
-"""What simulated people ask in a rehearsal: the prompts that ship, a file's, and which of them are held out.
+"""Prompts that ship and prompts of a file: what rollouts start from, and what simulated people ask in a rehearsal.
 
 A file's lines are checked before anything slow begins, so that a typing mistake costs a second; nothing here
 imports torch. A file without groups gives every prompt its own, the prompt's hash, as the store does; so a split
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,14 @@ from typing import Any
 from thumbwise.contracts import Message, Prompt
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import prompt_sha256
+from thumbwise.training.config import TrainSettings
+from thumbwise.training.given_files import keep
 
 FEWEST = 40
 """Under this, holding some out would leave too few to ask."""
+INSTEAD = "leave the file out to use the prompts that ship with Thumbwise"
+KEPT = "prompts.jsonl"
+"""The operator's file as the run began with it, in the run's folder."""
 
 HELD_OUT_GROUPS = 0.3
 HELD_OUT_ALONE = 30
@@ -28,13 +34,61 @@ HELD_OUT_ALONE = 30
 
 def rehearsal_prompts() -> tuple[Prompt, ...]:
     """The prompts that simulated people ask unless a file is given, grouped by topic; none is a seed prompt."""
-    text = files("thumbwise.training").joinpath("rehearsal_prompts.jsonl").read_text(encoding="utf-8")
+    return _shipped("rehearsal")
+
+
+def seed_prompts() -> tuple[Prompt, ...]:
+    """The prompts that ship for rollouts, grouped by topic; simulated people are asked none of them."""
+    return _shipped("seed")
+
+
+def _shipped(name: str) -> tuple[Prompt, ...]:
+    text = files("thumbwise.training").joinpath(f"{name}_prompts.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
-    return tuple(_prompt(row["prompt"], f"rehearsal:{row['group']}") for row in rows)
+    return tuple(_prompt(row["prompt"], f"{name}:{row['group']}") for row in rows)
 
 
-def read_prompts(path: Path) -> tuple[Prompt, ...]:
-    """Read a file of JSON lines {"prompt", "group"?}; of equal prompts the first counts. Raises ThumbwiseError."""
+def keep_prompts(train: TrainSettings, folder: Path) -> str:
+    """Copy the operator's file of prompts into a run's folder, unless that is done; returns its SHA-256.
+
+    Empty where there is none; raises ThumbwiseError where its lines are not right.
+    """
+
+    def read(path: Path) -> str:
+        check_prompts(train)
+        return _read(path)
+
+    return keep(train.prompts_file, folder / KEPT, read)
+
+
+def check_prompts(train: TrainSettings) -> None:
+    """Read the operator's file of prompts, where there is one: a ThumbwiseError says what is wrong with it."""
+    if train.prompts_file:
+        _operators(Path(train.prompts_file), train)
+
+
+def our_prompts(train: TrainSettings, folder: Path) -> tuple[Prompt, ...]:
+    """What rollouts start from beside people's prompts: those that ship, and those that `keep_prompts` kept."""
+    own = _operators(folder / KEPT, train) if train.prompts_file else ()
+    taken = {prompt.messages[0]["content"] for prompt in own}
+    shipped = seed_prompts() if train.packaged_prompts else ()
+    return (*own, *(prompt for prompt in shipped if prompt.messages[0]["content"] not in taken))
+
+
+def _operators(path: Path, train: TrainSettings) -> tuple[Prompt, ...]:
+    """Beside the prompts that ship, few are enough. Groups get a prefix, for the store's are hashes."""
+    if train.packaged_prompts:
+        found = read_prompts(path, fewest=1)
+    else:
+        found = read_prompts(path, instead="set train.packaged_prompts, to use those that ship with Thumbwise too")
+    return tuple(replace(prompt, group=f"file:{prompt.group}") for prompt in found)
+
+
+def read_prompts(path: Path, *, fewest: int = FEWEST, instead: str = INSTEAD) -> tuple[Prompt, ...]:
+    """Read a file of JSON lines {"prompt", "group"?}; of equal prompts the first counts. Raises ThumbwiseError.
+
+    `instead` is what else can be done than to write at least `fewest`.
+    """
     prompts: dict[str, Prompt] = {}
     grouped: bool | None = None
     for number, line in enumerate(_read(path).split("\n"), 1):  # not splitlines: JSON strings may hold U+2028
@@ -54,10 +108,10 @@ def read_prompts(path: Path) -> tuple[Prompt, ...]:
             )
         grouped = group is not None
         prompts.setdefault(text, _prompt(text, group))
-    if len(prompts) < FEWEST:
+    if len(prompts) < fewest:
         raise ThumbwiseError(
-            f"{path} holds {len(prompts)} different prompts, too few to hold some out: write at least {FEWEST}, or "
-            "leave the file out to use the prompts that ship with Thumbwise."
+            f"{path} holds {len(prompts)} different prompts, too few to hold some out: write at least {fewest}, or "
+            f"{instead}."
         )
     return tuple(prompts.values())
 

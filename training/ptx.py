@@ -21,12 +21,11 @@ from torch import Tensor
 
 from thumbwise.contracts import RunContext, Sample
 from thumbwise.errors import ThumbwiseError
-from thumbwise.feedback.records import sha256
-from thumbwise.home import write_durably
 from thumbwise.training.batches import chunks
 from thumbwise.training.config import TrainSettings
-from thumbwise.training.rollouts import InProcess
-from thumbwise.training.stepping import imitate
+from thumbwise.training.given_files import keep
+from thumbwise.training.lengths import at_lengths
+from thumbwise.training.stepping import by_group, imitate
 
 KEPT = "ptx.txt"
 """The operator's file as the run began with it, in the run's folder."""
@@ -89,10 +88,11 @@ class Pretraining:
 
 def general_chat(context: RunContext, wanted: int, purpose: str) -> list[Sample]:
     """About `wanted` replies of the reference at temperature 1 to our prompts (people's, where there are none)."""
-    seed, prompts = context.train.seed, list(context.seed_prompts) or list(context.prompts)
+    assert context.backend is not None
+    seed = context.train.seed
     rng = random.Random(f"{seed}:{purpose}")
-    drawn = [rng.choice(prompts) for _ in range(wanted)]
-    backend = InProcess(replace(context, temperature=1.0))
+    drawn = at_lengths(context, by_group(context.seed_prompts or context.prompts, wanted, rng), rng)
+    backend = context.backend(replace(context, temperature=1.0))
     texts = backend.sample(drawn, context.backbone.reference, seed * 10 + 5)
     return [text for text in texts if text.response_ids]
 
@@ -102,15 +102,14 @@ def keep_file(train: TrainSettings, folder: Path) -> str:
 
     Raises ThumbwiseError where it cannot be read.
     """
-    if not train.ptx_file:
-        return ""
-    kept = folder / KEPT
-    if not kept.exists():
-        try:
-            write_durably(kept, Path(train.ptx_file).read_text(encoding="utf-8").encode())
-        except (FileNotFoundError, IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
-            raise ThumbwiseError(f"{train.ptx_file} cannot be read ({error}): give --ptx a UTF-8 text file.") from None
-    return sha256(kept.read_bytes())
+    return keep(train.ptx_file, folder / KEPT, _read)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
+        raise ThumbwiseError(f"{path} cannot be read ({error}): give --ptx a UTF-8 text file.") from None
 
 
 def windows(path: Path, tokenizer: Any) -> list[Sample]:

@@ -20,6 +20,7 @@ from thumbwise.contracts import Prompt, Reward, RunContext, Sample
 from thumbwise.errors import ThumbwiseError
 from thumbwise.training.batches import chunks, pad_rows
 from thumbwise.training.config import TrainSettings
+from thumbwise.training.lengths import at_lengths
 from thumbwise.training.losses import MissingEnd, annealing, masked_mean, warmup
 from thumbwise.training.models import POLICY, Backbone
 from thumbwise.training.replies import eos_penalties, finish_rate, mean_length, repetition
@@ -36,26 +37,44 @@ def sample_rollouts(
 ) -> tuple[list[Sample], random.Random]:
     """Replies of the policy to `prompts` prompts, `replies` in a row to each; and the iteration's own chance.
 
-    Both hang on the run's seed and the iteration's number alone, so that a run goes on from a checkpoint as
+    The replies to one prompt have one limit, of the lengths at which people judged, so that they can be compared. All
+    of it hangs on the run's seed and the iteration's number alone, so that a run goes on from a checkpoint as
     if it had not stopped.
     """
     assert context.rollouts is not None
     rng = random.Random(f"{context.train.seed}:{iteration}")
-    drawn = [prompt for prompt in draw_prompts(context, prompts, rng) for _ in range(replies)]
-    return context.rollouts.sample(drawn, POLICY, context.train.seed * 100_003 + iteration), rng
+    drawn = at_lengths(context, draw_prompts(context, prompts, rng), rng)
+    asked = [prompt for prompt in drawn for _ in range(replies)]
+    return context.rollouts.sample(asked, POLICY, context.train.seed * 100_003 + iteration), rng
 
 
 def draw_prompts(context: RunContext, wanted: int, rng: random.Random) -> list[Prompt]:
-    """`wanted` prompts, `own_prompts` of them people's where there are any; no repeats before all came."""
-    own, seeds = list(context.prompts), list(context.seed_prompts)
+    """`wanted` prompts, `own_prompts` of them people's where there are any, drawn as `by_group` does."""
+    own, seeds = context.prompts, context.seed_prompts
     if not own and not seeds:
         raise ThumbwiseError("There is no prompt that rollouts could start from: all of them are held out.")
     n_own = round(context.train.own_prompts * wanted) if own and seeds else (wanted if own else 0)
-    drawn: list[Prompt] = []
-    for prompts, upto in ((own, n_own), (seeds, wanted)):
-        while len(drawn) < upto:
-            drawn += rng.sample(prompts, min(len(prompts), upto - len(drawn)))
+    drawn = by_group(own, n_own, rng) + by_group(seeds, wanted - n_own, rng)
     rng.shuffle(drawn)  # minibatches are runs of neighbours
+    return drawn
+
+
+def by_group(prompts: Sequence[Prompt], wanted: int, rng: random.Random) -> list[Prompt]:
+    """`wanted` of `prompts`: no group (a conversation, or a topic) a second time before all groups had their turn.
+
+    So a conversation of many turns counts as one. Nor does a prompt come again before all of its group came.
+    """
+    groups: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        groups.setdefault(prompt.group, []).append(prompt)
+    for members in groups.values():
+        rng.shuffle(members)
+    drawn: list[Prompt] = []
+    turn = 0
+    while groups and len(drawn) < wanted:
+        chosen = rng.sample(list(groups.values()), min(len(groups), wanted - len(drawn)))
+        drawn += [members[turn % len(members)] for members in chosen]
+        turn += 1
     return drawn
 
 

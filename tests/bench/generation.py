@@ -26,8 +26,8 @@ from thumbwise.home import Home
 from thumbwise.models import prepare
 from thumbwise.settings import Settings
 from thumbwise.training.attention import GROUPED
-from thumbwise.training.data import seed_prompts
 from thumbwise.training.models import Backbone
+from thumbwise.training.prompts import seed_prompts
 from thumbwise.training.rollouts import BATCH, Generated, generate
 
 SIDES = (GROUPED, "sdpa")

@@ -35,7 +35,7 @@ from thumbwise.home import Home
 from thumbwise.models import prepare
 from thumbwise.processor import train_format
 from thumbwise.settings import Settings
-from thumbwise.training.data import seed_prompts
+from thumbwise.training.prompts import seed_prompts
 
 BATCHES = 3
 """Counted batches of a process."""
