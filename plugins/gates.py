@@ -71,7 +71,7 @@ def base_kl(evidence: Evidence) -> GateReport:
     nats = evidence.base_kl / max(mean_length(evidence.candidate), 1)
     detail = (
         f"With what it began from, the candidate is {nats:.2f} nats a token from the base; at most {limit:g} are "
-        "allowed (gates.max_base_kl). Set train.begin to base, or with SFT fewer train.sft_epochs."
+        "allowed. Raise gates.max_base_kl, or lead less far: set train.begin to base, or train.sft_epochs lower."
     )
     return GateReport("base_kl", nats <= limit, nats, limit, detail)
 

@@ -97,9 +97,8 @@ def read_record(folder: Path) -> Record:
     """
     try:
         row = json.loads((folder / RECORD).read_text())
-        train, gates = (
-            _as_it_was(kind, row[name]) for name, kind in (("train", TrainSettings), ("gates", GateSettings))
-        )
+        train = _as_it_was(TrainSettings, row["train"])
+        gates = _as_it_was(GateSettings, row["gates"])
         given = Run(**row["given"])
         return Record(
             given, row["algorithm"], row["reward"], train, gates, row["chat_max_tokens"], row["new_votes"],
