@@ -75,10 +75,18 @@ def test_from_the_base_the_parent_is_the_base_and_stable_has_its_own_name(
     assert "base_kl" not in result.metrics
 
 
-def test_how_far_it_may_be_from_the_base_is_capped(tmp_path: Path, model: Path, first: FakeAssistant) -> None:
-    result = train(tmp_path, model, again(first), OPEN | {"max_base_kl": 1e-3}, begin="stable", iterations=1)
+def test_how_far_it_may_be_from_the_base_is_capped_and_ends_are_counted_from_there(
+    tmp_path: Path, model: Path, first: FakeAssistant
+) -> None:
+    """Counted from stable, the share of replies that should end would rise with every round."""
+    ends = []
+    for begin in ("base", "stable"):
+        result = train(tmp_path / begin, model, again(first), OPEN | {"max_base_kl": 1e-3}, begin=begin, iterations=1)
+        fit = json.loads((tmp_path / begin / "home" / "runs" / "run-2" / "fit.json").read_text())
+        ends.append(fit["finish_rate"])
     assert result.outcome == "rejected"
     assert "from the base; at most 0.001" in result.reason
+    assert ends[0] == ends[1]
 
 
 def test_where_stable_is_the_base_nothing_changes(tmp_path: Path, model: Path) -> None:
