@@ -87,12 +87,18 @@ def _over_seeds(results: list[dict[str, Any]]) -> Iterator[str]:
             seeds = ", ".join(str(found["arguments"]["seed"]) for found in group)
             yield from (f"## Over seeds {seeds}: tests/bench/{name}", "")
             yield from ("| | mean | deviation | each, by seed | wanted |", "|---|---|---|---|---|")
-            for bars in zip(*(found["bars"] for found in group), strict=True):
+            for bars in _common(group):
                 values = [float(bar["value"]) for bar in bars]
                 each = ", ".join(f"{value:.4g}" for value in values)
                 spread = f"{statistics.mean(values):.4g} | {statistics.stdev(values):.2g}"
                 yield f"| {bars[0]['name']} | {spread} | {each} | {bars[0]['op']} {bars[0]['limit']:.4g} |"
             yield ""
+
+
+def _common(results: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Each bar that all of `results` have, of one after the other: older code's may have other bars."""
+    by_name = [{bar["name"]: bar for bar in found["bars"]} for found in results]
+    return [[found[name] for found in by_name] for name in by_name[0] if all(name in found for found in by_name)]
 
 
 def _said(arguments: dict[str, Any]) -> str:

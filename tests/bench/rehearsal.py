@@ -92,8 +92,8 @@ def bars_of(args: argparse.Namespace, report: dict[str, Any]) -> list[dict[str, 
 
 
 def reported_off(last: dict[str, Any]) -> tuple[float, str, float]:
-    """How far the reward model's report is from the truth, and how far it may be."""
-    return abs(last["rm_off"]), "<=", max(REPORTED_OFF, 2 * last["rm_off_error"])
+    """How far the reward model's report is from the truth, and how far it may be; 1 where it could report nothing."""
+    return abs(last.get("rm_off", 1.0)), "<=", max(REPORTED_OFF, 2 * last.get("rm_off_error", 0.0))
 
 
 def main() -> None:
