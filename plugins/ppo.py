@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 class Rollout:
     """One batch of N episodes; tensors [N, T] float32. `mask` is 0 for replies without a score too.
 
-    `features` [N, T, layers, D] are what the value function is linear in, above the `line`.
+    `features` [N, T, layers, D] are what the value function is linear in, above the `line`. `weights` are the tokens'
+    in the policy's loss: other than 1 where what sampled them is not quite the policy.
     """
 
     samples: list[Sample]
@@ -39,6 +40,7 @@ class Rollout:
     line: Tensor
     mask: Tensor
     old_logp: Tensor
+    weights: Tensor
     old_values: Tensor
     advantages: Tensor
     returns: Tensor
@@ -95,7 +97,9 @@ class PPO(PolicyState):
         values = self.value.values(features, line, mask).detach()
         advantages, returns = losses.gae(rewards, values, mask, train.gamma, self.gae_lambda)
         deviation = losses.masked_mean((advantages - losses.masked_mean(advantages, mask)) ** 2, mask).sqrt()
-        rollout = Rollout(samples, features, line, mask, found.logp, values, losses.whiten(advantages, mask), returns)
+        weights = losses.sampling_weights(found.logp, stepping.rollout_logp(samples, found.logp))
+        whitened = losses.whiten(advantages, mask)
+        rollout = Rollout(samples, features, line, mask, found.logp, weights, values, whitened, returns)
         return rollout, stepping.rollout_metrics(samples, found, score, known, self.ends) | {
             "explained_variance": losses.explained_variance(values, to_come, mask),
             "advantage_std": float(deviation),
@@ -114,9 +118,10 @@ class PPO(PolicyState):
         for part in minibatch:
             batch = self.backbone.batch(rollout.samples[part])
             width = batch.tokens.shape[1]
-            old, advantages, mask = (x[part, :width] for x in (rollout.old_logp, rollout.advantages, rollout.mask))
+            old, advantages = rollout.old_logp[part, :width], rollout.advantages[part, :width]
+            mask, weights = rollout.mask[part, :width], rollout.weights[part, :width]
             logp = self.backbone.logprobs(batch, "policy", self.context.temperature)
-            loss = (losses.policy_loss(logp, old, advantages, self.train.clip) * mask).sum() / count
+            loss = (losses.policy_loss(logp, old, advantages, self.train.clip) * weights * mask).sum() / count
             loss.backward()
             ratio = losses.ratio_of(logp.detach(), old)
             loss_sum += float(loss.detach())

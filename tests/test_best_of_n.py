@@ -285,14 +285,14 @@ def test_metrics_are_of_the_policy_that_the_step_began_with(make: Callable[..., 
     first, second = algorithm.step(0), algorithm.step(1)
     wanted = (
         "kl kl_token reward reward_std best_reward sft_loss entropy length finish_rate end_penalty repetition "
-        "policy_grad_norm learning_rate rollout_gap abstained seconds"
+        "policy_grad_norm learning_rate rollout_kl abstained seconds"
     )
     assert set(first) == set(wanted.split())
     assert set(first) < set(GLOSSARY)
     assert first["kl"] == 0
     assert abs(second["kl"]) > 1e-4
-    assert first["rollout_gap"] < 1e-4
-    assert second["rollout_gap"] < 1e-4
+    assert first["rollout_kl"] < 1e-4
+    assert second["rollout_kl"] < 1e-4
     assert first["learning_rate"] == pytest.approx(0.1 * 5e-3)
     assert (
         second["learning_rate"] == algorithm.optimizer.param_groups[0]["lr"] == pytest.approx(0.28 * 0.9 * 5e-3)

@@ -18,7 +18,7 @@ GOOD = {
     "reward": (0.0, 0.9), "reward_std": (1.0, 0.9), "kl": (0.0, 5.0), "kl_token": (0.0, 0.12),
     "ratio": (1, 1), "ratio_max": (1.4, 1.5), "clip_fraction": (0.0, 0.05),
     "explained_variance": (0.3, 0.6), "entropy": (2.0, 1.7),
-    "length": (40.0, 44.0), "finish_rate": (0.2, 0.18), "repetition": (0.01, 0.03), "rollout_gap": (0.01, 0.02),
+    "length": (40.0, 44.0), "finish_rate": (0.2, 0.18), "repetition": (0.01, 0.03), "rollout_kl": (0.001, 0.002),
     "abstained": (0, 0), "policy_grad_norm": (1.0, 1.2),
 }  # fmt: skip
 
@@ -53,7 +53,7 @@ def test_every_watched_metric_of_a_good_run_is_in_the_panel_and_none_is_diagnose
         ({"length": (40.0, 9.0)}, "length", "getting short"),
         ({"finish_rate": (0.4, 0.1)}, "finish_rate", "no longer come to an end"),
         ({"repetition": (0.01, 0.2)}, "repetition", "exploited"),
-        ({"rollout_gap": (0.01, 0.4)}, "rollout_gap", "do not hold the same policy"),
+        ({"rollout_kl": (0.001, 0.04)}, "rollout_kl", "do not hold the same policy"),
         ({"abstained": (0, 3)}, "abstained", "no score"),
     ],
 )

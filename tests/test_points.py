@@ -53,10 +53,7 @@ POINTS: dict[int, str | Without] = {
     18: "ppo rollouts_log_probabilities_are_the_trainers_at_the_same_temperature",
     19: "swap_watch a_swap_by_name_drops_and_mixes_nothing",
     20: "rollouts drawing_follows_the_distribution_and_repeats_with_its_seed",
-    21: Without(
-        "Rollouts come from a float32 copy of the trainer's own weights, old log-probabilities are recomputed, and the "
-        "difference is the metric rollout_gap with a limit: a truncated weight would have little to correct."
-    ),
+    21: "ppo a_tokens_loss_weighs_what_the_policy_has_for_it_beside_what_sampled_it_and_at_most_two",
     22: Without("Rollouts are drawn anew for each iteration and never kept: none can be stale."),
     23: "rollouts a_reply_ends_with_its_first_stop_id_and_leaves_the_batch",
     24: "gates only_replies_cut_off_by_their_limit_pay_the_penalty",

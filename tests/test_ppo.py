@@ -24,7 +24,7 @@ from thumbwise.training.config import TrainSettings
 from thumbwise.training.losses import explained_variance
 from thumbwise.training.metrics import GLOSSARY, glossary_table
 from thumbwise.training.models import Backbone
-from thumbwise.training.stepping import imitate, minibatches, missing_end, shaped_scores
+from thumbwise.training.stepping import imitate, minibatches, missing_end, sample_rollouts, shaped_scores
 from thumbwise.training.value import ValueFunction
 
 SMALL = TrainSettings(
@@ -187,7 +187,7 @@ def test_ppo_raises_a_toy_reward_and_leaves_the_base_alone(context: RunContext) 
     assert all(math.isfinite(value) for row in rows for value in row.values())
     assert rows[0]["kl"] == 0.0
     start, end = np.mean([r["reward"] for r in rows[:2]]), np.mean([r["reward"] for r in rows[-2:]])
-    assert end > start + 1.0  # 2.6 to 4.1 with five seeds
+    assert end > start + 1.0  # 3.5 to 4.3 with five seeds
     assert rows[-1]["kl"] > 0.05
     assert context.backbone.base_sha256() == before
 
@@ -308,6 +308,34 @@ def test_a_run_goes_on_from_its_state_as_if_it_had_not_stopped(model: Path, tmp_
     for one, other in zip(whole.policy.values(), second.policy.values(), strict=True):
         assert torch.equal(one, other)
     assert whole.pace == second.pace
+
+
+def test_a_tokens_loss_weighs_what_the_policy_has_for_it_beside_what_sampled_it_and_at_most_two(
+    model: Path, tmp_path: Path
+) -> None:
+    """Where the sampler had 2/3 of the policy's probability for each token, each counts 1.5 times; with a third, 2."""
+
+    def gradient(less: float | None) -> tuple[torch.Tensor, float]:
+        settings = SMALL.model_copy(update={"minibatches": 1, "max_grad_norm": 1e9})
+        algorithm = PPO(make_context(model, tmp_path, settings), low_ids)
+        samples, rng = sample_rollouts(algorithm.context, 0, 12)
+        told = [
+            None if less is None else tuple(logp - math.log(less) for logp in s.rollout_logprobs or ()) for s in samples
+        ]
+        samples = [replace(s, rollout_logprobs=logps) for s, logps in zip(samples, told, strict=True)]
+        rollout, metrics = algorithm._evaluate(samples)
+        algorithm.optimizer.step = lambda: None
+        algorithm._policy_step(rollout, [slice(0, 12)], rng)
+        return torch.cat([p.grad.flatten() for p in algorithm.policy.values() if p.grad is not None]), metrics[
+            "rollout_kl"
+        ]
+
+    plain, known = gradient(None)
+    assert known == 0.0
+    for less, weight in ((1.0, 1.0), (1.5, 1.5), (3.0, 2.0), (0.5, 0.5)):
+        weighed, kl = gradient(less)
+        torch.testing.assert_close(weighed, weight * plain, atol=1e-6, rtol=1e-3)
+        assert kl == pytest.approx(less - 1 - math.log(less), abs=1e-4)
 
 
 # --- what is handed over --------------------------------------------------------------------------------

@@ -3,8 +3,7 @@
 Shapes: B replies, T response positions; `mask` [B, T] is 1 on real response tokens and is made from
 lengths, never from `ids != pad`. Losses come back per element, unreduced: whoever calls them divides by
 the count over the whole batch, so that micro-batches of unequal length do not change the gradient. Left
-out: dual clipping and importance weights for engine rollouts, which nothing here uses yet. The pretraining
-term is in `ptx.py`.
+out: dual clipping. The pretraining term is in `ptx.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 LOG_RATIO_LIMIT = 20.0
+SAMPLING_WEIGHT = 2.0
 
 
 # --- reward model -------------------------------------------------------------------------------------
@@ -123,6 +123,15 @@ def whiten(values: Tensor, mask: Tensor, *, keep_mean: bool = False) -> Tensor:
 def ratio_of(logp: Tensor, old_logp: Tensor) -> Tensor:
     """pi / pi_old per token, with the log ratio clamped so that exp never overflows."""
     return (logp - old_logp).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+
+
+def sampling_weights(logp: Tensor, sampled_logp: Tensor) -> Tensor:
+    """min(pi / mu, 2) per token, mu being what sampled it: truncated importance sampling (Ionides 2008).
+
+    What samples and what is trained are the same policy in different arithmetic, or in different programs. So verl
+    (`rollout_is`) and TRL's GRPO (`vllm_importance_sampling_correction`) weigh a token's loss; 2 is verl's threshold.
+    """
+    return ratio_of(logp, sampled_logp).clamp(max=SAMPLING_WEIGHT)
 
 
 def policy_loss(logp: Tensor, old_logp: Tensor, advantages: Tensor, clip: float) -> Tensor:

@@ -128,9 +128,9 @@ GLOSSARY: dict[str, Metric] = {
         "share of all 4-grams that recur within their reply", "replies", "steady",
         Watch("change", high=0.05, above=_MORE_VOTES),
     ),
-    "rollout_gap": Metric(
-        "abs(trainer - rollout log-probability)", "tokens", "",
-        Watch("value", high=0.1, above="The sampler and the trainer do not hold the same policy: try train.dtype "
+    "rollout_kl": Metric(
+        "KL of the policy that sampled to the one that is trained, estimated from the sampled tokens", "tokens", "",
+        Watch("value", high=0.01, above="The sampler and the trainer do not hold the same policy: try train.dtype "
               "float32, or another rollout backend."),
     ),
     "abstained": Metric(

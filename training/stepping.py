@@ -21,7 +21,7 @@ from thumbwise.errors import ThumbwiseError
 from thumbwise.training.batches import chunks, pad_rows
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.lengths import at_lengths
-from thumbwise.training.losses import MissingEnd, annealing, masked_mean, warmup
+from thumbwise.training.losses import MissingEnd, annealing, kl_k3, masked_mean, warmup
 from thumbwise.training.models import POLICY, Backbone
 from thumbwise.training.replies import eos_penalties, finish_rate, mean_length, repetition
 
@@ -138,19 +138,18 @@ def rollout_metrics(
         "finish_rate": finish_rate(samples),
         "end_penalty": ends.of(finish_rate(samples)),
         "repetition": repetition(samples),
-        "rollout_gap": rollout_gap(samples, found.logp),
+        "rollout_kl": float(masked_mean(kl_k3(rollout_logp(samples, found.logp), found.logp), found.mask)),
         "abstained": float((~known).sum()),
     }
 
 
-def rollout_gap(samples: Sequence[Sample], logp: Tensor) -> float:
-    """Mean |trainer - rollout log-probability| over response tokens; 0 where the backend reports none."""
-    total, count = 0.0, 0
+def rollout_logp(samples: Sequence[Sample], logp: Tensor) -> Tensor:
+    """The backend's log-probabilities of the tokens, [N, T]; `logp`, the trainer's own, where it reports none."""
+    given = logp.clone()
     for row, sample in enumerate(samples):
-        given = sample.rollout_logprobs or ()
-        total += sum(abs(a - b) for a, b in zip(logp[row].tolist(), given, strict=False))
-        count += len(given)
-    return total / max(count, 1)
+        if sample.rollout_logprobs is not None:
+            given[row, : len(sample.rollout_logprobs)] = torch.tensor(sample.rollout_logprobs, dtype=given.dtype)
+    return given
 
 
 # --- updates --------------------------------------------------------------------------------------------
