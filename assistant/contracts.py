@@ -144,7 +144,8 @@ class Prompt:
 class Evidence:
     """What the gates judge: the reward model's cross-validation, and replies to held-out prompts.
 
-    `rm_error` is the accuracy's standard error (None: as of independent votes).
+    `rm_error` is the accuracy's standard error (None: as of independent votes); what was foretold in order is as in
+    the `FitReport`.
     `candidate` and `stable` answer the same prompts in the same order, sampled alike; `*_scores` f32[N] are
     the reward model's. `kl` is in nats a reply, candidate to reference on the candidate's replies, and `base_kl`
     candidate to base, where the reference is not the base (else None). `chat` and `stable_chat` are as long as chat
@@ -167,6 +168,9 @@ class Evidence:
     groups: tuple[str, ...] = ()
     chat_groups: tuple[str, ...] = ()
     chat_kl: float | None = None
+    foretold: float | None = None
+    foretold_votes: int = 0
+    foretold_error: float = 0.5
 
 
 Gate = Callable[[Evidence], GateReport]
@@ -240,12 +244,19 @@ class FitReport:
     """How well a reward model fits: held-out accuracy over `n` votes, folds by prompt (chance is 0.5).
 
     `error` is that accuracy's standard error; None counts the votes as independent.
+
+    `foretold` is the share of `foretold_votes` votes that was foretold in order, each by a model that was fitted only
+    to votes given before it, in other conversations; `foretold_error` is its standard error. Votes that come later
+    change none of it, so that one may look each night and be fooled no more often. None: the model can't tell.
     """
 
     accuracy: float
     n: int
     details: dict[str, Any] = field(default_factory=dict)
     error: float | None = None
+    foretold: float | None = None
+    foretold_votes: int = 0
+    foretold_error: float = 0.5
 
 
 class RewardModel(Protocol):

@@ -125,6 +125,10 @@ class PluginManager:
         found: Registry = getattr(self, kind)
         return found
 
+    def owners(self, kind: str) -> dict[str, str]:
+        """Which plugin registered each name of one kind, a key of KINDS."""
+        return {name: plugin for (of, name), plugin in self._owners.items() if of == kind}
+
     def list(self) -> Infos:
         """Return every plugin found, in the order of loading."""
         return [*self._infos]

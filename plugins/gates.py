@@ -1,63 +1,100 @@
 """The built-in gates: is the reward model better than chance, the candidate better than stable, and sane?
 
-All of them must pass before a version takes traffic. They see votes, the reward model and samples. Left
-out: people's own verdict on the candidate (side-by-side votes after a canary), which is the only real one;
-the win rate here is a proxy by the same reward model that the policy was trained on.
+All of them must pass before a version takes traffic. They see votes, the reward model and samples, and pass what is
+surely so: what a level means is in training/README.md. Left out: people's own verdict on the candidate (side-by-side
+votes after a canary), which is the only real one; the win rate here is a proxy by the same reward model that the policy
+was trained on.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from thumbwise import hookimpl
 from thumbwise.contracts import Evidence, GateReport, Register, Sample
+from thumbwise.training.config import GateSettings
 from thumbwise.training.evaluate import kl_of_a_token, wins
-from thumbwise.training.intervals import clustered_mean
-from thumbwise.training.replies import finish_rate, mean_length, repetition
+from thumbwise.training.intervals import Array, clustered_error, clustered_mean, ever, once, ratio
+from thumbwise.training.replies import grams, mean_length
+from thumbwise.training.selection import TRIES
+
+MOST = 1000.0
+"""A share of stable's length over which it does not matter how much."""
 
 
 def rm_accuracy(evidence: Evidence) -> GateReport:
-    """Cross-validated accuracy on untied votes, folds by prompt, surely above chance."""
-    limits, share, votes = evidence.limits, evidence.rm_accuracy, evidence.rm_votes
-    error = evidence.rm_error if evidence.rm_error is not None else math.sqrt(share * (1 - share) / max(1, votes))
-    low = share - limits.standard_errors * error if votes else 0.0
+    """Votes foretold surely more often than by chance, where "surely" holds for all nights of a home together.
+
+    A reward model that foretells nothing in order is held to its cross-validation, whose error is up to sqrt(2) times
+    what its votes say: what two votes have in common counts in either's fold.
+    """
+    limits = evidence.limits
+    if evidence.foretold is not None:
+        how = "each by a model of the votes before it"
+        share, votes, error = evidence.foretold, evidence.foretold_votes, evidence.foretold_error
+    else:
+        how = "in cross-validation"
+        share, votes, error = evidence.rm_accuracy, evidence.rm_votes, evidence.rm_error or 0.0
+    if not votes:
+        detail = (
+            "No vote could be held against a reward model that had not seen its conversation: collect votes in more "
+            "conversations."
+        )
+        return GateReport("rm_accuracy", not limits.min_accuracy, 0.0, limits.min_accuracy, detail)
+    error = max(error, 0.5 / math.sqrt(votes)) * (1 if evidence.foretold is not None else math.sqrt(2))
+    low = max(share - ever(limits.level, 0.25 / error**2) * error, 0.0)
     detail = (
-        f"The reward model agrees with {share:.1%} of {votes} votes it had not seen (every pair of a ranking is one), "
-        f"at least {low:.1%} with {limits.standard_errors} standard errors taken off; over {limits.min_accuracy:.0%} "
-        "is needed."
-        if votes
-        else "No vote could be held against a reward model that had not seen its conversation: collect votes in at "
-        "least two conversations."
+        f"The reward model foretold {share:.1%} of {votes} votes, {how} (every pair of a ranking is one): surely "
+        f"{low:.1%} (level {limits.level:g} over the life of a home); over {limits.min_accuracy:.0%} is needed."
     )
-    return GateReport("rm_accuracy", low > limits.min_accuracy, low, limits.min_accuracy, detail)
+    passed = low > limits.min_accuracy or not limits.min_accuracy
+    if not passed and share > limits.min_accuracy:
+        detail += " More votes narrow that."
+    return GateReport("rm_accuracy", passed, low, limits.min_accuracy, detail)
 
 
 def win_rate(evidence: Evidence) -> GateReport:
     """Win over stable on held-out prompts, ties half, by the reward model: a proxy for people.
 
-    Several replies to one prompt are not independent, so the standard error is over prompts.
+    Replies in one conversation are not independent, so the error is over conversations. All policies of a round that
+    the gates may be asked about share the level.
     """
     limits, won = evidence.limits, wins(evidence)
-    prompts = [repr(sample.prompt) for sample in evidence.candidate]
-    share, error = clustered_mean(won.tolist(), prompts) if prompts else (0.0, 0.5)
-    low = share - limits.standard_errors * error
+    groups = _groups(evidence.groups, evidence.candidate)
+    share, error = clustered_mean(won.tolist(), groups) if groups else (0.0, 0.5)
+    low = max(share - once(limits.level / TRIES) * error, 0.0)
     detail = (
-        f"By the reward model (a proxy for people), the candidate wins {share:.1%} of {len(won)} replies to "
-        f"{len(set(prompts))} held-out prompts over stable, at least {low:.1%} with {limits.standard_errors} standard "
-        f"errors taken off; over {limits.min_win_rate:.0%} is needed."
+        f"By the reward model (a proxy for people), the candidate wins {share:.1%} of {len(won)} held-out replies in "
+        f"{len(set(groups))} conversations over stable, surely {low:.1%} (level {limits.level:g} over the {TRIES} "
+        f"policies that a round may try); over {limits.min_win_rate:.0%} is needed."
     )
-    return GateReport("win_rate_proxy", low > limits.min_win_rate, low, limits.min_win_rate, detail)
+    passed = low > limits.min_win_rate or not limits.min_win_rate
+    return GateReport("win_rate_proxy", passed, low, limits.min_win_rate, detail)
 
 
 def kl(evidence: Evidence) -> GateReport:
     """Not too far from the reference."""
-    limit, nats = evidence.limits.max_kl, kl_of_a_token(evidence)
+    return _near("kl", "The candidate", kl_of_a_token(evidence), evidence.kl, evidence.limits.max_kl)
+
+
+def chat_kl(evidence: Evidence) -> GateReport:
+    """Nor in the long replies of chat, of whose ends training may have seen nothing."""
+    nats, limit = evidence.chat_kl, evidence.limits.max_kl
+    if nats is None:
+        return _not_asked("chat_kl", limit)
+    return _near("chat_kl", "In chat replies the candidate", nats / max(mean_length(evidence.chat), 1), nats, limit)
+
+
+def _near(name: str, who: str, of_a_token: float, of_a_reply: float, limit: float) -> GateReport:
     detail = (
-        f"The candidate is {nats:.2f} nats a token ({evidence.kl:.1f} a reply) from the reference; at most {limit:g} "
+        f"{who} is {of_a_token:.2f} nats a token ({of_a_reply:.1f} a reply) from the reference; at most {limit:g} "
         "a token are allowed."
     )
-    return GateReport("kl", nats <= limit, nats, limit, detail)
+    return GateReport(name, of_a_token <= limit, of_a_token, limit, detail)
 
 
 def base_kl(evidence: Evidence) -> GateReport:
@@ -76,57 +113,139 @@ def base_kl(evidence: Evidence) -> GateReport:
     return GateReport("base_kl", nats <= limit, nats, limit, detail)
 
 
+@dataclass(frozen=True)
+class Two:
+    """What two versions said in the same conversations; `more` names the settings that make it more."""
+
+    candidate: tuple[Sample, ...]
+    stable: tuple[Sample, ...]
+    groups: list[str]
+    limits: GateSettings
+    what: str
+    more: str
+
+    def ratios(self, tops: Callable[[Sample], float], bottoms: Callable[[Sample], float]) -> list[tuple[float, Array]]:
+        """A ratio of each version, the candidate's first, and how far each reply pulls it."""
+        sides = self.candidate, self.stable
+        return [ratio(*(np.array([of(reply) for reply in side], float) for of in (tops, bottoms))) for side in sides]
+
+    def width(self, parts: Array) -> float:
+        """How far from its estimate a difference may be, of which each conversation pulls the estimate so far."""
+        return once(self.limits.level) * clustered_error(parts, self.groups)
+
+    def unsure(self, within: bool) -> str:
+        """What to do where an estimate is within its limits and not surely so."""
+        return f" These replies are too few to tell: more {self.more} narrow that." if within else ""
+
+
+def _drafts(evidence: Evidence) -> Two:
+    groups = _groups(evidence.groups, evidence.candidate)
+    more = "gates.prompts or gates.samples"
+    return Two(evidence.candidate, evidence.stable, groups, evidence.limits, "replies", more)
+
+
+def _chat(evidence: Evidence) -> Two:
+    groups = _groups(evidence.chat_groups, evidence.chat)
+    more = "gates.chat_prompts or gates.chat_samples"
+    return Two(evidence.chat, evidence.stable_chat, groups, evidence.limits, "chat replies", more)
+
+
+def _groups(groups: Sequence[str], replies: Sequence[Sample]) -> list[str]:
+    """The conversation that each reply is from; where it is not said, that is its prompt."""
+    return list(groups) if len(groups) == len(replies) else [repr(reply.prompt) for reply in replies]
+
+
+def _not_asked(name: str, limit: float) -> GateReport:
+    said = "No reply was asked for at chat length alone: other replies are as long, or gates.chat_prompts is 0."
+    return GateReport(name, True, 0.0, limit, said)
+
+
+def _length(name: str, two: Two) -> GateReport:
+    shortest, longest = two.limits.min_length, two.limits.max_length
+    if not two.candidate:
+        return _not_asked(name, longest)
+    (length, of_candidate), (before, of_stable) = two.ratios(lambda reply: len(reply.response_ids), lambda _: 1)
+    share = length / max(before, 1e-9)
+    width = min(two.width(of_candidate / max(length, 1e-9) - of_stable / max(before, 1e-9)), math.log(MOST))
+    low, high = share * math.exp(-width), min(share * math.exp(width), MOST)
+    passed = shortest <= low and high <= longest
+    value, limit = (low, shortest) if low < shortest else (high, longest)
+    detail = (
+        f"{len(two.candidate)} {two.what} have {length:.0f} tokens on average, stable's {before:.0f}: surely {low:.2f} "
+        f"to {high:.2f} times as many (level {two.limits.level:g}); {shortest:g} to {longest:g} is allowed."
+    ) + two.unsure(not passed and shortest <= share <= longest)
+    return GateReport(name, passed, value, limit, detail)
+
+
+def _ends(name: str, two: Two) -> GateReport:
+    margin = two.limits.max_finish_loss
+    if not two.candidate:
+        return _not_asked(name, -margin)
+    (rate, of_candidate), (before, of_stable) = two.ratios(lambda reply: reply.finish_reason == "stop", lambda _: 1)
+    low = max(rate - before - two.width(of_candidate - of_stable), -1.0)
+    detail = (
+        f"{rate:.1%} of {len(two.candidate)} {two.what} end by themselves, {before:.1%} of stable's: surely above "
+        f"{low:+.1%} (level {two.limits.level:g}); {-margin:+.0%} is allowed."
+    ) + two.unsure(low < -margin <= rate - before)
+    return GateReport(name, low >= -margin, low, -margin, detail)
+
+
+def _recurs(name: str, two: Two) -> GateReport:
+    margin = two.limits.max_repetition_gain
+    if not two.candidate:
+        return _not_asked(name, margin)
+    (rate, of_candidate), (before, of_stable) = two.ratios(
+        lambda reply: grams(reply)[0], lambda reply: grams(reply)[1]
+    )  # fmt: skip
+    high = min(rate - before + two.width(of_candidate - of_stable), 1.0)
+    detail = (
+        f"{rate:.1%} of the 4-grams of {len(two.candidate)} {two.what} recur within a reply, {before:.1%} of stable's: "
+        f"surely below {high:+.1%} (level {two.limits.level:g}); {margin:+.0%} is allowed."
+    ) + two.unsure(high > margin >= rate - before)
+    return GateReport(name, high <= margin, high, margin, detail)
+
+
 def length(evidence: Evidence) -> GateReport:
     """Replies neither collapse nor swell (the commonest way to please a reward model)."""
-    limits = evidence.limits
-    share = mean_length(evidence.candidate) / max(mean_length(evidence.stable), 1e-9)
-    limit = limits.min_length if share < limits.min_length else limits.max_length
-    detail = (
-        f"Replies are {share:.2f} times as long as stable's; {limits.min_length:g} to {limits.max_length:g} is allowed."
-    )
-    return GateReport("length", limits.min_length <= share <= limits.max_length, share, limit, detail)
+    return _length("length", _drafts(evidence))
+
+
+def chat_length(evidence: Evidence) -> GateReport:
+    """Nor do chat replies: training may see a short reply's length, and nothing holds a policy to what follows."""
+    return _length("chat_length", _chat(evidence))
 
 
 def finish(evidence: Evidence) -> GateReport:
     """Replies still end by themselves."""
-    return _ends("finish_rate", "replies", evidence.candidate, evidence.stable, evidence.limits.max_finish_loss)
+    return _ends("finish_rate", _drafts(evidence))
 
 
 def chat_finish(evidence: Evidence) -> GateReport:
-    """Chat replies do too: training sees a draft's length, and nothing holds a policy to what it said after that.
-
-    Passes where none was asked for at that length.
-    """
-    return _ends(
-        "chat_finish_rate", "chat replies", evidence.chat, evidence.stable_chat, evidence.limits.max_chat_finish_loss
-    )
-
-
-def _ends(name: str, what: str, candidate: Sequence[Sample], stable: Sequence[Sample], margin: float) -> GateReport:
-    rate, limit = finish_rate(candidate), finish_rate(stable) - margin
-    detail = (
-        f"{rate:.0%} of {len(candidate)} {what} end by themselves; at least {max(limit, 0):.0%} is needed (stable's "
-        "rate less a margin)."
-    )
-    return GateReport(name, rate >= limit, rate, limit, detail)
+    """Chat replies do too. As the other gates of chat, passes where none was asked for at that length alone."""
+    return _ends("chat_finish_rate", _chat(evidence))
 
 
 def recurrence(evidence: Evidence) -> GateReport:
     """Replies do not go round in circles."""
-    rate = repetition(evidence.candidate)
-    limit = repetition(evidence.stable) + evidence.limits.max_repetition_gain
-    detail = f"{rate:.1%} of the 4-grams recur within a reply; at most {limit:.1%} is allowed (stable's and a margin)."
-    return GateReport("repetition", rate <= limit, rate, limit, detail)
+    return _recurs("repetition", _drafts(evidence))
+
+
+def chat_recurrence(evidence: Evidence) -> GateReport:
+    """Nor do chat replies, which have longer to."""
+    return _recurs("chat_repetition", _chat(evidence))
 
 
 @hookimpl
 def register_gates(register: Register) -> None:
-    """All eight."""
+    """All eleven."""
     register("rm_accuracy", rm_accuracy)
     register("win_rate_proxy", win_rate)
     register("kl", kl)
+    register("chat_kl", chat_kl)
     register("base_kl", base_kl)
     register("length", length)
+    register("chat_length", chat_length)
     register("finish_rate", finish)
     register("chat_finish_rate", chat_finish)
     register("repetition", recurrence)
+    register("chat_repetition", chat_recurrence)

@@ -51,8 +51,8 @@ def selected(
         return GateReport("kl", evidence.kl <= limit, evidence.kl, limit, f"It is {evidence.kl} nats away.")
 
     result = select(
-        policy, gather, {"kl": gate}, budget=BUDGET / TOKENS, last={"kl": 7.0}, stopped=stopped, say=lambda line: None,
-        milder=lambda kl: ({"kl": less} for less in milder if less < kl * TOKENS),
+        policy, gather, {"kl": gate}, {"kl": "mine"}, budget=BUDGET / TOKENS, last={"kl": 7.0}, stopped=stopped,
+        say=lambda line: None, milder=lambda kl: ({"kl": less} for less in milder if less < kl * TOKENS),
     )  # fmt: skip
     return result, asked
 

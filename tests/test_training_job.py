@@ -52,7 +52,8 @@ def test_a_round_makes_a_candidate_that_serving_accepts_and_promotes_it(tmp_path
     assert len(manifest["probes"]) == 8
     assert all(len(p["top_ids"]) == len(p["base_top_logprobs"]) == 20 for p in manifest["probes"])
     assert {g["name"] for g in manifest["gates"]} == {
-        "rm_accuracy", "win_rate_proxy", "kl", "base_kl", "length", "finish_rate", "chat_finish_rate", "repetition",
+        "rm_accuracy", "win_rate_proxy", "kl", "chat_kl", "base_kl", "length", "chat_length", "finish_rate",
+        "chat_finish_rate", "repetition", "chat_repetition",
     }  # fmt: skip
     assert result.metrics["length"] <= assistant.max_tokens < result.metrics["chat_length"] <= CHAT
     ends = json.loads((tmp_path / "home" / "runs" / "run-1" / "fit.json").read_text())["finish_rate"]
@@ -114,10 +115,10 @@ def test_replies_are_to_end_somewhat_more_often_than_the_references_and_nearly_a
     assistant = FakeAssistant(make_snapshot(40))
     first = train(tmp_path, model, assistant)
     assistant.stable, assistant.number = str(first.version), 2
-    train(tmp_path, model, assistant, {"max_finish_loss": 0.05})
+    train(tmp_path, model, assistant, {"max_finish_loss": 0.06})
     assistant.snapshot, assistant.number, assistant.stable = make_snapshot(40, corrections=8), 3, BASE
-    train(tmp_path, model, assistant, {"max_finish_loss": 0.05}, sft_demonstrations=5)
-    assert steered == [ends_wanted(0.1), 0.9 - 0.05 / 2, 0.9 - 0.05 / 2]
+    train(tmp_path, model, assistant, {"max_finish_loss": 0.06}, sft_demonstrations=5)
+    assert steered == [ends_wanted(0.1), 0.9 - 0.06 / 6, 0.9 - 0.06 / 6]
 
 
 def test_where_nobody_has_voted_since_nothing_is_trained_if_one_asks_for_that(tmp_path: Path, model: Path) -> None:

@@ -41,15 +41,15 @@ learning_rate = 5e-3
 kl_budget = 1000.0
 [gates]
 prompts = 24
+samples = 3
 chat_prompts = 2
-max_chat_finish_loss = 1.0
+chat_samples = 1
 min_accuracy = 0.0
 min_win_rate = 0.0
-standard_errors = 0.0
 max_kl = 1000.0
 max_repetition_gain = 1.0
 max_finish_loss = 1.0
-max_length = 100.0
+max_length = 1000.0
 min_length = 0.0
 """
 

@@ -29,8 +29,8 @@ SMALL = {
 CHAT = 12
 """Tokens of a chat reply; a draft has 8."""
 LENIENT = {
-    "prompts": 8, "chat_prompts": 4, "min_accuracy": 0.0, "min_win_rate": 0.0, "standard_errors": 0.0,
-    "max_finish_loss": 1.0, "max_chat_finish_loss": 1.0, "max_repetition_gain": 1.0,
+    "prompts": 8, "samples": 3, "chat_prompts": 4, "chat_samples": 1, "min_accuracy": 0.0, "min_win_rate": 0.0,
+    "max_finish_loss": 1.0, "max_repetition_gain": 1.0, "min_length": 0.0, "max_length": 1e3,
 }  # fmt: skip
 
 

@@ -5,7 +5,9 @@ Left out: scores of replies at chat length, of which votes on drafts say little.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,11 +28,14 @@ from thumbwise.contracts import (
 from thumbwise.errors import ThumbwiseError
 from thumbwise.training.batches import chunks
 from thumbwise.training.config import GateSettings
+from thumbwise.training.lengths import at_lengths
 from thumbwise.training.models import BASE, POLICY
 from thumbwise.training.replies import finish_rate, mean_length, repetition
 
 CHAT_TOKENS = 512
 """The most tokens of a chat reply that the gates look at."""
+AS_LONG = 0.75
+"""Share of the judged replies that must be as long as in chat, so that none need be asked for at that length alone."""
 
 
 def kl_to_reference(context: RunContext, samples: Sequence[Sample], adapter: str) -> float:
@@ -88,14 +93,18 @@ def interview(
     context: RunContext, backend: Callable[[RunContext], RolloutBackend], held_out: tuple[Prompt, ...],
     limits: GateSettings, chat_tokens: int,
 ) -> Interview:  # fmt: skip
-    """Every one of `held_out` several times, and some once more where chat allows more tokens than a draft has.
+    """Every one of `held_out` several times, at the lengths that people voted at, and some again at chat's.
 
-    At most CHAT_TOKENS of them: a gate need not read a novel.
+    Those have chat's tokens, CHAT_TOKENS at most: a gate need not read a novel. They are left out where AS_LONG of the
+    lengths are as many already. The lengths are drawn once, so that every version is asked the same.
     """
     tokens = min(chat_tokens, CHAT_TOKENS)
-    chat = held_out[: limits.chat_prompts] if tokens > context.max_tokens else ()
-    longer = backend(replace(context, max_tokens=tokens))
-    return Interview(backend(context), longer, held_out * limits.samples, chat, context.train.seed)
+    drafts = at_lengths(context, held_out * limits.samples, random.Random(f"gates:{context.train.seed}"))
+    lengths = context.lengths or (context.max_tokens,)
+    longer = sum(length >= tokens for length in lengths) < AS_LONG * len(lengths)
+    chat = held_out[: limits.chat_prompts] * limits.chat_samples if longer else ()
+    backends = backend(context), backend(replace(context, max_tokens=tokens, lengths=()))
+    return Interview(*backends, tuple(drafts), chat, context.train.seed)
 
 
 def gather_evidence(
@@ -108,7 +117,7 @@ def gather_evidence(
 ) -> Evidence:
     """Put `questions` to the candidate (adapter "policy"), as `stable` was asked them."""
     found = questions.ask(POLICY)
-    candidate = found.drafts
+    candidate, chat = found.drafts, found.chat
     return Evidence(
         rm_accuracy=fit.accuracy,
         rm_votes=fit.n,
@@ -119,9 +128,15 @@ def gather_evidence(
         kl=kl_to_reference(context, candidate, POLICY),
         limits=limits,
         rm_error=fit.error,
-        chat=found.chat,
+        chat=chat,
         stable_chat=stable.chat,
         base_kl=None if context.backbone.reference is BASE else kl_between(context, candidate, POLICY, BASE),
+        groups=tuple(prompt.group for prompt in questions.drafts),
+        chat_groups=tuple(prompt.group for prompt in questions.chat),
+        chat_kl=kl_to_reference(context, chat, POLICY) if chat else None,
+        foretold=fit.foretold,
+        foretold_votes=fit.foretold_votes,
+        foretold_error=fit.foretold_error,
     )
 
 
@@ -141,31 +156,59 @@ def figures(evidence: Evidence) -> dict[str, Any]:
         "repetition": repetition(evidence.candidate),
         "stable_repetition": repetition(evidence.stable),
     }
+    if evidence.foretold is not None:
+        found |= {"foretold": evidence.foretold, "foretold_votes": evidence.foretold_votes}
     if evidence.base_kl is not None:
         found["base_kl"] = evidence.base_kl
     if not evidence.chat:
         return found
+    if evidence.chat_kl is not None:
+        found |= {"chat_kl": evidence.chat_kl, "chat_kl_token": evidence.chat_kl / max(mean_length(evidence.chat), 1)}
     return found | {
         "chat_length": mean_length(evidence.chat),
         "stable_chat_length": mean_length(evidence.stable_chat),
         "chat_finish_rate": finish_rate(evidence.chat),
         "stable_chat_finish_rate": finish_rate(evidence.stable_chat),
+        "chat_repetition": repetition(evidence.chat),
+        "stable_chat_repetition": repetition(evidence.stable_chat),
     }
 
 
-def run_gates(gates: dict[str, Gate], evidence: Evidence) -> list[GateReport]:
-    """Every gate's report; one that raises has failed, and says so."""
+def run_gates(gates: Mapping[str, Gate], evidence: Evidence, brought_by: Mapping[str, str]) -> list[GateReport]:
+    """Every gate's report; one that raises has failed, and says so. `brought_by` names each gate's plugin.
+
+    Raises ThumbwiseError where a gate returns no report: then nobody knows whether the policy may go on.
+    """
     reports = []
     for name, gate in gates.items():
+        plugin = f"the plugin {brought_by[name]}" if name in brought_by else "the plugin that brings it"
         try:
-            reports.append(gate(evidence))
+            report = gate(evidence)
         except ThumbwiseError as error:
-            reports.append(GateReport(name, False, 0.0, 0.0, str(error)))
+            report = GateReport(name, False, 0.0, 0.0, str(error))
         except Exception as error:
-            detail = f"The gate itself failed ({type(error).__name__}: {error}): mend the plugin that brings it."
-            reports.append(GateReport(name, False, 0.0, 0.0, detail))
+            detail = f"The gate {name} itself failed ({type(error).__name__}: {error}): mend {plugin}."
+            report = GateReport(name, False, 0.0, 0.0, detail)
+        reports.append(_checked(name, report, plugin))
     if not reports:
         raise ThumbwiseError(
             "No gate is loaded, and nothing is promoted without one: look at `thumbwise plugins list`."
         )
     return reports
+
+
+def _checked(name: str, report: object, plugin: str) -> GateReport:
+    """`report` with plain types, as JSON can say it; raises ThumbwiseError where it is none."""
+    wrong = f"{report!r:.200}"
+    if isinstance(report, GateReport):
+        try:
+            value, limit = float(report.value), float(report.limit)
+        except (TypeError, ValueError, OverflowError):
+            value = limit = math.nan
+        unknown = math.isnan(value) or math.isnan(limit)
+        if isinstance(report.passed, bool | np.bool_) and not (report.passed and unknown):
+            return GateReport(str(report.name), bool(report.passed), value, limit, str(report.detail))
+    raise ThumbwiseError(
+        f"The gate {name} returned {wrong} instead of a GateReport whose `passed` is True or False and whose value and "
+        f"limit are numbers: mend {plugin}, then `thumbwise train --resume` goes on from here."
+    )

@@ -89,8 +89,9 @@ def ends_aimed_at(work: Work, context: RunContext, usual: float, stable: Replies
     wanted = ends_wanted(usual, short)
     if work.given.stable != BASE or context.backbone.reference is not None:
         # Stable may end more often than the reference, and the gates hold the candidate to it.
-        # Half of their margin below: with its whole rate, each round's luck would be the least of the next.
-        wanted = max(wanted, finish_rate(stable.drafts) - work.settings.gates.max_finish_loss / 2)
+        # A sixth of their margin below, most of which their interval takes: with its whole rate, each round's luck
+        # would be the least of the next.
+        wanted = max(wanted, finish_rate(stable.drafts) - work.settings.gates.max_finish_loss / 6)
     whose = "reference" if work.begun_from == BASE else "base"
     work.progress.say(
         f"Of the {whose}'s replies {usual:.0%} end by themselves; of rollouts {wanted:.0%} should ({short:.0%} of "

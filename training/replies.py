@@ -9,13 +9,16 @@ from thumbwise.contracts import Sample
 
 def repetition(samples: Sequence[Sample], n: int = 4) -> float:
     """Share of n-grams of token ids that occurred before in the same reply; 0 where there are none."""
-    recurring = total = 0
-    for sample in samples:
-        ids = sample.response_ids
-        grams = [ids[i : i + n] for i in range(len(ids) - n + 1)]
-        recurring += len(grams) - len(set(grams))
-        total += len(grams)
-    return recurring / total if total else 0.0
+    found = [grams(sample, n) for sample in samples]
+    total = sum(count for _, count in found)
+    return sum(recurring for recurring, _ in found) / total if total else 0.0
+
+
+def grams(sample: Sample, n: int = 4) -> tuple[int, int]:
+    """How many of a reply's n-grams occurred before in it, and how many it has."""
+    ids = sample.response_ids
+    found = [ids[i : i + n] for i in range(len(ids) - n + 1)]
+    return len(found) - len(set(found)), len(found)
 
 
 def mean_length(samples: Sequence[Sample]) -> float:

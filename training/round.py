@@ -73,8 +73,8 @@ class Round(Work):
         fault_point("gates")
         selected = select(
             algorithm, lambda: self._evidence(context, reward, fit, questions, stable), self.plugins.gates,
-            budget=train.kl_budget, last=last, milder=lambda kl: milder(self, kl), stopped=stopped,
-            say=self.progress.say,
+            self.plugins.owners("gates"), budget=train.kl_budget, last=last,
+            milder=lambda kl: milder(self, kl), stopped=stopped, say=self.progress.say,
         )  # fmt: skip
         evidence, reports = selected.evidence, selected.reports
         if context.backbone.base_sha256() != weights:

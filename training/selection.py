@@ -3,7 +3,8 @@
 A policy that drifts on after it has learned what people want is what over-optimisation looks like (Gao et al. 2022):
 the proxy rises and the replies get worse. So where the gates refuse the last policy, they are asked about the newest
 one within three quarters of the KL budget, then within half of it, and the round's votes are not lost. Three tries, not
-a search: each look at the held-out prompts makes passing by luck likelier. Left out: averaging policies.
+a search: each look at the held-out prompts makes passing by luck likelier, so the three share the win rate's level.
+Left out: averaging policies.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from thumbwise.training.evaluate import kl_of_a_token, run_gates
 
 SHARES = (0.75, 0.5)
 """Of the KL budget: what an earlier policy keeps within, furthest first."""
+TRIES = 1 + len(SHARES)
+"""Policies of a round that the gates may be asked about."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ def earlier(rows: Sequence[Mapping[str, float]], budget: float, kl: float = math
 def select(
     algorithm: PolicyAlgorithm,
     gather: Callable[[], Evidence],
-    gates: dict[str, Gate],
+    gates: Mapping[str, Gate],
+    brought_by: Mapping[str, str],
     *,
     budget: float,
     last: Mapping[str, Any],
@@ -62,14 +66,15 @@ def select(
     """Ask the gates about the policy that `algorithm` holds, and set it back where that is what they need.
 
     `last` is the state before the last update, known to be within `budget` (nats a token); `milder` gives the states to
-    fall back on from a policy so many nats away; `stopped` says why training ended early, if it did.
+    fall back on from a policy so many nats away; `stopped` says why training ended early, if it did; `brought_by` names
+    each gate's plugin.
     """
     evidence = gather()
     if not kl_of_a_token(evidence) <= budget and not stopped:  # also where it is not a number
         stopped = "kl"  # the last update went over it
         algorithm.load_state_dict(last)
         evidence = gather()
-    first = found = Selected(evidence, run_gates(gates, evidence), stopped)
+    first = found = Selected(evidence, run_gates(gates, evidence, brought_by), stopped)
     if first.passed:
         return first
     kept = copy.deepcopy(algorithm.state_dict())
@@ -78,7 +83,7 @@ def select(
         say(f"This policy is refused; the gates are asked about an earlier one. {refused}")
         algorithm.load_state_dict(state)
         evidence = gather()
-        found = Selected(evidence, run_gates(gates, evidence), "gates")
+        found = Selected(evidence, run_gates(gates, evidence, brought_by), "gates")
         if found.passed:
             return found
     algorithm.load_state_dict(kept)
