@@ -33,6 +33,7 @@ from thumbwise import hookimpl
 from thumbwise.contracts import FitReport, Floats, Labels, Register, RunContext, Sample, Scores, ValueInit
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import write_durably
+from thumbwise.training.in_order import Mask, in_order
 from thumbwise.training.votes import Array, Sampling, Votes, bootstrap, gather
 
 L2_STRENGTHS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -113,7 +114,7 @@ class BradleyTerry:
 
         It is of the votes alone that are on replies sampled as the run samples.
         """
-        from thumbwise.training.agreement import report
+        from thumbwise.training.agreement import foretold, report
         from thumbwise.training.heads import fit_head
 
         samples, votes = gather(labels, self.train.thumb_weight, self.sampling)
@@ -125,6 +126,8 @@ class BradleyTerry:
         views = self._measure(samples, votes)
         trust = self._trust(views, votes, strict=True)
         fitted = report(self._cross_validate(views, votes, seed), votes, [len(s.response_ids) for s in samples])
+        ordered = self._foretell(views, votes, in_order(votes.when, votes.group), "models in order", seed)
+        fitted = foretold(ordered, votes, fitted)
         votes = votes.reweighted(trust[votes.rater])
         prior, others = self._choose(views, votes, seed + 1)
         votes = votes.with_others(others)
@@ -255,20 +258,27 @@ class BradleyTerry:
         All else is chosen inside the other folds.
         """
         from thumbwise.training.data import folds
+
+        fold = np.array(folds(votes.group, self.train.rm_folds, seed))
+        parts = [(fold != number, fold == number) for number in range(self.train.rm_folds)]
+        return self._foretell(views, votes, parts, "folds of cross-validation", seed)
+
+    def _foretell(self, views: Views, votes: Votes, parts: Sequence[tuple[Mask, Mask]], what: str, seed: int) -> Array:
+        """What heads fitted to the first votes of each of `parts` say of its second ones, [n]; NaN for nothing."""
         from thumbwise.training.heads import fit_head, observed
 
-        fold, said = np.array(folds(votes.group, self.train.rm_folds, seed)), np.full(len(votes.left), np.nan)
-        for number in range(self.train.rm_folds):
-            self.backbone.told("folds of cross-validation", number, self.train.rm_folds)
-            train, test = votes.pick(fold != number), votes.pick(fold == number)
+        said = np.full(len(votes.left), np.nan)
+        for number, (fitted, asked) in enumerate(parts):
+            self.backbone.told(what, number, len(parts))
+            train, test = votes.pick(fitted), votes.pick(asked)
             if train.telling.any() and len(test.left):
                 train = train.reweighted(self._trust(views, train)[train.rater])
                 prior, others = self._choose(views, train, seed + 1)
                 scaled = prior.of(views[prior.last_share].features)
                 head = fit_head(scaled, train.with_others(others), prior.l2, self.train.rm_label_smoothing)
-                # Thumbs are compared across folds, whose heads differ in scale by their L2.
+                # Thumbs are compared across parts, whose heads differ in scale by their L2.
                 deviation = max(float((scaled @ head.direction).std()), 1e-12)
-                said[fold == number] = observed(scaled, test) @ head.direction / deviation
+                said[asked] = observed(scaled, test) @ head.direction / deviation
         return said
 
     def _trust(self, views: Views, votes: Votes, strict: bool = False) -> Array:

@@ -35,18 +35,21 @@ def rm_accuracy(evidence: Evidence) -> GateReport:
     limits = evidence.limits
     if evidence.foretold is not None:
         how = "each by a model of the votes before it"
-        share, votes, error = evidence.foretold, evidence.foretold_votes, evidence.foretold_error
+        share, votes = evidence.foretold, evidence.foretold_votes
+        error: float | None = evidence.foretold_error
     else:
         how = "in cross-validation"
-        share, votes, error = evidence.rm_accuracy, evidence.rm_votes, evidence.rm_error or 0.0
+        share, votes, error = evidence.rm_accuracy, evidence.rm_votes, evidence.rm_error
     if not votes:
         detail = (
             "No vote could be held against a reward model that had not seen its conversation: collect votes in more "
             "conversations."
         )
         return GateReport("rm_accuracy", not limits.min_accuracy, 0.0, limits.min_accuracy, detail)
-    error = max(error, 0.5 / math.sqrt(votes)) * (1 if evidence.foretold is not None else math.sqrt(2))
-    low = max(share - ever(limits.level, 0.25 / error**2) * error, 0.0)
+    coins = 0.5 / math.sqrt(votes)
+    error = coins if error is None else max(error, coins / 2)  # few votes that are all right are no proof
+    error *= 1 if evidence.foretold is not None else math.sqrt(2)
+    low = max(share - ever(limits.level, min(0.25 / error**2, votes)) * error, 0.0)
     detail = (
         f"The reward model foretold {share:.1%} of {votes} votes, {how} (every pair of a ranking is one): surely "
         f"{low:.1%} (level {limits.level:g} over the life of a home); over {limits.min_accuracy:.0%} is needed."

@@ -115,7 +115,7 @@ def test_a_foretold_vote_counts_as_far_as_the_model_was_sure_of_it() -> None:
     assert (share, votes) == (0.8, 4)
     pulls = np.array([2 * 0.2, -0.5 * 0.8, 2 * 0.2, -0.5 * 0.8]) / 5
     assert error == pytest.approx(widening(4) * np.sqrt(4 / 3 * (pulls**2).sum()))
-    assert share_foretold(np.ones(4), said, ["a", "b", "c", "d"])[2] == pytest.approx(0.5 * 8.5**0.5 / 5)  # a coin's
+    assert share_foretold(np.ones(4), said, ["a", "b", "c", "d"])[2] == pytest.approx(0.4 * 8.5**0.5 / 5)  # a coin's
     assert share_foretold(np.zeros(0), np.zeros(0), []) == (0.5, 0, 0.5)
     assert share_foretold(right, said, ["a"] * 4)[2] == 0.5
 

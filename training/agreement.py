@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
 
 from thumbwise.contracts import FitReport
+from thumbwise.training.in_order import share_foretold
 from thumbwise.training.intervals import clustered_mean
 from thumbwise.training.votes import FEW, Array, Votes
 
@@ -31,6 +33,16 @@ def report(said: Array, votes: Votes, tokens: Sequence[int]) -> FitReport:
                 parts.append({"kind": kind, "tokens": [low, high], "votes": n, "accuracy": accuracy, "error": error})
     accuracy, error, n = _accuracy(said, votes)
     return FitReport(accuracy, n, {"by": parts}, error)
+
+
+def foretold(said: Array, votes: Votes, fit: FitReport) -> FitReport:
+    """`fit` with how often a score `said` of votes by models of the votes before them agrees with those."""
+    right = agreement(said, votes)
+    told = ~np.isnan(right)
+    sure = np.where(votes.is_pair, said, 1.0)  # a thumb's own score is against others', and says not how surely
+    groups = [group for group, tells in zip(votes.group, told, strict=True) if tells]
+    share, n, error = share_foretold(right[told], sure[told], groups)
+    return replace(fit, foretold=share, foretold_votes=n, foretold_error=error)
 
 
 def told(fit: FitReport) -> str:

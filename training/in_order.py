@@ -11,7 +11,7 @@ are foretold from few costs power, and what wins it back is to count a vote as f
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,11 @@ FIRST, GROWTH = 20, 1.4
 """Votes that nothing is foretold of, and by what factor votes must have grown for a new model to be fitted."""
 SUREST = 2.0
 """Deviations of a model's scores from which it counts as no surer than that."""
+LEAST = 0.4
+"""How far a coin's thumbs spread at least about their mean, on the scale of comparisons (those spread by 0.5)."""
 
 
-def in_order(when: Sequence[str], groups: Sequence[Hashable]) -> Iterator[tuple[Mask, Mask]]:
+def in_order(when: Sequence[str], groups: Sequence[Hashable]) -> list[tuple[Mask, Mask]]:
     """Which votes to fit to and which to foretell, [n] each: one such pair a model.
 
     Votes are in the order of `when`, sortable ids. None is foretold by others of its conversation (`groups`), so where
@@ -36,25 +38,26 @@ def in_order(when: Sequence[str], groups: Sequence[Hashable]) -> Iterator[tuple[
     place[sorted(range(len(when)), key=lambda n: when[n])] = np.arange(len(when))
     names = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     group = np.array([names[name] for name in groups], np.int64)
-    begin = FIRST
+    parts, begin = [], FIRST
     while begin < len(when):
         end = int(begin * GROWTH)
         foretold = (place >= begin) & (place < end)
         before = (place < begin) & ~np.isin(group, group[foretold])
-        yield before, foretold
+        parts.append((before, foretold))
         begin = end
+    return parts
 
 
 def share_foretold(right: Array, said: Array, clusters: Sequence[Hashable]) -> tuple[float, int, float]:
     """The share of votes that were foretold (`right` of each, 0 to 1), their number, and the share's standard error.
 
     A vote counts as far as the model was sure of it: `said` [n], in deviations of the model's scores. Where the votes
-    are a coin's, how sure it was makes it right no more often. The error is at least a coin's.
+    are a coin's, how sure it was makes it right no more often. The error is at least a coin's (LEAST).
     """
     if not len(right):
         return 0.5, 0, 0.5
     sure = np.maximum(np.minimum(np.abs(said), SUREST), 1e-9)
     share, parts = ratio(right * sure, sure)
     error = clustered_error(parts, clusters)
-    least = 0.5 * float(np.sqrt((sure**2).sum()) / sure.sum())
+    least = LEAST * float(np.sqrt((sure**2).sum()) / sure.sum())
     return share, len(right), max(error, least) if np.isfinite(error) else 0.5

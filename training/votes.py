@@ -69,7 +69,7 @@ class Votes:
     `good` is 1 where the left reply won or the thumb is up, 0 where not, TIE for a tie; `weight` counts a vote;
     `group` names its prompt; `rater` [n] is the person who gave it, a number below `raters`; `alike` [n] is whether
     its replies were sampled as the run samples. `names` are the people's, and `given` [raters] how many votes each
-    gave, with those that were set aside.
+    gave, with those that were set aside; `when` [n] are ids that sort as the votes were given.
     """
 
     left: Ints
@@ -82,6 +82,7 @@ class Votes:
     alike: NDArray[np.bool_]
     names: tuple[str, ...] = ()
     given: Array | None = None
+    when: tuple[str, ...] = ()
 
     @property
     def counts(self) -> Array:
@@ -91,9 +92,10 @@ class Votes:
     def pick(self, which: NDArray[np.bool_]) -> Votes:
         """The votes where `which` is true."""
         kept = tuple(g for g, keep in zip(self.group, which, strict=True) if keep)
+        when = tuple(w for w, keep in zip(self.when, which, strict=True) if keep) if self.when else ()
         return replace(
             self, left=self.left[which], right=self.right[which], good=self.good[which], weight=self.weight[which],
-            group=kept, rater=self.rater[which], alike=self.alike[which],
+            group=kept, rater=self.rater[which], alike=self.alike[which], when=when,
         )  # fmt: skip
 
     def reweighted(self, factor: Array) -> Votes:
@@ -148,7 +150,7 @@ def gather(labels: Labels, thumb_weight: float, sampling: Sampling | None = None
         return sampling is None or all(map(sampling.alike, judged))
 
     found = [
-        (row(c.left), row(c.right), OUTCOME[c.choice], float(c.strength), c.group, rater(c), so(c.left, c.right))
+        (row(c.left), row(c.right), OUTCOME[c.choice], float(c.strength), c.group, rater(c), so(c.left, c.right), c.id)
         for c in labels.comparisons
     ]
     for ranking in labels.rankings:
@@ -157,17 +159,18 @@ def gather(labels: Labels, thumb_weight: float, sampling: Sampling | None = None
         for a, b in pairs:
             good = TIE if tiers[a] == tiers[b] else float(tiers[a] < tiers[b])
             counts = (len(numbers) - 1) / len(pairs)
-            found.append((numbers[a], numbers[b], good, counts, ranking.group, rater(ranking), so(*ranking.drafts)))
+            by, like = rater(ranking), so(*ranking.drafts)
+            found.append((numbers[a], numbers[b], good, counts, ranking.group, by, like, ranking.id))
     given = votes_by_person(labels)
     untied = sum(vote[3] for vote in found if vote[2] != TIE)
     share = min(thumb_weight, max(untied, FEW) / max(1, len(labels.thumbs)))
     if share > 0:
-        found += [(row(t.sample), -1, float(t.up), share, t.group, rater(t), so(t.sample)) for t in labels.thumbs]
-    left, right, outcome, weight, group, who, like = zip(*found, strict=True) if found else ((),) * 7
+        found += [(row(t.sample), -1, float(t.up), share, t.group, rater(t), so(t.sample), t.id) for t in labels.thumbs]
+    left, right, outcome, weight, group, who, like_, when = zip(*found, strict=True) if found else ((),) * 8
     return samples, Votes(
         np.array(left, np.int64), np.array(right, np.int64), np.array(outcome), np.array(weight), tuple(group),
-        np.array(who, np.int64), len(names), np.array(like, bool), tuple(names),
-        np.array([given[name] for name in names], float),
+        np.array(who, np.int64), len(names), np.array(like_, bool), tuple(names),
+        np.array([given[name] for name in names], float), tuple(when),
     )  # fmt: skip
 
 
