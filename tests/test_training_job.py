@@ -340,7 +340,13 @@ def test_every_stage_of_a_round_that_takes_minutes_says_how_far_it_is(
     snapshot = make_snapshot(40, corrections=12)
     train(tmp_path, model, FakeAssistant(snapshot), {"max_base_kl": 1e3}, sft_demonstrations=10, iterations=1)
     assert set(told["sft"]) == {"replies written", "updates"}
-    assert set(told["reward model"]) == {"replies read", "folds of cross-validation", "heads", "replies written"}
+    assert set(told["reward model"]) == {
+        "replies read",
+        "folds of cross-validation",
+        "models in order",
+        "heads",
+        "replies written",
+    }
     assert set(told["replies of stable"]) == {"replies written"}
     assert set(told["gates"]) == {"replies written", "replies read", "replies compared"}
     for parts in told.values():
