@@ -24,9 +24,8 @@ from thumbwise.engine import Engine
 from thumbwise.engine_client import Sampling
 from thumbwise.home import Home
 from thumbwise.training.config import TrainSettings
-from thumbwise.training.data import NO_DAY, Demonstration, parse
+from thumbwise.training.data import NO_DAY, parse
 from thumbwise.training.models import Backbone
-from thumbwise.training.sft import encode
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -158,10 +157,10 @@ def test_an_argument_of_the_template_decides_whether_a_model_thinks(folders: dic
     assert thinking.tokenizer.decode(thinking.chat.prompt_ids(ASK)).endswith("assistant\n")
 
 
-def test_blank_corrections_teach_nothing(folders: dict[str, Path]) -> None:
-    backbone = opened(folders["phi"], FAMILIES["phi"])
-    said = [Demonstration(str(n), "u", str(n), ASK, text) for n, text in enumerate(("", " \n", "Paris."))]
-    assert [sample.response for _, sample in encode(said, backbone, 64)] == ["Paris."]
+def test_blank_corrections_of_older_homes_are_none() -> None:
+    line = {"type": "demonstration", "id": "d", "user": "u", "group": "g", "prompt": list(ASK)}
+    data = "".join(json.dumps(line | {"text": text}) + "\n" for text in ("", " \n", "Paris.")).encode()
+    assert [said.text for said in parse(data).demonstrations] == ["Paris."]
 
 
 @pytest.mark.parametrize(

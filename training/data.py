@@ -143,7 +143,8 @@ def parse(data: bytes) -> Snapshot:
                 drafts = tuple(_sample(draft, messages) for draft in row["drafts"])
                 rankings.append(Ranking(*_by(row), drafts, _tiers(row["tiers"], drafts), person=_person(row)))
             elif row["type"] == "demonstration":
-                demonstrations.append(Demonstration(*_by(row), messages, row["text"], person=_person(row)))
+                if row["text"].strip():  # a blank one, which used to be taken, teaches nothing
+                    demonstrations.append(Demonstration(*_by(row), messages, row["text"], person=_person(row)))
             elif row["type"] == "prompt":
                 prompts.setdefault(_key(messages), Prompt(messages, row["group"], _person(row), row["user"]))
                 days += [date.fromisoformat(row["day"])] if "day" in row else []

@@ -59,14 +59,9 @@ class SFTReport:
 
 
 def encode(demonstrations: Sequence[Demonstration], backbone: Backbone, longest: int) -> list[tuple[str, Sample]]:
-    """Group and sample of each demonstration, encoded and ended as the chat template ends a reply.
-
-    Left out are those over `longest` tokens, and blank ones.
-    """
+    """Group and sample of each demonstration, ended as the template ends a reply; those over `longest` are left out."""
     found = []
     for demo in demonstrations:
-        if not demo.text.strip():
-            continue
         prompt, ids = backbone.chat.prompt_ids(demo.prompt), backbone.chat.reply_ids(demo.prompt, demo.text)
         if len(prompt) <= longest and len(ids) <= longest:
             found.append((demo.group, Sample(demo.prompt, demo.text, tuple(prompt), ids, "stop", "person")))
