@@ -43,9 +43,11 @@ def unknown(home: Home, versions: Versions, model: PreparedModel, engine: Engine
     manifests: list[dict[str, Any]] = []
     for path in sorted(home.policies.iterdir()):
         name = artifacts.NAME.fullmatch(path.name)
-        if name is None or path.name in known or not (path / artifacts.MANIFEST).is_file():
+        if name is None or path.name in known:
             continue
         try:
+            if not (path / artifacts.MANIFEST).is_file():  # a crash left it: it never was a version
+                continue
             if int(name[1]) in numbers:
                 raise ThumbwiseError(f"Number {int(name[1])} is another's, or its run may still hand it over.")
             manifests.append(_checked(path, model, engine.max_lora_rank))
@@ -64,8 +66,13 @@ def _checked(path: Path, model: PreparedModel, max_rank: int) -> dict[str, Any]:
 def take_in(versions: Versions, manifests: list[dict[str, Any]]) -> None:
     """Record them, as retired or, where a gate had refused them, as rejected; blocking."""
     for manifest in manifests:
-        version, gates = manifest["version"], manifest.get("gates") or []
-        refused = [str(gate.get("detail")) for gate in gates if not gate.get("passed")]
+        version, refused = manifest["version"], _refused(manifest.get("gates"))
         versions.stage(manifest, None)
         versions.set_state(version, "rejected" if refused else "retired", " ".join(refused) or FOUND)
         log.warning("%s was on disk, and the database did not know it: it is listed now, and unused", version)
+
+
+def _refused(gates: object) -> list[str]:
+    """What the gates that refused a version said."""
+    reports = [gate for gate in gates if isinstance(gate, dict)] if isinstance(gates, list) else []
+    return [str(gate.get("detail")) for gate in reports if gate.get("passed") is not True]

@@ -135,7 +135,9 @@ def taken_in(world: World) -> Versions:
 async def test_versions_that_the_database_lacks_are_listed_and_take_no_traffic(world: World) -> None:
     passed = on_disk(world, 3, gates=[{"name": "kl", "passed": True, "detail": "Near enough."}])
     refused = on_disk(world, 4, gates=[{"name": "kl", "passed": False, "detail": "Too far."}])
+    odd = [on_disk(world, number, gates=gates) for number, gates in ((1, None), (2, ["?"]))]
     versions = taken_in(taken := world)
+    assert [versions.get(version).state for version in odd] == ["retired", "retired"]
     assert (versions.get(passed).state, versions.get(passed).reason) == ("retired", found.FOUND)
     assert (versions.get(refused).state, versions.get(refused).reason) == ("rejected", "Too far.")
     assert versions.stable() == BASE
