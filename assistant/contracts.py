@@ -283,7 +283,7 @@ Reward = Callable[[Sequence[Sample]], Scores]
 
 
 class PolicyAlgorithm(Protocol):
-    """Improves a fresh adapter, one `step` an iteration; the job owns the loop, checkpoints and the budget.
+    """Improves the adapter that a round begins with, one `step` an iteration; the job owns the loop and the budget.
 
     Its factory takes `(context: RunContext, reward: Reward)`; the adapter that it trains is named "policy".
     `step`'s metrics hold at least `kl`, in nats a reply, of the policy it *began* with, and `length`, the mean number
