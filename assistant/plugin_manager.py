@@ -41,6 +41,7 @@ BUILTINS = (
     "thumbwise.plugins.ppo",
     "thumbwise.plugins.best_of_n",
     "thumbwise.plugins.dpo",
+    "thumbwise.plugins.kto",
     "thumbwise.plugins.rloo",
     "thumbwise.plugins.gates",
     "thumbwise.plugins.candidates",

@@ -83,7 +83,7 @@ POINTS: dict[int, str | Without] = {
     46: Without("At 0.992 a mean over weights reaches back 125 steps, more than a whole run here has."),
     47: "ppo bfloat16_weights_compute_in_bfloat16_and_losses_in_float32",
     48: "resume a_run_killed_at_every_stage_in_turn_ends_with_the_adapter_of_one_that_was_not",
-    49: Without("There is no KTO: thumbs train the reward model, beside comparisons and on the same scale."),
+    49: "trl desirable_replies_and_others_count_half_each_however_few_one_kind_is",
     50: "policies an_adapter_that_cannot_be_served_is_refused",
     51: "swap_watch a_swap_in_place_is_caught",
     52: "points a_reward_model_that_fails_is_named_and_never_a_missing_score",

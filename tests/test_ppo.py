@@ -181,7 +181,7 @@ def test_ppo_raises_a_toy_reward_and_leaves_the_base_alone(context: RunContext) 
     free = {"pace": 1.0, "episodes": 32, "micro_batch": 32}  # the reward must rise, not meet a KL
     algorithm = PPO(replace(context, train=SMALL.model_copy(update=free)), low_ids)
     rows = [algorithm.step(i) for i in range(10)]
-    others = {"best_reward", "sft_loss", "dpo_loss", "dpo_accuracy", "ptx_loss", "ptx_gamma"}
+    others = {"best_reward", "sft_loss", "dpo_loss", "dpo_accuracy", "kto_loss", "desirable", "ptx_loss", "ptx_gamma"}
     assert set(GLOSSARY) - set(rows[0]) == others
     assert set(rows[0]) < set(GLOSSARY)
     assert all(math.isfinite(value) for row in rows for value in row.values())

@@ -115,7 +115,7 @@ def test_a_round_that_began_from_stable_goes_on_from_it(tmp_path: Path, model: P
     assert train(tmp_path, model, assistant, resume=True).version == whole.version
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "best_of_n", "dpo", "rloo"])
+@pytest.mark.parametrize("algorithm", ["ppo", "best_of_n", "dpo", "kto", "rloo"])
 def test_every_algorithm_goes_on_from_its_checkpoint(tmp_path: Path, model: Path, fault: Any, algorithm: str) -> None:
     whole = train(tmp_path / "whole", model, FakeAssistant(make_snapshot(40)), algorithm=algorithm, iterations=3)
     assistant = FakeAssistant(make_snapshot(40))

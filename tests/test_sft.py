@@ -198,7 +198,7 @@ def test_what_sft_changed_is_seen_by_the_gates(make: Callable[..., RunContext]) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["ppo", "best_of_n", "dpo", "rloo"])
+@pytest.mark.parametrize("algorithm", ["ppo", "best_of_n", "dpo", "kto", "rloo"])
 def test_a_round_with_corrections_begins_at_their_reference_and_ends_with_an_adapter_of_both(
     tmp_path: Path, model: Path, algorithm: str
 ) -> None:

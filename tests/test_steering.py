@@ -22,7 +22,7 @@ SMALL = TrainSettings(
     dtype="float32", episodes=16, replies=4, best_of=4, minibatches=2, micro_batch=16, iterations=10, lora_rank=8,
     learning_rate=5e-3, value_learning_rate=5e-3, warmup=0, kl_coefficient=0.02,
 )  # fmt: skip
-ALGORITHMS = ("ppo", "best_of_n", "dpo", "rloo")
+ALGORITHMS = ("ppo", "best_of_n", "dpo", "kto", "rloo")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,6 +18,7 @@ from thumbwise.contracts import Reward, RunContext, Sample
 from thumbwise.home import Home
 from thumbwise.plugin_manager import PluginManager
 from thumbwise.plugins.dpo import DPO, pair_up
+from thumbwise.plugins.kto import KTO, balanced
 from thumbwise.plugins.ppo import in_process
 from thumbwise.plugins.rloo import RLOO
 from thumbwise.training.batches import chunks
@@ -30,7 +31,7 @@ SMALL = TrainSettings(
     dtype="float32", episodes=16, replies=4, minibatches=2, micro_batch=16, iterations=10, lora_rank=8,
     learning_rate=5e-3, pace=1.0, warmup=0, kl_coefficient=0.02,
 )  # fmt: skip
-Either = DPO | RLOO
+Either = DPO | KTO | RLOO
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -65,10 +66,10 @@ def sums(algorithm: Either, samples: Sequence[Sample]) -> tuple[list[float], lis
     return (found.logp * found.mask).sum(1).tolist(), (found.reference * found.mask).sum(1).tolist()
 
 
-# --- both -----------------------------------------------------------------------------------------------
+# --- all -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("algorithm", [DPO, RLOO])
+@pytest.mark.parametrize("algorithm", [DPO, KTO, RLOO])
 def test_a_toy_reward_rises_and_the_base_is_left_alone(make: Callable[..., Any], algorithm: type[Either]) -> None:
     made = make(algorithm, low_ids, iterations=16)
     before = made.backbone.base_sha256()
@@ -82,7 +83,7 @@ def test_a_toy_reward_rises_and_the_base_is_left_alone(make: Callable[..., Any],
     assert set(made.backbone.peft.peft_config) == {"policy"}
 
 
-@pytest.mark.parametrize("algorithm", [DPO, RLOO])
+@pytest.mark.parametrize("algorithm", [DPO, KTO, RLOO])
 def test_the_same_seed_gives_the_same_weights_also_from_a_checkpoint(
     make: Callable[..., Any], algorithm: type[Either]
 ) -> None:
@@ -100,7 +101,7 @@ def test_the_same_seed_gives_the_same_weights_also_from_a_checkpoint(
         assert torch.equal(weight, second.policy[name])
 
 
-@pytest.mark.parametrize("algorithm", [DPO, RLOO])
+@pytest.mark.parametrize("algorithm", [DPO, KTO, RLOO])
 def test_the_update_does_not_depend_on_the_micro_batches(make: Callable[..., Any], algorithm: type[Either]) -> None:
     gradients = []
     for size in (16, 2, 1):
@@ -114,7 +115,7 @@ def test_the_update_does_not_depend_on_the_micro_batches(make: Callable[..., Any
     torch.testing.assert_close(gradients[2], gradients[0], atol=1e-6, rtol=1e-3)
 
 
-@pytest.mark.parametrize("algorithm", [DPO, RLOO])
+@pytest.mark.parametrize("algorithm", [DPO, KTO, RLOO])
 def test_without_a_score_nothing_is_learnt(make: Callable[..., Any], algorithm: type[Either]) -> None:
     made = make(algorithm, silent, kl_coefficient=0.0)
     before = made.backbone.state("policy")
@@ -124,9 +125,10 @@ def test_without_a_score_nothing_is_learnt(make: Callable[..., Any], algorithm: 
     assert all(torch.equal(before[name], weight) for name, weight in made.policy.items())
 
 
-def test_both_are_built_in(tmp_path: Path) -> None:
+def test_all_are_built_in(tmp_path: Path) -> None:
     plugins = PluginManager(Home.find(tmp_path / "home")).load()
     assert plugins.get("policy_algorithms", "dpo") is DPO
+    assert plugins.get("policy_algorithms", "kto") is KTO
     assert plugins.get("policy_algorithms", "rloo") is RLOO
 
 
@@ -157,6 +159,51 @@ def test_the_dpo_loss_is_the_papers_at_the_runs_temperature(make: Callable[..., 
     assert np.abs(margins).min() > 1e-3
     found = made._update(pairs, [slice(0, 2)])
     assert found["dpo_loss"] == pytest.approx(np.mean(np.log1p(np.exp(-margins))), abs=1e-5)
+
+
+# --- kto ------------------------------------------------------------------------------------------------
+
+
+def labelled(made: KTO, labels: Sequence[bool]) -> list[dict[str, Any]]:
+    """Replies as rows for TRL; what the reference gives them is our own code's figure."""
+    samples = replies(made, len(labels))
+    _, reference = sums(made, samples)
+    return [
+        {
+            "prompt_ids": list(sample.prompt_ids), "completion_ids": list(sample.response_ids), "label": label,
+            "ref_logps": ref, "ref_KL_logps": 0.0,
+        }
+        for sample, label, ref in zip(samples, labels, reference, strict=True)
+    ]  # fmt: skip
+
+
+def test_the_kto_loss_is_the_papers_at_the_runs_temperature(make: Callable[..., Any]) -> None:
+    made = make(KTO, low_ids, kto_beta=0.3)
+    disturb(made.backbone)
+    labels = [True, False, False, True]
+    rows = labelled(made, labels)
+    policy, reference = sums(made, replies(made, 4))
+    ratio, made.kl = np.array(policy) - np.array(reference), 0.4
+    made.trainer.desirable_weight, made.trainer.undesirable_weight = 1.5, 0.5
+    sign = np.where(labels, 1, -1)
+    losses = np.where(labels, 1.5, 0.5) * (1 - 1 / (1 + np.exp(-0.3 * sign * (ratio - 0.4))))
+    assert np.abs(ratio).min() > 1e-3
+    found = made._update(rows, [slice(0, 1), slice(1, 4)])  # whatever the micro-batches
+    assert found["kto_loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+
+
+def test_one_step_makes_the_desirable_likelier_than_the_others(make: Callable[..., Any]) -> None:
+    made = make(KTO, low_ids, minibatches=1)
+    rows = labelled(made, [True, False, True, False])
+    before = np.array(sums(made, replies(made, 4))[0])
+    made._update(rows, [slice(0, 4)])
+    moved = np.array(sums(made, replies(made, 4))[0]) - before
+    assert moved[0] + moved[2] > moved[1] + moved[3] + 0.01
+
+
+def test_desirable_replies_and_others_count_half_each_however_few_one_kind_is() -> None:
+    assert balanced([True, False, False, False]) == (2.0, 2 / 3)
+    assert balanced([True, True]) == balanced([False]) == balanced([]) == (1.0, 1.0)
 
 
 # --- rloo -----------------------------------------------------------------------------------------------

@@ -88,6 +88,7 @@ class TrainSettings(BaseModel):
         4, ge=2, description="replies to a prompt, for dpo's pairs and rloo's baselines (episodes / replies prompts)"
     )
     dpo_beta: float = Field(0.1, gt=0, description="DPO's beta: smaller goes further from the reference")
+    kto_beta: float = Field(0.1, gt=0, description="KTO's beta: smaller goes further from the reference")
     epochs: int = Field(1, ge=1, description="passes over a batch of rollouts")
     minibatches: int = Field(4, ge=1, description="optimizer steps in a pass")
     micro_batch: int = Field(16, ge=1, description="replies in one forward and backward; changes memory, not results")

@@ -95,6 +95,10 @@ GLOSSARY: dict[str, Metric] = {
     "policy_loss": Metric("max(-A r, -A clip(r, 1 - c, 1 + c)) (rloo: a reply's)", "tokens", "near 0, mostly negative"),
     "dpo_loss": Metric("-log sigmoid of beta times the log ratio of the chosen less the rejected", "pairs", "falls"),
     "dpo_accuracy": Metric("1 where that difference is positive, before the update", "pairs", "above 0.5"),
+    "kto_loss": Metric(
+        "1 - sigmoid of beta (log ratio - kl) of the desirable, beta (kl - log ratio) of the others", "replies", "falls"
+    ),
+    "desirable": Metric("1 where the reward likes a reply better than the reference's mean (kto)", "replies", "rises"),
     "sft_loss": Metric("-log policy of the kept replies (best_of_n)", "tokens", "falls slowly, as entropy"),
     "ptx_loss": Metric("-log policy of the pretraining texts at temperature 1", "tokens", "steady"),
     "ptx_gamma": Metric("weight of the pretraining gradient beside PPO's", "updates", "steady"),

@@ -203,12 +203,16 @@ def set_learning_rate(optimizer: Any, rate: float, train: TrainSettings, iterati
 
 @dataclass
 class Scored:
-    """N replies, a number of them in a row to each prompt; [N] what `shaped_scores` has of them; metrics."""
+    """N replies, a number of them in a row to each prompt; [N] what `shaped_scores` has of them; metrics.
+
+    `reference` [N] is what the reference gives each reply: the sum of its tokens' log-probabilities.
+    """
 
     samples: list[Sample]
     score: Tensor
     penalty: Tensor
     known: Tensor
+    reference: Tensor
     metrics: dict[str, float]
     rng: random.Random
 
@@ -221,7 +225,7 @@ def score_replies(context: RunContext, reward: Reward, iteration: int, replies: 
     found = measure(context.backbone, samples, list(chunks(len(samples), train.micro_batch)), context.temperature)
     metrics = rollout_metrics(samples, found, score, known, ends)
     ends.update(metrics["finish_rate"])
-    return Scored(samples, score, penalty, known, metrics, rng)
+    return Scored(samples, score, penalty, known, (found.reference * found.mask).sum(1), metrics, rng)
 
 
 def imitate(backbone: Backbone, samples: Sequence[Sample], parts: Sequence[slice], temperature: float) -> float:

@@ -1,0 +1,114 @@
+"""KTO by TRL, online: the policy's own replies, each good or bad by itself, as a thumb says. The loop, top to bottom.
+
+Each iteration samples one reply a prompt. Those that the reward likes better than the reference's on average (a score
+above 0) are desirable, the others not. The loss is TRL's: 1 - sigmoid(beta (log ratio - KL)) of the desirable,
+1 - sigmoid(beta (KL - log ratio)) of the others, ratios to the reference (Ethayarajh et al. 2024, arXiv 2402.01306,
+equation 7), here at the run's temperature. Both kinds weigh the same in an iteration, however few one is. The KL is the
+one that is measured on the replies: TRL's estimate, from replies put after other prompts, is for replies that the
+policy did not say. Left out: thumbs that people gave (the reward model has learned from them), and replies of earlier
+iterations. Torch and TRL are imported where a method needs them, so that listing plugins stays cheap.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from thumbwise import hookimpl
+from thumbwise.contracts import Register, Reward, RunContext
+from thumbwise.training.policy_state import PolicyState
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def balanced(desirable: Sequence[bool]) -> tuple[float, float]:
+    """Weights of desirable and of other replies that make either kind count half; 1 where there is one kind only."""
+    good, n = sum(desirable), len(desirable)
+    return (n / (2 * good), n / (2 * (n - good))) if 0 < good < n else (1.0, 1.0)
+
+
+class KTO(PolicyState):
+    """Improves the adapter "policy", one batch of rollouts a step."""
+
+    def __init__(self, context: RunContext, reward: Reward) -> None:
+        from thumbwise.training import trl_parts
+
+        super().__init__(context, reward)
+        self.kl = 0.0
+        self.trainer = self._make_trainer()
+        self.trainer.precompute_ref_logps = True  # ours come with each row
+        trl_parts.at_temperature(self.backbone, context.temperature)
+
+    def _make_trainer(self) -> Any:
+        """TRL's trainer, given the KL that we measured where it would estimate one."""
+        import torch
+
+        from thumbwise.training import trl_parts
+
+        trainer, config = trl_parts.load("KTOTrainer", "KTOConfig")
+        algorithm = self
+
+        class WithOurKL(trainer):  # type: ignore[misc, valid-type]
+            def _compute_kl_logps(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+                del model
+                return torch.full((len(batch["label"]),), algorithm.kl)
+
+        common = trl_parts.settings(self.context)
+        common["per_device_train_batch_size"] = max(2, self.train.micro_batch)  # TRL's own KL would need two
+        args = config(**common, beta=self.train.kto_beta, max_length=None)
+        row = {"prompt": "a", "completion": "b", "label": True}
+        return trl_parts.build(self.backbone, WithOurKL, row, args=args)
+
+    def step(self, iteration: int) -> dict[str, float]:
+        """One iteration: rollouts, scores, what is desirable, then the updates. Returns its metrics."""
+        from thumbwise.training import stepping
+
+        start, train = time.monotonic(), self.train
+        rolled = stepping.score_replies(self.context, self.reward, iteration, 1, self.ends)
+        metrics = rolled.metrics
+        # Where an end is lacking costs something, an end is worth as much: the score's 0 stays what divides them.
+        worth = (rolled.score - rolled.penalty + rolled.penalty.mean()).tolist()
+        known = rolled.known.tolist()
+        rows = [
+            {
+                "prompt_ids": list(sample.prompt_ids), "completion_ids": list(sample.response_ids),
+                "label": worth[n] > 0, "ref_logps": float(rolled.reference[n]), "ref_KL_logps": 0.0,
+            }
+            for n, sample in enumerate(rolled.samples) if known[n] and sample.response_ids
+        ]  # fmt: skip
+        desirable = [row["label"] for row in rows]
+        self.kl = max(0.0, metrics["kl"])
+        self.trainer.desirable_weight, self.trainer.undesirable_weight = balanced(desirable)
+        rate = self.set_pace(iteration, metrics["kl_token"])
+        metrics |= {"kto_loss": 0.0, "policy_grad_norm": 0.0}  # where no reply had a score
+        metrics |= stepping.passes(len(rows), train, rolled.rng, lambda minibatch: self._update(rows, minibatch))
+        metrics |= {"desirable": sum(desirable) / max(1, len(desirable))}
+        return metrics | {"learning_rate": rate, "seconds": time.monotonic() - start}
+
+    def _update(self, rows: Sequence[dict[str, Any]], minibatch: Sequence[slice]) -> dict[str, float]:
+        """One optimizer step on the mean over replies of TRL's loss, whatever the micro-batches."""
+        from thumbwise.training import stepping
+        from thumbwise.training.models import POLICY
+
+        count = sum(len(rows[part]) for part in minibatch)
+        loss_sum = 0.0
+        self.optimizer.zero_grad(set_to_none=True)
+        for part in minibatch:
+            batch = self.trainer.data_collator(list(rows[part]))
+            with self.backbone.using(POLICY):
+                loss: Tensor = self.trainer.compute_loss(self.trainer.model, batch)
+            loss = loss * (len(rows[part]) / count)
+            loss.backward()
+            loss_sum += float(loss.detach())
+        return {
+            "kto_loss": loss_sum,
+            "policy_grad_norm": stepping.descend(self.policy, self.optimizer, self.train.max_grad_norm),
+        }
+
+
+@hookimpl
+def register_policy_algorithms(register: Register) -> None:
+    """As `kto`."""
+    register("kto", KTO)
