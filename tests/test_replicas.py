@@ -286,6 +286,7 @@ def test_the_guide_starts_a_server_with_what_ours_is_started_with(tmp_path: Path
     (text,) = re.findall(r"^    (VLLM_(?:.*\\\n)+.*)$", guide, re.MULTILINE)
     words = shlex.split(text.replace("\\\n", " "))
     at = words.index("python")
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     ours = Engine(tmp_path, Settings().engine, run_dir=tmp_path / "run", log=tmp_path / "log")
     line, environment = ours.command(), ours.environment()
     assert [f"{name}={environment[name]}" for name in (word.partition("=")[0] for word in words[:at])] == words[:at]
