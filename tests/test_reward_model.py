@@ -75,6 +75,21 @@ def test_it_learns_a_preference_and_reports_accuracy_on_votes_it_had_not_seen(fi
     assert fitted.details["end_share"] == min(END_SHARES)  # all replies end alike
 
 
+def test_it_foretells_votes_in_order_by_models_that_saw_none_after_them(context: RunContext) -> None:
+    labels = make_labels(80, ties=0)
+    named = tuple(replace(c, id=f"vote-{n:03d}") for n, c in enumerate(labels.comparisons))
+    turned = tuple(replace(c, choice="right" if c.choice == "left" else "left") for c in named[40:])
+    report = BradleyTerry(context).fit(Labels(named), seed=0)
+    assert report.foretold is not None
+    assert report.foretold_votes == 60  # all but the first twenty
+    assert 0 < report.foretold_error < 0.1
+    assert report.foretold > 0.75
+    # Turned round from the fortieth on: what was foretold of those before stays right, what follows is wrong.
+    misled = BradleyTerry(context).fit(Labels((*turned, *named[:40])), seed=0)
+    assert misled.foretold is not None
+    assert 0.3 < misled.foretold < 0.65
+
+
 @pytest.mark.parametrize("liked", ["short", "ended", "neither short nor long"])
 def test_it_learns_how_people_like_replies_to_end(context: RunContext, backbone: Backbone, liked: str) -> None:
     """Random ids, so that nothing but length and end can tell."""
