@@ -1,7 +1,7 @@
 """The policy algorithms on one and the same snapshot of votes: win rate by the judge, KL, perplexity of prose, time.
 
     python tests/bench/algorithms.py [--judge sentiment] [--votes 300] [--noise 0.16] [--seed 0]
-        [--kl 3] [--cases ppo rloo dpo] [--set KEY=VALUE ...] [--quick]
+        [--kl 3] [--cases ppo rloo dpo kto] [--set KEY=VALUE ...] [--quick]
 
 The base model answers each prompt of the rehearsal in pairs, a judge votes on them with noise, and each case is one
 whole round of the training job on those votes (reward model, policy, gates), against a stand-in for the assistant.
@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--votes", type=int, default=300)
     parser.add_argument("--noise", type=float, default=0.16)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cases", nargs="+", default=["ppo", "rloo", "dpo"])
+    parser.add_argument("--cases", nargs="+", default=["ppo", "rloo", "dpo", "kto"])
     parser.add_argument("--kl", type=float, default=3.0, help="nats for a draft of full length that all are steered to")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of train for every case")
     parser.add_argument("--quick", action="store_true", help="two-layer model, mechanics only")
