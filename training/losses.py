@@ -182,7 +182,7 @@ def ends_wanted(usual: float, short: float = 1.0) -> float:
     `short` is the share of the replies that may not be as long as chat's. Those that may hold the policy to how often
     it ends there, so the fewer are short, the nearer to `usual`.
     """
-    odds = ENDS**short
+    odds: float = ENDS**short
     return odds * usual / (odds * usual + 1 - usual)
 
 
