@@ -243,7 +243,9 @@ class OffersValue(Protocol):
 class FitReport:
     """How well a reward model fits: held-out accuracy over `n` votes, folds by prompt (chance is 0.5).
 
-    `error` is that accuracy's standard error; None counts the votes as independent.
+    The votes are those on replies sampled as the run samples (`thumbwise.training.votes.Sampling`). `error` is that
+    accuracy's standard error; None counts the votes as independent. `details["by"]` may tell it apart: a list of
+    `{"kind": "pair" or "thumb", "tokens": [low, high or None], "votes": n, "accuracy": a, "error": e}`.
 
     `foretold` is the share of `foretold_votes` votes that was foretold in order, each by a model that was fitted only
     to votes given before it, in other conversations; `foretold_error` is its standard error. Votes that come later

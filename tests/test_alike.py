@@ -153,25 +153,27 @@ def test_where_all_votes_are_alike_nothing_more_is_fitted(context: RunContext, m
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[Prompt]]:
-    """The prompts of every batch that is sampled."""
-    found, sample = list[list[Prompt]](), InProcess.sample
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str | None, list[Prompt]]]:
+    """Of every batch that is sampled the adapter and the prompts."""
+    found, sample = list[tuple[str | None, list[Prompt]]](), InProcess.sample
 
     def spy(self: InProcess, prompts: Any, adapter: str | None, seed: int) -> list[Sample]:
-        found.append(list(prompts))
+        found.append((adapter, list(prompts)))
         return sample(self, prompts, adapter, seed)
 
     monkeypatch.setattr(InProcess, "sample", spy)
     return found
 
 
-def test_the_reward_is_scaled_on_replies_as_long_as_those_that_were_judged(
-    tmp_path: Path, model: Path, asked: list[list[Prompt]]
+def test_what_a_round_samples_is_as_long_as_what_was_judged(
+    tmp_path: Path, model: Path, asked: list[tuple[str | None, list[Prompt]]]
 ) -> None:
     longer = make_snapshot(40).replace(b'"max_tokens":8', b'"max_tokens":14', 40)
     result = train(tmp_path, model, FakeAssistant(longer), max_reply_tokens=12)
     assert result.outcome in ("promoted", "rejected")
-    assert {prompt.max_tokens for prompt in asked[0]} == {8, 12}
+    calibration, rollouts = asked[0], [batch for adapter, batch in asked if adapter == "policy"][:2]
+    assert {prompt.max_tokens for prompt in calibration[1]} == {8, 12}
+    assert {prompt.max_tokens for batch in rollouts for prompt in batch} == {8, 12}
 
 
 # --- ends -----------------------------------------------------------------------------------------------
