@@ -171,9 +171,11 @@ def test_what_a_round_samples_is_as_long_as_what_was_judged(
     longer = make_snapshot(40).replace(b'"max_tokens":8', b'"max_tokens":14', 40)
     result = train(tmp_path, model, FakeAssistant(longer), max_reply_tokens=12)
     assert result.outcome in ("promoted", "rejected")
-    calibration, rollouts = asked[0], [batch for adapter, batch in asked if adapter == "policy"][:2]
-    assert {prompt.max_tokens for prompt in calibration[1]} == {8, 12}
-    assert {prompt.max_tokens for batch in rollouts for prompt in batch} == {8, 12}
+    (_, calibration), (_, of_stable) = asked[:2]
+    of_policy = [batch for adapter, batch in asked if adapter == "policy"]
+    for batch in (calibration, [*of_policy[0], *of_policy[1]], of_stable):  # rollouts are the second
+        assert {prompt.max_tokens for prompt in batch} == {8, 12}
+    assert of_stable in of_policy  # the gates' questions
 
 
 # --- ends -----------------------------------------------------------------------------------------------
