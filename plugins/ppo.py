@@ -88,7 +88,7 @@ class PPO(PolicyState):
         found = stepping.measure(self.backbone, samples, parts, self.context.temperature)
         mask = found.mask * known[:, None]
         kl = losses.kl_k1(found.logp, found.reference)
-        rewards = losses.token_rewards(score - penalty, kl, mask, train.kl_coefficient)
+        rewards = losses.token_rewards(score - penalty, kl, mask, self.kl_price(samples))
         if train.whiten_rewards:
             rewards = losses.whiten(rewards, mask, keep_mean=True)
         features = self.value.features(samples, mask.shape[1])

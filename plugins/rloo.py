@@ -67,6 +67,7 @@ class RLOO(PolicyState):
         rolled = stepping.score_replies(self.context, self.reward, iteration, train.replies, self.ends)
         samples, metrics = rolled.samples, rolled.metrics
         self.samples = samples
+        self.trainer.beta = self.kl_price(samples)
         self.scores = torch.where(rolled.known, rolled.score - rolled.penalty, torch.nan).tolist()
         with self.backbone.using(POLICY), torch.no_grad():
             batch = self.trainer._generate_and_score_completions([{"prompt": "a"}] * len(samples))

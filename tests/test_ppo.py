@@ -29,7 +29,7 @@ from thumbwise.training.value import ValueFunction
 
 SMALL = TrainSettings(
     dtype="float32", episodes=12, minibatches=2, micro_batch=12, iterations=10, lora_rank=8,
-    learning_rate=5e-3, value_learning_rate=5e-3, warmup=0, kl_coefficient=0.02, ptx=0.0,
+    learning_rate=5e-3, value_learning_rate=5e-3, warmup=0, kl_coefficient=0.2, ptx=0.0,
 )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from thumbwise.contracts import RunContext
 from thumbwise.home import Home
 from thumbwise.plugin_manager import PluginManager
 from thumbwise.plugins.ppo import in_process
+from thumbwise.training import losses
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.models import Backbone
 from thumbwise.training.policy_state import PolicyState
 
 SMALL = TrainSettings(
     dtype="float32", episodes=16, replies=4, best_of=4, minibatches=2, micro_batch=16, iterations=10, lora_rank=8,
-    learning_rate=5e-3, value_learning_rate=5e-3, warmup=0, kl_coefficient=0.02,
+    learning_rate=5e-3, value_learning_rate=5e-3, warmup=0, kl_coefficient=0.2,
 )  # fmt: skip
 ALGORITHMS = ("ppo", "best_of_n", "dpo", "kto", "rloo")
 
@@ -70,6 +72,28 @@ def test_the_rate_is_raised_where_kl_would_not_come_to_its_target(make: Callable
     algorithm = make(name, kl_target=100.0)
     rates = [algorithm.step(i)["learning_rate"] / (5e-3 * (1 - 0.1 * i)) for i in range(3)]
     assert rates == pytest.approx([1, 1.2, 1.44])
+
+
+@pytest.mark.parametrize("tokens", [5, 40])
+def test_a_long_reply_pays_no_more_for_its_kl_a_token_than_a_short_one(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    prices = []
+
+    def spied(score: Any, kl: Any, mask: Any, beta: float) -> Any:
+        prices.append(beta)
+        return token_rewards(score, kl, mask, beta)
+
+    token_rewards = losses.token_rewards
+    monkeypatch.setattr(losses, "token_rewards", spied)
+    for name in ("ppo", "rloo"):
+        algorithm = make(name, kl_coefficient=2.0)
+        algorithm.context = replace(algorithm.context, lengths=(tokens,))
+        length = algorithm.step(0)["length"]
+        prices += [algorithm.trainer.beta] if name == "rloo" else []
+        assert prices[-1] * length == pytest.approx(2.0)
+        assert length > tokens / 2
+    assert len(prices) == 2
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -29,7 +29,7 @@ from thumbwise.training.stepping import measure
 
 SMALL = TrainSettings(
     dtype="float32", episodes=16, replies=4, minibatches=2, micro_batch=16, iterations=10, lora_rank=8,
-    learning_rate=5e-3, pace=1.0, warmup=0, kl_coefficient=0.02,
+    learning_rate=5e-3, pace=1.0, warmup=0, kl_coefficient=0.2,
 )  # fmt: skip
 Either = DPO | KTO | RLOO
 
@@ -211,6 +211,7 @@ def test_desirable_replies_and_others_count_half_each_however_few_one_kind_is() 
 
 def test_the_baseline_is_the_mean_of_the_other_replies_and_the_kl_is_taken_off(make: Callable[..., Any]) -> None:
     made = make(RLOO, low_ids, kl_coefficient=0.1)
+    assert made.trainer.beta == 0.1
     disturb(made.backbone)
     made.samples, made.scores = replies(made), [1.0, 0.0, 2.0, -1.0, 0.5, math.nan, 0.0, 0.25]
     with made.backbone.using("policy"), torch.no_grad():

@@ -125,7 +125,12 @@ class TrainSettings(BaseModel):
         description="factor by which an iteration may raise the policy's learning rate, to meet kl_target; 1 leaves it "
         "alone",
     )
-    kl_coefficient: float = Field(0.05, ge=0, description="reward given up per nat of KL (ppo, rloo)")
+    kl_coefficient: float = Field(
+        2.2,
+        ge=0,
+        description="reward given up per nat of KL a token, so that long replies pay no more for going as far as short "
+        "ones (ppo, rloo)",
+    )
     kl_target: float = Field(0.16, gt=0, description="KL that the learning rate is steered to, in nats a token")
     kl_budget: float = Field(
         0.19, gt=0, description="nats a token at which training stops and goes back to the last policy within it"

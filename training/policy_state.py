@@ -5,11 +5,11 @@ Torch is imported late, because plugins are listed without it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from thumbwise.contracts import Reward, RunContext
+from thumbwise.contracts import Reward, RunContext, Sample
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,16 @@ class PolicyState:
         self.pace.update(kl_token, ahead, steer=iteration >= self.train.warmup)
         wanted = self.train.learning_rate * self.pace.value
         return stepping.set_learning_rate(self.optimizer, wanted, self.train, iteration)
+
+    def kl_price(self, samples: Sequence[Sample]) -> float:
+        """What a nat of a reply's KL costs: `train.kl_coefficient` is for a nat at every token of replies like these.
+
+        One price for all replies, so that none pays less for being long. With a price that knows no length, replies of
+        200 tokens at `train.kl_target` would lose to the KL about what the reward can give them.
+        """
+        from thumbwise.training.replies import mean_length
+
+        return self.train.kl_coefficient / max(1.0, mean_length(samples))
 
     def parts(self) -> Parts:
         """What is trained: an algorithm that trains more than the policy adds it."""

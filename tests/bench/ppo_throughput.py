@@ -143,7 +143,8 @@ def trl(model: Path, settings: Settings, folder: Path) -> dict[str, Any]:
 
     args = config(
         output_dir=str(folder), per_device_train_batch_size=train.episodes // train.minibatches,
-        steps_per_generation=train.minibatches, num_generations=train.replies, beta=train.kl_coefficient,
+        steps_per_generation=train.minibatches, num_generations=train.replies,
+        beta=train.kl_coefficient / settings.max_tokens,
         max_completion_length=settings.max_tokens, temperature=settings.temperature, top_p=1.0, top_k=0,
         learning_rate=train.learning_rate, max_steps=(BATCHES + 1) * train.minibatches, use_cpu=True,
         bf16=train_format(train.dtype) == "bfloat16", gradient_checkpointing=False, report_to=[], save_strategy="no",
