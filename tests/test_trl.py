@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from layouts import make_layout
 from tiny_model import make_tiny_model
 from toy_policy import PROMPTS, TEMPERATURE, disturb, low_ids, silent
 
@@ -45,9 +46,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(model: Path, tmp_path: Path) -> Callable[..., Any]:
     """An algorithm on a backbone of its own; keywords change its settings."""
 
-    def made(algorithm: type[Either], reward: Reward, **changes: Any) -> Either:
+    def made(algorithm: type[Either], reward: Reward, layout: str = "", **changes: Any) -> Either:
         train = SMALL.model_copy(update=changes)
-        context = RunContext(Backbone(model, train), train, TEMPERATURE, 10, PROMPTS, (), tmp_path)
+        folder = make_layout(layout, tmp_path / "model") if layout else model
+        context = RunContext(Backbone(folder, train), train, TEMPERATURE, 10, PROMPTS, (), tmp_path)
         return algorithm(context.with_rollouts(in_process), reward)
 
     return made
@@ -148,8 +150,9 @@ def test_replies_without_score_or_tokens_are_in_no_pair(make: Callable[..., Any]
     assert [(samples.index(a), samples.index(b)) for a, b in found] == [(2, 1)]
 
 
-def test_the_dpo_loss_is_the_papers_at_the_runs_temperature(make: Callable[..., Any]) -> None:
-    made = make(DPO, low_ids, dpo_beta=0.3)
+@pytest.mark.parametrize("layout", ["", "phi", "granite, scaled", "gemma 2, window, soft caps"])
+def test_the_dpo_loss_is_the_papers_at_the_runs_temperature(make: Callable[..., Any], layout: str) -> None:
+    made = make(DPO, low_ids, layout, dpo_beta=0.3)
     disturb(made.backbone)
     samples = replies(made)
     pairs = [(samples[0], samples[3]), (samples[5], samples[4])]
