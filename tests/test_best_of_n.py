@@ -191,7 +191,8 @@ def test_the_loss_is_the_mean_over_tokens_at_the_runs_temperature(make: Callable
     for sample in replies(algorithm):
         ids = torch.tensor([[*sample.prompt_ids, *sample.response_ids]])
         with torch.no_grad():
-            logits = algorithm.backbone.merged("policy")(input_ids=ids).logits[0].double()
+            with algorithm.backbone.sampling("policy") as model:
+                logits = model(input_ids=ids).logits[0].double()
         logp = torch.log_softmax(logits / TEMPERATURE, -1)
         for n, token in enumerate(sample.response_ids):
             total -= float(logp[len(sample.prompt_ids) + n - 1, token])

@@ -38,10 +38,11 @@ def test_rollouts_and_trainer_say_what_the_model_says_of_each_sequence_alone(tmp
     backbone = Backbone(make_layout(name, tmp_path), TrainSettings(dtype="float32", lora_rank=8))
     disturb(backbone)
     before = backbone.base_sha256()
-    replies = generate(
-        backbone.merged(POLICY), PROMPTS, max_tokens=[12, 5, 12, 12, 9], temperature=TEMPERATURE, stop_ids=frozenset(),
-        pad_id=backbone.pad_id, seed=0,
-    )  # fmt: skip
+    with backbone.sampling(POLICY) as model:
+        replies = generate(
+            model, PROMPTS, max_tokens=[12, 5, 12, 12, 9], temperature=TEMPERATURE, stop_ids=frozenset(),
+            pad_id=backbone.pad_id, seed=0,
+        )  # fmt: skip
     samples = [
         Sample((), "", tuple(prompt), reply.ids, "length", "policy", reply.logprobs)
         for prompt, reply in zip(PROMPTS, replies, strict=True)

@@ -85,19 +85,21 @@ def test_a_fresh_policy_is_exactly_the_reference(context: RunContext) -> None:
     assert torch.equal(policy, reference)
 
 
-def test_merging_for_generation_leaves_the_base_as_it_was_in_bfloat16_too(model: Path) -> None:
-    backbone = Backbone(model, TrainSettings(dtype="bfloat16"))
+def test_merging_for_generation_leaves_the_base_as_it_was(context: RunContext) -> None:
+    backbone = context.backbone
     before = backbone.base_sha256()
-    untouched = [p.clone() for p in backbone.merged(None).parameters()]
-    disturb(backbone)
-    merged = [p.clone() for p in backbone.merged("policy").parameters()]
-    assert any(not torch.equal(a, b) for a, b in zip(untouched, merged, strict=True))
+    found = []
+    for adapter in (None, "policy", None):
+        disturb(backbone)
+        with backbone.sampling(adapter) as model:
+            found.append([p.clone() for p in model.parameters()])
+    assert any(not torch.equal(a, b) for a, b in zip(found[0], found[1], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(found[0], found[2], strict=True))
     assert backbone.base_sha256() == before
-    assert all(torch.equal(a, b) for a, b in zip(untouched, backbone.merged(None).parameters(), strict=True))
 
 
 def test_in_bfloat16_the_sampling_policy_is_the_trained_one_even_where_it_is_young(model: Path) -> None:
-    """Most weights change by less than bfloat16 can tell apart: rounded to it, 40% and more of a change is lost."""
+    """Most weights change by less than bfloat16 can tell apart; merged into them, a tenth of this KL is lost."""
     backbone = Backbone(model, TrainSettings(dtype="bfloat16"))
     prompts = [backbone.chat.prompt_ids(prompt.messages) for prompt in PROMPTS]
     draws = random.Random(0)
@@ -106,38 +108,25 @@ def test_in_bfloat16_the_sampling_policy_is_the_trained_one_even_where_it_is_you
         for n in range(8)
     ]
     weights = backbone.parameters("policy")
-    optimizer = torch.optim.AdamW(weights.values(), lr=1e-3, weight_decay=0.0)
-    for update in range(8):
+    optimizer = torch.optim.AdamW(weights.values(), lr=5e-5, weight_decay=0.0)
+    for _ in range(8):
         optimizer.zero_grad()
         imitate(backbone, samples, [slice(0, 8)], TEMPERATURE)
         optimizer.step()
-        if update == 0:
-            assert arrived(backbone) == pytest.approx(1.0, abs=1e-3)
     trained = float(backbone.compared(backbone.batch(samples), "policy", TEMPERATURE).kl.sum())
-    both = [twin_logprobs(backbone, adapter, samples) for adapter in ("policy", None)]
+    both = [sampling_logprobs(backbone, adapter, samples) for adapter in ("policy", None)]
     sampling = sum(float((p.exp() * (p - q)).sum()) for p, q in zip(*both, strict=True))
-    assert trained > 0.5 * len(samples)
+    assert trained > 0.01 * len(samples)
     assert sampling == pytest.approx(trained, rel=0.05)
 
 
-def arrived(backbone: Backbone) -> float:
-    """How much of the policy's change of the weights the copy that samples has, as a share."""
-    has, meant = 0.0, 0.0
-    twin = backbone.merged("policy")
-    for name, lora in backbone._lora.items():
-        delta, weight = lora.get_delta_weight("policy"), twin.get_submodule(name).weight
-        has += float(((weight - lora.get_base_layer().weight.float()) * delta).sum())
-        meant += float((delta * delta).sum())
-    return has / meant
-
-
-def twin_logprobs(backbone: Backbone, adapter: str | None, samples: Sequence[Sample]) -> list[torch.Tensor]:
-    """Log-probabilities [T, V] of the copy that samples at each reply's tokens, by plain forward passes of each."""
-    model, found = backbone.merged(adapter), []
-    for sample in samples:
-        with torch.no_grad():
+def sampling_logprobs(backbone: Backbone, adapter: str | None, samples: Sequence[Sample]) -> list[torch.Tensor]:
+    """Log-probabilities [T, V] of the model that samples at each reply's tokens, by plain forward passes of each."""
+    found = []
+    with backbone.sampling(adapter) as model, torch.no_grad():
+        for sample in samples:
             logits = model(input_ids=torch.tensor([[*sample.prompt_ids, *sample.response_ids]])).logits[0]
-        found.append(torch.log_softmax(logits[len(sample.prompt_ids) - 1 : -1].float() / TEMPERATURE, -1))
+            found.append(torch.log_softmax(logits[len(sample.prompt_ids) - 1 : -1].float() / TEMPERATURE, -1))
     return found
 
 

@@ -55,10 +55,10 @@ def make_probes(backbone: Backbone, prompts: Sequence[Prompt]) -> list[dict[str,
     with, and a backend draws at the run's temperature, where a probe wants the likeliest tokens.
     """
     contexts = [backbone.chat.prompt_ids(prompt.messages) for prompt in prompts]
-    greedy = generate(
-        backbone.merged(POLICY), contexts, max_tokens=8, temperature=0.0, stop_ids=backbone.stop_ids,
-        pad_id=backbone.pad_id, seed=0,
-    )  # fmt: skip
+    with backbone.sampling(POLICY) as model:
+        greedy = generate(
+            model, contexts, max_tokens=8, temperature=0.0, stop_ids=backbone.stop_ids, pad_id=backbone.pad_id, seed=0,
+        )  # fmt: skip
     probes = []
     for n, (context, reply) in enumerate(zip(contexts, greedy, strict=True)):
         going_on = [token for token in reply.ids if token not in backbone.stop_ids]

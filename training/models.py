@@ -2,10 +2,11 @@
 
 PPO speaks of four models; here they are one copy of the weights. The reference is the backbone with its adapters
 off, or a frozen adapter where a round begins from stable or there was an SFT stage; the policy is an adapter; the
-reward model and the value function are linear heads on its hidden states. A second copy of the linear layers' weights
-serves generation with an adapter merged in: bfloat16 cannot take a merge back exactly, so the first copy is never
-merged into. Frozen weights compute in the run's dtype; adapters, log-softmax and losses in float32. Left out: full
-fine-tuning and devices other than the one the weights are on.
+reward model and the value function are linear heads on its hidden states. In float32 a second copy of the linear
+layers' weights samples with an adapter merged in, which is faster. In bfloat16 nothing is merged: a young adapter
+changes a weight by less than bfloat16 can tell apart, and what a float32 copy says is not what the trainer and vLLM
+compute in bfloat16. Frozen weights compute in the run's format; adapters, log-softmax and losses in float32. Left
+out: full fine-tuning and devices other than the one the weights are on.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class Backbone:
         self.pad_id = int(self.tokenizer.pad_token_id or 0)
         self.base: Any = base
         self.head = Head.of(base)
-        self.generator: Any = _twin(base)
+        self.generator: Any = _twin(base) if base.dtype == torch.float32 else None
         config = LoraConfig(
             r=train.lora_rank, lora_alpha=train.lora_alpha, lora_dropout=0.0, target_modules="all-linear",
             task_type="CAUSAL_LM",
@@ -85,9 +86,10 @@ class Backbone:
         self.reference: str | None = BASE
         """What the KL is taken to: the base, or a frozen copy of the policy as it began (from stable, or after SFT)."""
         self._lora = {n: m for n, m in base.named_modules() if isinstance(m, LoraLayer)}
-        for name, layer in self._lora.items():  # what takes the merge is the twin's own
-            weight = layer.get_base_layer().weight.detach().float().clone()
-            self.generator.get_submodule(name).weight = torch.nn.Parameter(weight, requires_grad=False)
+        if self.generator is not None:
+            for name, layer in self._lora.items():  # what takes the merge is the twin's own
+                weight = layer.get_base_layer().weight.detach().clone()
+                self.generator.get_submodule(name).weight = torch.nn.Parameter(weight, requires_grad=False)
         self._check_head(folder.name)
 
     def _check_head(self, name: str) -> None:
@@ -177,15 +179,31 @@ class Backbone:
         with torch.autocast(weight.device.type, weight.dtype), disable_input_dtype_casting(self.peft):
             yield
 
-    def merged(self, adapter: str | None) -> Any:
-        """The twin with `adapter` merged into its weights, in float32; the backbone itself is not touched."""
+    @contextmanager
+    def sampling(self, adapter: str | None) -> Iterator[Any]:
+        """The model that samples from `adapter` (None: the base) inside the block: what the trainer computes too.
+
+        In float32 a copy with the adapter merged in, else the backbone itself with attention made for sampling.
+        """
+        if self.generator is not None:
+            self._merge(adapter)
+            yield self.generator
+            return
+        self.base.set_attn_implementation(GROUPED)
+        try:
+            with self.using(adapter):
+                yield self.base
+        finally:
+            self.base.set_attn_implementation("sdpa")
+
+    def _merge(self, adapter: str | None) -> None:
+        """Merge `adapter` into the copy's weights; the backbone itself is not touched."""
         with torch.no_grad():
             for name, layer in self._lora.items():
                 target = self.generator.get_submodule(name).weight
                 target.copy_(layer.get_base_layer().weight)
                 if adapter is not None and adapter in layer.lora_A:
                     target += layer.get_delta_weight(adapter)
-        return self.generator
 
     def base_sha256(self) -> str:
         """SHA-256 over the frozen weights: the same before and after every run."""
@@ -318,13 +336,8 @@ class Backbone:
 
 
 def _twin(base: Any) -> Any:
-    """A copy for sampling, in float32; where the base is in float32 too, it shares all weights with it.
-
-    A shared weight would be converted in the base as well, so a base in another format shares none.
-    """
-    alike = all(weight.dtype == torch.float32 for weight in base.parameters())
-    twin = copy.deepcopy(base, {id(weight): weight for weight in base.parameters()} if alike else {}).float()
-    twin.config.dtype = torch.float32
+    """A copy for sampling that shares all weights."""
+    twin = copy.deepcopy(base, {id(weight): weight for weight in base.parameters()})
     twin.set_attn_implementation(GROUPED)
     return twin
 

@@ -1,4 +1,4 @@
-"""Rollouts in process: sample replies with the adapter merged into the float32 copy of the weights.
+"""Rollouts in process: sample replies from an adapter, or from the base, with the run's own backbone.
 
 The loop is our own, because a training rollout must be plain sampling at the run's temperature over the
 whole vocabulary (no top-k, top-p or penalties: those distributions are not the policy's), must give back
@@ -137,7 +137,10 @@ class InProcess:
 
     def sample(self, prompts: Sequence[Prompt], adapter: str | None, seed: int) -> list[Sample]:
         """One reply a prompt, in order, from `adapter` (None: the base); the same seed repeats them."""
-        model = self.backbone.merged(adapter)
+        with self.backbone.sampling(adapter) as model:
+            return self._sample(model, prompts, adapter, seed)
+
+    def _sample(self, model: Any, prompts: Sequence[Prompt], adapter: str | None, seed: int) -> list[Sample]:
         tokenizer = self.backbone.tokenizer
         limits = [self.max_tokens if prompt.max_tokens is None else prompt.max_tokens for prompt in prompts]
         order = sorted(range(len(prompts)), key=lambda n: limits[n])  # replies of one batch are of like lengths

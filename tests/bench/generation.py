@@ -26,8 +26,13 @@ from thumbwise.home import Home
 from thumbwise.models import prepare
 from thumbwise.settings import Settings
 from thumbwise.training.attention import GROUPED
+<<<<<<< HEAD
 from thumbwise.training.models import Backbone
 from thumbwise.training.prompts import seed_prompts
+=======
+from thumbwise.training.data import seed_prompts
+from thumbwise.training.models import BASE, Backbone
+>>>>>>> 3a08db9 (In bfloat16 the backbone itself samples, unmerged: a float32 merge has a third more KL than the trainer and vLLM compute)
 from thumbwise.training.rollouts import BATCH, Generated, generate
 
 SIDES = (GROUPED, "sdpa")
@@ -37,13 +42,13 @@ LENGTHS = {"draft": (48, BATCH, 0.85), "chat": (256, BATCH // 2, 0.7)}
 
 def sample(backbone: Backbone, side: str, tokens: int, replies: int) -> tuple[list[Generated], float]:
     """Replies of the base with the attention of `side`, and the seconds that they took."""
-    backbone.generator.set_attn_implementation(side)
     prompts = [backbone.chat.prompt_ids(prompt.messages) for prompt in seed_prompts()[:replies]]
-    start = time.perf_counter()
-    found = generate(
-        backbone.generator, prompts, max_tokens=tokens, temperature=0.7, stop_ids=frozenset(), pad_id=backbone.pad_id,
-        seed=0,
-    )  # fmt: skip
+    with backbone.sampling(BASE) as model:
+        model.set_attn_implementation(side)
+        start = time.perf_counter()
+        found = generate(
+            model, prompts, max_tokens=tokens, temperature=0.7, stop_ids=frozenset(), pad_id=backbone.pad_id, seed=0
+        )
     return found, time.perf_counter() - start
 
 

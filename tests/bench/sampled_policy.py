@@ -3,8 +3,8 @@
     python tests/bench/sampled_policy.py [--updates 8] [--seed 0] [--quick]
 
 An adapter imitates eight fixed replies with the defaults' optimizer. Then the KL to the base is taken of the trained
-policy (the backbone with its adapter), of the float32 copy that samples, of that copy rounded to bfloat16 (as a merge
-in the model's own format would have it), and of a real vLLM with the adapter. vLLM tells only the likeliest tokens, so
+policy (the backbone with its adapter, all replies in one batch), of the model that samples, of copies with the adapter
+merged in, in bfloat16 and in float32, and of a real vLLM with the adapter. vLLM tells only the likeliest tokens, so
 beside the KL over all tokens there is one over those that it told of and a rest, the same for all. `rollout_kl` is by
 token, from sampled tokens: (r - 1) - log r of r = trainer / sampling policy. About five minutes on two cores.
 """
@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import copy
 import importlib.metadata
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import kept
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from thumbwise.contracts import Sample
 from thumbwise.engine import Engine
@@ -42,6 +43,8 @@ from thumbwise.training.stepping import imitate
 
 REPLIES, TOKENS, EVERY, TOLD = 8, 48, 4, 60
 """Replies imitated, tokens of each, of which every so many-th is asked of vLLM, and tokens that it tells of."""
+WHICH = ("trained", "sampling", "bfloat16", "float32")
+"""The last two are merged."""
 SAMPLED = 24
 """Replies for `rollout_kl`."""
 
@@ -50,10 +53,11 @@ class Policies:
     """A backbone in bfloat16, its trained adapter, and the replies that it imitated."""
 
     def __init__(self, folder: Path, settings: Settings, seed: int) -> None:
-        self.temperature = settings.temperature
+        self.folder, self.temperature = folder, settings.temperature
         self.backbone = Backbone(folder, settings.train.model_copy(update={"dtype": "bfloat16", "seed": seed}))
         self.prompts = [self.backbone.chat.prompt_ids(prompt.messages) for prompt in seed_prompts()[:SAMPLED]]
-        found = self.replies(self.backbone.merged(BASE), REPLIES, 1.0, seed)
+        with self.backbone.sampling(BASE) as model:
+            found = self.replies(model, REPLIES, 1.0, seed)
         self.samples = [sample for sample in found if sample.response_ids]
 
     def replies(self, model: Any, count: int, temperature: float, seed: int) -> list[Sample]:
@@ -77,23 +81,46 @@ class Policies:
             imitate(self.backbone, self.samples, [slice(0, len(self.samples))], self.temperature)
             optimizer.step()
 
-    def rounded(self, adapter: str | None) -> Any:
-        """The copy that samples, with `adapter` merged in, as bfloat16 has it."""
-        return copy.deepcopy(self.backbone.merged(adapter)).to(torch.bfloat16)
+    def of(self, which: str, adapter: str | None, temperature: float) -> list[Tensor]:
+        """One of WHICH: see `logprobs`."""
+        if which == "trained":
+            return self.trained(adapter, temperature)
+        return self.logprobs(which, adapter, temperature)
 
-    def logits(self, which: str, adapter: str | None) -> list[Tensor]:
-        """Logits [T, V] at each reply's tokens, by plain forward passes of each reply."""
-        model = {
-            "trained": lambda: self.backbone.base,
-            "sampling": lambda: self.backbone.merged(adapter),
-            "rounded": lambda: self.rounded(adapter),
-        }[which]()
-        found = []
-        for sample in self.samples:
-            ids = torch.tensor([[*sample.prompt_ids, *sample.response_ids]])
-            with torch.no_grad(), self.backbone.using(adapter if which == "trained" else BASE):
-                found.append(model(input_ids=ids).logits[0, len(sample.prompt_ids) - 1 : -1].float())
-        return found
+    @contextmanager
+    def model(self, which: str, adapter: str | None) -> Iterator[Any]:
+        """The one that samples, or a copy in a format of torch's with `adapter` merged in."""
+        if which == "sampling":
+            with self.backbone.sampling(adapter) as model:
+                yield model
+            return
+        copied = AutoModelForCausalLM.from_pretrained(self.folder, dtype=getattr(torch, which))
+        with torch.no_grad():
+            for name, layer in self.backbone._lora.items() if adapter else ():
+                weight = copied.get_submodule(name).weight
+                weight.copy_(weight.float() + layer.get_delta_weight(adapter))
+        yield copied.eval()
+
+    def logprobs(self, which: str, adapter: str | None, temperature: float) -> list[Tensor]:
+        """Log-probabilities [T, V] at each reply's tokens, by plain forward passes of each reply."""
+        with self.model(which, adapter) as model, torch.no_grad():
+            return [
+                torch.log_softmax(
+                    model(input_ids=torch.tensor([[*s.prompt_ids, *s.response_ids]])).logits[0].float()[
+                        len(s.prompt_ids) - 1 : -1
+                    ]
+                    / temperature, -1,
+                )
+                for s in self.samples
+            ]  # fmt: skip
+
+    def trained(self, adapter: str | None, temperature: float) -> list[Tensor]:
+        """The same by the trainer: all replies in one batch, as it reads them."""
+        backbone, batch = self.backbone, self.backbone.batch(self.samples)
+        with torch.no_grad(), backbone.using(adapter):
+            hidden, _, head = backbone._last(batch)
+            rows = torch.log_softmax(head(hidden) / temperature, -1)
+        return list(rows.split([len(sample.response_ids) for sample in self.samples]))
 
 
 def kl(p: Tensor, q: Tensor) -> float:
@@ -142,8 +169,8 @@ def beside_served(policies: Policies, folder: Path, eager: bool) -> dict[str, fl
     for names, p, q in zip(tokens, ours, base, strict=True):
         pair = [over_told(torch.tensor([row[t] for t in names]), range(len(names))) for row in (p, q)]
         total["served"] += kl(*pair)
-    for which in ("trained", "sampling", "rounded"):
-        both = [[torch.log_softmax(row, -1) for row in policies.logits(which, adapter)] for adapter in (POLICY, BASE)]
+    for which in WHICH:
+        both = [policies.of(which, adapter, 1.0) for adapter in (POLICY, BASE)]
         total[which] = sum(
             kl(*(over_told(rows[n][t], names) for rows in both)) for (n, t), names in zip(places, tokens, strict=True)
         )
@@ -151,26 +178,21 @@ def beside_served(policies: Policies, folder: Path, eager: bool) -> dict[str, fl
 
 
 def whole_kl(policies: Policies) -> dict[str, float]:
-    """KL over all tokens at the run's temperature, nats a reply; `reported` is what the job's metric says."""
+    """KL over all tokens at the run's temperature, nats a reply."""
     found = {}
-    for which in ("trained", "sampling", "rounded"):
-        both = [
-            [torch.log_softmax(row / policies.temperature, -1) for row in policies.logits(which, adapter)]
-            for adapter in (POLICY, BASE)
-        ]
-        found[which] = sum(kl(p, q) for p, q in zip(*both, strict=True))
-    backbone = policies.backbone
-    batch = backbone.batch(policies.samples)
-    found["reported"] = float(backbone.compared(batch, POLICY, policies.temperature).kl.sum())
-    return {name: round(value / len(policies.samples), 4) for name, value in found.items()}
+    for which in WHICH:
+        both = [policies.of(which, adapter, policies.temperature) for adapter in (POLICY, BASE)]
+        found[which] = round(sum(kl(p, q) for p, q in zip(*both, strict=True)) / len(policies.samples), 4)
+    return found
 
 
 def rollout_kl(policies: Policies, seed: int) -> dict[str, dict[str, float]]:
     """By token, sampling policy to trainer, and the mean distance of log-probabilities, with and without an adapter."""
     found = {}
-    for which, model_of in (("sampling", policies.backbone.merged), ("rounded", policies.rounded)):
+    for which in WHICH[1:]:
         for name, adapter in (("policy", POLICY), ("base", BASE)):
-            samples = policies.replies(model_of(adapter), SAMPLED, policies.temperature, seed + 1)
+            with policies.model(which, adapter) as model:
+                samples = policies.replies(model, SAMPLED, policies.temperature, seed + 1)
             apart = []
             for start in range(0, len(samples), 8):
                 part = samples[start : start + 8]
