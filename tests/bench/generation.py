@@ -26,13 +26,8 @@ from thumbwise.home import Home
 from thumbwise.models import prepare
 from thumbwise.settings import Settings
 from thumbwise.training.attention import GROUPED
-<<<<<<< HEAD
-from thumbwise.training.models import Backbone
-from thumbwise.training.prompts import seed_prompts
-=======
-from thumbwise.training.data import seed_prompts
 from thumbwise.training.models import BASE, Backbone
->>>>>>> 3a08db9 (In bfloat16 the backbone itself samples, unmerged: a float32 merge has a third more KL than the trainer and vLLM compute)
+from thumbwise.training.prompts import seed_prompts
 from thumbwise.training.rollouts import BATCH, Generated, generate
 
 SIDES = (GROUPED, "sdpa")

@@ -36,8 +36,8 @@ from thumbwise.models import prepare
 from thumbwise.settings import EngineSettings, Settings
 from thumbwise.supervised import BASE as SERVED_BASE
 from thumbwise.training.candidate import CONFIG, WEIGHTS, adapter_files
-from thumbwise.training.data import seed_prompts
 from thumbwise.training.models import BASE, POLICY, Backbone
+from thumbwise.training.prompts import seed_prompts
 from thumbwise.training.rollouts import generate
 from thumbwise.training.stepping import imitate
 
