@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from thumbwise.training.intervals import Array, clustered_error, ratio
 
 Mask = NDArray[np.bool_]
-FIRST, GROWTH = 20, 1.4
+FIRST, GROWTH = 20, 1.25
 """Votes that nothing is foretold of, and by what factor votes must have grown for a new model to be fitted."""
 SUREST = 2.0
 """Deviations of a model's scores from which it counts as no surer than that."""
