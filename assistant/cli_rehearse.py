@@ -65,9 +65,11 @@ def rehearse(file: Path | None, as_json: bool, **options: Any) -> None:
     mixed.
     """
     home = Home.find()
-    options["chat_tokens"] = options["chat_tokens"] or Settings.load(home).chat_max_tokens  # wrong settings end it here
-    from thumbwise.training.prompts import read_prompts, rehearsal_prompts
+    settings = Settings.load(home)  # what is wrong in them is said before anything is begun
+    options["chat_tokens"] = options["chat_tokens"] or settings.chat_max_tokens
+    from thumbwise.training.prompts import check_prompts, read_prompts, rehearsal_prompts
 
+    check_prompts(settings.train)
     prompts = read_prompts(file) if file else rehearsal_prompts()
     from thumbwise.training.progress import RunProgress
     from thumbwise.training.rehearsal import Rehearsal

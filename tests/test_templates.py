@@ -86,6 +86,38 @@ def test_what_is_ours_to_say_is_no_argument(tmp_path: Path, name: str) -> None:
         Settings.load(home, chat_template_kwargs={name: 1})
 
 
+@pytest.mark.parametrize("number", ["nan", "-inf"])
+def test_a_number_that_no_request_can_carry_is_refused(tmp_path: Path, number: str) -> None:
+    home = Home.find(tmp_path)
+    home.config.write_text(f"chat_template_kwargs = {{budgets = [{number}]}}\n")
+    with pytest.raises(ThumbwiseError, match=r"chat_template_kwargs: .* nan and inf cannot be sent to it"):
+        Settings.load(home)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"added_tokens_decoder": {"x": {"content": "<|im_end|>"}}}, "tokenizer in .* cannot be read"),
+        ({"added_tokens_decoder": {"1": 3}}, "tokenizer in .* cannot be read"),
+        ({"chat_template": ["{{ messages }}", {"name": "other"}]}, "has no chat template"),
+    ],
+)
+def test_a_damaged_tokenizer_is_a_sentence(folder: Path, changes: dict[str, Any], says: str) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    if "chat_template" in changes:
+        (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ThumbwiseError, match=says):
+        templates.check(folder, {})
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path, folder: Path) -> None:
+    models.check(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ThumbwiseError, match=r"has no tokenizer \(tokenizer.json or the like\).*copy it there"):
+        models.check(folder)
+
+
 def test_arguments_are_plain_data_in_the_settings_file(tmp_path: Path) -> None:
     home = Home.find(tmp_path)
     home.config.write_text("chat_template_kwargs = {enable_thinking = false}\n")

@@ -26,6 +26,7 @@ from thumbwise.training.enough import (
     told_untaught,
     too_little,
 )
+from thumbwise.training.prompts import check_prompts
 from thumbwise.training.runs import FIT, RECORD, RESULT, kept
 from thumbwise.training.votes import Sampling, votes_by_person
 
@@ -94,6 +95,7 @@ def dry_run(
     """Freeze the feedback of the assistant at `url` and say what a round would make of it."""
     plugins.check_training(settings.reward, algorithm, settings.train.rollouts)
     check_rank(settings)
+    check_prompts(settings.train)
     with OpsClient(url, token, transport) as client:
         snapshot = parse(client.snapshot(client.take_snapshot())).heard(settings.train)
     train, labels = settings.train, snapshot.labels

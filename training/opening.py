@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from thumbwise.contracts import RunContext
+from collections.abc import Sequence
+
+from thumbwise.contracts import Prompt, RunContext
 from thumbwise.errors import ThumbwiseError
 from thumbwise.faults import fault_point
 from thumbwise.feedback.records import sha256
@@ -50,9 +52,13 @@ def open_model(work: Work, snapshot: Snapshot) -> tuple[RunContext, Interview]:
     work.model_name = prepared.name
     backbone = Backbone(prepared.folder, train, work.settings.chat_template_kwargs, snapshot.day)
     backbone.told = work.progress.part
-    own = [p for p in snapshot.prompts if len(backbone.chat.prompt_ids(p.messages)) <= train.max_prompt_tokens]
+    most = train.max_prompt_tokens
+    own, given = _short(snapshot.prompts, backbone, most), our_prompts(train, work.folder)
+    ours = _short(given, backbone, most)
+    if left := len(given) - len(ours):
+        work.progress.say(f"Prompts from files, left out as over {most} tokens (train.max_prompt_tokens): {left}.")
     taught = frozenset(d.group for d in snapshot.demonstrations if snapshot.sft(train))
-    split = split_prompts(own, our_prompts(train, work.folder), gates.held_out, gates.prompts, train.seed, taught)
+    split = split_prompts(own, ours, gates.held_out, gates.prompts, train.seed, taught)
     if not split.held_out or not (split.own or split.seeds):
         raise ThumbwiseError(
             "There are too few prompts to start rollouts from some and hold others out for the gates: set "
@@ -71,3 +77,8 @@ def open_model(work: Work, snapshot: Snapshot) -> tuple[RunContext, Interview]:
     backend = work.plugins.get("rollout_backends", train.rollouts)
     questions = interview(context, backend, split.held_out, gates, work.settings.chat_max_tokens)
     return context.with_rollouts(backend), questions
+
+
+def _short(prompts: Sequence[Prompt], backbone: Backbone, most: int) -> list[Prompt]:
+    """Those of at most `most` tokens: rollouts may start from them."""
+    return [prompt for prompt in prompts if len(backbone.chat.prompt_ids(prompt.messages)) <= most]

@@ -105,7 +105,8 @@ class Rehearsal:
     def __init__(self, operator: Home, plan: Plan, progress: RunProgress) -> None:
         self.plan, self.progress = plan, progress
         self.plugins = PluginManager(operator).load()
-        self.plugins.check_training(Settings.load(operator).reward, plan.algorithm, "in_process")
+        given = Settings.load(operator)
+        self.plugins.check_training(given.reward, plan.algorithm, given.train.rollouts)
         self.judge = functools.partial(judged, plan.judge, self.plugins.get("judges", plan.judge))
         self.judge(plan.voters[0], ["Very well, thank you!", "Leave me alone."])  # better now than in the first vote
         facts = asdict(plan) | {"prompts": len(plan.voters), "held_out": len(plan.held_out)}
@@ -115,7 +116,7 @@ class Rehearsal:
         self.env = rehearsal_home.environment(self.home, plan.max_tokens, plan.chat_tokens, plan.voting.seed)
         lengths = {"max_tokens": plan.max_tokens, "chat_max_tokens": plan.chat_tokens}
         self.settings = Settings.load(self.home, **lengths, train={"seed": plan.voting.seed})  # as the processes' are
-        self.readers_tokens = max(plan.chat_tokens, Settings.load(operator).chat_max_tokens)
+        self.readers_tokens = max(plan.chat_tokens, given.chat_max_tokens)
         self.held_out = [replace(prompt, max_tokens=plan.tokens) for prompt in plan.held_out]
         self.clock = Clock(self.folder / "clock.json")
         self.steps, self.step = 2 + 3 * plan.rounds, 0
