@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from thumbwise.training.agreement import agreement, as_pairs
+from thumbwise.contracts import FitReport
+from thumbwise.training.agreement import agreement, as_pairs, foretold
 from thumbwise.training.heads import fit_head, observed
 from thumbwise.training.intervals import clustered_mean
 from thumbwise.training.votes import TIE, Votes
@@ -96,6 +97,22 @@ def test_the_error_of_the_agreement_with_thumbs_is_that_of_drawing_them_again(
         means.append(mean)
         errors.append(error)
     assert least < np.mean(errors) / np.std(means) < most
+
+
+@pytest.mark.parametrize("raters", [1, 200])
+@pytest.mark.parametrize("ups", [0.5, 0.95])
+def test_thumbs_that_a_coin_foretells_are_no_surer_where_hardly_anybody_gives_one_down(ups: float, raters: int) -> None:
+    """What the few thumbs down show of their own spread is half of it where people give a thumb or two each."""
+    rng, surprises = np.random.default_rng(0), []
+    for _ in range(200):
+        thumbs = votes_on(
+            np.arange(240), np.full(240, -1), rng.random(240) < ups, tuple(map(str, range(240))),
+            rng.integers(0, raters, 240), raters,
+        )  # fmt: skip
+        fit = foretold(rng.normal(size=240), thumbs, FitReport(0.5, 240))
+        assert fit.foretold is not None
+        surprises.append((fit.foretold - 0.5) / fit.foretold_error)
+    assert 0.8 < np.std(surprises) < 1.25
 
 
 def test_the_position_bias_adds_to_the_difference() -> None:

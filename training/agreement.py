@@ -6,14 +6,14 @@ Left out: parts by how long replies might have been, because how long they are i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
 
 from thumbwise.contracts import FitReport
-from thumbwise.training.in_order import share_foretold
+from thumbwise.training.in_order import LEAST, Mask, share_foretold
 from thumbwise.training.intervals import clustered_mean
 from thumbwise.training.votes import FEW, Array, Votes
 
@@ -41,7 +41,7 @@ def foretold(said: Array, votes: Votes, fit: FitReport) -> FitReport:
     told = ~np.isnan(right)
     sure = np.where(votes.is_pair, said, 1.0)  # a thumb's own score is against others', and says not how surely
     groups = [group for group, tells in zip(votes.group, told, strict=True) if tells]
-    share, n, error = share_foretold(right[told], sure[told], groups)
+    share, n, error = share_foretold(right[told], sure[told], groups, _coin(said, votes)[told])
     return replace(fit, foretold=share, foretold_votes=n, foretold_error=error)
 
 
@@ -81,16 +81,13 @@ def agreement(said: Array, votes: Votes) -> Array:
     is above that goes down to what comparisons would show (`as_pairs`). A thumb lies as far from the mean as its
     pairs together do, times n thumbs / M pairs (so beyond 0 and 1): with one person that makes the variance of the
     area S10 / m_up + S01 / m_down (DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988, equation 5); with few
-    thumbs each it is up to twice too large.
+    thumbs each it is up to twice too large, and too small where thumbs of one kind are a handful (`_coin`).
     """
     found, told = np.full(len(said), np.nan), votes.telling & ~np.isnan(said)
     pair, thumb = votes.is_pair & told, votes.is_thumb & told
     found[pair] = (np.sign(said[pair] * (2 * votes.good[pair] - 1)) + 1) / 2
-    often = np.bincount(votes.rater[thumb], minlength=votes.raters) > 1
-    stratum = np.where(often[votes.rater], votes.rater, -1)
     ordered, pairs = np.zeros(len(said)), np.zeros(len(said))
-    for number in np.unique(stratum[thumb]):
-        up, down = (thumb & (stratum == number) & (votes.good == good) for good in (1, 0))
+    for up, down in _against(thumb, votes):
         ordered[up], pairs[up] = _above(said[up], said[down]), down.sum()
         ordered[down], pairs[down] = _above(-said[down], -said[up]), up.sum()
     counted = pairs > 0
@@ -98,6 +95,33 @@ def agreement(said: Array, votes: Votes) -> Array:
         area = ordered.sum() / pairs.sum()
         apart = (ordered - area * pairs)[counted] * counted.sum() / (pairs.sum() / 2)
         found[counted] = 0.5 + as_pairs(float(votes.good[counted].mean())) * (area - 0.5 + apart)
+    return found
+
+
+def _against(thumb: Mask, votes: Votes) -> Iterator[tuple[Mask, Mask]]:
+    """Thumbs up and thumbs down that are held against each other, [n] each: one person's, or of those with one."""
+    often = np.bincount(votes.rater[thumb], minlength=votes.raters) > 1
+    stratum = np.where(often[votes.rater], votes.rater, -1)
+    for number in np.unique(stratum[thumb]):
+        up, down = (thumb & (stratum == number) & (votes.good == good) for good in (1, 0))
+        yield up, down
+
+
+def _coin(said: Array, votes: Votes) -> Array:
+    """How far the agreement of each vote with a score that knows nothing spreads about a half, [n].
+
+    A thumb's is such that n of them spread as their area does, whose variance is then known: M (m_up + m_down + 1) / 12
+    of each person's M = m_up m_down pairs (Mann and Whitney, Ann. Math. Statist. 18, 1947). Where thumbs of one kind
+    are few, what those few show of their own spread is too little.
+    """
+    found, thumb = np.full(len(said), LEAST), votes.is_thumb & votes.telling & ~np.isnan(said)
+    counts = np.array([(up.sum(), down.sum()) for up, down in _against(thumb, votes)], float).reshape(-1, 2)
+    ups, downs = counts[counts.all(1)].T
+    pairs = ups * downs
+    if pairs.size:
+        n = (ups + downs).sum()
+        area = math.sqrt((pairs * (ups + downs + 1)).sum() / 12) / pairs.sum()
+        found[thumb] = as_pairs(ups.sum() / n) * area * math.sqrt(n)
     return found
 
 

@@ -24,7 +24,7 @@ FIRST, GROWTH = 20, 1.25
 SUREST = 2.0
 """Deviations of a model's scores from which it counts as no surer than that."""
 LEAST = 0.4
-"""How far a coin's thumbs spread at least about their mean, on the scale of comparisons (those spread by 0.5)."""
+"""How far a coin's comparisons spread at least about their mean (0.5 where half of them are right)."""
 
 
 def in_order(when: Sequence[str], groups: Sequence[Hashable]) -> list[tuple[Mask, Mask]]:
@@ -48,16 +48,19 @@ def in_order(when: Sequence[str], groups: Sequence[Hashable]) -> list[tuple[Mask
     return parts
 
 
-def share_foretold(right: Array, said: Array, clusters: Sequence[Hashable]) -> tuple[float, int, float]:
+def share_foretold(
+    right: Array, said: Array, clusters: Sequence[Hashable], coin: Array | float = LEAST
+) -> tuple[float, int, float]:
     """The share of votes that were foretold (`right` of each, 0 to 1), their number, and the share's standard error.
 
     A vote counts as far as the model was sure of it: `said` [n], in deviations of the model's scores. Where the votes
-    are a coin's, how sure it was makes it right no more often. The error is at least a coin's (LEAST).
+    are a coin's, how sure it was makes it right no more often. The error is at least a coin's, whose votes each spread
+    by `coin` [n].
     """
     if not len(right):
         return 0.5, 0, 0.5
     sure = np.maximum(np.minimum(np.abs(said), SUREST), 1e-9)
     share, parts = ratio(right * sure, sure)
     error = clustered_error(parts, clusters)
-    least = LEAST * float(np.sqrt((sure**2).sum()) / sure.sum())
+    least = float(np.sqrt(((coin * sure) ** 2).sum()) / sure.sum())
     return share, len(right), max(error, least) if np.isfinite(error) else 0.5
