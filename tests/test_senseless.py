@@ -159,6 +159,7 @@ def test_scores_of_another_number_format_are_taken_as_float32() -> None:
         FitReport(np.float32(0.7), np.int64(40), {}, np.float64(0.05)),  # type: ignore[arg-type]
         FitReport(0.5, 0),
         FitReport(1.0, 3, {}, 0.0),
+        FitReport(0.7, 40, foretold=np.float32(0.6), foretold_votes=20, foretold_error=0.1),  # type: ignore[arg-type]
     ],
 )
 def test_reports_that_make_sense_pass(fit: FitReport) -> None:
@@ -179,6 +180,10 @@ def test_reports_that_make_sense_pass(fit: FitReport) -> None:
         FitReport(0.7, 40.5),  # type: ignore[arg-type]
         FitReport(0.7, 40, {}, float("inf")),
         FitReport(0.7, 40, []),  # type: ignore[arg-type]
+        FitReport(0.7, 40, foretold=7.0, foretold_votes=20),
+        FitReport(0.7, 40, foretold=float("nan"), foretold_votes=20),
+        FitReport(0.7, 40, foretold=0.7, foretold_votes=-1),
+        FitReport(0.7, 40, foretold=0.7, foretold_votes=20, foretold_error=float("nan")),
     ],
 )
 def test_reports_that_make_none_are_refused_with_the_plugins_name(fit: Any) -> None:

@@ -62,6 +62,12 @@ def check_fit(name: str, fit: FitReport) -> None:
         wrong = f"an accuracy of {fit.n!r:.40} votes, which is no number of them"
     elif fit.error is not None and (not is_number(fit.error) or fit.error < 0):
         wrong = f"a standard error of {fit.error!r:.40}, which is none"
+    elif fit.foretold is not None and (not is_number(fit.foretold) or not -1e-6 <= fit.foretold <= 1 + 1e-6):
+        wrong = f"{fit.foretold!r:.40} as what was foretold of votes, which is no share"
+    elif not is_number(fit.foretold_votes) or fit.foretold_votes < 0 or fit.foretold_votes != int(fit.foretold_votes):
+        wrong = f"{fit.foretold_votes!r:.40} foretold votes, which is no number of them"
+    elif not is_number(fit.foretold_error) or fit.foretold_error < 0:
+        wrong = f"a standard error of what was foretold of {fit.foretold_error!r:.40}, which is none"
     elif not isinstance(fit.details, dict):
         wrong = f"details that are {type(fit.details).__name__} and no dict"
     else:
