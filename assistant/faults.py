@@ -48,3 +48,13 @@ def disk_is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether `error`, or what caused it, is that there was no memory: Python's, or PyTorch's for a tensor."""
+    while error is not None:
+        torchs = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and torchs):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -45,6 +45,19 @@ class Odd(BestOfN):
 def register_policy_algorithms(register):
     register("odd", Odd)
 """
+BACKEND = """
+from thumbwise.training.rollouts import InProcess
+
+class Odd(InProcess):
+    def sample(self, prompts, adapter, seed):
+        if adapter != "policy":
+            return super().sample(prompts, adapter, seed)
+        {does}
+
+@hookimpl
+def register_rollout_backends(register):
+    register("odd", Odd)
+"""
 SHAPE = """
 @hookimpl
 def shape_reward(samples, scores, context):
@@ -105,6 +118,25 @@ def test_a_policy_algorithm_that_does_not_say_how_far_it_went_is_named(
     assert result.reason.startswith("Policy algorithm odd ")
     assert says in result.reason
     assert result.reason.endswith("or train with another --algorithm.")
+
+
+def test_a_rollout_backend_that_fails_in_an_algorithms_step_is_named_and_not_the_algorithm(
+    tmp_path: Path, model: Path
+) -> None:
+    source = BACKEND.format(does="raise ConnectionError('gone')")
+    result, trained = ended(tmp_path, model, source, rollouts="odd")
+    assert result.reason.startswith("Rollout backend odd failed (ConnectionError: gone): ")
+    assert result.reason.endswith("or train with another train.rollouts.")
+    assert not trained
+
+
+@pytest.mark.parametrize(
+    "raised", ["MemoryError()", "RuntimeError('[enforce fail] DefaultCPUAllocator: can\\'t allocate memory')"]
+)
+def test_too_little_memory_is_no_plugins_fault(tmp_path: Path, model: Path, raised: str) -> None:
+    result, _ = ended(tmp_path, model, ALGORITHM.format(does=f"raise {raised}"), algorithm="odd")
+    assert result.reason.startswith("There is not enough memory. ")
+    assert "`thumbwise train --resume`" in result.reason
 
 
 def test_a_plugin_that_shapes_every_score_to_nan_is_named(tmp_path: Path, model: Path) -> None:

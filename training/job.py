@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx
 
 from thumbwise.errors import ThumbwiseError
-from thumbwise.faults import disk_is_full, fault_point
+from thumbwise.faults import disk_is_full, fault_point, out_of_memory
 from thumbwise.home import Home
 from thumbwise.models import PreparedModel, prepare
 from thumbwise.plugin_manager import PluginManager
@@ -137,6 +137,8 @@ def _guarded(job: Round, folder: Path) -> TrainResult:
             (folder / "error.log").write_text(traceback.format_exc())
         if disk_is_full(error):
             return TrainResult("failed", f"The disk is full. Make room, then {RESUME}", run_id)
+        if out_of_memory(error):
+            return TrainResult("failed", f"There is not enough memory. Close other programs, then {RESUME}", run_id)
         if isinstance(error, ThumbwiseError):
             return TrainResult("failed", str(error), run_id)
         what = " ".join(f"{type(error).__name__}: {error}".split())[:200]

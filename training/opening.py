@@ -15,6 +15,7 @@ from thumbwise.training.evaluate import Interview, interview
 from thumbwise.training.models import Backbone
 from thumbwise.training.prompts import keep_prompts, our_prompts
 from thumbwise.training.ptx import keep_file
+from thumbwise.training.reward import named_backend
 from thumbwise.training.runs import SNAPSHOT
 from thumbwise.training.work import Work
 
@@ -74,7 +75,7 @@ def open_model(work: Work, snapshot: Snapshot) -> tuple[RunContext, Interview]:
         folder=work.folder,
         lengths=snapshot.lengths(train, work.sampling),
     )
-    backend = work.plugins.get("rollout_backends", train.rollouts)
+    backend = named_backend(train.rollouts, work.plugins.get("rollout_backends", train.rollouts))
     questions = interview(context, backend, split.held_out, gates, work.settings.chat_max_tokens)
     return context.with_rollouts(backend), questions
 

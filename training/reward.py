@@ -6,15 +6,15 @@ A failing reward is loud: it ends the run with one sentence and leaves the stabl
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
 
-from thumbwise.contracts import FitReport, RewardModel, RunContext, Sample, Scores
+from thumbwise.contracts import FitReport, Prompt, RewardModel, RolloutBackend, RunContext, Sample, Scores
 from thumbwise.errors import ThumbwiseError
-from thumbwise.faults import disk_is_full
+from thumbwise.faults import disk_is_full, out_of_memory
 from thumbwise.scores import wrong_with
 
 
@@ -88,13 +88,28 @@ def mend(option: str) -> str:
 
 @contextmanager
 def naming(what: str, option: str) -> Iterator[None]:
-    """Whatever a plugin raises in this block becomes one sentence that names it; a full disk is not its fault."""
+    """Whatever a plugin raises in this block becomes one sentence that names it, but no full disk or memory."""
     try:
         yield
     except ThumbwiseError:
         raise
     except Exception as error:
-        if disk_is_full(error):
+        if disk_is_full(error) or out_of_memory(error):
             raise
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ThumbwiseError(f"{what} failed ({said}): {mend(option)}") from error
+
+
+def named_backend(name: str, make: Callable[[RunContext], RolloutBackend]) -> Callable[[RunContext], RolloutBackend]:
+    """The factory `make` of the rollout backend `name`, whose failures are told as its own wherever it is called."""
+
+    class Named:
+        def __init__(self, context: RunContext) -> None:
+            with naming(f"Rollout backend {name}", "train.rollouts"):
+                self.backend = make(context)
+
+        def sample(self, prompts: Sequence[Prompt], adapter: str | None, seed: int) -> list[Sample]:
+            with naming(f"Rollout backend {name}", "train.rollouts"):
+                return self.backend.sample(prompts, adapter, seed)
+
+    return Named
