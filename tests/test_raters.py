@@ -18,7 +18,7 @@ from thumbwise.contracts import Message, Prompt
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.training.intervals import clustered_mean, widening
-from thumbwise.training.judged import Agreement, Wanted, best_of, by_prompt, pair_accuracy, thumb_accuracy, win_rate
+from thumbwise.training.judged import Agreement, Wanted, best_of, by_prompt, pair_accuracy, win_rate
 from thumbwise.training.raters import Bar, Crowd, Voting, bar, choose, judged, make_raters, tiers
 from thumbwise.training.rehearsal import Rehearsal
 from thumbwise.training.rehearsal_home import _wait_ready
@@ -224,19 +224,6 @@ def test_accuracy_is_of_all_pairs_to_one_prompt_with_unequal_scores() -> None:
     assert (found.rate, found.pairs) == (pytest.approx(2 / 3), 3)
     assert pair_accuracy([[1, 2]], [[3, 3]]) == Agreement(0.5, 0.5, 1)
     assert math.isnan(pair_accuracy([[1, 1]], [[0, 1]]).rate)
-
-
-def test_what_thumbs_ask_is_the_better_half_against_the_other_whatever_the_prompt() -> None:
-    scores = [[1.0, 4.0], [2.0, 3.0]]
-    found = thumb_accuracy(scores, [[0, 3], [1, 2]])
-    assert (found.rate, found.error, found.pairs) == (1.0, 0.0, 4)
-    found = thumb_accuracy(scores, [[0, 2], [1, 1]])  # the 3 and the 2 cannot be told apart
-    assert found.rate == pytest.approx(3.5 / 4)
-    # DeLong's variance, where no two replies are to one prompt: of (1, 3/4) above and of (1, 3/4) below.
-    apart = thumb_accuracy([[s] for row in scores for s in row], [[0], [2], [1], [1]])
-    plain = 2 * 2 * (0.125 / 2) ** 2
-    assert apart.error == pytest.approx(widening(4) * math.sqrt(plain * 4 / 3))
-    assert math.isnan(thumb_accuracy([[1, 1]], [[0, 1]]).rate)
 
 
 def test_a_prompt_with_many_replies_does_not_stand_for_the_others_in_accuracy() -> None:

@@ -111,30 +111,6 @@ def pair_accuracy(scores: Scored, rewards: Scored) -> Agreement:
     return Agreement(*clustered_mean(shares, prompts), pairs) if shares else Agreement(math.nan, math.nan, 0)
 
 
-def thumb_accuracy(scores: Scored, rewards: Scored) -> Agreement:
-    """How far `rewards` puts the better half of all replies above the other, whatever they answer, as thumbs ask it.
-
-    The area under the ROC curve, with the error of DeLong, DeLong and Clarke-Pearson (Biometrics 44, 1988) over
-    prompts. Replies at the judge's median are in neither half.
-    """
-    flat = [
-        (score, float(reward), number)
-        for number, (judge, row) in enumerate(zip(scores, rewards, strict=True))
-        for score, reward in zip(judge, row, strict=True)
-    ]
-    median = statistics.median([score for score, _, _ in flat])
-    up, down = [row for row in flat if row[0] > median], [row for row in flat if row[0] < median]
-    if not up or not down:
-        return Agreement(math.nan, math.nan, 0)
-    above = [[won(a[1], b[1]) for b in down] for a in up]
-    of_up = [statistics.mean(row) for row in above]
-    of_down = [statistics.mean(column) for column in zip(*above, strict=True)]
-    area, n = statistics.mean(of_up), len(up) + len(down)
-    terms = [area + (value - area) * n / len(up) for value in of_up]
-    terms += [area + (value - area) * n / len(down) for value in of_down]
-    return Agreement(*clustered_mean(terms, [number for _, _, number in (*up, *down)]), len(up) * len(down))
-
-
 @dataclass(frozen=True)
 class Wanted:
     """How many replies each held-out prompt needs: at least `replies` of a candidate and `draws` of start in all."""

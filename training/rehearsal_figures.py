@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from thumbwise.contracts import Sample
-from thumbwise.training.judged import Scored, Wanted, best_of, by_prompt, pair_accuracy, thumb_accuracy, win_rate
+from thumbwise.training.judged import Scored, Wanted, best_of, by_prompt, pair_accuracy, win_rate
 from thumbwise.training.replies import finish_rate, mean_length, repetition
 
 
@@ -53,11 +53,10 @@ def reward_model(fit: dict[str, Any], wrong: float, start: Scored, rewards: Scor
     right on a share c of clean votes agrees with c (1 - wrong) + (1 - c) wrong of the noisy ones. That holds for thumbs
     too, where an up and a down of one person are compared, each turned round with that probability, if both are as
     common; the rarer one of them is, the more the cleaned figure is too near to a half. The clean pairs are of start's
-    replies, as people saw them and as training samples them: to one prompt, and as thumbs ask, of any two.
+    replies to one prompt, as people saw them and as training samples them.
     """
-    clean, across = pair_accuracy(start, rewards), thumb_accuracy(start, rewards)
+    clean = pair_accuracy(start, rewards)
     found: dict[str, Any] = {"rm_accuracy": clean.rate, "rm_error": clean.error, "rm_pairs": clean.pairs}
-    found |= {"rm_across": across.rate, "rm_across_error": across.error}
     told, n = float(fit["accuracy"]), int(fit["n"])
     error = math.sqrt(told * (1 - told) / max(n, 1)) if fit["error"] is None else float(fit["error"])
     found |= {"rm_reported": told, "rm_reported_error": error, "rm_votes": n}

@@ -20,8 +20,7 @@ SAMPLES = 20
 ROWS = {
     "votes": "votes", "tokens": "tokens of a judged reply, at most",
     "rm_reported": "reward model by its own report, on noisy votes", "rm_cleaned": "the same, cleaned of the noise",
-    "rm_accuracy": "reward model on clean pairs of start's replies",
-    "rm_across": "the same, the better half against the other, of any two prompts", "win_rate": "win rate over start",
+    "rm_accuracy": "reward model on clean pairs of start's replies", "win_rate": "win rate over start",
     "best_of_16_win_rate": "best of 16 by the same reward model", "begun_from": "begun from",
     "kl": "KL to the base, nats a reply", "kl_token": "the same, nats a token",
     "kl_begun": "KL to what it began from, nats a reply", "kl_begun_token": "the same, nats a token",
@@ -32,10 +31,7 @@ ROWS = {
     "promoted": "promoted", "train_seconds": "training, seconds",
 }  # fmt: skip
 
-ERRORS = {
-    "rm_reported": "rm_reported_error", "rm_cleaned": "rm_cleaned_error", "rm_accuracy": "rm_error",
-    "rm_across": "rm_across_error",
-}  # fmt: skip
+ERRORS = {"rm_reported": "rm_reported_error", "rm_cleaned": "rm_cleaned_error", "rm_accuracy": "rm_error"}
 
 
 def table(rounds: Sequence[dict[str, Any]]) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import math
 import os
 import subprocess
 import sys
@@ -80,12 +79,6 @@ def bars_of(args: argparse.Namespace, report: dict[str, Any]) -> list[dict[str, 
     least = WIN_RATES.get(f"{args.judge} {args.kind} {args.rounds}", OTHERS)
     won = kept.bar("win rate, lower end", last["win_rate_low"], ">", 0.5)
     limit = CHAT_LIMIT if args.kind == "thumb" else LIMIT
-    if args.kind == "thumb":  # they compare replies to any two prompts, which may be easier
-        off = last["rm_cleaned"] - last["rm_across"] if "rm_cleaned" in last else 1.0
-        error = math.hypot(last.get("rm_cleaned_error", 0.0), last["rm_across_error"])
-        bars.append(
-            kept.bar("reported accuracy, off the true one as thumbs ask", abs(off), "<=", max(REPORTED_OFF, 2 * error))
-        )
     return [
         *bars,
         kept.bar("win rate", last["win_rate"], ">=", least) if args.votes >= 600 else won,
