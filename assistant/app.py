@@ -105,8 +105,8 @@ class Assistant:
     async def _bring_up(self) -> None:
         try:
             model = await in_background(lambda: prepare(self.home, self.settings.model, self._say))
-            await in_background(lambda: self._check_template(model.folder))
             await self.store.run(self.versions.bind, model.digest, model.name)
+            await in_background(lambda: self._check_template(model.folder))
             unknown = await asyncio.to_thread(found.unknown, self.home, self.versions, model, self.settings.engine)
             await self.store.run(found.take_in, self.versions, unknown)
             self.model = model

@@ -279,13 +279,13 @@ def check_model(home: Home) -> Check:
     except ThumbwiseError:
         return Check("model", "warning", "not looked for, because the settings are wrong")
     model = settings.model
+    looked = model if model == "default" else models.look(home, model)
     if (folder := models.there(home, model)) is not None:
         templates.check(folder, settings.chat_template_kwargs)
         if advice := templates.advice(folder, settings.chat_template_kwargs):
-            models.look(home, model)
             return Check("model", "warning", advice)
     if model != "default":
-        return Check("model", "ok", models.look(home, model))
+        return Check("model", "ok", looked)
     if folder is not None:
         return Check("model", "ok", model)
     if packaged_gguf() is None:

@@ -143,7 +143,7 @@ def test_a_run_that_the_kl_budget_ended_ends_alike_when_resumed(tmp_path: Path, 
 def test_where_the_gates_refuse_the_last_policy_an_earlier_one_goes_on_resumed_or_not(
     tmp_path: Path, model: Path, fault: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = itertools.cycle([1.1, 0.1])  # nats a token of the last policy, then of the earlier one
+    seen = itertools.cycle([1.1, 1.1, 0.1, 0.1])  # of drafts and chat, by the last policy, then by the earlier one
 
     def kl(context: RunContext, samples: list[Sample], adapter: str) -> float:
         return next(seen) * mean_length(samples)
@@ -259,7 +259,10 @@ def test_an_older_runs_record_that_cannot_be_read_stands_in_nobodys_way(
 
 def test_what_numpy_counted_is_kept_as_a_number(tmp_path: Path) -> None:
     write_json(tmp_path / "fit.json", asdict(FitReport(np.float32(0.5), np.int64(7), {"ties": np.bool_(False)})))
-    assert read_json(tmp_path / "fit.json") == {"accuracy": 0.5, "n": 7, "details": {"ties": False}, "error": None}
+    assert read_json(tmp_path / "fit.json") == {
+        "accuracy": 0.5, "n": 7, "details": {"ties": False}, "error": None,
+        "foretold": None, "foretold_votes": 0, "foretold_error": 0.5,
+    }  # fmt: skip
 
 
 def test_a_record_of_another_version_is_one_sentence(tmp_path: Path, model: Path, fault: Any) -> None:
