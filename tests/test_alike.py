@@ -80,6 +80,7 @@ def test_a_vote_is_alike_where_all_its_replies_were_sampled_as_the_run_samples()
     assert snapshot.lengths(TRAIN, replace(SAMPLING, temperature=1.5)) == ()
 
 
+@pytest.mark.slow
 def test_the_accuracy_is_of_votes_sampled_alike_and_told_apart_by_kind_and_length(context: RunContext) -> None:
     """On these the score cannot be told; those on longer replies, which are many, would show 90%."""
     coin = tuple(replace(c, choice=random.Random(c.left.response_ids[0]).choice(["left", "right"]))
@@ -96,6 +97,7 @@ def test_the_accuracy_is_of_votes_sampled_alike_and_told_apart_by_kind_and_lengt
     assert 0 < by["pair"]["error"] < 0.2
 
 
+@pytest.mark.slow
 def test_a_judge_of_long_replies_does_not_pass_for_one_of_drafts(context: RunContext) -> None:
     """100 thumbs that go by the last sentence of long replies, and coins thrown on drafts: the gate must not pass."""
     rng = random.Random(4)
@@ -121,6 +123,7 @@ def test_a_run_with_votes_on_long_replies_only_has_too_little_data(tmp_path: Pat
 
 
 @pytest.mark.parametrize(("others_like", "weigh"), [("the same", 1.0), ("the opposite", 0.0)])
+@pytest.mark.slow
 def test_votes_sampled_otherwise_weigh_what_helps_with_those_that_are_alike(
     context: RunContext, others_like: str, weigh: float
 ) -> None:

@@ -75,6 +75,7 @@ def test_from_the_base_the_parent_is_the_base_and_stable_has_its_own_name(
     assert "base_kl" not in result.metrics
 
 
+@pytest.mark.slow
 def test_how_far_it_may_be_from_the_base_is_capped_and_ends_are_counted_from_there(
     tmp_path: Path, model: Path, first: FakeAssistant
 ) -> None:
@@ -97,6 +98,7 @@ def test_where_stable_is_the_base_nothing_changes(tmp_path: Path, model: Path) -
     assert versions[0] == versions[1]
 
 
+@pytest.mark.slow
 def test_sft_goes_on_from_stable_too(tmp_path: Path, model: Path, first: FakeAssistant) -> None:
     losses = []
     for begin in ("base", "stable"):

@@ -138,6 +138,7 @@ def test_the_day_of_a_run_is_of_what_people_asked_last() -> None:
     assert parse(json.dumps(line).encode()).day == NO_DAY
 
 
+@pytest.mark.slow
 def test_a_round_gone_on_with_after_midnight_ends_with_the_adapter_of_one_that_was_not(
     tmp_path: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,7 @@ def states(live: Live) -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("one_thread")
+@pytest.mark.slow
 def test_the_same_votes_train_and_publish_once_more_and_what_was_there_can_be_promoted(
     home: Home, tmp_path: Path
 ) -> None:

@@ -75,6 +75,7 @@ def test_it_learns_a_preference_and_reports_accuracy_on_votes_it_had_not_seen(fi
     assert fitted.details["end_share"] == min(END_SHARES)  # all replies end alike
 
 
+@pytest.mark.slow
 def test_it_foretells_votes_in_order_by_models_that_saw_none_after_them(context: RunContext) -> None:
     labels = make_labels(80, ties=0)
     named = tuple(replace(c, id=f"vote-{n:03d}") for n, c in enumerate(labels.comparisons))
@@ -184,6 +185,7 @@ def test_a_ranking_is_all_of_its_pairs_and_weighs_what_its_drafts_can_say(contex
 
 
 @pytest.mark.parametrize("kind", ["thumbs", "rankings"])
+@pytest.mark.slow
 def test_thumbs_alone_and_rankings_alone_teach_too(context: RunContext, kind: str) -> None:
     replies = [reply(n, (n % 5) / 4) for n in range(200)]
     if kind == "thumbs":
@@ -325,6 +327,7 @@ def test_thumbs_together_weigh_no_more_than_comparisons_with_a_winner_or_a_few(
     assert votes.telling.sum() == pairs + 300  # comparisons do not silence a crowd
 
 
+@pytest.mark.slow
 def test_one_comparison_among_many_thumbs_silences_none_of_them(context: RunContext) -> None:
     (wrong,) = make_labels(1, ties=0).comparisons
     wrong = replace(wrong, choice="right" if wrong.choice == "left" else "left")

@@ -100,6 +100,7 @@ def test_a_later_round_is_judged_against_the_stable_adapter_that_it_fetches(
     assert fetched.read_bytes() == assistant.policies[str(first.version)]["adapter_model.safetensors"]
 
 
+@pytest.mark.slow
 def test_replies_are_to_end_somewhat_more_often_than_the_references_and_nearly_as_often_as_stables(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +122,7 @@ def test_replies_are_to_end_somewhat_more_often_than_the_references_and_nearly_a
     assert steered == [ends_wanted(0.1), 0.9 - 0.06 / 6, 0.9 - 0.06 / 6]
 
 
+@pytest.mark.slow
 def test_where_nobody_has_voted_since_nothing_is_trained_if_one_asks_for_that(tmp_path: Path, model: Path) -> None:
     assistant = FakeAssistant(make_snapshot(40))
     assert train(tmp_path, model, assistant, new_votes=True).outcome == "promoted"
