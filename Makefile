@@ -16,7 +16,7 @@ COMPANIONS := torchvision torchaudio torchcodec
 APT := test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends
 
-.PHONY: setup run test test-fast test-deps bench lint docs clean
+.PHONY: setup run test test-fast test-deps bench lint docs docs-site clean
 
 setup: .venv/ready
 
@@ -64,5 +64,8 @@ lint: setup
 docs: setup
 	$(BIN)/python docs/generate.py
 
+docs-site: setup
+	$(BIN)/python docs/build_site.py
+
 clean:
-	rm -rf .typecheck build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .typecheck .cache build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

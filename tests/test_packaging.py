@@ -19,7 +19,7 @@ from thumbwise.models import INSTALL_DEFAULT
 ROOT = Path(__file__).parents[1]
 BARE = ("assistant", "plugins", "feedback", "training")
 TEXT = {".py", ".md", ".toml", ".yml", ".yaml", ".sh", ".css", ".js", ".html", ".service", ".timer", ".json", ".jsonl"}
-NOT_OURS = {"__pycache__", "build", "dist", "node_modules"}
+NOT_OURS = {"__pycache__", "build", "dist", "node_modules", "site"}
 FORBIDDEN = {
     "a path of one machine": r"/(?:work/(?:main|shared)|root|Users/\w+)/",
     "unpickling weights": r"\btorch\.load\(",
