@@ -1,13 +1,15 @@
 """Write the docs that are made from code and measurements: settings.md, commands.md and measured.md (`make docs`).
 
-A test fails where the files are not what this writes, so that no setting or option is documented twice, and no bar is
-said to hold that was not measured.
+A test fails if the files differ from what this writes. So no setting or option is documented twice, and no bar is said
+to hold that was not measured.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import statistics
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,17 @@ from thumbwise.settings import PREFIX, describe
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "tests" / "bench" / "results"
+WIDTH = 120
+MEASURED_HEAD = (
+    "# Measured",
+    "",
+    "Results of the benchmarks. Made by `make docs` from `tests/bench/results/`; do not edit.",
+    "",
+    "- Each benchmark is a script in `tests/bench/`. The headings below it are the arguments of each measurement.",
+    "- The *bar* is the value that we wanted. **no** means that it was not met.",
+    "- The name of a result's file ends with a digest of the measured code, which may be older than the code here.",
+    "",
+)
 
 
 def settings_page() -> str:
@@ -33,17 +46,18 @@ def settings_page() -> str:
             "",
             "Made by `make docs` from the code; do not edit.",
             "",
-            "The command line wins over the environment, that over `config.toml` in the home folder, and that over",
-            "the defaults below. An unknown name is an error. A dot is a table in `config.toml`:",
+            "The command line wins over the environment, the environment over `config.toml` in the home folder, and",
+            "`config.toml` over the defaults below. An unknown name is an error. A dot is a table in `config.toml`:",
             "",
             "    port = 8000",
             "    [engine]",
             "    kv_cache_gb = 2",
             "",
-            "`thumbwise doctor --settings` shows what a command that is started here and now would use; `serve` reads",
-            "its settings once, when it starts. The training job takes model, `max_tokens` and `temperature` from the",
-            "running assistant and the rest from its own environment, so what both need belongs into `config.toml`.",
-            "Drafts end after `max_tokens`, chat replies after `chat_max_tokens`.",
+            "- `thumbwise doctor --settings` shows the values that a command started here would use.",
+            "- `serve` reads its settings once, when it starts.",
+            "- The training job takes `model`, `max_tokens` and `temperature` from the running assistant. It takes all",
+            "  other settings from its own environment. Put what both need into `config.toml`.",
+            "- Drafts end after `max_tokens`, chat replies after `chat_max_tokens`.",
             "",
             "| setting | default | what it is | environment |",
             "|---|---|---|---|",
@@ -62,16 +76,22 @@ def commands_page() -> str:
 
 def measured_page() -> str:
     """Return docs/measured.md: every result that is kept in tests/bench/results, by its bars."""
-    head = [
-        "# Measured",
-        "",
-        "Made by `make docs` from `tests/bench/results/`; do not edit. A title is the script and its arguments. A",
-        "file's name ends with a digest of the code that was measured, which may be older than what is here.",
-        "",
-    ]
     found = {path: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
-    lines = [line for path, result in found.items() for line in _measured(path, result)]
-    return "\n".join([*head, *lines, *_over_seeds(list(found.values()))])
+    lines = list(MEASURED_HEAD)
+    for bench in sorted({result["bench"] for result in found.values()}):
+        its = {path: result for path, result in found.items() if result["bench"] == bench}
+        lines += [f"## {bench}.py", "", *textwrap.wrap(_what_for(bench), WIDTH), ""]
+        for path, result in sorted(its.items(), key=lambda item: _said(item[1]["arguments"])):
+            lines += _measured(path, result)
+        lines += _over_seeds(list(its.values()))
+    return "\n".join(lines)
+
+
+def _what_for(bench: str) -> str:
+    """The first paragraph of a benchmark's docstring: what it measures."""
+    text = ast.get_docstring(ast.parse((RESULTS.parent / f"{bench}.py").read_text()))
+    assert text is not None
+    return " ".join(text.split("\n\n")[0].split())
 
 
 def _over_seeds(results: list[dict[str, Any]]) -> Iterator[str]:
@@ -79,14 +99,14 @@ def _over_seeds(results: list[dict[str, Any]]) -> Iterator[str]:
     alike: dict[str, list[dict[str, Any]]] = {}
     for found in results:
         if "seed" in found["arguments"]:
-            name = found["bench"] + ".py" + _said({k: v for k, v in found["arguments"].items() if k != "seed"})
+            name = _said({key: value for key, value in found["arguments"].items() if key != "seed"})
             alike.setdefault(name, []).append(found)
     for name, group in alike.items():
         if len(group) > 1:
             group.sort(key=lambda found: found["arguments"]["seed"])
             seeds = ", ".join(str(found["arguments"]["seed"]) for found in group)
-            yield from (f"## Over seeds {seeds}: tests/bench/{name}", "")
-            yield from ("| | mean | deviation | each, by seed | wanted |", "|---|---|---|---|---|")
+            yield from (f"### Seeds {seeds} together: `{name}`", "")
+            yield from ("| what | mean | deviation | each, by seed | bar |", "|---|---|---|---|---|")
             for bars in _common(group):
                 values = [float(bar["value"]) for bar in bars]
                 each = ", ".join(f"{value:.4g}" for value in values)
@@ -96,21 +116,28 @@ def _over_seeds(results: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _common(results: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Each bar that all of `results` have, of one after the other: older code's may have other bars."""
+    """The bars that all of `results` have, one list per bar. Results of older code may have other bars."""
     by_name = [{bar["name"]: bar for bar in found["bars"]} for found in results]
     return [[found[name] for found in by_name] for name in by_name[0] if all(name in found for found in by_name)]
 
 
 def _said(arguments: dict[str, Any]) -> str:
-    return "".join(f" --{name.replace('_', '-')} {value}" for name, value in arguments.items() if name != "quick")
+    """The arguments as they are typed, without those that were not given."""
+    given = {name: value for name, value in arguments.items() if name != "quick" and value not in (None, [])}
+    words = {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in given.items()}
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in words.items())
 
 
 def _measured(path: Path, found: dict[str, Any]) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    yield from (f"## tests/bench/{found['bench']}.py{_said(found['arguments'])}", "")
-    yield f"{found['model']} in {found['number format']}; {versions}. All figures:"
+    model = found["model"][0].upper() + found["model"][1:]
+    if not model.startswith(("No model", "Simulated")):
+        model += f" in {found['number format']}"
+    said = _said(found["arguments"])
+    yield from (f"### `{said}`" if said else "### Default arguments", "")
+    yield from textwrap.wrap(f"{model}. Versions: {versions}. All figures:", WIDTH)
     yield from (f"[{path.name}](../tests/bench/results/{path.name}).", "")
-    yield from ("| | measured | wanted | |", "|---|---|---|---|")
+    yield from ("| what | measured | bar | met |", "|---|---|---|---|")
     for bar in found["bars"]:
         holds = "yes" if bar["holds"] else "**no**"
         yield f"| {bar['name']} | {bar['value']:.4g} | {bar['op']} {bar['limit']:.4g} | {holds} |"
@@ -120,7 +147,7 @@ def _measured(path: Path, found: dict[str, Any]) -> Iterator[str]:
 
 
 def cases_table(cases: dict[str, dict[str, Any]]) -> list[str]:
-    """The algorithms side by side (tests/bench/algorithms.py); training/README.md has them too."""
+    """The algorithms side by side (tests/bench/algorithms.py). training/README.md has the same table."""
     head = "| | win rate over start | KL, nats a reply | prose's perplexity | replies that end | minutes | iterations |"
     rows = [
         f"| `{name}` | {case['win_rate']:.1%} ({case['win_rate_low']:.1%} to {case['win_rate_high']:.1%}) "

@@ -1,4 +1,4 @@
-"""Adapters on CPU: throughput and time to first token beside a server without LoRA and beside vLLM's own kernels.
+"""Adapters on CPU: throughput and time to first token, compared with no LoRA and with vLLM's own kernels.
 
     python tests/bench/adapters.py [--alternations 5] [--quick]
 

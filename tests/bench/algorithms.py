@@ -1,4 +1,4 @@
-"""The policy algorithms on one and the same snapshot of votes: win rate by the judge, KL, perplexity of prose, time.
+"""The policy algorithms on the same snapshot of votes: win rate by the judge, KL, perplexity of prose, time.
 
     python tests/bench/algorithms.py [--judge sentiment] [--votes 300] [--noise 0.16] [--seed 0]
         [--kl 3] [--cases ppo rloo dpo kto] [--set KEY=VALUE ...] [--quick]

@@ -1,4 +1,4 @@
-"""How often luck opens the gates, and how often it shuts them on a policy that is as good: by simulation.
+"""How often luck passes a worse policy through the gates, and refuses one that is as good, by simulation.
 
     python tests/bench/gates.py [--quick]
 

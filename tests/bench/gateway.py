@@ -1,4 +1,4 @@
-"""What the gateway costs: replies of vLLM directly and through the assistant, by turns.
+"""What the gateway costs: replies from vLLM directly and through the assistant, in turns.
 
     python tests/bench/gateway.py [--pairs 10] [--quick]
 

@@ -1,4 +1,4 @@
-"""Tokens a second of sampling with our attention beside transformers' own, at a draft's length and at chat length.
+"""Tokens a second of sampling with our attention and with transformers' own, for drafts and for chat replies.
 
     python tests/bench/generation.py [--pairs 3] [--quick]
 

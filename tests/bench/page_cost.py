@@ -1,4 +1,4 @@
-"""What a page costs the server: this build and the one before its pages had routes of their own, side by side.
+"""What a page costs the server: this build compared with one from before the pages had routes of their own.
 
     python tests/bench/page_cost.py [--before 7d0affc] [--quick]
 

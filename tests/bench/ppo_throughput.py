@@ -1,4 +1,4 @@
-"""Episodes a second and memory of our PPO step (critic included) beside TRL's RLOO (which has none).
+"""Episodes a second and memory: our PPO step (critic included) compared with TRL's RLOO (which has none).
 
     python tests/bench/ppo_throughput.py [--rounds 3] [--quick]
 

@@ -1,4 +1,4 @@
-"""How much a reward model learns from noisy votes, and what contrary raters cost it with the defences off and on.
+"""How much a reward model learns from noisy votes, and what contrary raters cost it, with defences off and on.
 
     python tests/bench/reward_model.py [--judge sentiment] [--votes 600] [--noise 0.16] [--seeds 5] [--quick]
 

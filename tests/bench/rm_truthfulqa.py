@@ -1,4 +1,4 @@
-"""Our reward model beside TRL's RewardTrainer, on answers to questions that were judged true and informative.
+"""Our reward model compared with TRL's RewardTrainer, on answers that were judged true and informative.
 
     python tests/bench/rm_truthfulqa.py --data FILE [--quick]
 

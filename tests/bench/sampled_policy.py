@@ -1,4 +1,4 @@
-"""In bfloat16, the policy that is sampled and the one that vLLM serves beside the one that is trained.
+"""In bfloat16, the policy that is sampled and the one that vLLM serves, compared with the one that is trained.
 
     python tests/bench/sampled_policy.py [--updates 8] [--seed 0] [--quick]
 

@@ -1,4 +1,4 @@
-"""The store with years of talk in it: statistics, a snapshot and the pages' queries, with votes beside each of them.
+"""A store with years of conversations: statistics, a snapshot and the pages' queries, while people vote.
 
     python tests/bench/store_scale.py [--replies 200000] [--votes 200000] [--quick]
 

@@ -1,4 +1,4 @@
-"""Swaps under load: what they drop, mix and cost, beside a restart of vLLM and a control that swaps in place.
+"""Swaps under load: what they drop, mix and cost, compared with a restart of vLLM and a swap in place.
 
     python tests/bench/swap.py [--swaps 100] [--rollbacks 50] [--quick]
 

@@ -1,4 +1,4 @@
-"""What one client that invents people costs the reward model, on this build and on one of before.
+"""What one client that invents people costs the reward model, on this build and on an older one.
 
     python tests/bench/sybil.py [--seeds 6] [--before 7d0affc] [--quick]
 
