@@ -13,6 +13,7 @@ from pathlib import Path
 
 import packaged
 import pytest
+from markdown_it import MarkdownIt
 
 from thumbwise.models import INSTALL_DEFAULT
 
@@ -27,6 +28,8 @@ FORBIDDEN = {
     "running a model's own code": r"trust_remote_code\s*=\s*" + "True",
 }
 MAX_FILE, MAX_FUNCTION, MAX_TRAINING_FUNCTION = 400, 50, 120
+MAX_PROSE = 120
+LINK_ALONE = re.compile(r"\s*(?:[-*] )?(?:!?\[[^\]]*\]\([^)]*\)|<[^>]*>)[.,;:]?\s*")
 
 
 def python(code: str, *arguments: str, cwd: Path = ROOT) -> str:
@@ -148,3 +151,29 @@ def test_no_file_holds_what_must_not_be_there() -> None:
 def test_what_must_not_be_there_is_recognised() -> None:
     samples = ["/ro" + "ot/x", "torch.load(f)", "pickle.loads(b)", "f(trust_remote_code=True)"]
     assert [bool(re.search(p, s)) for p, s in zip(FORBIDDEN.values(), samples, strict=True)] == [True] * 4
+
+
+# --- prose -----------------------------------------------------------------------------------------------
+
+
+def long_prose(markdown: str) -> list[str]:
+    """Return the lines of paragraphs, lists and headings that are too long. Tables, code and links alone are not."""
+    lines = markdown.splitlines()
+    tokens = MarkdownIt("commonmark").enable("table").parse(markdown)
+    blocks = [token.map for token in tokens if token.type in {"paragraph_open", "heading_open"} and token.map]
+    prose = [line for start, end in blocks for line in lines[start:end]]
+    return [line for line in prose if len(line) > MAX_PROSE and not LINK_ALONE.fullmatch(line)]
+
+
+def test_lines_of_prose_are_short() -> None:
+    texts = {str(path.relative_to(ROOT)): path.read_text() for path in ours(".md")}
+    assert {name: found for name, text in texts.items() if (found := long_prose(text))} == {}
+    assert len(texts) > 10
+
+
+def test_long_prose_is_told_from_tables_code_and_links() -> None:
+    long = "word " * 25
+    bad = [long, f"## {long}", f"- {long}", f"> {long}", f"short\n{long}", f"- short\n  {long}", f"[a](b) {long}"]
+    good = [f"| a |\n|---|\n| {long} |", f"```\n{long}\n```", f"short\n\n    {long}", f"[{long}](b)", f"- [{long}](b)."]
+    assert [len(long_prose(text)) for text in bad] == [1] * len(bad)
+    assert [long_prose(text) for text in good] == [[]] * len(good)
