@@ -18,7 +18,7 @@ from thumbwise.proxies import settle_proxies
 from thumbwise.settings import Settings
 
 if TYPE_CHECKING:
-    from thumbwise.app import Assistant
+    from thumbwise.serving.assistant import Assistant
 
 
 @click.command()
@@ -41,7 +41,7 @@ def serve(
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
         # Its own place is /tmp/gradio, which belongs to whoever on this machine was first.
         os.environ.setdefault("GRADIO_TEMP_DIR", str(home.cache / "gradio"))
-        from thumbwise.app import Assistant
+        from thumbwise.serving.assistant import Assistant
 
         assistant = Assistant(home, settings)  # before there is an event loop: it opens the database, and runs plugins
         with suppress(KeyboardInterrupt):  # uvicorn raises it again after an orderly end
@@ -74,10 +74,10 @@ def listen(host: str, port: int) -> socket.socket:
 async def _serve(assistant: Assistant, lock: HomeLock, bound: socket.socket, url: str) -> None:
     import uvicorn
 
-    from thumbwise.app import create_app
     from thumbwise.connections import Patient
     from thumbwise.drained import Drained
     from thumbwise.watchdog import watched
+    from thumbwise.web import create_app
 
     app = create_app(assistant)
     config = uvicorn.Config(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 if TYPE_CHECKING:
-    from thumbwise.app import Assistant
+    from thumbwise.serving.assistant import Assistant
 
 log = logging.getLogger(__name__)
 SHORT = 1.0

@@ -26,7 +26,7 @@ from thumbwise.load import Stream, unless_gone
 from thumbwise.responses import error_body
 
 if TYPE_CHECKING:
-    from thumbwise.app import Assistant
+    from thumbwise.serving.assistant import Assistant
 
 
 Authorization = Annotated[str | None, Header()]

@@ -21,7 +21,7 @@ from thumbwise.found import highest
 from thumbwise.runs import LEASE_SECONDS, Outcome
 
 if TYPE_CHECKING:
-    from thumbwise.app import Assistant
+    from thumbwise.serving.assistant import Assistant
 
 
 class _Body(BaseModel):

@@ -14,11 +14,12 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from thumbwise.app import Assistant, create_app
 from thumbwise.cli_serve import listen
 from thumbwise.connections import Patient
 from thumbwise.home import Home, HomeLock
+from thumbwise.serving.assistant import Assistant
 from thumbwise.settings import Settings
+from thumbwise.web import create_app
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from conftest import TinyEngine
 from fakes import FakeEngineClient
 from pydantic import BaseModel
 
-from thumbwise.app import Assistant
 from thumbwise.auth import MAX_API_BODY
 from thumbwise.engine_client import Sampling
 from thumbwise.feedback.snapshot import snapshot_path, take_snapshot
+from thumbwise.serving.assistant import Assistant
 from thumbwise.versions import BASE
 
 CHAT = "/v1/chat/completions"

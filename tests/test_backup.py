@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from fakes import asker
 from stored import reply, thumb
 
-from thumbwise.app import Assistant
 from thumbwise.cli import main
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.store import Store
+from thumbwise.serving.assistant import Assistant
 
 
 def test_a_copy_is_whole_and_of_one_moment_while_others_write(store: Store, tmp_path: Path) -> None:

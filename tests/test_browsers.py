@@ -18,7 +18,6 @@ from itsdangerous import TimestampSigner
 from live_server import serving
 from sqlite_utils import Database
 
-from thumbwise.app import Assistant
 from thumbwise.browsers import YOUNG_SECONDS, Browsers
 from thumbwise.feedback.migrations import BROWSERS_BEFORE, migrations
 from thumbwise.feedback.records import LOCAL_USER, NEW_BROWSER, PROGRAMS, Asker, FeedbackRequest, new_id
@@ -26,6 +25,7 @@ from thumbwise.feedback.snapshot import take_snapshot
 from thumbwise.feedback.store import Store
 from thumbwise.home import Home
 from thumbwise.keys import migrations as accounts
+from thumbwise.serving.assistant import Assistant
 from thumbwise.training.data import parse
 
 PAGE = {"Accept": "text/html"}

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from fakes import FakeEngineClient, asker
 
-from thumbwise.app import Assistant
 from thumbwise.engine_client import Chunk
+from thumbwise.serving.assistant import Assistant
 
 ASK = [{"role": "user", "content": "Hello?"}]
 

@@ -354,7 +354,8 @@ def test_the_timers_round_waits_until_the_assistant_is_ready(tmp_path: Path) -> 
 def test_the_assistant_has_the_pages_that_these_files_and_the_readme_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from thumbwise.app import Assistant, create_api
+    from thumbwise.serving.assistant import Assistant
+    from thumbwise.web import create_api
 
     for name in [name for name in os.environ if name.startswith(PREFIX)]:
         monkeypatch.delenv(name)

@@ -14,11 +14,11 @@ from conftest import TinyEngine
 from fakes import asker
 from test_engine_client import ASK, DONE, SAMPLING, event, read, stub
 
-from thumbwise.app import Assistant
 from thumbwise.contracts import Message
 from thumbwise.engine_client import EngineClient, Sampling
 from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
 from thumbwise.external import ExternalEngine, Replicas
+from thumbwise.serving.assistant import Assistant
 from thumbwise.supervised import BASE
 
 JSON = "application/json"

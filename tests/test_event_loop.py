@@ -16,13 +16,13 @@ from fakes import FakeEngine, FakeEngineClient, asker
 from live_server import serving, wait_ready
 
 from thumbwise import faults
-from thumbwise.app import Assistant
 from thumbwise.contracts import Message
 from thumbwise.deciding import PLACES
 from thumbwise.engine_client import Chunk
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback import writer
 from thumbwise.feedback.store import Store
+from thumbwise.serving.assistant import Assistant
 from thumbwise.versions import BASE
 
 ASK: list[Message] = [{"role": "user", "content": "Hello?"}]

@@ -17,11 +17,11 @@ from fakes import FakeEngine, FakeEngineClient, asker
 from live_server import serving, wait_ready
 
 from thumbwise import auth
-from thumbwise.app import Assistant
 from thumbwise.auth import MAX_API_BODY
 from thumbwise.errors import EngineFailed, ThumbwiseError
 from thumbwise.feedback.records import Asker
 from thumbwise.home import Home
+from thumbwise.serving.assistant import Assistant
 
 CHAT = "/v1/chat/completions"
 ASK = [{"role": "user", "content": "Hello?"}]

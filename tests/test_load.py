@@ -21,15 +21,16 @@ from crash_tools import Server, events, rows, said, tiny_home
 from fakes import FakeEngine, FakeEngineClient, asker
 from live_server import serving
 
-from thumbwise.app import Assistant, create_api
 from thumbwise.cli_serve import listen
 from thumbwise.errors import EngineUnavailable, ThumbwiseError
 from thumbwise.feedback.records import PROGRAMS, Asker
 from thumbwise.home import Home
 from thumbwise.load import Load, Stream
 from thumbwise.metrics import Metrics
+from thumbwise.serving.assistant import Assistant
 from thumbwise.settings import Settings
 from thumbwise.training.rehearsal_home import environment
+from thumbwise.web import create_api
 
 ASK = {"messages": [{"role": "user", "content": "Hello?"}]}
 CHAT = "/v1/chat/completions"

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from thumbwise import logs
-from thumbwise.app import Assistant
 from thumbwise.errors import EngineFailed
+from thumbwise.serving.assistant import Assistant
 
 SECRET = "my cat Ludmilla"
 COMMENT = "Ludmilla deserves better"

@@ -18,10 +18,10 @@ from fakes import FakeEngine
 from live_server import Live, serving
 from relay import holding
 
-from thumbwise.app import Assistant
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.pages import build, feed, live
+from thumbwise.serving.assistant import Assistant
 
 WORDS = ["Hello", " there", ", *friend*", "."]
 

@@ -14,9 +14,9 @@ import pytest
 from fakes import asker
 from policy_world import PEOPLE, PROMPT, World, canary, counted, make_world, pair, people_of, thumb, turn
 
-from thumbwise.app import Assistant
 from thumbwise.canary import AGAIN, LAST, PAIRS, THUMBS, TURNS, Judge
 from thumbwise.feedback.records import NEW_BROWSER, PROGRAMS
+from thumbwise.serving.assistant import Assistant
 from thumbwise.settings import CanarySettings
 from thumbwise.versions import BASE
 
@@ -203,7 +203,7 @@ async def test_that_is_so_without_any_setting_and_the_server_looks_by_itself(
     first, second = await swapped(world), await swapped(world, 2)
     for n in range(25):
         pair(world, f"browser:{n}", (first, second), "left")
-    monkeypatch.setattr("thumbwise.app.REVIEW_SECONDS", 0.01)
+    monkeypatch.setattr("thumbwise.serving.assistant.REVIEW_SECONDS", 0.01)
     assistant.policies = world.policies
     looking = assistant.spawn(assistant._review())
     async with asyncio.timeout(60):

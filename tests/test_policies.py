@@ -12,13 +12,14 @@ import pytest
 from fakes import FakeEngineClient, asker
 from policy_world import OF_BASE, SHAPES, TRAINER, Change, World, candidate, make_world
 
-from thumbwise import app, artifacts, versions
-from thumbwise.app import Assistant
+from thumbwise import artifacts, versions
 from thumbwise.contracts import Message
 from thumbwise.errors import Conflict, EngineFailed, EngineUnavailable, NotFound, ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.models import PreparedModel
 from thumbwise.probes import distance
+from thumbwise.serving import assistant as app
+from thumbwise.serving.assistant import Assistant
 from thumbwise.settings import Settings
 from thumbwise.versions import BASE
 from thumbwise.weights import base_modules

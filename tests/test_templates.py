@@ -14,11 +14,11 @@ import pytest
 from families import FAMILIES, make
 
 from thumbwise import models, templates, trainable
-from thumbwise.app import Assistant
 from thumbwise.doctor import check_model
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import FeedbackRequest
 from thumbwise.home import Home
+from thumbwise.serving.assistant import Assistant
 from thumbwise.settings import EngineSettings, Settings
 from thumbwise.training.config import TrainSettings
 from thumbwise.training.models import Backbone

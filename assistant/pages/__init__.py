@@ -22,7 +22,7 @@ from thumbwise.pages.look import head, theme
 from thumbwise.pages.security import PageHeaders, middleware
 
 if TYPE_CHECKING:
-    from thumbwise.app import Assistant
+    from thumbwise.serving.assistant import Assistant
 
 
 def build() -> gr.Blocks:

@@ -34,7 +34,7 @@ from thumbwise.pages.top import STORED, place_top, top_of
 from thumbwise.pages.view import excerpt, list_html, log_html, prompt_of, reply_html, status_of
 
 if TYPE_CHECKING:
-    from thumbwise.app import Assistant
+    from thumbwise.serving.assistant import Assistant
 
 DOUBLE_CLICK_SECONDS = 0.5  # a second click this soon is a double click, not a vote taken back
 LISTED = 30  # conversations; older ones by a button

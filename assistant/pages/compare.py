@@ -33,7 +33,7 @@ from thumbwise.pages.security import Id
 from thumbwise.pages.top import STORED, blind_top_of, place_top
 
 if TYPE_CHECKING:
-    from thumbwise.app import Assistant
+    from thumbwise.serving.assistant import Assistant
 
 Pair = tuple[str, str]
 

@@ -17,7 +17,7 @@ import orjson
 from thumbwise.load import Stream
 
 if TYPE_CHECKING:
-    from thumbwise.app import Assistant
+    from thumbwise.serving.assistant import Assistant
 
 LOOK_SECONDS = 0.5  # between two looks at the assistant's state
 HEARTBEAT = 25.0  # seconds; shorter than the minute after which proxies hang up

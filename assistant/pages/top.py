@@ -12,7 +12,7 @@ from thumbwise.pages.look import THUMB, html
 from thumbwise.pages.markup import escape, short
 
 if TYPE_CHECKING:
-    from thumbwise.app import Assistant
+    from thumbwise.serving.assistant import Assistant
 
 _LINKS = (("/", "Chat"), ("/compare", "Compare"))
 _TITLES = {

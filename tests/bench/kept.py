@@ -46,8 +46,8 @@ def number_format() -> str:
 @functools.cache
 def _code(folder: Path) -> str:
     """Read once: what is measured is the code as it was at the start, whatever is written there since."""
-    files = [path for path in sorted(folder.glob("*")) if path.suffix in (".py", ".jsonl")]
-    return "".join(f"{path.parent.name}/{path.name}\n{path.read_text(encoding='utf-8')}" for path in files)
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".py", ".jsonl")]
+    return "".join(f"{path.relative_to(folder.parent)}\n{path.read_text(encoding='utf-8')}" for path in files)
 
 
 def digest(packages: Sequence[ModuleType]) -> str:

@@ -19,9 +19,9 @@ from fakes import FakeEngine, FakeEngineClient
 from fastapi import FastAPI
 from playwright.sync_api import Browser, Page, expect
 
-from thumbwise.app import Assistant
 from thumbwise.contracts import Message
 from thumbwise.engine_client import Chunk, Sampling
+from thumbwise.serving.assistant import Assistant
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = [

@@ -11,8 +11,8 @@ from fakes import FakeEngine
 from live_server import serving
 from playwright.sync_api import Browser, sync_playwright
 
-from thumbwise.app import Assistant
 from thumbwise.home import Home
+from thumbwise.serving.assistant import Assistant
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from fakes import FakeEngine
 from live_server import serving
 from playwright.sync_api import Browser, expect
 
-from thumbwise.app import Assistant
 from thumbwise.feedback.records import LOCAL_USER
 from thumbwise.home import Home
+from thumbwise.serving.assistant import Assistant
 
 pytestmark = [pytest.mark.browser, pytest.mark.engine]
 

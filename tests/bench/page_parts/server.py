@@ -14,10 +14,11 @@ from typing import Any
 
 import uvicorn
 
-from thumbwise.app import Assistant, create_app
 from thumbwise.engine_client import Chunk
 from thumbwise.home import Home, HomeLock
+from thumbwise.serving.assistant import Assistant
 from thumbwise.settings import Settings
+from thumbwise.web import create_app
 
 WORDS = 60
 SECONDS = 0.05  # a word

@@ -1,29 +1,19 @@
-"""The running assistant: one object that holds the parts, and the FastAPI application around it.
+"""The running assistant: one object that holds the parts. It knows nothing of HTTP.
 
-The page opens at once; preparing the model and starting vLLM happen behind it, and `status()` says how far
-they are.
+Preparing the model and starting vLLM happen in the background, and `status()` says how far they are.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import gradio as gr
-from fastapi import FastAPI
-from fastapi.responses import JSONResponse, Response
-from prometheus_client import generate_latest
-from starlette.middleware.cors import CORSMiddleware
-
-from thumbwise import __version__, found, gateway, logs, ops, responses, templates
-from thumbwise.auth import Guard
-from thumbwise.browsers import Browsers, Cookies
+from thumbwise import found, logs, templates
+from thumbwise.browsers import Browsers
 from thumbwise.comparisons import Comparisons
 from thumbwise.conversation import Conversations
 from thumbwise.deciding import in_background
@@ -208,55 +198,3 @@ class Assistant:
             event = {"id": feedback_id, "user": asker.user, "person": asker.counted, **request.model_dump()}
             self.plugins.notify("on_feedback", event=event)
         return feedback_id
-
-
-def create_api(assistant: Assistant) -> FastAPI:
-    """Return the application without its pages: guard, API, health and metrics."""
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await assistant.start()
-        yield
-        await assistant.stop()
-
-    app = FastAPI(title="Thumbwise", version=__version__, lifespan=lifespan, openapi_url=None)
-    app.add_middleware(CORSMiddleware)  # allows nobody, and where the parent has one Gradio leaves off its own
-    app.add_middleware(Cookies, browsers=assistant.browsers)
-    app.add_middleware(Guard, token=assistant.token, keys=assistant.keys)
-    responses.install(app)
-    app.include_router(gateway.router(assistant))
-    app.include_router(ops.router(assistant))
-    _add_health(app, assistant)
-    return app
-
-
-def create_app(assistant: Assistant) -> FastAPI:
-    """Return the whole application: the API, and the pages at `/` and `/compare`."""
-    from thumbwise.pages import build, mount_options, routes  # the pages need the parts above
-
-    api = create_api(assistant)
-    api.mount("/pages", routes(assistant))
-    app: FastAPI = gr.mount_gradio_app(api, build(), path="/", **mount_options())
-    return app
-
-
-def _add_health(app: FastAPI, assistant: Assistant) -> None:
-    methods = ["GET", "HEAD"]  # many monitors ask for no body
-
-    @app.api_route("/health/live", methods=methods)
-    async def live() -> dict[str, str]:
-        return {"status": "alive", "sqlite": sqlite3.sqlite_version}
-
-    @app.api_route("/health/ready", methods=methods)
-    async def ready() -> JSONResponse:
-        status = assistant.status()
-        detail, warning = (said.partition("\n")[0] for said in (status.detail, status.warning))  # not vLLM's log
-        body: dict[str, Any] = {"ready": status.ready, "detail": detail, "warning": warning}
-        body |= {"stable": assistant.versions.stable(), "stable_since": assistant.versions.stable_since()}
-        return JSONResponse(body, 200 if status.ready else 503)
-
-    @app.api_route("/metrics", methods=methods)
-    async def metrics() -> Response:
-        assistant.metrics.ready.set(assistant.status().ready)
-        assistant.metrics.engines.set(assistant.engine.answering if assistant.engine else 0)
-        return Response(generate_latest(assistant.metrics.registry), media_type="text/plain; version=0.0.4")

@@ -1,0 +1,1 @@
+"""The HTTP API: chat in the OpenAI format, votes, operations and health."""

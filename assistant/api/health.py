@@ -1,0 +1,39 @@
+"""Health and metrics, for monitors: `/health/live`, `/health/ready` and `/metrics`."""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING, Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import generate_latest
+
+if TYPE_CHECKING:
+    from thumbwise.serving.assistant import Assistant
+
+
+def router(assistant: Assistant) -> APIRouter:
+    """Return the routes of `assistant` that monitors read."""
+    routes = APIRouter()
+    methods = ["GET", "HEAD"]  # many monitors ask for no body
+
+    @routes.api_route("/health/live", methods=methods)
+    async def live() -> dict[str, str]:
+        return {"status": "alive", "sqlite": sqlite3.sqlite_version}
+
+    @routes.api_route("/health/ready", methods=methods)
+    async def ready() -> JSONResponse:
+        status = assistant.status()
+        detail, warning = (said.partition("\n")[0] for said in (status.detail, status.warning))  # not vLLM's log
+        body: dict[str, Any] = {"ready": status.ready, "detail": detail, "warning": warning}
+        body |= {"stable": assistant.versions.stable(), "stable_since": assistant.versions.stable_since()}
+        return JSONResponse(body, 200 if status.ready else 503)
+
+    @routes.api_route("/metrics", methods=methods)
+    async def metrics() -> Response:
+        assistant.metrics.ready.set(assistant.status().ready)
+        assistant.metrics.engines.set(assistant.engine.answering if assistant.engine else 0)
+        return Response(generate_latest(assistant.metrics.registry), media_type="text/plain; version=0.0.4")
+
+    return routes

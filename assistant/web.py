@@ -1,0 +1,48 @@
+"""The FastAPI application around an assistant: the API, and the pages. The only file that knows both."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import gradio as gr
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from thumbwise import __version__, gateway, ops, responses
+from thumbwise.api import health
+from thumbwise.auth import Guard
+from thumbwise.browsers import Cookies
+from thumbwise.pages import build, mount_options, routes
+
+if TYPE_CHECKING:
+    from thumbwise.serving.assistant import Assistant
+
+
+def create_api(assistant: Assistant) -> FastAPI:
+    """Return the application without its pages: guard, API, health and metrics."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await assistant.start()
+        yield
+        await assistant.stop()
+
+    app = FastAPI(title="Thumbwise", version=__version__, lifespan=lifespan, openapi_url=None)
+    app.add_middleware(CORSMiddleware)  # allows nobody, and where the parent has one Gradio leaves off its own
+    app.add_middleware(Cookies, browsers=assistant.browsers)
+    app.add_middleware(Guard, token=assistant.token, keys=assistant.keys)
+    responses.install(app)
+    app.include_router(gateway.router(assistant))
+    app.include_router(ops.router(assistant))
+    app.include_router(health.router(assistant))
+    return app
+
+
+def create_app(assistant: Assistant) -> FastAPI:
+    """Return the whole application: the API, and the pages at `/` and `/compare`."""
+    api = create_api(assistant)
+    api.mount("/pages", routes(assistant))
+    app: FastAPI = gr.mount_gradio_app(api, build(), path="/", **mount_options())
+    return app
