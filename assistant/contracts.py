@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from thumbwise.training.config import GateSettings, TrainSettings
-    from thumbwise.training.models import Backbone
+    from thumbwise.settings.gates import GateSettings
+    from thumbwise.training.backbone.backbone import Backbone
+from thumbwise.settings.training import TrainSettings
 
 Floats = NDArray[np.float32]
 
@@ -243,8 +244,8 @@ class OffersValue(Protocol):
 class FitReport:
     """How well a reward model fits: held-out accuracy over `n` votes, folds by prompt (chance is 0.5).
 
-    The votes are those on replies sampled as the run samples (`thumbwise.training.votes.Sampling`). `error` is that
-    accuracy's standard error; None counts the votes as independent. `details["by"]` may tell it apart: a list of
+    The votes are those on replies sampled as the run samples (`thumbwise.training.data.votes.Sampling`). `error` is
+    that accuracy's standard error; None counts the votes as independent. `details["by"]` may tell it apart: a list of
     `{"kind": "pair" or "thumb", "tokens": [low, high or None], "votes": n, "accuracy": a, "error": e}`.
 
     `foretold` is the share of `foretold_votes` votes that was foretold in order, each by a model that was fitted only
@@ -295,7 +296,7 @@ class PolicyAlgorithm(Protocol):
     iterations: int
 
     def step(self, iteration: int) -> dict[str, float]:
-        """Run one iteration and return its metrics (names from thumbwise.training.metrics.GLOSSARY)."""
+        """Run one iteration and return its metrics (names from thumbwise.training.evaluation.metrics.GLOSSARY)."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on after a kill: tensors in a flat dict plus plain JSON values."""

@@ -24,8 +24,8 @@ from typing import Self
 
 import platformdirs
 
-from thumbwise import trust
 from thumbwise.errors import Conflict, ThumbwiseError
+from thumbwise.system import trust
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from thumbwise.cli import main
+from thumbwise.cli.main import main
 from thumbwise.settings import PREFIX, describe
 
 HERE = Path(__file__).parent

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from thumbwise import hookimpl
 from thumbwise.contracts import Register, Sample
-from thumbwise.training.policy_state import PolicyState
+from thumbwise.training.policy.state import PolicyState
 
 
 def best_replies(scores: Sequence[float], known: Sequence[bool], n: int) -> list[int]:
@@ -34,7 +34,7 @@ class BestOfN(PolicyState):
 
     def step(self, iteration: int) -> dict[str, float]:
         """One iteration: rollouts, scores, the best of each prompt, then the updates. Returns its metrics."""
-        from thumbwise.training import stepping
+        from thumbwise.training.policy import stepping
 
         start, train = time.monotonic(), self.train
         rolled = stepping.score_replies(self.context, self.reward, iteration, train.best_of, self.ends)
@@ -57,7 +57,7 @@ class BestOfN(PolicyState):
         temperature 1, replies drawn at 0.7 would teach it to be sharper whatever the reward says: with noise
         for a reward, a two-layer model's entropy went from 4.8 nats to 0 in 16 iterations (so: to 4.5).
         """
-        from thumbwise.training import stepping
+        from thumbwise.training.policy import stepping
 
         self.optimizer.zero_grad(set_to_none=True)
         loss = stepping.imitate(self.backbone, kept, minibatch, self.context.temperature)

@@ -1,19 +1,19 @@
 """The built-in reward model: a regularised linear head on the frozen model's hidden states.
 
-Features are the response tokens' hidden states at a few layers spread over the lower half of the model,
-summed over the response (less their mean) and divided by its length plus `rm_shrink`, each dimension
-scaled to deviation 1; where that predicts votes better, the last token's hidden states at two layers, the second one
-deeper, which say what the whole amounts to (whether an answer is true, say); and how the reply ended: its length, that
-length's logarithm (so that there can be a best length), and whether it ended by itself, which a mean hardly shows. The
-head on running means gives a value after every token too, which PPO's value function starts from; what the last token
-says and how a reply ends is credited to its last token. Without the shrinkage the first tokens' values are several
-times too large. Averaging layers was as good as choosing the best one and needs no choice, so the accuracy reported is
-honest: the L2 strength, and how much the last token and the end may count beside what is said on the way, are chosen
-inside each training fold (`Prior`). Comparisons, rankings, ties and thumbs go into
-one head (`thumbwise.training.heads`), each rater's votes with the weight that the others' bear out
-(`thumbwise.training.reliability`). Accuracy is of votes on replies sampled as the run samples, and those choose, inside
-each training fold too, how much the others weigh (OTHERS). Left out: a LoRA reward model (begun from this head, two
-epochs over 600 votes took its accuracy from 66.8% to 67.0% and 390 s on two cores), and the comments.
+Features are the response tokens' hidden states at a few layers spread over the lower half of the model, summed over the
+response (less their mean) and divided by its length plus `rm_shrink`, each dimension scaled to deviation 1; where that
+predicts votes better, the last token's hidden states at two layers, the second one deeper, which say what the whole
+amounts to (whether an answer is true, say); and how the reply ended: its length, that length's logarithm (so that there
+can be a best length), and whether it ended by itself, which a mean hardly shows. The head on running means gives a
+value after every token too, which PPO's value function starts from; what the last token says and how a reply ends is
+credited to its last token. Without the shrinkage the first tokens' values are several times too large. Averaging layers
+was as good as choosing the best one and needs no choice, so the accuracy reported is honest: the L2 strength, and how
+much the last token and the end may count beside what is said on the way, are chosen inside each training fold
+(`Prior`). Comparisons, rankings, ties and thumbs go into one head (`thumbwise.training.reward.heads`), each rater's
+votes with the weight that the others' bear out (`thumbwise.training.reward.reliability`). Accuracy is of votes on
+replies sampled as the run samples, and those choose, inside each training fold too, how much the others weigh (OTHERS).
+Left out: a LoRA reward model (begun from this head, two epochs over 600 votes took its accuracy from 66.8% to 67.0% and
+390 s on two cores), and the comments.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from thumbwise import hookimpl
 from thumbwise.contracts import FitReport, Floats, Labels, Register, RunContext, Sample, Scores, ValueInit
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import write_durably
-from thumbwise.training.in_order import Mask, in_order
-from thumbwise.training.votes import Array, Sampling, Votes, bootstrap, gather
+from thumbwise.training.data.votes import Array, Sampling, Votes, bootstrap, gather
+from thumbwise.training.reward.in_order import Mask, in_order
 
 L2_STRENGTHS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 END_SHARES = (1 / 16, 1 / 2)
@@ -114,8 +114,8 @@ class BradleyTerry:
 
         It is of the votes alone that are on replies sampled as the run samples.
         """
-        from thumbwise.training.agreement import foretold, report
-        from thumbwise.training.heads import fit_head
+        from thumbwise.training.reward.agreement import foretold, report
+        from thumbwise.training.reward.heads import fit_head
 
         samples, votes = gather(labels, self.train.thumb_weight, self.sampling)
         if not votes.is_pair.any() and len(set(votes.good[votes.is_thumb])) < 2:
@@ -211,7 +211,7 @@ class BradleyTerry:
 
         Those of hidden states are divided by the root of their number, so that L2 means the same at every width.
         """
-        from thumbwise.training.heads import observed
+        from thumbwise.training.reward.heads import observed
 
         sums, lasts, counts = self.backbone.pooled(samples, self.layers, self.last_layers)
         self.mean = (sums.sum(0) / max(float(counts.sum()), 1.0)).astype(np.float32)
@@ -257,7 +257,7 @@ class BradleyTerry:
 
         All else is chosen inside the other folds.
         """
-        from thumbwise.training.data import folds
+        from thumbwise.training.data.snapshot import folds
 
         fold = np.array(folds(votes.group, self.train.rm_folds, seed))
         parts = [(fold != number, fold == number) for number in range(self.train.rm_folds)]
@@ -265,7 +265,7 @@ class BradleyTerry:
 
     def _foretell(self, views: Views, votes: Votes, parts: Sequence[tuple[Mask, Mask]], what: str, seed: int) -> Array:
         """What heads fitted to the first votes of each of `parts` say of its second ones, [n]; NaN for nothing."""
-        from thumbwise.training.heads import fit_head, observed
+        from thumbwise.training.reward.heads import fit_head, observed
 
         said = np.full(len(votes.left), np.nan)
         for number, (fitted, asked) in enumerate(parts):
@@ -283,8 +283,8 @@ class BradleyTerry:
 
     def _trust(self, views: Views, votes: Votes, strict: bool = False) -> Array:
         """A factor for each rater's votes, [raters]; all 1 where `rm_rater_weights` is off or raters are few."""
-        from thumbwise.training.heads import observed
-        from thumbwise.training.reliability import rater_weights
+        from thumbwise.training.reward.heads import observed
+        from thumbwise.training.reward.reliability import rater_weights
 
         if not self.train.rm_rater_weights:
             return np.ones(votes.raters)
@@ -296,8 +296,8 @@ class BradleyTerry:
         In turns, because all of both would take four times as long: the prior with all votes, what the others weigh,
         and where that is less than all, the prior again.
         """
-        from thumbwise.training.data import folds
-        from thumbwise.training.heads import held_out_loss
+        from thumbwise.training.data.snapshot import folds
+        from thumbwise.training.reward.heads import held_out_loss
 
         fold, smoothing = folds(votes.group, self.train.rm_folds, seed), self.train.rm_label_smoothing
 

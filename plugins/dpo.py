@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from thumbwise import hookimpl
 from thumbwise.contracts import Register, Reward, RunContext, Sample
-from thumbwise.training.policy_state import PolicyState
+from thumbwise.training.policy.state import PolicyState
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +47,7 @@ class DPO(PolicyState):
     """Improves the adapter "policy", one batch of rollouts a step."""
 
     def __init__(self, context: RunContext, reward: Reward) -> None:
-        from thumbwise.training import trl_parts
+        from thumbwise.training.policy import trl_parts
 
         super().__init__(context, reward)
         trainer, config = trl_parts.load("DPOTrainer", "DPOConfig")
@@ -58,7 +58,7 @@ class DPO(PolicyState):
 
     def step(self, iteration: int) -> dict[str, float]:
         """One iteration: rollouts, scores, pairs, then the updates. Returns its metrics."""
-        from thumbwise.training import stepping, trl_parts
+        from thumbwise.training.policy import stepping, trl_parts
 
         start, train = time.monotonic(), self.train
         rolled = stepping.score_replies(self.context, self.reward, iteration, train.replies, self.ends)
@@ -73,8 +73,8 @@ class DPO(PolicyState):
 
     def _update(self, pairs: Sequence[Pair], minibatch: Sequence[slice]) -> dict[str, float]:
         """One optimizer step on the mean over pairs of TRL's loss, whatever the micro-batches."""
-        from thumbwise.training import stepping
-        from thumbwise.training.models import POLICY
+        from thumbwise.training.backbone.backbone import POLICY
+        from thumbwise.training.policy import stepping
 
         count = sum(len(pairs[part]) for part in minibatch)
         loss_sum = 0.0

@@ -16,11 +16,11 @@ import numpy as np
 
 from thumbwise import hookimpl
 from thumbwise.contracts import Evidence, GateReport, Register, Sample
-from thumbwise.training.config import GateSettings
-from thumbwise.training.evaluate import kl_of_a_token, wins
-from thumbwise.training.intervals import Array, clustered_error, clustered_mean, ever, once, ratio
-from thumbwise.training.replies import grams, mean_length
-from thumbwise.training.selection import TRIES
+from thumbwise.settings.gates import GateSettings
+from thumbwise.training.evaluation.evaluate import kl_of_a_token, wins
+from thumbwise.training.evaluation.intervals import Array, clustered_error, clustered_mean, ever, once, ratio
+from thumbwise.training.evaluation.replies import grams, mean_length
+from thumbwise.training.evaluation.selection import TRIES
 
 MOST = 1000.0
 """A share of stable's length over which it does not matter how much."""

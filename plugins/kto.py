@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from thumbwise import hookimpl
 from thumbwise.contracts import Register, Reward, RunContext
-from thumbwise.training.policy_state import PolicyState
+from thumbwise.training.policy.state import PolicyState
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,7 @@ class KTO(PolicyState):
     """Improves the adapter "policy", one batch of rollouts a step."""
 
     def __init__(self, context: RunContext, reward: Reward) -> None:
-        from thumbwise.training import trl_parts
+        from thumbwise.training.policy import trl_parts
 
         super().__init__(context, reward)
         self.kl = 0.0
@@ -45,7 +45,7 @@ class KTO(PolicyState):
         """TRL's trainer, given the KL that we measured where it would estimate one."""
         import torch
 
-        from thumbwise.training import trl_parts
+        from thumbwise.training.policy import trl_parts
 
         trainer, config = trl_parts.load("KTOTrainer", "KTOConfig")
         algorithm = self
@@ -63,7 +63,7 @@ class KTO(PolicyState):
 
     def step(self, iteration: int) -> dict[str, float]:
         """One iteration: rollouts, scores, what is desirable, then the updates. Returns its metrics."""
-        from thumbwise.training import stepping
+        from thumbwise.training.policy import stepping
 
         start, train = time.monotonic(), self.train
         rolled = stepping.score_replies(self.context, self.reward, iteration, 1, self.ends)
@@ -89,8 +89,8 @@ class KTO(PolicyState):
 
     def _update(self, rows: Sequence[dict[str, Any]], minibatch: Sequence[slice]) -> dict[str, float]:
         """One optimizer step on the mean over replies of TRL's loss, whatever the micro-batches."""
-        from thumbwise.training import stepping
-        from thumbwise.training.models import POLICY
+        from thumbwise.training.backbone.backbone import POLICY
+        from thumbwise.training.policy import stepping
 
         count = sum(len(rows[part]) for part in minibatch)
         loss_sum = 0.0

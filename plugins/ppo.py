@@ -1,12 +1,12 @@
 """PPO with a KL penalty, as InstructGPT has it, on one frozen backbone: the loop, top to bottom.
 
-Rollouts come from the policy at the run's temperature; the reward is the score at the last response token
-less beta times the KL to the reference at every token; advantages by GAE from a value function that starts
-as the reward model. The learning rate follows the KL (`Pace`), the penalty of replies that were cut off follows their
-number (`MissingEnd`). The formulas are in `thumbwise.training.losses`, and what other
-algorithms do too in `thumbwise.training.stepping`; the pretraining term (PPO-ptx) is `thumbwise.training.ptx`, and
-`train.ptx` 0 leaves it out. Left out: rollouts older than one iteration.
-Torch is imported where a method needs it, so that listing plugins stays cheap.
+Rollouts come from the policy at the run's temperature; the reward is the score at the last response token less beta
+times the KL to the reference at every token; advantages by GAE from a value function that starts as the reward model.
+The learning rate follows the KL (`Pace`), the penalty of replies that were cut off follows their number (`MissingEnd`).
+The formulas are in `thumbwise.training.policy.losses`, and what other algorithms do too in
+`thumbwise.training.policy.stepping`; the pretraining term (PPO-ptx) is `thumbwise.training.policy.ptx`, and `train.ptx`
+0 leaves it out. Left out: rollouts older than one iteration. Torch is imported where a method needs it, so that listing
+plugins stays cheap.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from thumbwise import hookimpl
 from thumbwise.contracts import Register, Reward, RolloutBackend, RunContext, Sample
-from thumbwise.training.policy_state import PolicyState
+from thumbwise.training.policy.state import PolicyState
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from thumbwise.training.stepping import Parts
+    from thumbwise.training.policy.stepping import Parts
 
 
 @dataclass
@@ -50,8 +50,8 @@ class PPO(PolicyState):
     """Improves the adapter "policy", one batch of rollouts a step."""
 
     def __init__(self, context: RunContext, reward: Reward) -> None:
-        from thumbwise.training.ptx import Pretraining
-        from thumbwise.training.value import ValueFunction
+        from thumbwise.training.policy.ptx import Pretraining
+        from thumbwise.training.policy.value import ValueFunction
 
         super().__init__(context, reward)
         train = self.train
@@ -62,7 +62,7 @@ class PPO(PolicyState):
 
     def step(self, iteration: int) -> dict[str, float]:
         """One iteration: rollouts, rewards, advantages, then the updates. Returns its metrics."""
-        from thumbwise.training import stepping
+        from thumbwise.training.policy import stepping
 
         start = time.monotonic()
         samples, rng = stepping.sample_rollouts(self.context, iteration, self.train.episodes)
@@ -80,7 +80,7 @@ class PPO(PolicyState):
 
     def _evaluate(self, samples: list[Sample]) -> tuple[Rollout, dict[str, float]]:
         """Score the rollouts, and recompute their log-probabilities with the trainer's own weights."""
-        from thumbwise.training import losses, stepping
+        from thumbwise.training.policy import losses, stepping
 
         train = self.train
         score, penalty, known = stepping.shaped_scores(self.reward, samples, train.reward_clip, self.ends)
@@ -110,7 +110,7 @@ class PPO(PolicyState):
 
         The sum over micro-batches is divided by one token count.
         """
-        from thumbwise.training import losses, stepping
+        from thumbwise.training.policy import losses, stepping
 
         count = sum(rollout.mask[part].sum() for part in minibatch).clamp(min=1)
         loss_sum = ratio_sum = clipped = ratio_max = 0.0
@@ -137,7 +137,7 @@ class PPO(PolicyState):
 
     def _value_step(self, rollout: Rollout, minibatch: Sequence[slice]) -> dict[str, float]:
         """One optimizer step of the value function, which shares no weight with the policy."""
-        from thumbwise.training import losses, stepping
+        from thumbwise.training.policy import losses, stepping
 
         count = sum(rollout.mask[part].sum() for part in minibatch).clamp(min=1)
         loss_sum = 0.0
@@ -168,7 +168,7 @@ class PPO(PolicyState):
 
 def in_process(context: RunContext) -> RolloutBackend:
     """The rollout backend that samples with the run's own backbone."""
-    from thumbwise.training.rollouts import InProcess
+    from thumbwise.training.policy.rollouts import InProcess
 
     return InProcess(context)
 

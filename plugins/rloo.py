@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from thumbwise import hookimpl
 from thumbwise.contracts import Register, Reward, RunContext, Sample
-from thumbwise.training.policy_state import PolicyState
+from thumbwise.training.policy.state import PolicyState
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,7 +34,7 @@ class RLOO(PolicyState):
 
     def _make_trainer(self) -> Any:
         """TRL's trainer, given our replies where it would generate, and our scores where it would ask for rewards."""
-        from thumbwise.training import trl_parts
+        from thumbwise.training.policy import trl_parts
 
         trainer, config = trl_parts.load("RLOOTrainer", "RLOOConfig")
         algorithm = self
@@ -60,8 +60,8 @@ class RLOO(PolicyState):
         """One iteration: rollouts, scores, advantages, then the updates. Returns its metrics."""
         import torch
 
-        from thumbwise.training import stepping, trl_parts
-        from thumbwise.training.models import POLICY
+        from thumbwise.training.backbone.backbone import POLICY
+        from thumbwise.training.policy import stepping, trl_parts
 
         start, train = time.monotonic(), self.train
         rolled = stepping.score_replies(self.context, self.reward, iteration, train.replies, self.ends)
@@ -78,8 +78,8 @@ class RLOO(PolicyState):
 
     def _update(self, batch: Mapping[str, Tensor], minibatch: Sequence[slice]) -> dict[str, float]:
         """One optimizer step on the mean over replies of TRL's loss, whatever the micro-batches."""
-        from thumbwise.training import stepping
-        from thumbwise.training.models import POLICY
+        from thumbwise.training.backbone.backbone import POLICY
+        from thumbwise.training.policy import stepping
 
         count = sum(part.stop - part.start for part in minibatch)
         loss_sum = 0.0

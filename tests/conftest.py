@@ -25,12 +25,13 @@ from live_server import Live, serving, wait_ready
 from stub_engine import StubEngine
 from tiny_model import make_tiny_adapter, make_tiny_model
 
-from thumbwise.engine import Engine
-from thumbwise.engine_client import EngineClient
+from thumbwise.engine.client import EngineClient
+from thumbwise.engine.supervisor import Engine
 from thumbwise.feedback.store import Store
 from thumbwise.home import Home
 from thumbwise.serving.assistant import Assistant
-from thumbwise.settings import EngineSettings, Settings
+from thumbwise.settings import Settings
+from thumbwise.settings.engine import EngineSettings
 from thumbwise.web import create_api
 
 # What torch compiles for vLLM is compiled once for all tests, and not once for each of their homes.

@@ -28,9 +28,9 @@ from thumbwise.contracts import Prompt
 from thumbwise.errors import ThumbwiseError
 from thumbwise.faults import VARIABLE
 from thumbwise.home import Home, running_url
-from thumbwise.training.candidate import Candidate, adapter_files, make_candidate, make_probes
-from thumbwise.training.client import OpsClient, Run
-from thumbwise.training.config import TrainSettings
+from thumbwise.settings.training import TrainSettings
+from thumbwise.training.run.candidate import Candidate, adapter_files, make_candidate, make_probes
+from thumbwise.training.run.client import OpsClient, Run
 
 COMMAND = Path(sys.executable).with_name("thumbwise")
 PAGE = 4096
@@ -222,7 +222,7 @@ class Trained:
 
 def trained(model: Path, adapter: Path, rank: int = 8, dtype: str = "float32") -> Trained:
     """An adapter folder as if it had been trained: read by the trainer's code, with the trainer's probes."""
-    from thumbwise.training.models import POLICY, Backbone
+    from thumbwise.training.backbone.backbone import POLICY, Backbone
 
     backbone = Backbone(model, TrainSettings(dtype=dtype, lora_rank=rank, lora_alpha=rank))  # type: ignore[arg-type]
     backbone.load_adapter(POLICY, adapter)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from thumbwise.contracts import Message
-from thumbwise.engine_client import Chunk, Sampling
+from thumbwise.engine.client import Chunk, Sampling
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import LOCAL_USER, Asker
 

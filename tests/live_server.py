@@ -14,10 +14,10 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from thumbwise.cli_serve import listen
-from thumbwise.connections import Patient
+from thumbwise.cli.serve import listen
 from thumbwise.home import Home, HomeLock
 from thumbwise.serving.assistant import Assistant
+from thumbwise.serving.connections import Patient
 from thumbwise.settings import Settings
 from thumbwise.web import create_app
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from thumbwise.home import Home
-from thumbwise.plugin_manager import PluginInfo, PluginManager
+from thumbwise.plugin_host.manager import PluginInfo, PluginManager
 
 JUDGES = ("thumbwise.plugins.judges",)
 

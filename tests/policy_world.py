@@ -13,18 +13,19 @@ import numpy as np
 from fakes import FakeEngineClient
 from safetensors.numpy import save
 
-from thumbwise import artifacts
-from thumbwise.canary import Rollout
+from thumbwise.base_model.prepare import PreparedModel
 from thumbwise.contracts import Message
 from thumbwise.feedback.records import Asker, FeedbackRequest, ReplyState, sha256
 from thumbwise.feedback.store import Store
 from thumbwise.home import Home
 from thumbwise.metrics import Metrics
-from thumbwise.models import PreparedModel
-from thumbwise.plugin_manager import PluginManager
-from thumbwise.policies import Policies
-from thumbwise.settings import CanarySettings, Settings
-from thumbwise.versions import BASE, Versions
+from thumbwise.plugin_host.manager import PluginManager
+from thumbwise.settings import Settings
+from thumbwise.settings.canary import CanarySettings
+from thumbwise.versions import artifacts
+from thumbwise.versions.canary import Rollout
+from thumbwise.versions.lifecycle import Policies
+from thumbwise.versions.record import BASE, Versions
 
 PROMPT = (Message(role="user", content="Hello?"),)
 PEOPLE = [f"person-{n}" for n in range(200)]

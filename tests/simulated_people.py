@@ -27,12 +27,12 @@ import httpx
 
 from thumbwise.contracts import Judge
 from thumbwise.home import Home, running_url
-from thumbwise.plugin_manager import PluginManager
+from thumbwise.plugin_host.manager import PluginManager
 
 
 def seed_prompts() -> list[str]:
     """The package's own prompts."""
-    lines = files("thumbwise.training").joinpath("seed_prompts.jsonl").read_text().splitlines()
+    lines = files("thumbwise.training.data").joinpath("seed_prompts.jsonl").read_text().splitlines()
     return [json.loads(line)["prompt"] for line in lines]
 
 

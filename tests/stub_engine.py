@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from thumbwise.engine import Engine
+from thumbwise.engine.supervisor import Engine
 
 # Answers one token to everything, with a child of its own, once the file beside the socket is there.
 STUB = """

@@ -26,13 +26,13 @@ from safetensors.numpy import load, save
 from test_engine_client import stub
 from tiny_model import make_tiny_adapter
 
-from thumbwise.artifacts import CONFIG, MANIFEST, WEIGHTS
-from thumbwise.engine_client import EngineClient
+from thumbwise.engine.client import EngineClient
+from thumbwise.engine.external import ExternalEngine
+from thumbwise.engine.probes import distance
 from thumbwise.errors import EngineFailed, ThumbwiseError
-from thumbwise.external import ExternalEngine
-from thumbwise.probes import distance
-from thumbwise.training.candidate import Candidate
-from thumbwise.training.client import OpsClient, Run
+from thumbwise.training.run.candidate import Candidate
+from thumbwise.training.run.client import OpsClient, Run
+from thumbwise.versions.artifacts import CONFIG, MANIFEST, WEIGHTS
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("one_thread")]
 

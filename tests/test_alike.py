@@ -13,14 +13,14 @@ from training_world import FakeAssistant, make_snapshot, train
 
 from thumbwise.contracts import Comparison, FitReport, Labels, Prompt, Ranking, RunContext, Sample, Thumb
 from thumbwise.plugins.bradley_terry import BradleyTerry
-from thumbwise.training.agreement import told
-from thumbwise.training.config import TrainSettings
-from thumbwise.training.data import Snapshot
-from thumbwise.training.losses import ends_wanted
-from thumbwise.training.models import Backbone
-from thumbwise.training.replies import finish_rate_at
-from thumbwise.training.rollouts import InProcess
-from thumbwise.training.votes import Sampling
+from thumbwise.settings.training import TrainSettings
+from thumbwise.training.backbone.backbone import Backbone
+from thumbwise.training.data.snapshot import Snapshot
+from thumbwise.training.data.votes import Sampling
+from thumbwise.training.evaluation.replies import finish_rate_at
+from thumbwise.training.policy.losses import ends_wanted
+from thumbwise.training.policy.rollouts import InProcess
+from thumbwise.training.reward.agreement import told
 
 TRAIN = TrainSettings(dtype="float32", rm_heads=2, rm_folds=3, max_reply_tokens=12)
 SAMPLING = Sampling(temperature=0.7, max_tokens=8, longest=12)
@@ -139,7 +139,7 @@ def test_votes_sampled_otherwise_weigh_what_helps_with_those_that_are_alike(
 
 
 def test_where_all_votes_are_alike_nothing_more_is_fitted(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
-    from thumbwise.training import heads
+    from thumbwise.training.reward import heads
 
     fits, fit = list[Any](), heads.fit_head
     monkeypatch.setattr(heads, "fit_head", lambda *given: fits.append(given) or fit(*given))

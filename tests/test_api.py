@@ -12,11 +12,11 @@ from conftest import TinyEngine
 from fakes import FakeEngineClient
 from pydantic import BaseModel
 
-from thumbwise.auth import MAX_API_BODY
-from thumbwise.engine_client import Sampling
+from thumbwise.engine.client import Sampling
 from thumbwise.feedback.snapshot import snapshot_path, take_snapshot
 from thumbwise.serving.assistant import Assistant
-from thumbwise.versions import BASE
+from thumbwise.serving.auth import MAX_API_BODY
+from thumbwise.versions.record import BASE
 
 CHAT = "/v1/chat/completions"
 ASK: list[dict[str, Any]] = [{"role": "user", "content": "Hello?"}]

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from fakes import asker
 from stored import reply, thumb
 
-from thumbwise.cli import main
+from thumbwise.cli.main import main
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.store import Store
 from thumbwise.serving.assistant import Assistant

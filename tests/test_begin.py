@@ -11,10 +11,10 @@ import torch
 from tiny_model import make_tiny_adapter, make_tiny_model
 from training_world import FakeAssistant, make_snapshot, train
 
-from thumbwise import artifacts
-from thumbwise.training.config import TrainSettings
-from thumbwise.training.models import FROZEN, POLICY, Backbone
-from thumbwise.versions import BASE
+from thumbwise.settings.training import TrainSettings
+from thumbwise.training.backbone.backbone import FROZEN, POLICY, Backbone
+from thumbwise.versions import artifacts
+from thumbwise.versions.record import BASE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FAR = {"learning_rate": 1e-2, "warmup": 0, "kl_coefficient": 0.0, "kl_budget": 1e3, "pace": 1.0}

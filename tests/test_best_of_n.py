@@ -18,14 +18,14 @@ from toy_policy import PROMPTS, TEMPERATURE, low_ids, silent
 from thumbwise.contracts import Prompt, Reward, RunContext, Sample, Scores
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
-from thumbwise.plugin_manager import PluginManager
+from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.plugins.best_of_n import BestOfN, best_replies
 from thumbwise.plugins.ppo import in_process
-from thumbwise.training.batches import make_batch
-from thumbwise.training.config import TrainSettings
-from thumbwise.training.metrics import GLOSSARY
-from thumbwise.training.models import Backbone
-from thumbwise.training.stepping import draw_prompts, minibatches
+from thumbwise.settings.training import TrainSettings
+from thumbwise.training.backbone.backbone import Backbone
+from thumbwise.training.backbone.batches import make_batch
+from thumbwise.training.evaluation.metrics import GLOSSARY
+from thumbwise.training.policy.stepping import draw_prompts, minibatches
 
 SMALL = TrainSettings(
     dtype="float32", episodes=16, best_of=4, minibatches=2, micro_batch=16, iterations=10, lora_rank=8,

@@ -18,15 +18,15 @@ from itsdangerous import TimestampSigner
 from live_server import serving
 from sqlite_utils import Database
 
-from thumbwise.browsers import YOUNG_SECONDS, Browsers
+from thumbwise.accounts.browsers import YOUNG_SECONDS, Browsers
+from thumbwise.accounts.keys import migrations as accounts
 from thumbwise.feedback.migrations import BROWSERS_BEFORE, migrations
 from thumbwise.feedback.records import LOCAL_USER, NEW_BROWSER, PROGRAMS, Asker, FeedbackRequest, new_id
 from thumbwise.feedback.snapshot import take_snapshot
 from thumbwise.feedback.store import Store
 from thumbwise.home import Home
-from thumbwise.keys import migrations as accounts
 from thumbwise.serving.assistant import Assistant
-from thumbwise.training.data import parse
+from thumbwise.training.data.snapshot import parse
 
 PAGE = {"Accept": "text/html"}
 

@@ -12,13 +12,13 @@ import pytest
 from fakes import asker
 from policy_world import OF_BASE, PEOPLE, PROMPT, World, canary, counted, make_world, pair, people_of, thumb, turn
 
-from thumbwise import artifacts
-from thumbwise.conversation import Conversations
-from thumbwise.engine_client import Sampling
+from thumbwise.chat.admission import Load
+from thumbwise.chat.turns import Conversations
+from thumbwise.engine.client import Sampling
 from thumbwise.errors import Conflict, ThumbwiseError
 from thumbwise.feedback.records import LOCAL_USER, REFUSED
-from thumbwise.load import Load
-from thumbwise.versions import BASE, Pointer
+from thumbwise.versions import artifacts
+from thumbwise.versions.record import BASE, Pointer
 
 FEW = {"turns": 30, "people": 5, "judgements": 4, "each": 20, "max_age": "1d"}
 

@@ -13,12 +13,14 @@ from typing import Any
 import packaged
 import pytest
 
-from thumbwise import child_logs, children, doctor, models
-from thumbwise.engine import Engine
+from thumbwise.base_model import prepare
+from thumbwise.cli import doctor
+from thumbwise.engine.supervisor import Engine
 from thumbwise.home import Home
-from thumbwise.schedule import Schedule
-from thumbwise.settings import EngineSettings
-from thumbwise.training import rehearsal_home
+from thumbwise.serving.schedule import Schedule
+from thumbwise.settings.engine import EngineSettings
+from thumbwise.system import child_logs, children
+from thumbwise.training.rehearsal import home
 
 PLANTED = ("ctypes", "json", "signal", "sitecustomize", "thumbwise", "typing", "vllm")
 
@@ -60,9 +62,9 @@ def test_neither_does_what_vllm_starts_in_its_turn(tmp_path: Path, planted: Path
 
 
 def test_neither_do_the_model_the_rehearsal_and_doctor(tmp_path: Path, planted: Path) -> None:
-    models._run("convert_gguf", "nothing", "nowhere", stderr=subprocess.DEVNULL)
-    env = rehearsal_home.environment(Home(tmp_path / "home"), 48, 96, 0)
-    assert rehearsal_home.start(["--version"], env, stdout=subprocess.DEVNULL).wait() == 0
+    prepare._run("convert_gguf", "nothing", "nowhere", stderr=subprocess.DEVNULL)
+    env = home.environment(Home(tmp_path / "home"), 48, 96, 0)
+    assert home.start(["--version"], env, stdout=subprocess.DEVNULL).wait() == 0
     assert doctor._imports("json")
     assert not planted.exists()
 

@@ -16,9 +16,10 @@ import pytest
 from click.testing import CliRunner, Result
 from rich.errors import MarkupError
 
-from thumbwise import doctor, engine
-from thumbwise.cli import COMMANDS, main
-from thumbwise.engine import Engine
+from thumbwise.cli import doctor
+from thumbwise.cli.main import COMMANDS, main
+from thumbwise.engine import supervisor
+from thumbwise.engine.supervisor import Engine
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.settings import Settings
@@ -53,7 +54,7 @@ def run(*arguments: str) -> Result:
 
 def test_help_and_version_load_nothing_heavy() -> None:
     code = (
-        "import sys; from thumbwise.cli import main\n"
+        "import sys; from thumbwise.cli.main import main\n"
         "main(['--help'], standalone_mode=False)\n"
         "print([m for m in ('torch', 'gradio', 'transformers', 'fastapi', 'vllm') if m in sys.modules])"
     )
@@ -150,7 +151,7 @@ subprocess.run([sys.executable, "-c", "print('by a child')"])
 def test_what_a_plugin_prints_does_not_get_into_json(home: Home, command: list[str]) -> None:
     (home.plugins / "loud.py").write_text(LOUD)
     (home.plugins / "loud.py").chmod(0o600)
-    code = "from thumbwise.cli import main; main()"
+    code = "from thumbwise.cli.main import main; main()"
     done = subprocess.run([sys.executable, "-P", "-c", code, *command, "--json"], capture_output=True, text=True)
     assert json.loads(done.stdout), done
     assert all(said in done.stderr for said in ("printed", "written", "raw", "by a child", "while it registers"))
@@ -163,9 +164,9 @@ def test_what_plugins_and_versions_say_is_no_markup(home: Home, monkeypatch: pyt
     version = {"version": "policy-0001-x", "state": "rejected", "algorithm": said, "n_labels": 1, "parent": None}
     version |= {"created_at": "", "reason": said}
     key = {"name": said, "scopes": ["chat"], "created_at": "", "revoked_at": None}
-    monkeypatch.setattr("thumbwise.cli_policies._listing", lambda home: [version])
-    monkeypatch.setattr("thumbwise.cli_keys.running_url", lambda home: "http://127.0.0.1:9")
-    monkeypatch.setattr("thumbwise.cli_keys.call", lambda *_: [key])
+    monkeypatch.setattr("thumbwise.cli.policies._listing", lambda home: [version])
+    monkeypatch.setattr("thumbwise.cli.keys.running_url", lambda home: "http://127.0.0.1:9")
+    monkeypatch.setattr("thumbwise.cli.keys.call", lambda *_: [key])
     commands = [["plugins", "list"], ["plugins", "show", "bad"], ["doctor"], ["policies", "list"], ["keys", "list"]]
     for command in commands:
         result = run(*command)
@@ -291,7 +292,7 @@ def test_missing_headers_of_python_are_a_warning_and_nothing_is_compiled(
 ) -> None:
     (tmp_path / "g++").touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    for module in (doctor, engine):
+    for module in (doctor, supervisor):
         monkeypatch.setattr(module, "HEADER", tmp_path / "Python.h")
     assert "apt-get install python3-dev" in doctor.check_compiler(home).detail
     vllm = Engine(tmp_path, Settings().engine, run_dir=tmp_path / "run", log=tmp_path / "log")
@@ -374,7 +375,7 @@ def test_proxies_that_nothing_can_use_are_told(
     row = found("proxies")
     assert row["status"] == status
     assert status == "ok" or f"correct or unset {name}" in row["detail"]
-    serve = f"import os; os.environ[{name!r}] = {value!r}\nfrom thumbwise.proxies import settle_proxies"
+    serve = f"import os; os.environ[{name!r}] = {value!r}\nfrom thumbwise.system.proxies import settle_proxies"
     code = f"{serve}\nsettle_proxies()\nimport gradio; print('started')"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert ("started" in done.stdout) == (status == "ok")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fakes import FakeEngineClient, asker
 
-from thumbwise.engine_client import Chunk
+from thumbwise.engine.client import Chunk
 from thumbwise.serving.assistant import Assistant
 
 ASK = [{"role": "user", "content": "Hello?"}]

@@ -15,7 +15,7 @@ import pytest
 from fakes import FakeEngineClient
 from live_server import Live
 
-from thumbwise import connections
+from thumbwise.serving import connections
 
 CHAT = "/v1/chat/completions"
 ASK = json.dumps({"messages": [{"role": "user", "content": "Hello?"}]}).encode()

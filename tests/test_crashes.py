@@ -20,12 +20,12 @@ from conftest import TinyEngine
 from crash_tools import Server, Trained, rows, said, served, stored_votes, tiny_home, trained
 from tiny_model import make_tiny_adapter
 
-from thumbwise.artifacts import MANIFEST
 from thumbwise.home import HomeLock, running_url
-from thumbwise.training import client
-from thumbwise.training.candidate import Candidate
-from thumbwise.training.client import Run
-from thumbwise.versions import BASE
+from thumbwise.training.run import client
+from thumbwise.training.run.candidate import Candidate
+from thumbwise.training.run.client import Run
+from thumbwise.versions.artifacts import MANIFEST
+from thumbwise.versions.record import BASE
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("one_thread", "no_repetition")]
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from thumbwise.errors import ThumbwiseError
-from thumbwise.training.data import folds, parse, split_prompts
-from thumbwise.training.prompts import seed_prompts
-from thumbwise.training.votes import Sampling
+from thumbwise.training.data.prompts import seed_prompts
+from thumbwise.training.data.snapshot import folds, parse, split_prompts
+from thumbwise.training.data.votes import Sampling
 
 
 def test_folds_and_held_out_prompts_never_split_a_prompt() -> None:

@@ -21,8 +21,8 @@ import click
 import pytest
 import yaml
 
-from thumbwise.cli import main
-from thumbwise.engine import COMPILERS, Engine
+from thumbwise.cli.main import main
+from thumbwise.engine.supervisor import COMPILERS, Engine
 from thumbwise.home import Home, HomeLock
 from thumbwise.settings import NOT_SETTINGS, PREFIX, Settings, describe
 

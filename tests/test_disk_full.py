@@ -37,13 +37,13 @@ from safetensors.numpy import load, save
 from tiny_model import make_token_adapter
 
 from thumbwise import faults
-from thumbwise.artifacts import CONFIG, WEIGHTS
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import LOCAL_USER
 from thumbwise.home import Home
-from thumbwise.training import client
-from thumbwise.training.client import OpsClient, Run
-from thumbwise.versions import BASE
+from thumbwise.training.run import client
+from thumbwise.training.run.client import OpsClient, Run
+from thumbwise.versions.artifacts import CONFIG, WEIGHTS
+from thumbwise.versions.record import BASE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 engine = pytest.mark.engine

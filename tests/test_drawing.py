@@ -19,13 +19,13 @@ from thumbwise.contracts import Message, Prompt, RunContext, Sample
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import sha256
 from thumbwise.home import Home
-from thumbwise.plugin_manager import PluginManager
+from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.settings import Settings
-from thumbwise.training.config import TrainSettings
-from thumbwise.training.dry_run import dry_run
-from thumbwise.training.prompts import KEPT, check_prompts, keep_prompts, our_prompts, seed_prompts
-from thumbwise.training.ptx import general_chat
-from thumbwise.training.stepping import by_group, draw_prompts, sample_rollouts
+from thumbwise.settings.training import TrainSettings
+from thumbwise.training.data.prompts import KEPT, check_prompts, keep_prompts, our_prompts, seed_prompts
+from thumbwise.training.job.dry_run import dry_run
+from thumbwise.training.policy.ptx import general_chat
+from thumbwise.training.policy.stepping import by_group, draw_prompts, sample_rollouts
 
 
 class Backend:
@@ -196,7 +196,7 @@ def test_a_run_keeps_the_prompts_and_their_digest_and_goes_on_with_them(
         drawn.update(said(found))
         return found
 
-    monkeypatch.setattr("thumbwise.training.stepping.draw_prompts", spied)
+    monkeypatch.setattr("thumbwise.training.policy.stepping.draw_prompts", spied)
     result = train(
         tmp_path, model, FakeAssistant(make_snapshot(40)), prompts_file=str(path), packaged_prompts=False
     )  # fmt: skip

@@ -17,13 +17,13 @@ from conftest import TINY, TinyEngine
 from stub_engine import STUB, StubEngine, children, is_gone, until
 from tiny_model import LINEAR
 
-from thumbwise import engine as module
-from thumbwise.engine import Engine
-from thumbwise.engine_client import EngineClient
+from thumbwise.base_model.weights import linear_layers
+from thumbwise.engine import supervisor as module
+from thumbwise.engine.client import EngineClient
+from thumbwise.engine.external import ExternalEngine
+from thumbwise.engine.supervised import BASE
+from thumbwise.engine.supervisor import Engine
 from thumbwise.errors import EngineFailed, EngineUnavailable
-from thumbwise.external import ExternalEngine
-from thumbwise.supervised import BASE
-from thumbwise.weights import linear_layers
 
 
 async def test_ready_only_after_a_token_and_after_every_callback(stubbed):
@@ -216,7 +216,7 @@ PARENT = """
 import asyncio, json, sys
 from pathlib import Path
 from conftest import TINY
-from thumbwise.engine import Engine
+from thumbwise.engine.supervisor import Engine
 async def main(model, folder, adapter):
     engine = Engine(Path(model), TINY, run_dir=Path(folder), log=Path(folder) / "log")
     async def reload(client):

@@ -15,11 +15,11 @@ from fakes import asker
 from test_engine_client import ASK, DONE, SAMPLING, event, read, stub
 
 from thumbwise.contracts import Message
-from thumbwise.engine_client import EngineClient, Sampling
+from thumbwise.engine.client import EngineClient, Sampling
+from thumbwise.engine.external import ExternalEngine, Replicas
+from thumbwise.engine.supervised import BASE
 from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
-from thumbwise.external import ExternalEngine, Replicas
 from thumbwise.serving.assistant import Assistant
-from thumbwise.supervised import BASE
 
 JSON = "application/json"
 ODD_JSON = [b"", b"{", b"[]", b"5", b"null", b'"text"', b"{}", b'{"choices": 5}', b"[" * 100_000, b"\xff\xfe"]

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from conftest import TINY, TinyEngine
 
-from thumbwise.engine import Engine
-from thumbwise.engine_check import CHECKED, check
+from thumbwise.base_model.prepare import prepare
+from thumbwise.engine.supervised import BASE
+from thumbwise.engine.supervisor import Engine
 from thumbwise.errors import EngineFailed
 from thumbwise.home import Home
-from thumbwise.models import prepare
-from thumbwise.settings import EngineSettings
-from thumbwise.supervised import BASE
+from thumbwise.settings.engine import EngineSettings
+from thumbwise.versions.mixing import CHECKED, check
 
 
 class Answers:

@@ -15,9 +15,9 @@ import torch
 from conftest import TinyEngine
 from tiny_model import make_token_adapter
 
-from thumbwise.engine_client import Chunk, EngineClient, Sampling
+from thumbwise.engine.client import Chunk, EngineClient, Sampling
+from thumbwise.engine.supervised import BASE
 from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
-from thumbwise.supervised import BASE
 
 ASK = [{"role": "user", "content": "Tell me a story about a fox"}]
 SAMPLING = Sampling(temperature=0.7, max_tokens=8)

@@ -15,22 +15,23 @@ import pytest
 from click.testing import CliRunner
 from training_world import FakeAssistant, make_snapshot
 
-from thumbwise.cli import main
+from thumbwise.cli.main import main
 from thumbwise.contracts import Labels, Sample, Thumb
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.store import Store
 from thumbwise.home import Home
-from thumbwise.plugin_manager import PluginManager
-from thumbwise.runs import Runs
-from thumbwise.schedule import Schedule
-from thumbwise.settings import Settings, seconds_of
-from thumbwise.training import enough
-from thumbwise.training.config import TrainSettings
-from thumbwise.training.data import Snapshot, parse
-from thumbwise.training.dry_run import dry_run
-from thumbwise.training.runs import nothing_new, unfinished
-from thumbwise.training.votes import Sampling
-from thumbwise.versions import BASE, Versions
+from thumbwise.plugin_host.manager import PluginManager
+from thumbwise.serving.schedule import Schedule
+from thumbwise.settings import Settings
+from thumbwise.settings.training import TrainSettings
+from thumbwise.settings.values import seconds_of
+from thumbwise.training.data.snapshot import Snapshot, parse
+from thumbwise.training.data.votes import Sampling
+from thumbwise.training.job import enough
+from thumbwise.training.job.dry_run import dry_run
+from thumbwise.training.run.folders import nothing_new, unfinished
+from thumbwise.versions.record import BASE, Versions
+from thumbwise.versions.runs import Runs
 
 SAMPLING = Sampling(temperature=0.7, max_tokens=48, longest=512)
 SNAPSHOT = make_snapshot(30, ties=6)  # and a thumb on every fourth: 30 + 9 tell something
@@ -164,9 +165,9 @@ def test_a_dry_run_says_how_many_votes_do_not_count_and_why(tmp_path: Path) -> N
 
 def test_the_commands_last_line_says_what_the_dry_run_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THUMBWISE_HOME", str(tmp_path))
-    monkeypatch.setattr("thumbwise.cli_train.running", lambda home: "http://assistant")
+    monkeypatch.setattr("thumbwise.cli.train.running", lambda home: "http://assistant")
     found = plan(tmp_path, FakeAssistant(SNAPSHOT), min_votes=20)
-    monkeypatch.setattr("thumbwise.training.dry_run.dry_run", lambda *given: found)
+    monkeypatch.setattr("thumbwise.training.job.dry_run.dry_run", lambda *given: found)
     answer = CliRunner().invoke(main, ["train", "--dry-run"])
     assert answer.exit_code == 0
     assert answer.stdout == f"dry run: {found.why}\n"

@@ -17,13 +17,13 @@ from live_server import serving, wait_ready
 
 from thumbwise import faults
 from thumbwise.contracts import Message
-from thumbwise.deciding import PLACES
-from thumbwise.engine_client import Chunk
+from thumbwise.engine.client import Chunk
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback import writer
 from thumbwise.feedback.store import Store
+from thumbwise.plugin_host.deciding import PLACES
 from thumbwise.serving.assistant import Assistant
-from thumbwise.versions import BASE
+from thumbwise.versions.record import BASE
 
 ASK: list[Message] = [{"role": "user", "content": "Hello?"}]
 LOCAL = asker("local")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from thumbwise.evidence import Preferences, Rates, Stream
+from thumbwise.versions.evidence import Preferences, Rates, Stream
 
 
 def tally(outcomes: Iterable[tuple[bool, bool]]) -> Rates:

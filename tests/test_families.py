@@ -18,14 +18,14 @@ from conftest import TINY, TinyEngine
 from families import FAMILIES, Family, make
 from training_world import FakeAssistant, make_snapshot, train
 
-from thumbwise import models, templates
+from thumbwise.base_model import prepare, templates
 from thumbwise.contracts import Message
-from thumbwise.engine import Engine
-from thumbwise.engine_client import Sampling
+from thumbwise.engine.client import Sampling
+from thumbwise.engine.supervisor import Engine
 from thumbwise.home import Home
-from thumbwise.training.config import TrainSettings
-from thumbwise.training.data import NO_DAY, parse
-from thumbwise.training.models import Backbone
+from thumbwise.settings.training import TrainSettings
+from thumbwise.training.backbone.backbone import Backbone
+from thumbwise.training.data.snapshot import NO_DAY, parse
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,7 +60,7 @@ def one_round(tmp_path: Path, folder: Path, family: Family, **changes: Any) -> t
 def test_a_family_goes_through_a_whole_round(tmp_path: Path, folders: dict[str, Path], name: str) -> None:
     """Snapshot, SFT, reward model, PPO, gates and probes."""
     family = FAMILIES[name]
-    prepared = models.prepare(Home.find(tmp_path / "serving"), str(folders[name]))
+    prepared = prepare.prepare(Home.find(tmp_path / "serving"), str(folders[name]))
     templates.check(prepared.folder, family.arguments)
     assistant, files = one_round(tmp_path, folders[name], family)
     manifest = json.loads(files["manifest.json"])

@@ -12,11 +12,12 @@ import pytest
 from thumbwise.contracts import Evidence, GateReport, Message, Prompt, RunContext, Sample
 from thumbwise.errors import ThumbwiseError
 from thumbwise.plugins import gates
-from thumbwise.training.config import GateSettings, TrainSettings
-from thumbwise.training.evaluate import CHAT_TOKENS, figures, interview, run_gates
-from thumbwise.training.in_order import in_order, share_foretold
-from thumbwise.training.intervals import ever, once, widening
-from thumbwise.training.replies import eos_penalties, finish_rate, mean_length, repetition
+from thumbwise.settings.gates import GateSettings
+from thumbwise.settings.training import TrainSettings
+from thumbwise.training.evaluation.evaluate import CHAT_TOKENS, figures, interview, run_gates
+from thumbwise.training.evaluation.intervals import ever, once, widening
+from thumbwise.training.evaluation.replies import eos_penalties, finish_rate, mean_length, repetition
+from thumbwise.training.reward.in_order import in_order, share_foretold
 
 
 def sample(ids: tuple[int, ...], reason: str = "stop", prompt: int = 0) -> Sample:

@@ -16,12 +16,12 @@ import pytest
 from fakes import FakeEngine, FakeEngineClient, asker
 from live_server import serving, wait_ready
 
-from thumbwise import auth
-from thumbwise.auth import MAX_API_BODY
 from thumbwise.errors import EngineFailed, ThumbwiseError
 from thumbwise.feedback.records import Asker
 from thumbwise.home import Home
+from thumbwise.serving import auth
 from thumbwise.serving.assistant import Assistant
+from thumbwise.serving.auth import MAX_API_BODY
 
 CHAT = "/v1/chat/completions"
 ASK = [{"role": "user", "content": "Hello?"}]

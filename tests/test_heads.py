@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from thumbwise.contracts import FitReport
-from thumbwise.training.agreement import agreement, as_pairs, foretold
-from thumbwise.training.heads import fit_head, observed
-from thumbwise.training.intervals import clustered_mean
-from thumbwise.training.votes import TIE, Votes
+from thumbwise.training.data.votes import TIE, Votes
+from thumbwise.training.evaluation.intervals import clustered_mean
+from thumbwise.training.reward.agreement import agreement, as_pairs, foretold
+from thumbwise.training.reward.heads import fit_head, observed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

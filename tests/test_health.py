@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from thumbwise.settings import Settings
-from thumbwise.training.health import draw, examine
-from thumbwise.training.metrics import AT_THE_END, GLOSSARY, MetricsLog, Watch
+from thumbwise.training.evaluation.health import draw, examine
+from thumbwise.training.evaluation.metrics import AT_THE_END, GLOSSARY, MetricsLog, Watch
 
 WATCHED = {name: metric.watch for name, metric in (GLOSSARY | AT_THE_END).items() if metric.watch}
 GOOD = {

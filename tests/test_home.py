@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from fastapi import Request
 
-from thumbwise.auth import check_token
 from thumbwise.errors import Conflict, ThumbwiseError
 from thumbwise.home import Home, HomeLock, running_url, write_durably
+from thumbwise.serving.auth import check_token
 
 HOLD = """
 import sys

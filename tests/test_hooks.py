@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from plugin_files import EVERY_HOOK, info, load, put
 
-from thumbwise import deciding, hookspecs, observers
+from thumbwise import hookspecs
 from thumbwise.contracts import Sample, Scores
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
-from thumbwise.plugin_manager import PluginManager
+from thumbwise.plugin_host import deciding, observers
+from thumbwise.plugin_host.manager import PluginManager
 
 README = (Path(__file__).parents[1] / "plugins" / "README.md").read_text()
 SAMPLE = Sample((), "Hi.", (1,), (2,), "stop", "policy-0000")

@@ -13,11 +13,11 @@ from crash_tools import said
 from fakes import FakeEngine, FakeEngineClient
 from live_server import serving
 
-from thumbwise.cli import main
+from thumbwise.accounts.keys import Keys
+from thumbwise.cli.main import main
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.store import Store
 from thumbwise.home import Home
-from thumbwise.keys import Keys
 
 ASK: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello?"}]}
 CHAT = "/v1/chat/completions"

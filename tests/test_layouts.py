@@ -14,9 +14,9 @@ from layouts import LAYOUTS, make_layout
 from toy_policy import disturb
 
 from thumbwise.contracts import Sample
-from thumbwise.training.config import TrainSettings
-from thumbwise.training.models import POLICY, Backbone
-from thumbwise.training.rollouts import generate
+from thumbwise.settings.training import TrainSettings
+from thumbwise.training.backbone.backbone import POLICY, Backbone
+from thumbwise.training.policy.rollouts import generate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -21,15 +21,15 @@ from crash_tools import Server, events, rows, said, tiny_home
 from fakes import FakeEngine, FakeEngineClient, asker
 from live_server import serving
 
-from thumbwise.cli_serve import listen
+from thumbwise.chat.admission import Load, Stream
+from thumbwise.cli.serve import listen
 from thumbwise.errors import EngineUnavailable, ThumbwiseError
 from thumbwise.feedback.records import PROGRAMS, Asker
 from thumbwise.home import Home
-from thumbwise.load import Load, Stream
 from thumbwise.metrics import Metrics
 from thumbwise.serving.assistant import Assistant
 from thumbwise.settings import Settings
-from thumbwise.training.rehearsal_home import environment
+from thumbwise.training.rehearsal.home import environment
 from thumbwise.web import create_api
 
 ASK = {"messages": [{"role": "user", "content": "Hello?"}]}
@@ -283,7 +283,7 @@ def hold(url: str, read: int) -> socket.socket:
 def test_a_reader_who_stops_reading_or_leaves_is_let_go_and_so_is_the_engine(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, leaves: bool
 ) -> None:
-    monkeypatch.setattr("thumbwise.load.SLOW", 60.0 if leaves else 0.5)
+    monkeypatch.setattr("thumbwise.chat.admission.SLOW", 60.0 if leaves else 0.5)
     engine = Torrent()
     with serving(tiny_home(tmp_path / "home", tiny_model), lambda: FakeEngine(engine)) as live:
         live.assistant.policies.restore = _nothing  # type: ignore[method-assign]

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from thumbwise.training import logprobs
-from thumbwise.training.logprobs import Head
+from thumbwise.training.backbone import logprobs
+from thumbwise.training.backbone.logprobs import Head
 
 TEMPERATURE = 0.7
 

@@ -73,5 +73,7 @@ async def test_json_lines_have_the_same_fields_in_every_line(
 
 def test_text_lines_are_for_people(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("text")
-    logs.event(logging.getLogger("thumbwise.policies"), "promote", "policy-0002 is stable now", version="policy-0002")
-    assert capsys.readouterr().err.endswith(" thumbwise.policies: policy-0002 is stable now\n")
+    logs.event(
+        logging.getLogger("thumbwise.versions.lifecycle"), "promote", "policy-0002 is stable now", version="policy-0002"
+    )
+    assert capsys.readouterr().err.endswith(" thumbwise.versions.lifecycle: policy-0002 is stable now\n")

@@ -23,9 +23,9 @@ from live_server import Live, serving, wait_ready
 from simulated_people import vote
 from tiny_model import ROUND
 
-from thumbwise.external import ExternalEngine
+from thumbwise.engine.external import ExternalEngine
 from thumbwise.home import Home
-from thumbwise.schedule import Schedule
+from thumbwise.serving.schedule import Schedule
 
 pytestmark = pytest.mark.engine
 

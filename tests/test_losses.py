@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from thumbwise.training import losses
-from thumbwise.training.value import adamw
+from thumbwise.training.policy import losses
+from thumbwise.training.policy.value import adamw
 
 ONES = torch.ones(1, 3)
 

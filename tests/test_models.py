@@ -17,13 +17,13 @@ import psutil
 import pytest
 from safetensors.numpy import save_file
 
-from thumbwise import models
-from thumbwise.engine import Engine
+from thumbwise.base_model import prepare as models
+from thumbwise.base_model.prepare import PreparedModel, prepare
+from thumbwise.base_model.weights import linear_layers, positions
+from thumbwise.engine.supervisor import Engine
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
-from thumbwise.models import PreparedModel, prepare
-from thumbwise.settings import EngineSettings
-from thumbwise.weights import linear_layers, positions
+from thumbwise.settings.engine import EngineSettings
 
 SAY = """
 import sys
@@ -70,7 +70,7 @@ def test_the_default_model_is_converted_once_and_answers(home: Home) -> None:
     assert "quantization_config" not in json.loads((first.folder / "config.json").read_text())
     assert not list(home.models.glob(".*.partial"))
 
-    again = "from thumbwise.home import Home; from thumbwise.models import prepare; import sys\n"
+    again = "from thumbwise.home import Home; from thumbwise.base_model.prepare import prepare; import sys\n"
     again += "print(prepare(Home.find(sys.argv[1]), 'default', print).digest, 'torch' in sys.modules)"
     assert run(again, home.root) == f"{first.digest} False\n"  # and no progress line
 

@@ -16,16 +16,17 @@ from live_server import Live, serving, wait_ready
 from policy_world import World, candidate, make_world
 from training_world import LENIENT, SMALL
 
-from thumbwise import found
 from thumbwise.contracts import Message
 from thumbwise.feedback.records import FeedbackRequest
 from thumbwise.feedback.store import Store
 from thumbwise.home import Home
-from thumbwise.plugin_manager import PluginManager
-from thumbwise.settings import EngineSettings, Settings
-from thumbwise.training.job import run_training
-from thumbwise.training.runs import TrainResult
-from thumbwise.versions import BASE, Versions
+from thumbwise.plugin_host.manager import PluginManager
+from thumbwise.settings import Settings
+from thumbwise.settings.engine import EngineSettings
+from thumbwise.training.job.job import run_training
+from thumbwise.training.run.folders import TrainResult
+from thumbwise.versions import found
+from thumbwise.versions.record import BASE, Versions
 
 
 class Speaking(FakeEngineClient):

@@ -15,7 +15,7 @@ import packaged
 import pytest
 from markdown_it import MarkdownIt
 
-from thumbwise.models import INSTALL_DEFAULT
+from thumbwise.base_model.prepare import INSTALL_DEFAULT
 
 ROOT = Path(__file__).parents[1]
 BARE = ("assistant", "plugins", "feedback", "training")
@@ -71,7 +71,7 @@ def test_the_wheels_entry_points_exist() -> None:
     points += [target for group in project.get("entry-points", {}).values() for target in group.values()]
     code = "import importlib, sys\nfor p in sys.argv[1:]:\n    m, a = p.split(':')\n"
     code += "    assert callable(getattr(importlib.import_module(m), a))\nprint('all')"
-    assert "thumbwise.cli:main" in points
+    assert "thumbwise.cli.main:main" in points
     assert python(code, *points) == "all\n"
 
 
@@ -85,7 +85,7 @@ def test_the_folders_bare_names_are_never_imported() -> None:
 
 
 def test_importing_the_package_stays_cheap() -> None:
-    code = "import sys, thumbwise, thumbwise.settings, thumbwise.plugin_manager, thumbwise.models\n"
+    code = "import sys, thumbwise, thumbwise.settings, thumbwise.plugin_host.manager, thumbwise.base_model.prepare\n"
     code += "print([m for m in ('torch', 'transformers', 'gradio', 'vllm') if m in sys.modules])"
     assert python(code) == "[]\n"
 

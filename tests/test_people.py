@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from thumbwise.training.config import TrainSettings
-from thumbwise.training.data import PromptSplit, Snapshot, parse, split_prompts
-from thumbwise.training.enough import told_aside, too_little
-from thumbwise.training.heads import fit_head, observed
-from thumbwise.training.prompts import seed_prompts
-from thumbwise.training.reliability import rater_weights
-from thumbwise.training.votes import Sampling, gather, person_of
+from thumbwise.settings.training import TrainSettings
+from thumbwise.training.data.prompts import seed_prompts
+from thumbwise.training.data.snapshot import PromptSplit, Snapshot, parse, split_prompts
+from thumbwise.training.data.votes import Sampling, gather, person_of
+from thumbwise.training.job.enough import told_aside, too_little
+from thumbwise.training.reward.heads import fit_head, observed
+from thumbwise.training.reward.reliability import rater_weights
 
 TRAIN = TrainSettings()
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,11 +14,11 @@ import pytest
 from fakes import asker
 from policy_world import PEOPLE, PROMPT, World, canary, counted, make_world, pair, people_of, thumb, turn
 
-from thumbwise.canary import AGAIN, LAST, PAIRS, THUMBS, TURNS, Judge
 from thumbwise.feedback.records import NEW_BROWSER, PROGRAMS
 from thumbwise.serving.assistant import Assistant
-from thumbwise.settings import CanarySettings
-from thumbwise.versions import BASE
+from thumbwise.settings.canary import CanarySettings
+from thumbwise.versions.canary import AGAIN, LAST, PAIRS, THUMBS, TURNS, Judge
+from thumbwise.versions.record import BASE
 
 FEW = {"turns": 30, "people": 5, "judgements": 4, "each": 20, "max_age": "1d"}
 
@@ -74,7 +74,7 @@ async def test_at_its_greatest_age_a_canary_that_few_people_met_becomes_stable_a
         pair(world, "browser:a", (version, BASE), "right")
     await world.policies.review()
     assert world.versions.pointer().canary == version
-    monkeypatch.setattr("thumbwise.canary.now_ns", lambda: time.time_ns() + 25 * 3600 * 10**9)
+    monkeypatch.setattr("thumbwise.versions.canary.now_ns", lambda: time.time_ns() + 25 * 3600 * 10**9)
     await world.policies.review()
     assert world.versions.stable() == version
     assert world.versions.log()[0]["reason"] == (

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from plugin_files import BRIEF, EVERY_HOOK, JUDGES, info, load, put
 
-from thumbwise import plugin_sources
 from thumbwise.errors import NotFound, ThumbwiseError
 from thumbwise.home import Home
-from thumbwise.plugin_manager import BUILTINS, PluginManager
+from thumbwise.plugin_host import sources
+from thumbwise.plugin_host.manager import BUILTINS, PluginManager
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "plugins" / "README.md").read_text()
@@ -89,22 +89,22 @@ def test_an_installed_plugin_is_not_even_imported_until_it_is_enabled(home: Home
     assert "thumbwise plugins enable brief" in off.reason
     assert not marker.exists()
 
-    plugin_sources.enable(home, "brief")
+    sources.enable(home, "brief")
     manager = load(home)
     assert info(manager, "brief").status == "on"
     assert "brief" in manager.judges
     assert (home.plugins / "enabled.txt").read_text() == "brief\n"
 
-    plugin_sources.disable(home, "brief")
+    sources.disable(home, "brief")
     assert info(load(home), "brief").status == "off"
 
 
 def test_only_installed_plugins_can_be_enabled_and_only_enabled_ones_disabled(home: Home, site: Path) -> None:
     install(site, "thumbwise-brief", "brief", "brief_plugin", BRIEF)
     with pytest.raises(NotFound, match=r"named 'breif' \(installed: brief\)"):
-        plugin_sources.enable(home, "breif")
+        sources.enable(home, "breif")
     with pytest.raises(NotFound, match=r"'brief' is not enabled \(enabled: none\)"):
-        plugin_sources.disable(home, "brief")
+        sources.disable(home, "brief")
     assert not (home.plugins / "enabled.txt").exists()
 
 
@@ -155,7 +155,7 @@ def test_a_file_that_others_can_write_is_refused_with_the_fix(home: Home, mode: 
 def test_a_folder_that_others_can_write_turns_off_files_and_entry_points(home: Home, site: Path, mode: int) -> None:
     install(site, "thumbwise-extra", "extra", "extra_plugin", BRIEF)
     put(home, "brief", BRIEF)
-    plugin_sources.enable(home, "extra")
+    sources.enable(home, "extra")
     home.plugins.chmod(mode)
     manager = load(home)
     assert info(manager, "brief").status == "failed"

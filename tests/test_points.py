@@ -18,7 +18,7 @@ import pytest
 
 from thumbwise.contracts import Sample, Scores
 from thumbwise.errors import ThumbwiseError
-from thumbwise.training.reward import ShapedReward
+from thumbwise.training.reward.scaled import ShapedReward
 
 HERE = Path(__file__).parent
 

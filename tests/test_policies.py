@@ -12,17 +12,18 @@ import pytest
 from fakes import FakeEngineClient, asker
 from policy_world import OF_BASE, SHAPES, TRAINER, Change, World, candidate, make_world
 
-from thumbwise import artifacts, versions
+from thumbwise.base_model.prepare import PreparedModel
+from thumbwise.base_model.weights import base_modules
 from thumbwise.contracts import Message
+from thumbwise.engine.probes import distance
 from thumbwise.errors import Conflict, EngineFailed, EngineUnavailable, NotFound, ThumbwiseError
 from thumbwise.home import Home
-from thumbwise.models import PreparedModel
-from thumbwise.probes import distance
 from thumbwise.serving import assistant as app
 from thumbwise.serving.assistant import Assistant
 from thumbwise.settings import Settings
-from thumbwise.versions import BASE
-from thumbwise.weights import base_modules
+from thumbwise.versions import artifacts
+from thumbwise.versions import record as versions
+from thumbwise.versions.record import BASE
 
 
 def check(version: str, files: dict[str, bytes]) -> dict[str, Any]:

@@ -15,17 +15,17 @@ import torch
 from tiny_model import make_tiny_model
 from toy_policy import PROMPTS, TEMPERATURE, disturb, low_ids
 
-from thumbwise import artifacts
 from thumbwise.contracts import RunContext, Sample, Scores
 from thumbwise.plugins.ppo import PPO, Rollout, in_process
-from thumbwise.training.batches import make_batch
-from thumbwise.training.candidate import adapter_files
-from thumbwise.training.config import TrainSettings
-from thumbwise.training.losses import explained_variance
-from thumbwise.training.metrics import GLOSSARY, glossary_table
-from thumbwise.training.models import Backbone
-from thumbwise.training.stepping import imitate, minibatches, missing_end, sample_rollouts, shaped_scores
-from thumbwise.training.value import ValueFunction
+from thumbwise.settings.training import TrainSettings
+from thumbwise.training.backbone.backbone import Backbone
+from thumbwise.training.backbone.batches import make_batch
+from thumbwise.training.evaluation.metrics import GLOSSARY, glossary_table
+from thumbwise.training.policy.losses import explained_variance
+from thumbwise.training.policy.stepping import imitate, minibatches, missing_end, sample_rollouts, shaped_scores
+from thumbwise.training.policy.value import ValueFunction
+from thumbwise.training.run.candidate import adapter_files
+from thumbwise.versions import artifacts
 
 SMALL = TrainSettings(
     dtype="float32", episodes=12, minibatches=2, micro_batch=12, iterations=10, lora_rank=8,

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from thumbwise import doctor, processor
-from thumbwise.engine import Engine
+from thumbwise.cli import doctor
+from thumbwise.engine.supervisor import Engine
 from thumbwise.home import Home
-from thumbwise.settings import EngineSettings
+from thumbwise.settings.engine import EngineSettings
+from thumbwise.system import processor
 
 FAST = {
     "server of 2017": "processor : 0\nflags\t\t: fpu avx2 avx512f avx512bw avx512vl\n",

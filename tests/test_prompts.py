@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from thumbwise.contracts import Prompt
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import prompt_sha256
-from thumbwise.training.prompts import read_prompts, rehearsal_prompts, rehearsal_split, seed_prompts
+from thumbwise.training.data.prompts import read_prompts, rehearsal_prompts, rehearsal_split, seed_prompts
 
 ADVICE = ': write it as {"prompt": "...", "group": "..."} ("group" may be left out of all lines).'
 
@@ -74,12 +74,12 @@ def test_the_prompts_that_ship_are_in_many_topics_of_about_ten() -> None:
 
 
 def test_the_file_that_ships_would_be_accepted_as_anybodys(tmp_path: Path) -> None:
-    path = Path(__file__).parents[1] / "training" / "rehearsal_prompts.jsonl"
+    path = Path(__file__).parents[1] / "training" / "data" / "rehearsal_prompts.jsonl"
     assert [p.messages for p in read_prompts(path)] == [p.messages for p in rehearsal_prompts()]
 
 
 def test_prompts_are_read_without_loading_torch() -> None:
-    code = "import sys, thumbwise.training.prompts as p; p.rehearsal_split(p.rehearsal_prompts()); "
+    code = "import sys, thumbwise.training.data.prompts as p; p.rehearsal_split(p.rehearsal_prompts()); "
     code += "print([m for m in ('torch', 'transformers', 'httpx', 'gradio') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

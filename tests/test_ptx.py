@@ -18,9 +18,9 @@ from thumbwise.contracts import RunContext
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import sha256
 from thumbwise.plugins.ppo import PPO
-from thumbwise.training import ptx
-from thumbwise.training.config import TrainSettings
-from thumbwise.training.ptx import KEPT, WINDOW, Pretraining, keep_file
+from thumbwise.settings.training import TrainSettings
+from thumbwise.training.policy import ptx
+from thumbwise.training.policy.ptx import KEPT, WINDOW, Pretraining, keep_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PTX = SMALL.model_copy(update={"ptx": 0.5, "ptx_batch": 6, "micro_batch": 4})

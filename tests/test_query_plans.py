@@ -22,14 +22,14 @@ sys.path.insert(0, str(Path(__file__).parent / "bench"))
 
 import large_home
 
-from thumbwise.canary import Judge
+from thumbwise.accounts.keys import Keys
 from thumbwise.contracts import Message
 from thumbwise.feedback import reception, snapshot, store
 from thumbwise.feedback.records import REFUSED, FeedbackRequest
 from thumbwise.feedback.store import Store
-from thumbwise.keys import Keys
-from thumbwise.settings import CanarySettings
-from thumbwise.versions import BASE, Versions
+from thumbwise.settings.canary import CanarySettings
+from thumbwise.versions.canary import Judge
+from thumbwise.versions.record import BASE, Versions
 
 FULL_READS = {
     store.COUNTS, reception.REPLIES, reception.THUMBS, reception.VOTES, reception.DRAFTS, reception.VERSIONS,

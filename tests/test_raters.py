@@ -17,11 +17,11 @@ import pytest
 from thumbwise.contracts import Message, Prompt
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
-from thumbwise.training.intervals import clustered_mean, widening
-from thumbwise.training.judged import Agreement, Wanted, best_of, by_prompt, pair_accuracy, win_rate
-from thumbwise.training.raters import Bar, Crowd, Voting, bar, choose, judged, make_raters, tiers
-from thumbwise.training.rehearsal import Rehearsal
-from thumbwise.training.rehearsal_home import _wait_ready
+from thumbwise.training.evaluation.intervals import clustered_mean, widening
+from thumbwise.training.rehearsal.home import _wait_ready
+from thumbwise.training.rehearsal.judged import Agreement, Wanted, best_of, by_prompt, pair_accuracy, win_rate
+from thumbwise.training.rehearsal.raters import Bar, Crowd, Voting, bar, choose, judged, make_raters, tiers
+from thumbwise.training.rehearsal.steps import Rehearsal
 
 PROMPTS = [Prompt((Message(role="user", content=f"Question {n}?"),), f"g{n}") for n in range(7)]
 
@@ -284,9 +284,9 @@ def test_what_an_assistant_is_about_is_told_while_a_rehearsal_waits_for_it(
         detail = next(details, "")
         return httpx.Response(503 if detail else 200, json={"detail": detail})
 
-    monkeypatch.setattr("thumbwise.training.rehearsal_home.httpx.get", get)
-    monkeypatch.setattr("thumbwise.training.rehearsal_home.running_url", lambda home: "http://assistant")
-    monkeypatch.setattr("thumbwise.training.rehearsal_home.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("thumbwise.training.rehearsal.home.httpx.get", get)
+    monkeypatch.setattr("thumbwise.training.rehearsal.home.running_url", lambda home: "http://assistant")
+    monkeypatch.setattr("thumbwise.training.rehearsal.home.time.sleep", lambda seconds: None)
     said: list[str] = []
     process: Any = SimpleNamespace(poll=lambda: None)
     assert _wait_ready(Home.find(tmp_path), process, tmp_path / "log", 60, said.append) == "http://assistant"

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from fakes import asker
 
-from thumbwise.cli import main
+from thumbwise.cli.main import main
 from thumbwise.contracts import Message
 from thumbwise.feedback.reception import Preference, Reception, reception
 from thumbwise.feedback.records import FeedbackRequest, ReplyState

@@ -19,10 +19,10 @@ from conftest import TinyEngine
 from plugin_files import put
 from tiny_model import ROUND
 
-from thumbwise.cli import main
+from thumbwise.cli.main import main
 from thumbwise.home import Home, running_url
-from thumbwise.training import rehearsal_home
-from thumbwise.training.rehearsal import _config, problem, total
+from thumbwise.training.rehearsal import home as rehearsal_home
+from thumbwise.training.rehearsal.steps import _config, problem, total
 
 COMMAND = Path(sys.executable).with_name("thumbwise")
 VOTES = 60

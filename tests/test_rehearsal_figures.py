@@ -19,16 +19,16 @@ from training_world import CHAT, FakeAssistant, train
 
 from thumbwise.contracts import Message, Prompt
 from thumbwise.home import Home
-from thumbwise.training import rehearsal_figures
-from thumbwise.training.judged import Wanted
-from thumbwise.training.measure import Measure
-from thumbwise.training.raters import Bar, Crowd, Voting
-from thumbwise.training.rehearsal import Plan, Rehearsal
-from thumbwise.training.rehearsal_home import environment
-from thumbwise.training.rehearsal_report import table
-from thumbwise.training.runs import write_json
-from thumbwise.training.served import Api
-from thumbwise.versions import BASE
+from thumbwise.training.rehearsal import figures as rehearsal_figures
+from thumbwise.training.rehearsal.home import environment
+from thumbwise.training.rehearsal.judged import Wanted
+from thumbwise.training.rehearsal.measure import Measure
+from thumbwise.training.rehearsal.raters import Bar, Crowd, Voting
+from thumbwise.training.rehearsal.report import table
+from thumbwise.training.rehearsal.served import Api
+from thumbwise.training.rehearsal.steps import Plan, Rehearsal
+from thumbwise.training.run.folders import write_json
+from thumbwise.versions.record import BASE
 
 PROMPTS = tuple(Prompt((Message(role="user", content=f"Question {n}?"),), f"g{n}") for n in range(12))
 

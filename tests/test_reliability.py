@@ -13,11 +13,11 @@ from tiny_model import make_tiny_model
 
 from thumbwise.contracts import Labels, RunContext
 from thumbwise.plugins.bradley_terry import BradleyTerry
-from thumbwise.training.config import TrainSettings
-from thumbwise.training.models import Backbone
-from thumbwise.training.people import FEW, LEAST_CROWD, capped
-from thumbwise.training.reliability import Camps, rater_weights, trust
-from thumbwise.training.votes import Votes, bootstrap
+from thumbwise.settings.training import TrainSettings
+from thumbwise.training.backbone.backbone import Backbone
+from thumbwise.training.data.people import FEW, LEAST_CROWD, capped
+from thumbwise.training.data.votes import Votes, bootstrap
+from thumbwise.training.reward.reliability import Camps, rater_weights, trust
 
 TRAIN = TrainSettings(dtype="float32", rm_heads=2, rm_folds=3, micro_batch=16)
 pytestmark = pytest.mark.usefixtures("one_thread")

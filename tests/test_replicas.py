@@ -13,14 +13,14 @@ import pytest
 from fakes import FakeEngineClient
 from policy_world import OF_BASE, TRAINER, World, make_world
 
-from thumbwise import external
-from thumbwise.engine import Engine
-from thumbwise.engine_client import Sampling
+from thumbwise.base_model.prepare import PreparedModel
+from thumbwise.engine import external
+from thumbwise.engine.client import Sampling
+from thumbwise.engine.external import Replicas
+from thumbwise.engine.supervisor import Engine
 from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
-from thumbwise.external import Replicas
-from thumbwise.models import PreparedModel
 from thumbwise.settings import Settings
-from thumbwise.versions import BASE
+from thumbwise.versions.record import BASE
 
 SAMPLING = Sampling(temperature=1.0, max_tokens=8)
 ASK = [{"role": "user", "content": "Who answers?"}]

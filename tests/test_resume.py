@@ -19,10 +19,10 @@ from training_world import CHAT, SMALL, FakeAssistant, make_snapshot, train
 from thumbwise import faults
 from thumbwise.contracts import FitReport, RunContext, Sample
 from thumbwise.errors import Conflict, ThumbwiseError
-from thumbwise.training.checkpoints import Checkpoints, _pack
-from thumbwise.training.replies import mean_length
-from thumbwise.training.round import Round
-from thumbwise.training.runs import TrainResult, read_json, read_record, working, write_json
+from thumbwise.training.evaluation.replies import mean_length
+from thumbwise.training.job.round import Round
+from thumbwise.training.run.checkpoints import Checkpoints, _pack
+from thumbwise.training.run.folders import TrainResult, read_json, read_record, working, write_json
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 PLACES = (
@@ -148,8 +148,8 @@ def test_where_the_gates_refuse_the_last_policy_an_earlier_one_goes_on_resumed_o
     def kl(context: RunContext, samples: list[Sample], adapter: str) -> float:
         return next(seen) * mean_length(samples)
 
-    monkeypatch.setattr("thumbwise.training.evaluate.kl_to_reference", kl)
-    monkeypatch.setattr("thumbwise.training.job.tidy", lambda folder: None)
+    monkeypatch.setattr("thumbwise.training.evaluation.evaluate.kl_to_reference", kl)
+    monkeypatch.setattr("thumbwise.training.job.job.tidy", lambda folder: None)
     changes = {"iterations": 4, "kl_budget": 1.2}
     gates = {"max_kl": 0.2}
     whole = train(tmp_path / "whole", model, FakeAssistant(make_snapshot(60)), gates, **changes)
@@ -200,7 +200,7 @@ def test_a_job_that_wakes_up_after_it_was_resumed_publishes_nothing(tmp_path: Pa
     assert record.given.lease == "lease-1"
     import httpx
 
-    from thumbwise.training.client import OpsClient
+    from thumbwise.training.run.client import OpsClient
 
     with OpsClient("http://assistant", "secret", httpx.MockTransport(assistant.answer)) as client:
         with pytest.raises(Conflict, match="not valid any more"):

@@ -16,11 +16,11 @@ from tiny_model import make_tiny_model
 from thumbwise.contracts import Comparison, Labels, OffersValue, Ranking, RunContext, Sample, Thumb
 from thumbwise.errors import ThumbwiseError
 from thumbwise.plugins.bradley_terry import END_SHARES, LAST_SHARES, BradleyTerry, _span
-from thumbwise.training.batches import make_batch
-from thumbwise.training.config import TrainSettings
-from thumbwise.training.data import parse
-from thumbwise.training.models import Backbone
-from thumbwise.training.votes import FEW, TIE, gather
+from thumbwise.settings.training import TrainSettings
+from thumbwise.training.backbone.backbone import Backbone
+from thumbwise.training.backbone.batches import make_batch
+from thumbwise.training.data.snapshot import parse
+from thumbwise.training.data.votes import FEW, TIE, gather
 
 TRAIN = TrainSettings(dtype="float32", rm_heads=3, rm_folds=3, micro_batch=5)
 

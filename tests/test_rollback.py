@@ -9,12 +9,12 @@ import pytest
 from fakes import FakeEngine, asker
 from policy_world import World, make_world
 
+from thumbwise.chat.admission import Load
+from thumbwise.chat.turns import Conversations
 from thumbwise.contracts import Message
-from thumbwise.conversation import Conversations
-from thumbwise.engine_client import Sampling
+from thumbwise.engine.client import Sampling
 from thumbwise.errors import Conflict, EngineFailed, ThumbwiseError
-from thumbwise.load import Load
-from thumbwise.versions import BASE
+from thumbwise.versions.record import BASE
 
 ASK: list[Message] = [{"role": "user", "content": "Hello?"}]
 

@@ -17,12 +17,12 @@ from transformers import LlamaForCausalLM
 
 from thumbwise.contracts import RunContext
 from thumbwise.errors import ThumbwiseError
-from thumbwise.training.attention import GROUPED, grouped_attention
-from thumbwise.training.batches import shared_prefix
-from thumbwise.training.config import TrainSettings
-from thumbwise.training.lengths import at_lengths
-from thumbwise.training.models import Backbone
-from thumbwise.training.rollouts import InProcess, draw, generate, prefill
+from thumbwise.settings.training import TrainSettings
+from thumbwise.training.backbone.attention import GROUPED, grouped_attention
+from thumbwise.training.backbone.backbone import Backbone
+from thumbwise.training.backbone.batches import shared_prefix
+from thumbwise.training.data.lengths import at_lengths
+from thumbwise.training.policy.rollouts import InProcess, draw, generate, prefill
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from thumbwise.contracts import Evidence, GateReport, Sample
-from thumbwise.training.config import GateSettings
-from thumbwise.training.selection import Selected, earlier, select
+from thumbwise.settings.gates import GateSettings
+from thumbwise.training.evaluation.selection import Selected, earlier, select
 
 TOKENS = 2
 BUDGET = 8.0

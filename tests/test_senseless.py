@@ -15,9 +15,9 @@ from training_world import FakeAssistant, make_snapshot, train
 from thumbwise.contracts import FitReport, Sample, Scores
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
-from thumbwise.scores import wrong_with
-from thumbwise.training.reward import ShapedReward, check_fit
-from thumbwise.training.runs import TrainResult
+from thumbwise.plugin_host.scores import wrong_with
+from thumbwise.training.reward.scaled import ShapedReward, check_fit
+from thumbwise.training.run.folders import TrainResult
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOP = "import numpy as np\nfrom thumbwise import hookimpl\nfrom thumbwise.contracts import FitReport, Scores\n"
@@ -46,7 +46,7 @@ def register_policy_algorithms(register):
     register("odd", Odd)
 """
 BACKEND = """
-from thumbwise.training.rollouts import InProcess
+from thumbwise.training.policy.rollouts import InProcess
 
 class Odd(InProcess):
     def sample(self, prompts, adapter, seed):

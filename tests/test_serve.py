@@ -14,7 +14,7 @@ from crash_tools import tiny_home
 from fakes import FakeEngine, FakeEngineClient
 from live_server import serving
 
-from thumbwise.client import call
+from thumbwise.cli.client import call
 from thumbwise.home import Home, running_url
 
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
@@ -36,7 +36,7 @@ def test_a_command_asks_the_assistant_itself_and_no_proxy(
 SERVE = """
 import sys, time
 from thumbwise import models
-from thumbwise.cli import main
+from thumbwise.cli.main import main
 
 def prepare(home, model, say):
     print("preparing", flush=True)

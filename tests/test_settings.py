@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from thumbwise.doctor import settings_rows
-from thumbwise.engine import Engine
+from thumbwise.cli.doctor import settings_rows
+from thumbwise.engine.supervisor import Engine
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.settings import Settings, describe

@@ -17,13 +17,14 @@ from training_world import FakeAssistant, make_snapshot, train
 
 from thumbwise.contracts import Evidence, FitReport, Message, Prompt, RunContext, Sample, Scores
 from thumbwise.plugins.ppo import in_process
-from thumbwise.training.batches import chunks
-from thumbwise.training.config import GateSettings, TrainSettings
-from thumbwise.training.data import Demonstration, parse
-from thumbwise.training.evaluate import gather_evidence, interview
-from thumbwise.training.models import FROZEN, Backbone
-from thumbwise.training.sft import SFTReport, encode, learn, rate
-from thumbwise.training.stepping import measure
+from thumbwise.settings.gates import GateSettings
+from thumbwise.settings.training import TrainSettings
+from thumbwise.training.backbone.backbone import FROZEN, Backbone
+from thumbwise.training.backbone.batches import chunks
+from thumbwise.training.data.snapshot import Demonstration, parse
+from thumbwise.training.evaluation.evaluate import gather_evidence, interview
+from thumbwise.training.policy.sft import SFTReport, encode, learn, rate
+from thumbwise.training.policy.stepping import measure
 
 SMALL = TrainSettings(
     dtype="float32", micro_batch=8, lora_rank=8, max_prompt_tokens=64, sft_learning_rate=1e-2, sft_epochs=3
@@ -85,7 +86,7 @@ def test_what_people_correct_most_is_learned_from_and_not_held_out(
         held_out.append([sample.prompt[0]["content"] for sample in samples])
         return 1.0
 
-    monkeypatch.setattr("thumbwise.training.sft.held_out_loss", noted)
+    monkeypatch.setattr("thumbwise.training.policy.sft.held_out_loss", noted)
     said = [replace(demo, group="hi" if n < 20 else demo.group) for n, demo in enumerate(corrections(60))]
     assert learn(make(sft_epochs=1), said).demonstrations == 50
     assert not {f"Question {n}?" for n in range(20)} & set(held_out[0])
@@ -100,7 +101,7 @@ def test_what_makes_held_out_prompts_worse_is_not_kept(
     make: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses = iter([3.0, 3.1, math.nan, 3.0])
-    monkeypatch.setattr("thumbwise.training.sft.held_out_loss", lambda backbone, samples: next(losses))
+    monkeypatch.setattr("thumbwise.training.policy.sft.held_out_loss", lambda backbone, samples: next(losses))
     context = make()
     before = context.backbone.state("policy")
     report = learn(context, corrections(20))
@@ -120,7 +121,7 @@ def test_the_weights_that_stay_have_the_least_loss(
         states.append(backbone.state("policy"))
         return next(losses)
 
-    monkeypatch.setattr("thumbwise.training.sft.held_out_loss", scripted)
+    monkeypatch.setattr("thumbwise.training.policy.sft.held_out_loss", scripted)
     report = learn(context, corrections(20))
     assert report.epoch == 2
     kept = context.backbone.state("policy")
@@ -137,7 +138,7 @@ def test_general_chat_is_mixed_in_as_a_share_of_the_corrections(
         seen.extend(sample.policy_version for sample in samples)
         return 0.0
 
-    monkeypatch.setattr("thumbwise.training.sft.imitate", imitate)
+    monkeypatch.setattr("thumbwise.training.policy.sft.imitate", imitate)
     learn(make(sft_epochs=1, sft_general=0.25), corrections(20))
     assert seen.count("person") == 16
     assert len(seen) == 20

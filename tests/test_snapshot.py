@@ -17,7 +17,7 @@ from thumbwise.feedback import snapshot
 from thumbwise.feedback.records import FeedbackRequest, canonical, sha256
 from thumbwise.feedback.snapshot import snapshot_path, take_snapshot
 from thumbwise.feedback.store import Store
-from thumbwise.training.data import parse
+from thumbwise.training.data.snapshot import parse
 
 
 def read_snapshot(folder: Path, snapshot_id: str) -> bytes:

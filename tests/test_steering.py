@@ -13,12 +13,12 @@ from toy_policy import PROMPTS, TEMPERATURE, low_ids
 
 from thumbwise.contracts import RunContext
 from thumbwise.home import Home
-from thumbwise.plugin_manager import PluginManager
+from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.plugins.ppo import in_process
-from thumbwise.training import losses
-from thumbwise.training.config import TrainSettings
-from thumbwise.training.models import Backbone
-from thumbwise.training.policy_state import PolicyState
+from thumbwise.settings.training import TrainSettings
+from thumbwise.training.backbone.backbone import Backbone
+from thumbwise.training.policy import losses
+from thumbwise.training.policy.state import PolicyState
 
 SMALL = TrainSettings(
     dtype="float32", episodes=16, replies=4, best_of=4, minibatches=2, micro_batch=16, iterations=10, lora_rank=8,

@@ -12,8 +12,9 @@ import pytest
 from conftest import TINY
 from stub_engine import StubEngine, children, is_gone, until
 
-from thumbwise import child_logs, supervised
-from thumbwise.engine_client import EngineClient
+from thumbwise.engine import supervised
+from thumbwise.engine.client import EngineClient
+from thumbwise.system import child_logs
 
 
 async def test_a_server_that_computes_is_not_taken_to_hang_before_its_patience_is_over(stubbed):

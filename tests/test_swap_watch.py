@@ -21,11 +21,11 @@ from live_server import Live, serving, wait_ready
 from tiny_model import ROUND, make_token_adapter
 
 from thumbwise.home import Home
-from thumbwise.plugin_manager import PluginManager
+from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.settings import Settings
-from thumbwise.training.client import OpsClient
-from thumbwise.training.measure import Measure
-from thumbwise.training.swap_watch import Reply, Seen, SwapWatch, mixed, strangest_span
+from thumbwise.training.rehearsal.measure import Measure
+from thumbwise.training.rehearsal.swap_watch import Reply, Seen, SwapWatch, mixed, strangest_span
+from thumbwise.training.run.client import OpsClient
 
 READERS = 10
 LENGTH = 200  # tokens: some seconds

@@ -13,15 +13,16 @@ from typing import Any
 import pytest
 from families import FAMILIES, make
 
-from thumbwise import models, templates, trainable
-from thumbwise.doctor import check_model
+from thumbwise.base_model import prepare, templates, trainable
+from thumbwise.cli.doctor import check_model
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import FeedbackRequest
 from thumbwise.home import Home
 from thumbwise.serving.assistant import Assistant
-from thumbwise.settings import EngineSettings, Settings
-from thumbwise.training.config import TrainSettings
-from thumbwise.training.models import Backbone
+from thumbwise.settings import Settings
+from thumbwise.settings.engine import EngineSettings
+from thumbwise.settings.training import TrainSettings
+from thumbwise.training.backbone.backbone import Backbone
 
 Spoil = Callable[[Path], None]
 
@@ -112,10 +113,10 @@ def test_a_damaged_tokenizer_is_a_sentence(folder: Path, changes: dict[str, Any]
 
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path, folder: Path) -> None:
-    models.check(folder)
+    prepare.check(folder)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ThumbwiseError, match=r"has no tokenizer \(tokenizer.json or the like\).*copy it there"):
-        models.check(folder)
+        prepare.check(folder)
 
 
 def test_arguments_are_plain_data_in_the_settings_file(tmp_path: Path) -> None:
@@ -126,7 +127,7 @@ def test_arguments_are_plain_data_in_the_settings_file(tmp_path: Path) -> None:
 
 def test_a_template_that_takes_parts_alone_gets_parts(tmp_path: Path) -> None:
     """In the training job as in vLLM, which is told so."""
-    from thumbwise.engine import Engine
+    from thumbwise.engine.supervisor import Engine
 
     folder = make(FAMILIES["gemma_3"], tmp_path / "gemma")
     assert templates.FolderTemplate(folder, {}).format == "openai"
@@ -180,10 +181,10 @@ def test_a_model_that_training_cannot_take_is_refused_by_serve_and_doctor(
     tmp_path: Path, folder: Path, spoil: Spoil, says: str
 ) -> None:
     home = Home.find(tmp_path / "home")
-    models.prepare(home, str(folder))
+    prepare.prepare(home, str(folder))
     spoil(folder)
     with pytest.raises(ThumbwiseError, match=says):
-        models.prepare(home, str(folder))
+        prepare.prepare(home, str(folder))
     home.config.write_text(f'model = "{folder}"\n')
     with pytest.raises(ThumbwiseError, match=says):
         check_model(home)
@@ -247,7 +248,7 @@ def test_a_model_that_was_downloaded_before_is_looked_at_too(tmp_path: Path, fol
     shutil.copytree(folder, kept)
     (kept / "digest.json").write_text("{}")
     with pytest.raises(ThumbwiseError, match="org--name is a mixture of experts"):
-        models.prepare(home, "org/name")
+        prepare.prepare(home, "org/name")
 
 
 async def test_the_assistant_says_so_and_starts_no_engine(tmp_path: Path, folder: Path) -> None:

@@ -14,20 +14,21 @@ from plugin_files import put
 from tiny_model import make_tiny_model
 from training_world import CHAT, FakeAssistant, make_snapshot, train
 
-from thumbwise import artifacts
+from thumbwise.base_model.weights import base_modules
 from thumbwise.contracts import GateReport, RunContext
 from thumbwise.errors import Conflict, ThumbwiseError
 from thumbwise.feedback.records import canonical
 from thumbwise.home import Home
 from thumbwise.settings import Settings
-from thumbwise.training import fitting, job, stepping
-from thumbwise.training.fitting import CALIBRATION
-from thumbwise.training.job import run_training
-from thumbwise.training.losses import MissingEnd, ends_wanted
-from thumbwise.training.progress import RunProgress
-from thumbwise.training.runs import TrainResult
-from thumbwise.versions import BASE
-from thumbwise.weights import base_modules
+from thumbwise.training.job import fitting, job
+from thumbwise.training.job.fitting import CALIBRATION
+from thumbwise.training.job.job import run_training
+from thumbwise.training.policy import stepping
+from thumbwise.training.policy.losses import MissingEnd, ends_wanted
+from thumbwise.training.run.folders import TrainResult
+from thumbwise.training.run.progress import RunProgress
+from thumbwise.versions import artifacts
+from thumbwise.versions.record import BASE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -257,7 +258,7 @@ def test_an_unknown_algorithm_is_refused_before_a_run_is_registered(tmp_path: Pa
 
 def test_the_command_needs_a_running_assistant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THUMBWISE_HOME", str(tmp_path))
-    from thumbwise.cli import main
+    from thumbwise.cli.main import main
 
     answer = CliRunner().invoke(main, ["train"])
     assert answer.exit_code == 1
@@ -272,15 +273,15 @@ def test_the_commands_last_line_and_exit_status_say_how_it_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: Any, status: int
 ) -> None:
     monkeypatch.setenv("THUMBWISE_HOME", str(tmp_path))
-    monkeypatch.setattr("thumbwise.cli_train.running", lambda home: "http://assistant")
+    monkeypatch.setattr("thumbwise.cli.train.running", lambda home: "http://assistant")
     asked: list[tuple[Any, ...]] = []
 
     def fake(home: Home, settings: Settings, url: str, token: str, algorithm: str, **rest: Any) -> TrainResult:
         asked.append((url, token, algorithm, settings.reward))
         return TrainResult(outcome, "Because.", "run-1", gates=[GateReport("kl", True, 1.0, 15.0, "Near enough.")])
 
-    monkeypatch.setattr("thumbwise.training.job.run_training", fake)
-    from thumbwise.cli import main
+    monkeypatch.setattr("thumbwise.training.job.job.run_training", fake)
+    from thumbwise.cli.main import main
 
     answer = CliRunner().invoke(main, ["train", "--reward", "mine"])
     assert answer.exit_code == status
@@ -309,7 +310,7 @@ def test_parts_of_a_stage_are_told_now_and_then_and_quick_ones_not_at_all(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr("thumbwise.training.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("thumbwise.training.run.progress.time.monotonic", lambda: now)
     with RunProgress() as progress:
         progress.stage("gates")
         for done in range(1, 11):
@@ -363,7 +364,7 @@ def test_the_time_left_is_counted_from_the_first_step_that_was_seen(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr("thumbwise.training.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("thumbwise.training.run.progress.time.monotonic", lambda: now)
     with RunProgress() as progress:
         progress.stage("training")
         now = 600.0  # getting ready says nothing about the steps

@@ -17,16 +17,16 @@ from toy_policy import PROMPTS, TEMPERATURE, disturb, low_ids, silent
 
 from thumbwise.contracts import Reward, RunContext, Sample
 from thumbwise.home import Home
-from thumbwise.plugin_manager import PluginManager
+from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.plugins.dpo import DPO, pair_up
 from thumbwise.plugins.kto import KTO, balanced
 from thumbwise.plugins.ppo import in_process
 from thumbwise.plugins.rloo import RLOO
-from thumbwise.training.batches import chunks
-from thumbwise.training.config import TrainSettings
-from thumbwise.training.metrics import GLOSSARY
-from thumbwise.training.models import Backbone
-from thumbwise.training.stepping import measure
+from thumbwise.settings.training import TrainSettings
+from thumbwise.training.backbone.backbone import Backbone
+from thumbwise.training.backbone.batches import chunks
+from thumbwise.training.evaluation.metrics import GLOSSARY
+from thumbwise.training.policy.stepping import measure
 
 SMALL = TrainSettings(
     dtype="float32", episodes=16, replies=4, minibatches=2, micro_batch=16, iterations=10, lora_rank=8,

@@ -13,11 +13,12 @@ import pytest
 from click.testing import CliRunner
 from plugin_files import BRIEF
 
-from thumbwise import doctor, trust
-from thumbwise.cli import main
+from thumbwise.cli import doctor
+from thumbwise.cli.main import main
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home, HomeLock, running_url
-from thumbwise.plugin_sources import read_trusted
+from thumbwise.plugin_host.sources import read_trusted
+from thumbwise.system import trust
 
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to another user")
 OTHER = 4242

@@ -16,7 +16,7 @@ from test_engine import children, named
 from test_own_engine import probes_passed
 from test_swap_watch import TOKENS, World, promote, share, two_versions
 
-from thumbwise import external
+from thumbwise.engine import external
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("one_thread")]
 

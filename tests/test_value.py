@@ -15,9 +15,9 @@ from toy_policy import TEMPERATURE
 from thumbwise.contracts import RunContext, Sample, Scores, ValueInit
 from thumbwise.plugins.bradley_terry import BradleyTerry
 from thumbwise.plugins.ppo import PPO
-from thumbwise.training.losses import masked_mean
-from thumbwise.training.models import Backbone
-from thumbwise.training.value import ValueFunction
+from thumbwise.training.backbone.backbone import Backbone
+from thumbwise.training.policy.losses import masked_mean
+from thumbwise.training.policy.value import ValueFunction
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

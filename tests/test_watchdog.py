@@ -14,11 +14,11 @@ from test_deploy import ASSISTANT, unit
 from test_serve import SERVE
 
 from thumbwise.settings import Settings
-from thumbwise.watchdog import notify, stopped
+from thumbwise.system.watchdog import notify, stopped
 
 SCRIPT = """
 import asyncio, re, sys, threading, time
-from thumbwise.watchdog import watched
+from thumbwise.system.watchdog import watched
 
 async def main():
     async with watched(float(sys.argv[1])):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from thumbwise.contracts import Message, Prompt, Sample, Scores
-from thumbwise.training.models import Backbone
+from thumbwise.training.backbone.backbone import Backbone
 
 TEMPERATURE = 0.7
 PROMPTS = tuple(

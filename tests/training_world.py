@@ -14,13 +14,14 @@ from unittest.mock import patch
 import httpx
 from python_multipart import FormParser
 
+from thumbwise.base_model.prepare import PreparedModel
 from thumbwise.home import Home
-from thumbwise.models import PreparedModel
-from thumbwise.plugin_manager import PluginManager
+from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.settings import Settings
-from thumbwise.training.config import GateSettings, TrainSettings
-from thumbwise.training.job import run_training
-from thumbwise.training.runs import TrainResult
+from thumbwise.settings.gates import GateSettings
+from thumbwise.settings.training import TrainSettings
+from thumbwise.training.job.job import run_training
+from thumbwise.training.run.folders import TrainResult
 
 SMALL = {
     "dtype": "float32", "min_votes": 20, "iterations": 2, "episodes": 8, "minibatches": 2, "micro_batch": 8,
@@ -201,7 +202,7 @@ def train(
         chat_max_tokens=CHAT,
         chat_template_kwargs=template or {},
     )
-    with nullcontext() if curves else patch("thumbwise.training.handover.draw", lambda rows, path: None):
+    with nullcontext() if curves else patch("thumbwise.training.job.handover.draw", lambda rows, path: None):
         return run_training(
             home,
             settings,

@@ -5,7 +5,7 @@
 from opening ports (`groups`), has its layers use its C++ kernels (`kernels`), gives the computation all of a few cores
 (`waits`), and lets requests have a seed whatever their length (`seeds`). Read the README beside this file for what vLLM
 does and what this does instead. The code was written against the vLLM versions in TESTED; on another one it stays off
-with one warning, and the assistant's check of the engine (`thumbwise.engine_check`) then finds out whether policies
+with one warning, and the assistant's check of the engine (`thumbwise.versions.mixing`) then finds out whether policies
 would mix. Importing this module imports neither torch nor vLLM.
 """
 

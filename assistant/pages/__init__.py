@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from fastapi import APIRouter, FastAPI
 
-from thumbwise import responses
 from thumbwise.pages.chat import ChatPage, place_chat
 from thumbwise.pages.compare import ComparePage, place_compare
 from thumbwise.pages.feed import Watch
 from thumbwise.pages.look import head, theme
 from thumbwise.pages.security import PageHeaders, middleware
+from thumbwise.serving import responses
 
 if TYPE_CHECKING:
     from thumbwise.serving.assistant import Assistant

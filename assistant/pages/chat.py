@@ -20,7 +20,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from thumbwise.conversation import Turn, check_messages
+from thumbwise.chat.turns import Turn, check_messages
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.records import MAX_COMMENT, Asker, FeedbackRequest, Reply, new_id
 from thumbwise.pages import live as timing

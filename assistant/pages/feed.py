@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import orjson
 
-from thumbwise.load import Stream
+from thumbwise.chat.admission import Stream
 
 if TYPE_CHECKING:
     from thumbwise.serving.assistant import Assistant

@@ -12,28 +12,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from thumbwise import found, logs, templates
-from thumbwise.browsers import Browsers
-from thumbwise.comparisons import Comparisons
-from thumbwise.conversation import Conversations
-from thumbwise.deciding import in_background
-from thumbwise.engine import Engine
-from thumbwise.engine_check import check
+from thumbwise import logs
+from thumbwise.accounts.browsers import Browsers
+from thumbwise.accounts.keys import Keys
+from thumbwise.base_model import templates
+from thumbwise.base_model.prepare import PreparedModel, prepare
+from thumbwise.chat.admission import Load
+from thumbwise.chat.comparisons import Comparisons
+from thumbwise.chat.turns import Conversations
+from thumbwise.engine.external import ExternalEngine, Pool, Replicas
+from thumbwise.engine.supervisor import Engine
 from thumbwise.errors import EngineUnavailable, ThumbwiseError
-from thumbwise.external import ExternalEngine, Pool, Replicas
 from thumbwise.feedback.store import Store
-from thumbwise.keys import Keys
-from thumbwise.load import Load
 from thumbwise.metrics import Metrics
-from thumbwise.models import PreparedModel, prepare
-from thumbwise.plugin_manager import PluginManager
-from thumbwise.policies import Policies
-from thumbwise.schedule import Schedule
-from thumbwise.settings import seconds_of, urls_of
-from thumbwise.versions import Versions
+from thumbwise.plugin_host.deciding import in_background
+from thumbwise.plugin_host.manager import PluginManager
+from thumbwise.serving.schedule import Schedule
+from thumbwise.settings.values import seconds_of, urls_of
+from thumbwise.versions import found
+from thumbwise.versions.lifecycle import Policies
+from thumbwise.versions.mixing import check
+from thumbwise.versions.record import Versions
 
 if TYPE_CHECKING:
-    from thumbwise.engine_client import EngineClient
+    from thumbwise.engine.client import EngineClient
     from thumbwise.feedback.records import Asker, FeedbackRequest
     from thumbwise.home import Home
     from thumbwise.settings import Settings

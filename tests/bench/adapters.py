@@ -33,12 +33,13 @@ import psutil
 from tiny_model import make_tiny_adapter, make_tiny_model
 
 from thumbwise import cpu_adapters
-from thumbwise.engine import Engine
+from thumbwise.base_model.prepare import prepare
+from thumbwise.engine.supervised import BASE
+from thumbwise.engine.supervisor import Engine
 from thumbwise.home import Home
-from thumbwise.models import prepare
-from thumbwise.settings import EngineSettings, Settings
-from thumbwise.supervised import BASE
-from thumbwise.training.prompts import rehearsal_prompts
+from thumbwise.settings import Settings
+from thumbwise.settings.engine import EngineSettings
+from thumbwise.training.data.prompts import rehearsal_prompts
 
 RANK = 16
 TOKENS = {1: 72, 8: 24, 32: 24}

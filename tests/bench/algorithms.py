@@ -39,21 +39,21 @@ from reward_model import labels, pairs_of
 from tiny_model import make_tiny_model
 from training_world import SMALL, FakeAssistant, train
 
+from thumbwise.base_model.prepare import prepare
 from thumbwise.contracts import Labels, Prompt, RunContext, Sample
 from thumbwise.feedback.records import canonical, sha256
 from thumbwise.home import Home
-from thumbwise.models import prepare
-from thumbwise.plugin_manager import PluginManager
+from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.settings import Settings
-from thumbwise.training.config import GateSettings
-from thumbwise.training.evaluate import kl_to_reference
-from thumbwise.training.judged import by_prompt, win_rate
-from thumbwise.training.models import Backbone
-from thumbwise.training.prompts import rehearsal_prompts, rehearsal_split
-from thumbwise.training.ptx import WINDOW
-from thumbwise.training.raters import judged
-from thumbwise.training.replies import finish_rate, mean_length, repetition
-from thumbwise.training.rollouts import InProcess
+from thumbwise.settings.gates import GateSettings
+from thumbwise.training.backbone.backbone import Backbone
+from thumbwise.training.data.prompts import rehearsal_prompts, rehearsal_split
+from thumbwise.training.evaluation.evaluate import kl_to_reference
+from thumbwise.training.evaluation.replies import finish_rate, mean_length, repetition
+from thumbwise.training.policy.ptx import WINDOW
+from thumbwise.training.policy.rollouts import InProcess
+from thumbwise.training.rehearsal.judged import by_prompt, win_rate
+from thumbwise.training.rehearsal.raters import judged
 
 REPLIES = 4
 """To each held-out prompt."""

@@ -35,7 +35,7 @@ from chaos_parts.clients import Clients
 from chaos_parts.processes import Assistant, Job, Kill, Tracker
 from tiny_model import ROUND, make_tiny_model
 
-from thumbwise.cli_serve import listen
+from thumbwise.cli.serve import listen
 from thumbwise.home import Home
 
 FULL = {"assistant": 4, "vllm": 4, "job": 7}

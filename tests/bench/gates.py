@@ -29,11 +29,11 @@ import kept
 
 from thumbwise.contracts import Evidence, Sample
 from thumbwise.plugins import gates
-from thumbwise.training.config import GateSettings
-from thumbwise.training.data import folds
-from thumbwise.training.in_order import in_order, share_foretold
-from thumbwise.training.intervals import clustered_mean
-from thumbwise.training.replies import finish_rate, grams, mean_length, repetition
+from thumbwise.settings.gates import GateSettings
+from thumbwise.training.data.snapshot import folds
+from thumbwise.training.evaluation.intervals import clustered_mean
+from thumbwise.training.evaluation.replies import finish_rate, grams, mean_length, repetition
+from thumbwise.training.reward.in_order import in_order, share_foretold
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]

@@ -35,10 +35,11 @@ from tiny_model import make_tiny_model
 
 import thumbwise
 from thumbwise import cpu_adapters, feedback
-from thumbwise.engine import Engine
+from thumbwise.base_model.prepare import prepare
+from thumbwise.engine.supervisor import Engine
 from thumbwise.home import Home
-from thumbwise.models import prepare
-from thumbwise.settings import EngineSettings, Settings
+from thumbwise.settings import Settings
+from thumbwise.settings.engine import EngineSettings
 
 TOKENS = 48
 STREAMS = {1: 4, 32: 2}

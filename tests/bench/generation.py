@@ -22,13 +22,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import kept
 
+from thumbwise.base_model.prepare import prepare
 from thumbwise.home import Home
-from thumbwise.models import prepare
 from thumbwise.settings import Settings
-from thumbwise.training.attention import GROUPED
-from thumbwise.training.models import BASE, Backbone
-from thumbwise.training.prompts import seed_prompts
-from thumbwise.training.rollouts import BATCH, Generated, generate
+from thumbwise.training.backbone.attention import GROUPED
+from thumbwise.training.backbone.backbone import BASE, Backbone
+from thumbwise.training.data.prompts import seed_prompts
+from thumbwise.training.policy.rollouts import BATCH, Generated, generate
 
 SIDES = (GROUPED, "sdpa")
 LENGTHS = {"draft": (48, BATCH, 0.85), "chat": (256, BATCH // 2, 0.7)}

@@ -25,8 +25,8 @@ import torch
 
 from thumbwise import plugins, training
 from thumbwise.home import write_durably
-from thumbwise.processor import train_format
 from thumbwise.settings import Settings
+from thumbwise.system.processor import train_format
 
 RESULTS = Path(__file__).parent / "results"
 HOLDS = {">=": float.__ge__, "<=": float.__le__, ">": float.__gt__}

@@ -30,12 +30,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import kept
 import numpy as np
 
+from thumbwise.base_model.prepare import prepare
 from thumbwise.contracts import RunContext, Sample, Scores
 from thumbwise.home import Home
-from thumbwise.models import prepare
-from thumbwise.processor import train_format
 from thumbwise.settings import Settings
-from thumbwise.training.prompts import seed_prompts
+from thumbwise.system.processor import train_format
+from thumbwise.training.data.prompts import seed_prompts
 
 BATCHES = 3
 """Counted batches of a process."""
@@ -89,8 +89,8 @@ def ours(model: Path, settings: Settings, folder: Path) -> dict[str, Any]:
     """Our PPO: episodes a second, peak memory, and the share of its time in each part."""
     from thumbwise.plugins.bradley_terry import BradleyTerry
     from thumbwise.plugins.ppo import PPO
-    from thumbwise.training.models import Backbone
-    from thumbwise.training.rollouts import InProcess
+    from thumbwise.training.backbone.backbone import Backbone
+    from thumbwise.training.policy.rollouts import InProcess
 
     peak, train, spent = Peak(), settings.train, dict[str, float]()
     backbone = Backbone(model, train)
@@ -126,7 +126,7 @@ def trl(model: Path, settings: Settings, folder: Path) -> dict[str, Any]:
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-    from thumbwise.training import trl_parts
+    from thumbwise.training.policy import trl_parts
 
     trainer_class, config = trl_parts.load("RLOOTrainer", "RLOOConfig")
     peak, train, ends, lengths = Peak(), settings.train, list[float](), list[float]()

@@ -28,7 +28,7 @@ import kept
 from tiny_model import ROUND, make_tiny_model
 
 from thumbwise.home import Home
-from thumbwise.training.config import TrainSettings
+from thumbwise.settings.training import TrainSettings
 
 COMMAND = Path(sys.executable).with_name("thumbwise")
 LIMIT = 40 * 60  # seconds for a round of 600 votes on two cores

@@ -31,17 +31,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import kept
 from tiny_model import make_tiny_model
 
+from thumbwise.base_model.prepare import prepare
 from thumbwise.contracts import Comparison, Labels, Prompt, RunContext, Sample
 from thumbwise.home import Home
-from thumbwise.models import prepare
-from thumbwise.plugin_manager import PluginManager
+from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.plugins.bradley_terry import BradleyTerry
 from thumbwise.settings import Settings
-from thumbwise.training.judged import by_prompt, pair_accuracy
-from thumbwise.training.models import Backbone
-from thumbwise.training.prompts import rehearsal_prompts, rehearsal_split
-from thumbwise.training.raters import judged
-from thumbwise.training.rollouts import InProcess
+from thumbwise.training.backbone.backbone import Backbone
+from thumbwise.training.data.prompts import rehearsal_prompts, rehearsal_split
+from thumbwise.training.policy.rollouts import InProcess
+from thumbwise.training.rehearsal.judged import by_prompt, pair_accuracy
+from thumbwise.training.rehearsal.raters import judged
 
 RATERS = 20
 HELD_OUT = 8

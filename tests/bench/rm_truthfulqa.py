@@ -32,16 +32,16 @@ import kept
 import torch
 from tiny_model import make_tiny_model
 
+from thumbwise.base_model.prepare import prepare
 from thumbwise.contracts import Comparison, Labels, Message, RunContext, Sample
 from thumbwise.home import Home
-from thumbwise.models import prepare
 from thumbwise.plugins.bradley_terry import BradleyTerry
-from thumbwise.processor import train_format
 from thumbwise.settings import Settings
-from thumbwise.training import trl_parts
-from thumbwise.training.data import folds
-from thumbwise.training.intervals import clustered_mean
-from thumbwise.training.models import Backbone
+from thumbwise.system.processor import train_format
+from thumbwise.training.backbone.backbone import Backbone
+from thumbwise.training.data.snapshot import folds
+from thumbwise.training.evaluation.intervals import clustered_mean
+from thumbwise.training.policy import trl_parts
 
 FOLDS, TRAINING, EACH = 5, 300, 10
 """EACH is the most pairs of one question."""

@@ -31,20 +31,20 @@ from build_at import ROOT, build_at, environment
 from rehearsal import quick_home, rehearse, reported_off
 from tiny_model import ROUND
 
+from thumbwise.base_model.prepare import prepare
 from thumbwise.contracts import Prompt, Sample
 from thumbwise.home import Home, write_durably
-from thumbwise.models import prepare
-from thumbwise.plugin_manager import PluginManager
+from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.settings import Settings
-from thumbwise.training import rehearsal_figures
-from thumbwise.training.judged import Scored, Wanted, by_prompt, win_rate
-from thumbwise.training.measure import Measure
-from thumbwise.training.measure import keep as keep_samples
-from thumbwise.training.measure import kept as kept_samples
-from thumbwise.training.raters import Voting, judged
-from thumbwise.training.rehearsal_figures import Judged
-from thumbwise.training.runs import FIT, RECORD, SNAPSHOT, read_json
-from thumbwise.versions import BASE
+from thumbwise.training.rehearsal import figures as rehearsal_figures
+from thumbwise.training.rehearsal.figures import Judged
+from thumbwise.training.rehearsal.judged import Scored, Wanted, by_prompt, win_rate
+from thumbwise.training.rehearsal.measure import Measure
+from thumbwise.training.rehearsal.measure import keep as keep_samples
+from thumbwise.training.rehearsal.measure import kept as kept_samples
+from thumbwise.training.rehearsal.raters import Voting, judged
+from thumbwise.training.run.folders import FIT, RECORD, SNAPSHOT, read_json
+from thumbwise.versions.record import BASE
 
 SIDE = Path(__file__).parent / "same_votes_parts" / "side.py"
 BEFORE = "before"

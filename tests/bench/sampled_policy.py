@@ -29,17 +29,18 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from thumbwise.base_model.prepare import prepare
 from thumbwise.contracts import Sample
-from thumbwise.engine import Engine
+from thumbwise.engine.supervised import BASE as SERVED_BASE
+from thumbwise.engine.supervisor import Engine
 from thumbwise.home import Home
-from thumbwise.models import prepare
-from thumbwise.settings import EngineSettings, Settings
-from thumbwise.supervised import BASE as SERVED_BASE
-from thumbwise.training.candidate import CONFIG, WEIGHTS, adapter_files
-from thumbwise.training.models import BASE, POLICY, Backbone
-from thumbwise.training.prompts import seed_prompts
-from thumbwise.training.rollouts import generate
-from thumbwise.training.stepping import imitate
+from thumbwise.settings import Settings
+from thumbwise.settings.engine import EngineSettings
+from thumbwise.training.backbone.backbone import BASE, POLICY, Backbone
+from thumbwise.training.data.prompts import seed_prompts
+from thumbwise.training.policy.rollouts import generate
+from thumbwise.training.policy.stepping import imitate
+from thumbwise.training.run.candidate import CONFIG, WEIGHTS, adapter_files
 
 REPLIES, TOKENS, EVERY, TOLD = 8, 48, 4, 60
 """Replies imitated, tokens of each, of which every so many-th is asked of vLLM, and tokens that it tells of."""

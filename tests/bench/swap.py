@@ -5,7 +5,7 @@
 Eight readers hold streamed replies open at an assistant with the default model. Version after version (rank 8, one of
 four adapters) is published and promoted; then the pointer is rolled back again and again; then vLLM is restarted under
 the same load; last, one version's weights are swapped in place, which must be caught. Every reply is judged by what
-it contains (`thumbwise.training.swap_watch`). About half an hour on two cores.
+it contains (`thumbwise.training.rehearsal.swap_watch`). About half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -37,18 +37,19 @@ from tiny_model import make_tiny_adapter, make_tiny_model
 
 import thumbwise
 from thumbwise import cpu_adapters, feedback
-from thumbwise.client import call
-from thumbwise.engine import Engine
-from thumbwise.engine_client import EngineClient
+from thumbwise.base_model.prepare import prepare
+from thumbwise.cli.client import call
+from thumbwise.engine.client import EngineClient
+from thumbwise.engine.probes import distance
+from thumbwise.engine.supervisor import Engine
 from thumbwise.home import Home
-from thumbwise.models import prepare
-from thumbwise.plugin_manager import PluginManager
-from thumbwise.probes import distance
-from thumbwise.settings import EngineSettings, Settings
-from thumbwise.training.client import OpsClient
-from thumbwise.training.measure import Measure
-from thumbwise.training.swap_watch import Reply, SwapWatch, mixed
-from thumbwise.versions import BASE
+from thumbwise.plugin_host.manager import PluginManager
+from thumbwise.settings import Settings
+from thumbwise.settings.engine import EngineSettings
+from thumbwise.training.rehearsal.measure import Measure
+from thumbwise.training.rehearsal.swap_watch import Reply, SwapWatch, mixed
+from thumbwise.training.run.client import OpsClient
+from thumbwise.versions.record import BASE
 
 READERS = 8
 TOKENS = 96

@@ -36,18 +36,18 @@ import kept
 from build_at import build_at, environment
 from tiny_model import make_tiny_model
 
+from thumbwise.base_model.prepare import prepare
 from thumbwise.contracts import RunContext, Sample
 from thumbwise.feedback.records import prompt_sha256
 from thumbwise.home import Home
-from thumbwise.models import prepare
 from thumbwise.plugins.bradley_terry import BradleyTerry
 from thumbwise.settings import Settings
-from thumbwise.training.judged import by_prompt, pair_accuracy
-from thumbwise.training.measure import keep
-from thumbwise.training.measure import kept as kept_samples
-from thumbwise.training.models import Backbone
-from thumbwise.training.prompts import rehearsal_prompts, rehearsal_split
-from thumbwise.training.rollouts import BATCH, InProcess
+from thumbwise.training.backbone.backbone import Backbone
+from thumbwise.training.data.prompts import rehearsal_prompts, rehearsal_split
+from thumbwise.training.policy.rollouts import BATCH, InProcess
+from thumbwise.training.rehearsal.judged import by_prompt, pair_accuracy
+from thumbwise.training.rehearsal.measure import keep
+from thumbwise.training.rehearsal.measure import kept as kept_samples
 
 FIT = Path(__file__).parent / "sybil_parts" / "fit.py"
 ASKED, TESTED, EACH = 62, 24, 5

@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from playwright.sync_api import Browser, Page, expect
 
 from thumbwise.contracts import Message
-from thumbwise.engine_client import Chunk, Sampling
+from thumbwise.engine.client import Chunk, Sampling
 from thumbwise.serving.assistant import Assistant
 
 CHROMIUM = "/usr/bin/chromium"

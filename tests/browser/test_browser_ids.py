@@ -7,7 +7,7 @@ import time
 import pytest
 from browser.chromium import Site
 
-from thumbwise.browsers import YOUNG_SECONDS
+from thumbwise.accounts.browsers import YOUNG_SECONDS
 from thumbwise.feedback.records import NEW_BROWSER
 
 

@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 
 from thumbwise.errors import EngineFailed
 from thumbwise.pages import chat, feed
-from thumbwise.versions import Pointer
+from thumbwise.versions.record import Pointer
 
 pytestmark = pytest.mark.browser
 UP, DOWN, CLEAR = (("thumb", json.dumps({"thumb": value}, separators=(",", ":"))) for value in ("up", "down", "clear"))

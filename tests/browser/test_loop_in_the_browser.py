@@ -29,11 +29,11 @@ from simulated_people import vote
 from test_loop import PROMPTS, prefers_vowels
 from tiny_model import ROUND
 
-from thumbwise.cli_serve import listen
+from thumbwise.cli.serve import listen
 from thumbwise.home import Home
 from thumbwise.pages.chat import DOUBLE_CLICK_SECONDS
 from thumbwise.pages.markup import short
-from thumbwise.versions import BASE
+from thumbwise.versions.record import BASE
 
 pytestmark = [pytest.mark.browser, pytest.mark.engine]
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from chaos_parts.clients import Clients
 
-from thumbwise.artifacts import MANIFEST, verify
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
-from thumbwise.training.client import OpsClient
-from thumbwise.versions import BASE
+from thumbwise.training.run.client import OpsClient
+from thumbwise.versions.artifacts import MANIFEST, verify
+from thumbwise.versions.record import BASE
 
 
 def snapshot(home: Home, url: str) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from typing import Any, Self
 from chaos_parts.clients import Clients
 
 from thumbwise.home import Home
-from thumbwise.training.runs import RECORD, RESULT, read_json
+from thumbwise.training.run.folders import RECORD, RESULT, read_json
 
 COMMAND = str(Path(executable).with_name("thumbwise"))
 RESTART_SECONDS = 5.0  # RestartSec of deploy/thumbwise.service

@@ -51,7 +51,7 @@ def assistant(home: str, socket: str) -> None:
     from fakes import FakeEngine
     from live_server import serving
 
-    from thumbwise.engine_client import EngineClient
+    from thumbwise.engine.client import EngineClient
     from thumbwise.home import Home
 
     with serving(Home.find(Path(home)), lambda: FakeEngine(EngineClient(uds=Path(socket)))) as live:  # type: ignore[arg-type]

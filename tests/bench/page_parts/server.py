@@ -14,7 +14,7 @@ from typing import Any
 
 import uvicorn
 
-from thumbwise.engine_client import Chunk
+from thumbwise.engine.client import Chunk
 from thumbwise.home import Home, HomeLock
 from thumbwise.serving.assistant import Assistant
 from thumbwise.settings import Settings

@@ -16,14 +16,15 @@ from typing import Any
 import httpx
 from training_world import FakeAssistant
 
+from thumbwise.base_model.prepare import PreparedModel
 from thumbwise.contracts import RunContext, Sample
 from thumbwise.home import Home
-from thumbwise.models import PreparedModel
-from thumbwise.plugin_manager import PluginManager
+from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.settings import Settings
-from thumbwise.training.config import GateSettings, TrainSettings
-from thumbwise.training.job import run_training
-from thumbwise.training.models import Backbone
+from thumbwise.settings.gates import GateSettings
+from thumbwise.settings.training import TrainSettings
+from thumbwise.training.backbone.backbone import Backbone
+from thumbwise.training.job.job import run_training
 
 
 class Assistant(FakeAssistant):

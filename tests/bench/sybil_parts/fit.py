@@ -21,8 +21,8 @@ import numpy as np
 from thumbwise.contracts import Sample
 from thumbwise.errors import ThumbwiseError
 from thumbwise.plugins.bradley_terry import BradleyTerry
-from thumbwise.training.config import TrainSettings
-from thumbwise.training.data import parse
+from thumbwise.settings.training import TrainSettings
+from thumbwise.training.data.snapshot import parse
 
 
 class Stored:

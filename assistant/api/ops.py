@@ -1,0 +1,240 @@
+"""What the training job and the command line ask of a running assistant; bearer token from `job.token`."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Depends, File, Header, Request, UploadFile
+from fastapi.responses import FileResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from thumbwise.errors import Conflict, NotFound, ThumbwiseError
+from thumbwise.feedback.reception import reception
+from thumbwise.feedback.snapshot import snapshot_path, take_snapshot
+from thumbwise.serving.auth import check_token
+from thumbwise.versions import artifacts
+from thumbwise.versions.found import highest
+from thumbwise.versions.runs import LEASE_SECONDS, Outcome
+
+if TYPE_CHECKING:
+    from thumbwise.serving.assistant import Assistant
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class LeaseBody(_Body):
+    """A heartbeat."""
+
+    lease: str
+
+
+class FinishBody(_Body):
+    """How a run ended."""
+
+    lease: str
+    outcome: Outcome
+    reason: str = ""
+
+
+class PromoteBody(_Body):
+    """A promotion: by the job under its lease, or by an operator without one.
+
+    `share` of people get the version first, as a canary; not given, it is the setting for the job and 0 by hand.
+    """
+
+    expect_stable: str
+    lease: str | None = None
+    reason: str = ""
+    share: float | None = Field(None, ge=0, le=0.5)
+
+
+class RejectBody(_Body):
+    """A candidate that failed its gates."""
+
+    lease: str
+    reason: str
+
+
+class BackupBody(_Body):
+    """Where a copy of the database is to be written: a path on this machine where nothing is yet."""
+
+    path: str = Field(max_length=4096)
+
+
+class KeyBody(_Body):
+    """An API key to be made."""
+
+    name: str
+    scopes: list[str]
+
+
+class RollbackBody(_Body):
+    """Why an operator goes back, and from which version: where `expect` is not what would be taken back, nothing is."""
+
+    reason: str = "by hand"
+    expect: str | None = None
+
+
+def router(assistant: Assistant) -> APIRouter:
+    """The routes, bound to one assistant."""
+
+    def token(request: Request) -> None:
+        check_token(request, assistant.token)
+
+    api = APIRouter(prefix="/ops/api", dependencies=[Depends(token)])
+    _add_runs(api, assistant)
+    _add_candidates(api, assistant)
+    _add_policies(api, assistant)
+    _add_keys(api, assistant)
+    _add_backup(api, assistant)
+    return api
+
+
+def _add_runs(api: APIRouter, assistant: Assistant) -> None:
+    versions, runs, in_thread = assistant.versions, assistant.versions.runs, assistant.store.run
+
+    @api.post("/runs", status_code=201)
+    async def begin() -> dict[str, Any]:
+        if assistant.model is None:
+            raise ThumbwiseError("The base model is not ready yet: train again in a minute.", status=503)
+        await in_thread(runs.refuse_second)  # before it costs a snapshot
+        snapshot_id = await asyncio.to_thread(take_snapshot, assistant.store, assistant.home.snapshots)
+        above = await asyncio.to_thread(highest, assistant.home)
+        run = await in_thread(runs.begin, snapshot_id, LEASE_SECONDS, above)
+        return {
+            "run_id": run.id,
+            "number": run.number,
+            "lease": run.lease,
+            "lease_seconds": LEASE_SECONDS,
+            "snapshot_id": snapshot_id,
+            "stable": versions.stable(),
+            "model": assistant.settings.model,
+            "base_digest": assistant.model.digest,
+            "max_tokens": assistant.settings.max_tokens,
+            "temperature": assistant.settings.temperature,
+        }
+
+    @api.post("/runs/{run_id}/resume")
+    async def resume(run_id: str) -> dict[str, Any]:
+        return await in_thread(runs.resume, run_id, LEASE_SECONDS)
+
+    @api.post("/runs/{run_id}/heartbeat")
+    async def heartbeat(run_id: str, body: LeaseBody) -> dict[str, float]:
+        await in_thread(runs.renew, run_id, body.lease, LEASE_SECONDS)
+        return {"expires_in": LEASE_SECONDS}
+
+    @api.post("/runs/{run_id}/finish")
+    async def finish(run_id: str, body: FinishBody) -> dict[str, str]:
+        await in_thread(runs.end, run_id, body.lease, body.outcome, body.reason)
+        return {"outcome": body.outcome}
+
+    @api.post("/snapshots", status_code=201)
+    async def freeze() -> dict[str, str]:
+        snapshot_id = await asyncio.to_thread(take_snapshot, assistant.store, assistant.home.snapshots)
+        return {"snapshot_id": snapshot_id}
+
+    @api.get("/snapshots/{snapshot_id}")
+    async def snapshot(snapshot_id: str) -> Response:
+        path = snapshot_path(assistant.home.snapshots, snapshot_id)
+        return FileResponse(path, media_type="application/x-ndjson")
+
+
+def _add_candidates(api: APIRouter, assistant: Assistant) -> None:
+    policies, versions, in_thread = assistant.policies, assistant.versions, assistant.store.run
+
+    @api.put("/policies/{version}", status_code=201)
+    async def publish(
+        version: str,
+        adapter_model: Annotated[UploadFile, File()],
+        adapter_config: Annotated[UploadFile, File()],
+        manifest: Annotated[UploadFile, File()],
+        x_thumbwise_lease: Annotated[str, Header()],
+    ) -> dict[str, str]:
+        files = {
+            artifacts.WEIGHTS: await adapter_model.read(artifacts.MAX_BYTES + 1),
+            artifacts.CONFIG: await adapter_config.read(artifacts.MAX_JSON + 1),
+            artifacts.MANIFEST: await manifest.read(artifacts.MAX_JSON + 1),
+        }
+        await asyncio.to_thread(policies.receive, version, files, x_thumbwise_lease)
+        return {"version": version, "state": versions.get(version).state}
+
+    @api.post("/policies/{version}/promote")
+    async def promote(version: str, body: PromoteBody) -> dict[str, Any]:
+        state, actor = versions.get(version).state, "operator"
+        if body.lease is not None:
+            actor = await in_thread(versions.runs.check_lease, body.lease)
+            if state == "retired" or (state == "rejected" and versions.was_stable(version)):
+                # A job that resumes late does not undo what was decided meanwhile.
+                raise Conflict(f"{version} was in use before and was replaced: promote it by hand, if you want it.")
+        reason = body.reason or ("passed its gates" if body.lease else "by hand")
+        usual = assistant.settings.canary.share if body.lease else 0.0
+        share = usual if body.share is None else body.share
+        if body.lease and state == "canary":  # it asks once more: an operator may have changed the share since
+            share = versions.pointer().share
+        probe = await policies.promote(version, body.expect_stable, reason, share, actor=actor)
+        state = versions.get(version).state
+        return {"version": version, "state": state, "probe": probe.to_trainer if probe else None}
+
+    @api.post("/policies/{version}/reject")
+    async def reject(version: str, body: RejectBody) -> dict[str, str]:
+        await in_thread(versions.runs.check_lease, body.lease)
+        await policies.reject(version, body.reason)
+        return {"version": version, "state": "rejected"}
+
+
+def _add_policies(api: APIRouter, assistant: Assistant) -> None:
+    policies, versions = assistant.policies, assistant.versions
+
+    @api.get("/policies")
+    async def listing() -> list[dict[str, Any]]:
+        return [version.as_json() for version in versions.all()]
+
+    @api.get("/reception")
+    async def people() -> list[dict[str, Any]]:
+        return [asdict(row) for row in await asyncio.to_thread(reception, assistant.store)]
+
+    @api.post("/rollback")
+    async def rollback(body: RollbackBody) -> dict[str, str]:
+        old, new = await policies.rollback(body.reason, body.expect)
+        return {"old": old, "new": new}
+
+    @api.get("/policies/{version}/files/{name}")
+    async def file(version: str, name: str) -> Response:
+        if not re.fullmatch(artifacts.NAME, version) or name not in (
+            artifacts.WEIGHTS, artifacts.CONFIG, artifacts.MANIFEST,
+        ):  # fmt: skip
+            raise NotFound(f"There is no file {name[:80]!r} of {version[:80]!r}.")
+        path = policies.folder(version) / name
+        if not path.is_file():
+            raise Conflict(f"{version} has no {name} on this machine's disk.")
+        return FileResponse(path)
+
+
+def _add_backup(api: APIRouter, assistant: Assistant) -> None:
+    @api.post("/backup", status_code=201)
+    async def backup(body: BackupBody) -> dict[str, str]:
+        await asyncio.to_thread(assistant.store.backup, Path(body.path))
+        return {"path": body.path}
+
+
+def _add_keys(api: APIRouter, assistant: Assistant) -> None:
+    keys = assistant.keys
+
+    @api.post("/keys", status_code=201)
+    async def create(body: KeyBody) -> dict[str, str]:
+        return {"key": await assistant.store.run(keys.create, body.name, body.scopes)}
+
+    @api.get("/keys")
+    async def listing() -> list[dict[str, Any]]:
+        return [key.as_json() for key in keys.all()]
+
+    @api.delete("/keys/{name}")
+    async def revoke(name: str) -> dict[str, str]:
+        await assistant.store.run(keys.revoke, name)
+        return {"revoked": name}

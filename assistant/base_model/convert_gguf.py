@@ -1,0 +1,45 @@
+"""Turn one GGUF file into bfloat16 safetensors, its tokenizer and chat template beside them.
+
+Run by `thumbwise.base_model.prepare` as a process of its own (`python -m thumbwise.base_model.convert_gguf GGUF OUT`),
+so that the assistant never carries torch's memory.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+
+def convert(gguf: Path, out: Path) -> None:
+    """Write config, weights (bfloat16), tokenizer and chat template of `gguf` into the folder `out`.
+
+    Raises ValueError where the file carries no chat template, or its model cannot say a word.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True)
+    )
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # the weights are plain numbers now
+    model = model.to(torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    if not tokenizer.chat_template:
+        raise ValueError(f"{gguf.name} carries no chat template")
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hello"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    said = model.generate(**prompt, max_new_tokens=4, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    if not tokenizer.decode(said, skip_special_tokens=True).strip():
+        raise ValueError(f"{gguf.name} says nothing after conversion")
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+if __name__ == "__main__":
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,321 @@
+"""One turn: read the pointer once, commit the reply's row while vLLM prefills, stream, commit the text, end.
+
+Nothing of a reply is shown before its row is committed, and its last chunk not before its text is.
+Pages and the API go through here, so that every reply is stored with the version that wrote it however it
+was asked for. A reply that is cut off (stopped, disconnected, failed) keeps the text that was shown and is
+never trained on. Left out: retries inside a turn; a reader should see an error rather than two half replies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from thumbwise.engine.client import Chunk, Sampling
+from thumbwise.errors import TOO_LONG, NotFound, ThumbwiseError
+from thumbwise.feedback.records import REFUSED, ReplyState
+from thumbwise.logs import event
+
+if TYPE_CHECKING:
+    from thumbwise.chat.admission import Load
+    from thumbwise.contracts import Message
+    from thumbwise.engine.client import EngineClient
+    from thumbwise.engine.external import Pool
+    from thumbwise.feedback.records import Asker
+    from thumbwise.feedback.store import Store
+    from thumbwise.metrics import Metrics
+    from thumbwise.settings import Settings
+    from thumbwise.versions.lifecycle import Policies
+
+log = logging.getLogger(__name__)
+PUBLIC_NAME = "thumbwise"
+DRAFT = "draft"
+"""In the metrics, whoever writes the draft of a comparison."""
+MAX_MESSAGES = 200
+MAX_CHARACTERS = 200_000
+_UNFORESEEN = "Something went wrong in the assistant while the reply was written: its log says what."
+
+
+class Ahead:
+    """Chunks of a reply that vLLM is asked for at once, rather than when somebody waits for the first."""
+
+    def __init__(self, chunks: AsyncGenerator[Chunk, None]) -> None:
+        self._chunks = chunks
+        self._first = asyncio.ensure_future(anext(chunks, None))
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        first = await self._first
+        if first is not None:
+            yield first
+        async for chunk in self._chunks:
+            yield chunk
+
+    async def aclose(self) -> None:
+        """Drop the request, whatever came of it."""
+        self._first.cancel()
+        await asyncio.wait([self._first])
+        await self._chunks.aclose()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A reply that is being generated, or about to be; its row is committed."""
+
+    message_id: str
+    version: str
+    messages: tuple[Message, ...]
+    sampling: Sampling
+    conversation_id: str | None = None
+    ahead: Ahead | None = None
+    """What vLLM was asked already; drafts of a comparison are asked for when somebody reads them."""
+    asked: float = field(default_factory=time.monotonic)
+    """When it was asked for, on that clock."""
+    draft: bool = False
+    """Of a comparison, which is blind until its vote: the metrics must not tell who writes it."""
+
+    @property
+    def label(self) -> str:
+        """What the metrics call who writes it."""
+        return DRAFT if self.draft else self.version
+
+
+@dataclass
+class _Written:
+    """What has come back of one reply so far."""
+
+    text: list[str] = field(default_factory=list)
+    response_ids: list[int] = field(default_factory=list)
+    prompt_ids: tuple[int, ...] = ()
+    finish_reason: str | None = None
+    logprobs: list[float] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+
+    def add(self, chunk: Chunk) -> None:
+        self.text.append(chunk.text)
+        self.response_ids.extend(chunk.response_ids)
+        self.prompt_ids = chunk.prompt_ids or self.prompt_ids
+        self.finish_reason = chunk.finish_reason or self.finish_reason
+        self.logprobs.extend(chunk.logprobs or ())
+        self.tokens.extend(chunk.tokens or ())
+
+
+class Conversations:
+    """Generates and stores replies; `require_engine` returns the engine, or raises EngineUnavailable."""
+
+    def __init__(
+        self,
+        store: Store,
+        policies: Policies,
+        settings: Settings,
+        metrics: Metrics,
+        load: Load,
+        require_engine: Callable[[], EngineClient | Pool],
+    ) -> None:
+        self.store = store
+        self.policies = policies
+        self.settings = settings
+        self.metrics = metrics
+        self.load = load
+        self.require_engine = require_engine
+
+    def sampling(self, max_tokens: int | None = None) -> Sampling:
+        """The one sampling setting; only the length differs between chat and drafts."""
+        return Sampling(temperature=self.settings.temperature, max_tokens=max_tokens or self.settings.chat_max_tokens)
+
+    def resolve(self, model: str | None, user_id: str, conversation_id: str | None = None) -> str:
+        """Return the version that `model` means: the pointer's for this user there, or one named. Raises NotFound.
+
+        Only versions that every engine has loaded can be named: the base, stable, canary and the one before.
+        """
+        versions = self.policies.versions
+        if model in (None, "", PUBLIC_NAME):
+            return versions.pointer().version_for(user_id, conversation_id)
+        try:
+            record = versions.get(str(model))
+        except NotFound:
+            why = f"There is no model {str(model)[:80]!r}: ask {PUBLIC_NAME!r}, or one that /v1/models names."
+            raise NotFound(why, code="model_not_found", param="model") from None
+        if record.version not in self.policies.loaded():
+            raise ThumbwiseError(f"{model} is {record.state} and does not answer: /v1/models names those that do.")
+        return record.version
+
+    async def begin(
+        self,
+        asker: Asker,
+        messages: Sequence[Message],
+        sampling: Sampling,
+        *,
+        model: str | None = None,
+        conversation_id: str | None = None,
+        parent_id: str | None = None,
+        training: bool = True,
+    ) -> Turn:
+        """Ask vLLM, and commit the reply's row meanwhile. Raises ThumbwiseError for what cannot be asked.
+
+        Where the last message is the assistant's, the reply goes on with it. Such a reply is half of one, and is kept
+        out of training as one is that was asked for without `training`.
+        """
+        check_messages(messages, may_continue=True)
+        engine, asked = self.require_engine(), time.monotonic()
+        self.load.check(asker)
+        version = self.resolve(model, asker.user, conversation_id)
+        ahead = Ahead(engine.chat(version, messages, sampling))
+        row = self.store.run(
+            self.store.start_reply,
+            asker,
+            messages,
+            version,
+            asdict(sampling),
+            conversation_id=conversation_id,
+            parent_id=parent_id,
+            training=training and messages[-1]["role"] == "user",
+        )
+        starting = asyncio.ensure_future(row)
+        try:
+            with self.load.held(asker):
+                message_id = await asyncio.shield(starting)
+        except BaseException:
+            starting.add_done_callback(self._nobody_reads)
+            await ahead.aclose()
+            raise
+        return Turn(message_id, version, tuple(messages), sampling, conversation_id, ahead, asked)
+
+    def _nobody_reads(self, starting: asyncio.Future[str]) -> None:
+        """End a reply whose asker left before its row was there."""
+        if not starting.cancelled() and starting.exception() is None:
+            self.abandon(starting.result())
+
+    def abandon(self, message_id: str) -> None:
+        """End a reply that nobody will read, unless it has ended."""
+        self.store.finish_reply(message_id, "stopped", text="", finish_reason="stopped", wait=False)
+
+    async def stream(self, turn: Turn, asker: Asker) -> AsyncGenerator[Chunk, None]:
+        """Yield a turn's chunks; the text is committed before the chunk that carries the finish reason."""
+        written = _Written()
+        state: ReplyState = "stopped"
+        failure: ThumbwiseError | None = None
+        last = turn.asked
+        metric, gaps = self.metrics.first_token.labels(turn.label), self.metrics.token_gap.labels(turn.label)
+        self.load.enter(asker)
+        try:
+            reply = turn.ahead or self.require_engine().chat(turn.version, turn.messages, turn.sampling)
+            async with aclosing(reply) as chunks:
+                async for chunk in chunks:
+                    if chunk.response_ids:
+                        now = time.monotonic()
+                        metric.observe(now - last)
+                        last, metric = now, gaps
+                    written.add(chunk)
+                    if chunk.finish_reason is not None:
+                        state = "done"
+                        await self._done(turn, written)
+                    yield chunk
+        except ThumbwiseError as error:
+            state, failure = "failed", error
+            raise
+        except Exception as error:  # a bug: the reply failed, and nobody stopped it
+            log.exception("the reply %s failed", turn.message_id)
+            state, failure = "failed", ThumbwiseError(_UNFORESEEN, status=500)
+            raise failure from error
+        finally:
+            # Nothing is awaited: this also runs while the task is being cancelled.
+            self.metrics.replies.labels(turn.label, state).inc()
+            self.metrics.tokens.labels(turn.label).inc(len(written.response_ids))
+            if state != "done":
+                self._finish(turn, written, state, failure, wait=False)
+            self.load.leave(asker)  # last: who finds the place free finds the end too
+            _log_reply(turn, state, len(written.response_ids), time.monotonic() - turn.asked, failure)
+
+    async def _done(self, turn: Turn, written: _Written) -> None:
+        """Commit a whole reply. Where its reader leaves meanwhile it is committed all the same, now or later."""
+        ending = asyncio.ensure_future(self.store.run(self._finish, turn, written, "done"))
+
+        def told_to_nobody(ended: asyncio.Future[None]) -> None:
+            if ended.cancelled() or ended.exception() is not None:
+                self._finish(turn, written, "done", wait=False)
+
+        try:
+            await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            ending.add_done_callback(told_to_nobody)
+            raise
+
+    async def write(self, turn: Turn, asker: Asker) -> tuple[str, Chunk]:
+        """Generate a whole reply; returns its text and a chunk with all of its tokens and the finish reason."""
+        whole = _Written()
+        async with aclosing(self.stream(turn, asker)) as chunks:
+            async for chunk in chunks:
+                whole.add(chunk)
+                last = chunk
+        last = replace(last, response_ids=tuple(whole.response_ids), prompt_ids=whole.prompt_ids)
+        if turn.sampling.logprobs:
+            last = replace(last, logprobs=tuple(whole.logprobs), tokens=tuple(whole.tokens))
+        return "".join(whole.text), last
+
+    def _finish(
+        self,
+        turn: Turn,
+        written: _Written,
+        state: ReplyState,
+        failure: ThumbwiseError | None = None,
+        *,
+        wait: bool = True,
+    ) -> None:
+        self.store.finish_reply(
+            turn.message_id,
+            state,
+            text="".join(written.text),
+            finish_reason=written.finish_reason or _reason(state, failure),
+            prompt_ids=written.prompt_ids,
+            response_ids=written.response_ids,
+            error=None if failure is None else str(failure),
+            wait=wait,
+        )
+
+
+def _reason(state: ReplyState, failure: ThumbwiseError | None) -> str | None:
+    """Why a reply that vLLM did not finish ended. What vLLM refuses is the request's fault, not the version's."""
+    if failure is not None and failure.status == 400:
+        return REFUSED
+    return "stopped" if state == "stopped" else None
+
+
+def _log_reply(turn: Turn, state: str, tokens: int, seconds: float, failure: ThumbwiseError | None) -> None:
+    """One line a reply. Of a failure its kind alone: vLLM's sentence may quote what was asked."""
+    why = "" if failure is None else f" ({failure.code})"
+    said = f"reply {turn.message_id} of {turn.version}: {state}{why}, {tokens} tokens in {seconds:.2f} s"
+    event(
+        log, "reply", said, message_id=turn.message_id, version=turn.version, state=state, tokens=tokens,
+        seconds=round(seconds, 3), error=failure and failure.code,
+    )  # fmt: skip
+
+
+def check_messages(messages: Sequence[Message], *, may_continue: bool = False) -> None:
+    """Raise ThumbwiseError where a prompt cannot be answered: empty, too long, no text, or not ending with the user.
+
+    With `may_continue` it may also end with the assistant, whose message is then gone on with.
+    """
+    roles = [message["role"] for message in messages]
+    ends_well = roles[-1:] == ["user"] or (may_continue and roles[-1:] == ["assistant"] and "user" in roles)
+    if not ends_well or not messages[-1]["content"].strip():
+        raise ThumbwiseError("The last message must be from the user and must not be empty.", param="messages")
+    text = "".join(message["content"] for message in messages)
+    if len(messages) > MAX_MESSAGES or len(text) > MAX_CHARACTERS:
+        raise too_long()
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ThumbwiseError("A message has half a character in it (a lone surrogate): send whole ones.") from None
+
+
+def too_long() -> ThumbwiseError:
+    """What a conversation hears that is longer than any."""
+    return ThumbwiseError(
+        f"The prompt is too long, more than {MAX_MESSAGES} messages or {MAX_CHARACTERS} characters: start a new one.",
+        code=TOO_LONG, param="messages",
+    )  # fmt: skip

@@ -1,0 +1,70 @@
+"""The `thumbwise` command: a table of subcommands, each imported only when it is called.
+
+So `thumbwise --help` answers at once, without torch or gradio. A ThumbwiseError from any subcommand, or a
+full disk, becomes one sentence on stderr and exit status 1; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import click
+
+from thumbwise import __version__
+from thumbwise.errors import ThumbwiseError
+from thumbwise.faults import disk_is_full
+
+COMMANDS = {
+    "serve": ("thumbwise.cli.serve", "Start the assistant: the chat page, the API and the engine behind them."),
+    "train": ("thumbwise.cli.train", "Train on the votes so far, and swap the result in if it passes its gates."),
+    "rehearse": ("thumbwise.cli.rehearse", "Run the whole loop on simulated people: a dry run, and the benchmark."),
+    "policies": ("thumbwise.cli.policies", "List, promote and roll back policy versions."),
+    "keys": ("thumbwise.cli.keys", "Make, list and revoke API keys."),
+    "backup": ("thumbwise.cli.backup", "Copy the database, also while the assistant runs."),
+    "plugins": ("thumbwise.cli.plugins", "List, enable, disable and check plugins."),
+    "doctor": ("thumbwise.cli.doctor", "Check this installation, or list every setting."),
+}
+"""Name -> (module, first sentence of its help); the module's attribute has the command's name."""
+
+
+class LazyGroup(click.Group):
+    """A click group over COMMANDS."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the subcommands, in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of one subcommand."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(COMMANDS[cmd_name][0]), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of subcommands from the table, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the subcommand; a ThumbwiseError is told in one sentence."""
+        try:
+            return super().invoke(ctx)
+        except ThumbwiseError as error:
+            from thumbwise.printed import visible  # here, so that help comes without Rich
+
+            raise click.ClickException(visible(str(error))) from error
+        except OSError as error:
+            if not disk_is_full(error):
+                raise
+            raise click.ClickException("The disk is full: make room, then try again.") from error
+
+
+@click.group(cls=LazyGroup)
+@click.version_option(__version__, message="thumbwise %(version)s")
+def main() -> None:
+    """A self-hosted chat assistant that learns from the people who use it.
+
+    Everything is kept in one home folder: THUMBWISE_HOME, or the user's data folder.
+    """

@@ -1,0 +1,90 @@
+"""`thumbwise serve`: pages, API and vLLM in one process tree, ended by one Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import click
+import uvloop
+
+from thumbwise import logs
+from thumbwise.errors import ThumbwiseError
+from thumbwise.home import Home, HomeLock
+from thumbwise.settings import Settings
+from thumbwise.system.proxies import settle_proxies
+
+if TYPE_CHECKING:
+    from thumbwise.serving.assistant import Assistant
+
+
+@click.command()
+@click.option("--host", help="Address to listen on; loopback only.")
+@click.option("--port", type=int, help="Port of the pages and the API; 0 picks a free one.")
+@click.option("--model", help="Base model: default, a Hugging Face id or a folder.")
+@click.option("--engine-url", help="vLLM that already runs, instead of starting one; several with commas.")
+@click.option("--train-every", help="Train by itself at this interval, such as 24h. [default: never]")
+def serve(
+    host: str | None, port: int | None, model: str | None, engine_url: str | None, train_every: str | None
+) -> None:
+    """Start the assistant: the chat page, the API and the engine behind them."""
+    home = Home.find()
+    settings = Settings.load(home, host=host, port=port, model=model, engine_url=engine_url, train_every=train_every)
+    logs.configure(settings.log_format)
+    with HomeLock(home) as lock, listen(settings.host, settings.port) as bound:
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        url = f"http://{host}:{bound.getsockname()[1]}"
+        settle_proxies()
+        os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+        # Its own place is /tmp/gradio, which belongs to whoever on this machine was first.
+        os.environ.setdefault("GRADIO_TEMP_DIR", str(home.cache / "gradio"))
+        from thumbwise.serving.assistant import Assistant
+
+        assistant = Assistant(home, settings)  # before there is an event loop: it opens the database, and runs plugins
+        with suppress(KeyboardInterrupt):  # uvicorn raises it again after an orderly end
+            uvloop.run(_serve(assistant, lock, bound, url))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind a loopback socket; raises ThumbwiseError for any other host or a port in use."""
+    from thumbwise.serving.auth import is_loopback
+
+    if not is_loopback(host):
+        raise ThumbwiseError(
+            f"{host} is not this machine's loopback, and there are no accounts yet: use --host 127.0.0.1, "
+            "and an SSH tunnel to reach it from elsewhere."
+        )
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Taken over by every connection. asyncio sets it only where the socket names its protocol, and then each piece of
+    # a reply would wait for the reader's system to acknowledge the one before, which it puts off for 40 ms.
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        bound.bind((host, port))
+        bound.listen()  # who comes before the server accepts waits a moment, instead of being refused
+    except OSError as error:
+        bound.close()
+        raise ThumbwiseError(f"Port {port} cannot be used ({error.strerror}): choose another with --port.") from None
+    return bound
+
+
+async def _serve(assistant: Assistant, lock: HomeLock, bound: socket.socket, url: str) -> None:
+    import uvicorn
+
+    from thumbwise.serving.connections import Patient
+    from thumbwise.serving.shutdown import Drained
+    from thumbwise.system.watchdog import watched
+    from thumbwise.web import create_app
+
+    app = create_app(assistant)
+    config = uvicorn.Config(
+        app, http=Patient, log_config=None, access_log=False, timeout_graceful_shutdown=3
+    )  # the last: see Drained.shutdown
+    server = Drained(config, assistant, asyncio.get_running_loop())
+    lock.announce(url)
+    click.echo(f"Thumbwise is at {url} (home: {assistant.home.root}). Stop it with Ctrl-C.")
+    async with watched(assistant.settings.watchdog_seconds):
+        await server.serve(sockets=[bound])

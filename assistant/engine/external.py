@@ -1,0 +1,213 @@
+"""vLLM servers that somebody else runs: one that is watched, and several that answer as one.
+
+With several, a turn goes to the server with the fewest open replies, and to another one where it gets no first token.
+Publishing is in two phases: every server that answers people loads and probes the version, then the pointer moves
+once. A server that fails or lags there is taken out instead of being waited for, and comes back as a new one does:
+after a token, the check of mixed batches, and a probe of what is stable. Nobody is answered by another version for it:
+vLLM refuses a version that it has not loaded. Left out: sending a conversation to the server that has its prefix in
+its cache, and starting and stopping servers (that is what the operator's own tools are for).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from thumbwise.contracts import Message
+from thumbwise.engine.client import SILENCE, Chunk, EngineClient, Sampling
+from thumbwise.engine.supervised import BASE, State, Supervised, told
+from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
+
+PATIENCE = 20.0
+"""Seconds that the servers left may take after another one has loaded or probed a version, or failed to."""
+
+LIVES = 5.0
+"""Seconds since a server last sent part of an answer within which it is not taken for broken."""
+
+T = TypeVar("T")
+
+
+class ExternalEngine(Supervised):
+    """A vLLM that already runs at `url` (http://… or unix:/socket); it is watched, never started or stopped.
+
+    deploy/README.md says how it is started; it must see the policies under the same paths as we do.
+    """
+
+    poll_every = 2.0  # seconds; a restart of vLLM takes far longer, so none is missed
+    most = 30.0  # and at most between two tries at one that answers wrongly
+
+    def __init__(
+        self, url: str, *, silence: float = SILENCE, api_key: str = "", template: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.url = url
+        socket_path = Path(url.removeprefix("unix:")) if url.startswith("unix:") else None
+        base = None if socket_path else url
+        self.client = EngineClient(uds=socket_path, base_url=base, silence=silence, api_key=api_key, template=template)
+
+    def take_out(self, why: str) -> None:
+        """Let it answer nobody until it has been found in order again."""
+        if self.state == "ready":
+            self._set("restarting", f"vLLM at {self.url} was taken out: {why}")
+
+    async def _supervise(self) -> None:
+        self._set("starting", f"Waiting for vLLM at {self.url}.")
+        wrong = 0
+        while True:
+            try:
+                if BASE not in await self.client.adapters():
+                    raise EngineFailed(f"start it with --served-model-name {BASE}.")
+                await self._get_ready()
+            except EngineUnavailable:
+                await asyncio.sleep(self.poll_every)
+            except Exception as error:  # whatever it is, the next try may do better
+                wrong += 1
+                self._set(self.state, f"vLLM at {self.url} cannot be used: {told(error)}")
+                await asyncio.sleep(min(self.most, self.poll_every * 2 ** min(wrong - 1, 10)))
+            else:
+                # Nothing is awaited between the last callback and here: no version can be published in between.
+                wrong = 0
+                self._set("ready", f"vLLM at {self.url} is ready.")
+                while self.state == "ready" and await self._alive():
+                    await asyncio.sleep(self.poll_every)
+                if self.state == "ready":
+                    self._set("restarting", f"vLLM at {self.url} does not answer.")
+
+    async def _alive(self) -> bool:
+        return await self.client.alive() or await self.client.alive()  # one miss may be mere load
+
+
+class Pool:
+    """What a turn and the policies ask of one `EngineClient`, asked of several servers."""
+
+    def __init__(self, members: Sequence[ExternalEngine]) -> None:
+        self._members = members
+        self._open = dict.fromkeys(members, 0)  # replies that each server is writing
+
+    def _ready(self) -> list[ExternalEngine]:
+        return [member for member in self._members if member.state == "ready"]
+
+    async def chat(self, model: str, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
+        """As `EngineClient.chat`, on the server with the fewest open replies; a lone reader stays with one.
+
+        Where one fails before its first chunk, the next one is asked. It is taken out unless it is the last, or has
+        said something to somebody just now: then it is slow under load, or it is the request that is too much for it.
+        """
+        tried: set[ExternalEngine] = set()
+        while True:
+            left = [member for member in self._ready() if member not in tried]
+            if not left:
+                raise EngineUnavailable("No vLLM server is ready: try again in a minute.")
+            member = min(left, key=self._open.__getitem__)
+            tried.add(member)
+            self._open[member] += 1
+            begun = False
+            try:
+                async with aclosing(member.client.chat(model, messages, sampling)) as chunks:
+                    async for chunk in chunks:
+                        begun = True
+                        yield chunk
+                return
+            except ThumbwiseError as error:
+                if begun or error.status < 500 or len(left) == 1:
+                    raise
+                if time.monotonic() - member.client.heard > LIVES:
+                    member.take_out(str(error))
+            finally:
+                self._open[member] -= 1
+
+    async def on_each(self, work: Callable[[EngineClient], Awaitable[T]]) -> list[T]:
+        """Do `work` on every server that answers people; return what it gave on those where it came to an end.
+
+        A server where it fails, or takes PATIENCE longer than on another, is taken out. Raises the error instead
+        where it is the work that is wrong (status below 500) on as many servers as it went well on, or where it
+        went well on none.
+        """
+        members = self._ready()
+        if not members:
+            raise EngineUnavailable("No vLLM server is ready: try again in a minute.")
+        tasks = {member: asyncio.ensure_future(work(member.client)) for member in members}
+        try:
+            await _settled(set(tasks.values()))
+        finally:
+            for task in tasks.values():
+                task.cancel()
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+        results: list[T] = []
+        errors: dict[ExternalEngine, ThumbwiseError] = {}
+        for member, task in tasks.items():
+            if task.cancelled():
+                errors[member] = EngineFailed(f"it took {PATIENCE:g} seconds longer than another one.")
+            elif isinstance(error := task.exception(), ThumbwiseError):
+                errors[member] = error
+            else:
+                results.append(task.result())
+        wrong = [error for error in errors.values() if error.status < 500]
+        if not results or (wrong and len(wrong) >= len(results)):
+            raise (wrong or list(errors.values()))[0]
+        for member, error in errors.items():
+            member.take_out(str(error))
+        return results
+
+    def others(self, client: EngineClient) -> bool:
+        """Whether a server other than that of `client` answers people."""
+        return any(member.client is not client for member in self._ready())
+
+
+async def _settled(tasks: set[asyncio.Future[T]]) -> None:
+    """Return when all of `tasks` have ended, or PATIENCE after the last news once one of them went well."""
+    good = False
+    while tasks:
+        done, tasks = await asyncio.wait(tasks, timeout=PATIENCE if good else None, return_when=asyncio.FIRST_COMPLETED)
+        if not done:
+            return
+        good = good or any(task.exception() is None for task in done)
+
+
+class Replicas:
+    """Several external vLLM servers, seen as one engine: ready while any of them is."""
+
+    def __init__(
+        self, urls: Sequence[str], *, silence: float = SILENCE, api_key: str = "",
+        template: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self.members = [ExternalEngine(url, silence=silence, api_key=api_key, template=template) for url in urls]
+        self.client = Pool(self.members)
+        self.on_ready: list[Callable[[EngineClient], Awaitable[None]]] = []
+        for member in self.members:
+            member.on_ready = self.on_ready
+
+    @property
+    def answering(self) -> int:
+        """How many servers answer people."""
+        return sum(member.answering for member in self.members)
+
+    @property
+    def state(self) -> State:
+        """Ready while one is; else what most of the others are at."""
+        states = [member.state for member in self.members]
+        return "ready" if "ready" in states else max(states, key=states.count)
+
+    @property
+    def detail(self) -> str:
+        """A sentence on how many there are, and one on each that does not answer."""
+        out = [member.detail for member in self.members if member.state != "ready"]
+        return " ".join([f"{self.answering} of {len(self.members)} vLLM servers answer.", *out])
+
+    @property
+    def warning(self) -> str:
+        """The same while some answer and others do not."""
+        return self.detail if 0 < self.answering < len(self.members) else ""
+
+    async def start(self) -> None:
+        """Begin to watch every one and return at once."""
+        for member in self.members:
+            await member.start()
+
+    async def stop(self) -> None:
+        """End that; the servers go on."""
+        await asyncio.gather(*(member.stop() for member in self.members))

@@ -1,0 +1,128 @@
+"""Watching a vLLM server, whoever started it: state, waiting, stopping, and going on whatever happens.
+
+A supervision never ends by itself: what goes wrong in it, or in what is called when vLLM is ready, is told in a
+sentence and tried again after a pause. `engine.py` has the vLLM that we start, `external.py` those of others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import Literal
+
+from thumbwise.engine.client import EngineClient
+from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
+
+BASE = "policy-0000"
+"""The name under which the base model is served."""
+
+State = Literal["starting", "ready", "restarting", "failed", "stopped"]
+
+PAUSES = (5.0, 15.0, 60.0)
+"""Seconds between the beginnings of a supervision that fails; the last one for ever."""
+
+_logger = logging.getLogger(__name__)
+
+
+class Supervised(ABC):
+    """State, waiting and stopping; a subclass brings `_supervise`."""
+
+    client: EngineClient
+    warning = ""  # what is not as it should be although people are answered
+
+    def __init__(self) -> None:
+        self.state: State = "starting"
+        self.detail = "The engine has not been started."
+        self.on_ready: list[Callable[[EngineClient], Awaitable[None]]] = []
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def answering(self) -> int:
+        """How many vLLM servers answer people: 0 or 1."""
+        return int(self.state == "ready")
+
+    async def start(self) -> None:
+        """Begin supervision and return at once."""
+        self._task = asyncio.create_task(self._run(), name="engine")
+
+    async def wait_ready(self, timeout: float) -> None:
+        """Return when ready. Raises EngineUnavailable after `timeout` seconds, EngineFailed when given up."""
+        try:
+            async with asyncio.timeout(timeout):
+                while self.state in ("starting", "restarting"):
+                    await self._changed.wait()
+        except TimeoutError:
+            raise EngineUnavailable(f"vLLM is not ready after {timeout:g} seconds: {self.detail}") from None
+        if self.state == "failed":
+            raise EngineFailed("\n".join([self.detail, *self.last_lines()]))
+        if self.state == "stopped":
+            raise EngineUnavailable("The engine was stopped.")
+
+    async def stop(self) -> None:
+        """End supervision and what it started; safe to call twice."""
+        self._set("stopped", "The engine is being stopped.")
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._release()
+        await self.client.aclose()
+        self._set("stopped", "The engine was stopped.")
+
+    def _set(self, state: State, detail: str) -> None:
+        if state == "ready" != self.state:
+            _logger.info(detail)  # whoever started the server in a terminal waits for this
+        self.state, self.detail = state, detail
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def _first_token(self) -> None:
+        """Wait for a token of the base model; EngineUnavailable means that nobody answers yet."""
+        while True:
+            try:
+                await self.client.next_token_logprobs(BASE, [0], top=1)
+                return
+            except EngineUnavailable:
+                await asyncio.sleep(0.2)
+
+    async def _get_ready(self) -> None:
+        await self._first_token()
+        await self.client.adapters()  # which tells it how long a context there is
+        for callback in self.on_ready:
+            await callback(self.client)
+
+    async def _run(self) -> None:
+        pauses = itertools.chain(PAUSES, itertools.repeat(PAUSES[-1]))
+        while True:
+            try:
+                await self._supervise()
+            except Exception as error:  # a bug in here: nobody awaits this task, and people wait for what it does
+                self._set("restarting", f"The supervision of vLLM failed and begins again: {told(error)}")
+                with contextlib.suppress(Exception):
+                    await self._release()
+            await asyncio.sleep(next(pauses))
+
+    def last_lines(self) -> list[str]:
+        """What vLLM said last, for the operator: it may name paths of this machine. Nothing where it is not ours."""
+        return []
+
+    @abstractmethod
+    async def _supervise(self) -> None:
+        """Start, watch and restart, until cancelled."""
+
+    async def _release(self) -> None:  # noqa: B027 - an external engine holds nothing
+        """Give back what the supervision holds."""
+
+
+def told(error: Exception) -> str:
+    """What went wrong, in a sentence for everybody; of a bug its kind alone, and the rest goes into the log."""
+    if isinstance(error, ThumbwiseError):
+        return str(error)
+    _logger.error("what is not foreseen", exc_info=error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}."
+    return f"something went wrong in the assistant ({type(error).__name__}): its log says what."

@@ -1,0 +1,203 @@
+"""Who may ask: a check of Host and Origin on every request, a token for the job, a key for API clients.
+
+The assistant listens on loopback only, and any web page can make a browser ask a local port, so a request must come
+from our own pages (Origin equal to scheme and Host) or from no browser at all (no Origin); another site may lead a
+person here by a link, and that is all. The Host check stops names that were rebound to 127.0.0.1. All of this, and the
+key, is looked at before a byte of a body is read. Until there are accounts the user is `local`, or whom the request's
+`user` field names, or an API key's client (`thumbwise.accounts.keys`). Which browser it is counts for votes and limits
+only (`thumbwise.accounts.browsers`).
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from fastapi import Request
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from thumbwise.accounts.keys import PREFIX
+from thumbwise.errors import NotFound, ThumbwiseError
+from thumbwise.feedback.records import LOCAL_USER
+from thumbwise.serving.responses import error_response
+from thumbwise.versions.artifacts import MAX_BYTES, MAX_JSON
+
+if TYPE_CHECKING:
+    from thumbwise.accounts.keys import Key, Keys
+
+SAFE = {"GET", "HEAD", "OPTIONS"}
+API = "/v1/"
+MAX_API_BODY = 3 * 1024**2 // 2
+"""The longest conversation that is taken has 200,000 characters, and JSON may write each of them with six bytes."""
+MAX_BODY = 4 * 1024**2
+MAX_USER = 256
+OPS = "/ops/api/"
+MAX_OPS_BODY = MAX_BYTES + 4 * MAX_JSON
+"""Adapters are larger than MAX_BODY, and only the job's token may send them."""
+
+
+GRADIO = "/gradio_api/"
+ASKED = {f"{GRADIO}{call}" for call in ("queue/join", "cancel", "reset")}
+"""What our pages post to Gradio. Its other routes cannot be removed: one keeps files that are sent, others run code."""
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+"""With every answer: nothing here is for other sites to embed, to open or to guess the kind of."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` (a name or an address, no port) is this machine's loopback."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def refusal(method: str, scheme: str, path: str, headers: Headers, token: str) -> ThumbwiseError | None:
+    """Why a request may not pass, or None; `token` is the job's."""
+    host = headers.get("host", "")
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        name = ""
+    if not is_loopback(name):
+        return ThumbwiseError("This assistant answers on this machine only: use http://127.0.0.1.", status=403)
+    if headers.get("origin", f"{scheme}://{host}") != f"{scheme}://{host}" or (
+        headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
+        and not (method in SAFE and _is_link(headers))
+    ):
+        return ThumbwiseError("This request comes from another site and is refused.", status=403)
+    if method in SAFE:
+        return None
+    if path.startswith(GRADIO) and path.rstrip("/") not in ASKED:
+        return NotFound("The pages do not ask this.")
+    length = headers.get("content-length", "0")
+    if not length.isdigit() or int(length) > limit(path):
+        return _too_large(path)
+    if path.startswith(OPS) and not is_token(headers.get("authorization"), token):  # before a byte of it is kept
+        return _no_token()
+    return None
+
+
+def _is_link(headers: Headers) -> bool:
+    """Whether a browser asks because a person followed a link, and shows the answer in a window of its own."""
+    return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+
+
+def limit(path: str) -> int:
+    """The most bytes that the body of a request to `path` may have."""
+    if path.startswith(OPS):
+        return MAX_OPS_BODY
+    return MAX_API_BODY if path.startswith(API) else MAX_BODY
+
+
+def _too_large(path: str) -> ThumbwiseError:
+    return ThumbwiseError(f"The request is larger than {limit(path)} bytes: send less.", status=413)
+
+
+def _counted(receive: Receive, path: str) -> Receive:
+    """`receive`, raising once more bytes came than may: a body that is sent in chunks does not say its length."""
+    got, most = 0, limit(path)
+
+    async def counting() -> Message:
+        nonlocal got
+        message = await receive()
+        got += len(message.get("body", b""))
+        if got > most:
+            raise HTTPException(413, str(_too_large(path)))  # FastAPI lets this one pass while it reads a body
+        return message
+
+    return counting
+
+
+class Guard:
+    """ASGI middleware that refuses who may not ask before anything else sees the request."""
+
+    def __init__(self, app: ASGIApp, token: str, keys: Keys) -> None:
+        self.app, self.token, self.keys = app, token, keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer with the refusal."""
+        if scope["type"] == "websocket":  # nothing here speaks it
+            await send({"type": "websocket.close"})
+            return
+        if scope["type"] == "http":
+            send = _with_headers(send)
+            if (why := self._refusal(scope)) is not None:
+                await error_response(why)(scope, receive, send)
+                return
+            receive = _counted(receive, scope["path"])
+        await self.app(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> ThumbwiseError | None:
+        headers, path = Headers(scope=scope), scope["path"]
+        why = refusal(scope["method"], scope["scheme"], path, headers, self.token)
+        if why is None and path.startswith(API):
+            try:
+                key_of(self.keys, headers.get("authorization"), "feedback" if path == f"{API}feedback" else "chat")
+            except ThumbwiseError as error:
+                return error
+        return why
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).update(HEADERS)
+        await send(message)
+
+    return sending
+
+
+def key_of(keys: Keys, authorization: str | None, scope: str) -> Key | None:
+    """The API key of a request, or None while none is needed. Raises 401 and 403.
+
+    What is no key of ours is as good as none, since OpenAI's clients must send something; it is enough until the
+    first key is made.
+    """
+    text = bearer(authorization)
+    if text.startswith(PREFIX):
+        return keys.check(text, scope)
+    if keys.needed():
+        raise ThumbwiseError(
+            "Send an API key (`Authorization: Bearer tw-…`): `thumbwise keys create` makes one.", status=401
+        )
+    return None
+
+
+def bearer(authorization: str | None) -> str:
+    """The token in an Authorization header, or nothing."""
+    kind, _, token = (authorization or "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else ""
+
+
+def is_token(authorization: str | None, token: str) -> bool:
+    """Whether an Authorization header has the job's bearer token."""
+    return bool(token) and hmac.compare_digest(bearer(authorization).encode(), token.encode())
+
+
+def check_token(request: Request, token: str) -> None:
+    """Raise 401 unless the request carries the job's bearer token."""
+    if not is_token(request.headers.get("authorization"), token):
+        raise _no_token()
+
+
+def _no_token() -> ThumbwiseError:
+    return ThumbwiseError("The job's token is missing or wrong: it is in job.token in the home.", status=401)
+
+
+def user_of(named: str | None) -> str:
+    """The user a request speaks for: `local`, or the person its `user` field names."""
+    if named is None or named == "":
+        return LOCAL_USER
+    if len(named) > MAX_USER or not named.isprintable():
+        raise ThumbwiseError(f"`user` must be 1 to {MAX_USER} printable characters.", param="user")
+    return named

@@ -1,0 +1,78 @@
+"""What the home's folders have and its database lacks: the database may have been restored from an older copy.
+
+Numbers are never given twice, so a run's is above those of all versions and runs on disk too. Versions that the
+database does not know are taken in once, as far as they are whole and of this base model: none of them takes traffic,
+and an operator may promote one. Left out: what people said of them, which only the lost database knew.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from thumbwise.base_model.prepare import PreparedModel
+from thumbwise.base_model.weights import base_modules
+from thumbwise.errors import ThumbwiseError
+from thumbwise.home import Home
+from thumbwise.settings.engine import EngineSettings
+from thumbwise.versions import artifacts
+from thumbwise.versions.record import Versions
+
+log = logging.getLogger(__name__)
+FOUND = "it was on disk when an older database was restored: promote it by hand, if you want it"
+
+
+def highest(home: Home) -> int:
+    """The highest number of a version or run in the home's folders; 0 where there is none."""
+    named = (artifacts.NAME.fullmatch(path.name) for path in home.policies.iterdir())
+    numbers = [int(name[1]) for name in named if name]
+    for path in home.runs.glob("*/run.json"):
+        try:
+            numbers.append(int(json.loads(path.read_text())["given"]["number"]))
+        except (OSError, ValueError, KeyError, TypeError):  # another build's, or damaged
+            continue
+    return max(numbers, default=0)
+
+
+def unknown(home: Home, versions: Versions, model: PreparedModel, engine: EngineSettings) -> list[dict[str, Any]]:
+    """The manifests of versions on disk that the record lacks, oldest first; those that it can't have are logged."""
+    known = {version.version for version in versions.all()}
+    numbers = {version.number for version in versions.all()} | versions.runs.numbers()
+    manifests: list[dict[str, Any]] = []
+    for path in sorted(home.policies.iterdir()):
+        name = artifacts.NAME.fullmatch(path.name)
+        if name is None or path.name in known:
+            continue
+        try:
+            if not (path / artifacts.MANIFEST).is_file():  # a crash left it: it never was a version
+                continue
+            if int(name[1]) in numbers:
+                raise ThumbwiseError(f"Number {int(name[1])} is another's, or its run may still hand it over.")
+            manifests.append(_checked(path, model, engine.max_lora_rank))
+            numbers.add(int(name[1]))
+        except (ThumbwiseError, OSError) as error:
+            log.warning("%s is on disk, and the database does not know it; it is left alone: %s", path.name, error)
+    return manifests
+
+
+def _checked(path: Path, model: PreparedModel, max_rank: int) -> dict[str, Any]:
+    files = {name: (path / name).read_bytes() for name in (artifacts.WEIGHTS, artifacts.CONFIG, artifacts.MANIFEST)}
+    modules = base_modules(model.folder)
+    return artifacts.check(path.name, files, modules=modules, base_digest=model.digest, max_rank=max_rank)
+
+
+def take_in(versions: Versions, manifests: list[dict[str, Any]]) -> None:
+    """Record them, as retired or, where a gate had refused them, as rejected; blocking."""
+    for manifest in manifests:
+        version, refused = manifest["version"], _refused(manifest.get("gates"))
+        versions.stage(manifest, None)
+        versions.set_state(version, "rejected" if refused else "retired", " ".join(refused) or FOUND)
+        log.warning("%s was on disk, and the database did not know it: it is listed now, and unused", version)
+
+
+def _refused(gates: object) -> list[str]:
+    """What the gates that refused a version said."""
+    reports = [gate for gate in gates if isinstance(gate, dict)] if isinstance(gates, list) else []
+    return [str(gate.get("detail")) for gate in reports if gate.get("passed") is not True]

@@ -1,0 +1,398 @@
+"""What the database knows about policy versions: their states, the pointer, the runs and the lease.
+
+The pointer (which version is `stable`, and which is `canary` for what share of people) is one row that moves by
+compare-and-set; every move is logged with its reason, and rollback follows that log. Numbers and names are never
+reused. What touches files or the engine is in `thumbwise.versions.lifecycle`; this file is only the record. All of it
+but the log is kept in memory too, made anew with every change: reading it waits for nothing, so an event loop may. Left
+out: more than one canary at a time, which would each need their own people.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from sqlite_utils import Database, Migrations
+
+from thumbwise.errors import Conflict, NotFound
+from thumbwise.faults import fault_point
+from thumbwise.feedback.records import LOCAL_USER, new_id, now_ns
+from thumbwise.feedback.store import Store
+from thumbwise.versions.runs import Runs
+
+BASE = "policy-0000"
+State = Literal["staged", "loaded", "probed", "canary", "stable", "retired", "rejected"]
+MOVES = ("promote", "rollback")  # of the stable version; what is logged besides is about canaries
+
+_LAST_REPLY = "(SELECT coalesce(max(rowid), 0) FROM replies)"
+_LAST_VOTE = "(SELECT coalesce(max(seq), 0) FROM feedback)"
+
+migrations = Migrations("policies")
+
+
+_VERSIONS = """
+CREATE TABLE runs (
+    id TEXT PRIMARY KEY,
+    number INTEGER NOT NULL UNIQUE,   -- the n of policy-<n>-…, never reused
+    snapshot_id TEXT NOT NULL,
+    lease TEXT NOT NULL,              -- secret of the job that holds it
+    lease_until REAL NOT NULL,        -- UTC seconds; renewed by heartbeats
+    outcome TEXT,                     -- NULL while it runs
+    reason TEXT NOT NULL DEFAULT '',
+    started_at INTEGER NOT NULL,
+    ended_at INTEGER
+) STRICT;
+CREATE TABLE policies (
+    version TEXT PRIMARY KEY,
+    number INTEGER NOT NULL UNIQUE,
+    run_id TEXT REFERENCES runs(id),
+    parent TEXT,                      -- what its training began from (of older builds: stable then)
+    state TEXT NOT NULL CHECK (state IN
+        ('staged', 'loaded', 'probed', 'canary', 'stable', 'retired', 'rejected')),
+    algorithm TEXT NOT NULL,
+    created_at TEXT NOT NULL,         -- ISO 8601, UTC
+    data_sha256 TEXT NOT NULL,        -- snapshot it learned from
+    n_labels INTEGER NOT NULL,
+    metrics TEXT NOT NULL,            -- JSON
+    reason TEXT NOT NULL DEFAULT ''   -- why rejected or retired
+) STRICT;
+CREATE TABLE pointer (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    stable TEXT NOT NULL REFERENCES policies(version),
+    generation INTEGER NOT NULL
+) STRICT;
+CREATE TABLE pointer_log (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    action TEXT NOT NULL CHECK (action IN ('promote', 'rollback')),
+    old TEXT NOT NULL,
+    new TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    at INTEGER NOT NULL
+) STRICT;
+"""
+
+
+@migrations()
+def m001_versions(db: Database) -> None:
+    """Versions, the pointer with its log, and the runs that make versions."""
+    db.executescript(_VERSIONS)
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    base = {"version": BASE, "number": 0, "parent": None, "state": "stable", "algorithm": "base", "created_at": made}
+    db.table("policies").insert(base | {"data_sha256": "", "n_labels": 0, "metrics": "{}"})
+    db.table("pointer").insert({"id": 1, "stable": BASE, "generation": 0})
+
+
+@migrations()
+def m002_canary(db: Database) -> None:
+    """A second version beside the stable one, for a share of people."""
+    db.executescript("""
+        ALTER TABLE pointer ADD COLUMN canary TEXT REFERENCES policies(version);
+        ALTER TABLE pointer ADD COLUMN share REAL NOT NULL DEFAULT 0;
+        ALTER TABLE pointer ADD COLUMN rollout TEXT NOT NULL DEFAULT '';     -- drawn anew for every canary
+        ALTER TABLE pointer ADD COLUMN since INTEGER NOT NULL DEFAULT 0;     -- when it began
+        CREATE TABLE moves (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            action TEXT NOT NULL CHECK (action IN ('promote', 'rollback', 'canary', 'withdraw')),
+            old TEXT NOT NULL,
+            new TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            at INTEGER NOT NULL
+        ) STRICT;
+        INSERT INTO moves SELECT * FROM pointer_log;
+        DROP TABLE pointer_log;
+        ALTER TABLE moves RENAME TO pointer_log;
+    """)
+
+
+@migrations()
+def m003_base(db: Database) -> None:
+    """Which base model BASE is."""
+    db.executescript("""
+        CREATE TABLE base (
+            id INTEGER PRIMARY KEY CHECK (id = 1),
+            digest TEXT NOT NULL,             -- SHA-256 over its files
+            name TEXT NOT NULL
+        ) STRICT;
+    """)
+
+
+@migrations()
+def m004_ended(db: Database) -> None:
+    """Runs whose lease ran out ended then."""
+    ended = "outcome IS NOT NULL AND ended_at IS NULL"
+    db.execute(f"UPDATE runs SET ended_at = CAST(lease_until * 1e9 AS INTEGER) WHERE {ended}")
+
+
+@migrations()
+def m010_from_where(db: Database) -> None:
+    """From which row on a canary, or a version that became stable, is judged: a clock may be set back."""
+    db.executescript("""
+        ALTER TABLE pointer ADD COLUMN from_reply INTEGER NOT NULL DEFAULT 0;  -- rowid before a canary's first reply
+        ALTER TABLE pointer ADD COLUMN from_vote INTEGER NOT NULL DEFAULT 0;   -- seq before its first vote
+        ALTER TABLE pointer ADD COLUMN swapped_at INTEGER;  -- seq when stable was promoted; NULL after a rollback
+        UPDATE pointer SET
+            from_reply = (SELECT coalesce(max(rowid), 0) FROM replies WHERE created_at < since),
+            from_vote = (SELECT coalesce(max(seq), 0) FROM feedback WHERE created_at < since);
+    """)
+
+
+@migrations()
+def m020_actor(db: Database) -> None:
+    """Who moved the pointer; of older moves nobody knows."""
+    db.executescript("ALTER TABLE pointer_log ADD COLUMN actor TEXT NOT NULL DEFAULT '';")
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """Who answers whom. `canary` answers the `share` of people that `rollout` draws, since `since` (UTC ns).
+
+    The browser's people are all LOCAL_USER: of them conversations are drawn, or one person would get it or nobody.
+    """
+
+    stable: str
+    canary: str | None
+    share: float
+    rollout: str
+    since: int
+    from_reply: int = 0
+    """The last reply (its rowid) from before the canary began."""
+    from_vote: int = 0
+    """The last vote (its seq) from before the canary began."""
+    swapped_at: int | None = None
+    """The last vote from before stable was promoted; None where the last move was a rollback."""
+
+    def version_for(self, user: str, conversation_id: str | None = None) -> str:
+        """The version that answers `user` there: the same one for as long as the rollout lasts."""
+        if self.canary is None:
+            return self.stable
+        who = conversation_id if conversation_id and user == LOCAL_USER else user
+        drawn = int.from_bytes(hashlib.sha256(f"{self.rollout}\0{who}".encode()).digest()[:8]) / 2**64
+        return self.canary if drawn < self.share else self.stable
+
+
+@dataclass(frozen=True)
+class Version:
+    """One policy version as the record has it; the shape of `policies list --json`."""
+
+    version: str
+    number: int
+    parent: str | None
+    state: State
+    algorithm: str
+    created_at: str
+    data_sha256: str
+    n_labels: int
+    metrics: dict[str, Any]
+    reason: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The version as plain JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What the database says, between two changes."""
+
+    pointer: Pointer
+    stable_since: float | None
+    versions: Mapping[str, Version]
+    promoted_from: Mapping[str, str]
+    """What was stable before each version's last promotion."""
+
+
+class Versions:
+    """The record of versions, pointer and runs, in the feedback database.
+
+    What changes it blocks; `log` does too. All else is read from memory.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        store.migrate(migrations)
+        self._record = self._read()
+        self.runs = Runs(store)
+
+    def _read(self) -> _Record:
+        rows = self.store.rows
+        since = rows("SELECT max(at) AS at FROM pointer_log WHERE action IN (?, ?)", MOVES)[0]["at"]
+        promoted = rows("SELECT old, new FROM pointer_log WHERE action='promote' ORDER BY seq")
+        return _Record(
+            Pointer(**rows(f"SELECT {', '.join(Pointer.__dataclass_fields__)} FROM pointer")[0]),
+            None if since is None else since / 1e9,
+            {row["version"]: _version(row) for row in rows("SELECT * FROM policies ORDER BY number")},
+            {row["new"]: row["old"] for row in promoted},
+        )
+
+    def bind(self, digest: str, name: str) -> None:
+        """Say which base model BASE is; raises Conflict once there are replies or versions, and they are another's.
+
+        Replies are stored as token ids, and adapters fit the model that they were trained on.
+        """
+        with self.store.write() as db:
+            known = next(iter(db.query("SELECT digest, name FROM base")), None)
+            made = "EXISTS (SELECT 1 FROM policies WHERE number > 0)"
+            (used,) = db.query(f"SELECT max(rowid) IS NOT NULL OR {made} AS used FROM replies")  # max: one row is read
+            if known is not None and known["digest"] != digest and used["used"]:
+                other = "now has other files" if known["name"] == name else f"is not {name}"
+                raise Conflict(
+                    f"This home's replies and versions are those of the base model {known['name']}, "
+                    f"which {other}: start with the one it was (`--model`), or set THUMBWISE_HOME to another folder."
+                )
+            db.table("base").insert({"id": 1, "digest": digest, "name": name}, replace=True)
+
+    @contextmanager
+    def _changing(self) -> Iterator[Database]:
+        """A transaction that changes the record; whatever became of it, what is read from now on is what is there."""
+        with self.store.lock:
+            try:
+                with self.store.write() as db:
+                    yield db
+            finally:
+                self._record = self._read()
+
+    def pointer(self) -> Pointer:
+        """Who answers whom; each turn reads it once."""
+        return self._record.pointer
+
+    def stable(self) -> str:
+        """The version that answers, but for a canary's people."""
+        return self.pointer().stable
+
+    def stable_since(self) -> float | None:
+        """When the stable version last changed, in UTC seconds; None where it never has."""
+        return self._record.stable_since
+
+    def all(self) -> list[Version]:
+        """Every version, oldest first."""
+        return list(self._record.versions.values())
+
+    def get(self, version: str) -> Version:
+        """One version; raises NotFound."""
+        found = self._record.versions.get(version)
+        if found is None:
+            raise NotFound(f"There is no policy version {version[:80]!r}. `thumbwise policies list` names them all.")
+        return found
+
+    def stage(self, manifest: dict[str, Any], run_id: str | None) -> None:
+        """Record a version whose folder is complete; once more with the same name changes nothing."""
+        with self._changing() as db:
+            db.execute(
+                "INSERT INTO policies (version, number, run_id, parent, state, algorithm, created_at, data_sha256,"
+                " n_labels, metrics) VALUES (?, ?, ?, ?, 'staged', ?, ?, ?, ?, ?) ON CONFLICT (version) DO NOTHING",
+                [
+                    manifest["version"], manifest["number"], run_id, manifest["parent"], manifest["algorithm"],
+                    manifest["created_at"], manifest["snapshot_id"], manifest["n_labels"],
+                    json.dumps(manifest["metrics"]),
+                ],
+            )  # fmt: skip
+
+    def set_state(self, version: str, state: State, reason: str = "") -> None:
+        """Move a version that takes no traffic to another state; the others move by the pointer alone."""
+        with self._changing() as db:
+            db.execute(
+                "UPDATE policies SET state = ?, reason = ? WHERE version = ? AND state NOT IN ('stable', 'canary')",
+                [state, reason, version],
+            )
+
+    def move_pointer(
+        self, action: Literal["promote", "rollback"], new: str, expect: str, reason: str, actor: str = "operator"
+    ) -> None:
+        """Make `new` stable if `expect` still is, in one transaction; raises Conflict if it is not.
+
+        A canary was judged beside the old stable version: whichever is on ends with it.
+        """
+        with self._changing() as db:
+            moved = db.execute(
+                "UPDATE pointer SET stable = ?, canary = NULL, share = 0, generation = generation + 1,"
+                f" swapped_at = CASE WHEN ? = 'promote' THEN {_LAST_VOTE} END WHERE id = 1 AND stable = ?",
+                [new, action, expect],
+            ).rowcount
+            _check_moved(db, moved, expect)
+            _end_canary(db, "retired", f"{new} became stable before it was judged")
+            db.execute("UPDATE policies SET state='retired', reason=? WHERE version=?", [reason, expect])
+            db.execute("UPDATE policies SET state='stable', reason='' WHERE version=?", [new])
+            _log(db, action, expect, new, reason, actor)
+            fault_point("pointer_written")
+        fault_point("pointer_moved")
+
+    def start_canary(self, version: str, expect: str, share: float, reason: str, actor: str = "operator") -> None:
+        """Let `version` answer `share` of people while `expect` is stable; raises Conflict where it is not.
+
+        It takes the place of another canary: it has learned from all that the other one had. Where it is on already,
+        only the share changes: who has it keeps it where the share grows, and what they said of it still counts.
+        """
+        with self._changing() as db:
+            moved = db.execute(
+                "UPDATE pointer SET canary = :version, share = :share, generation = generation + 1,"
+                " rollout = CASE WHEN canary IS :version THEN rollout ELSE :rollout END,"
+                " since = CASE WHEN canary IS :version THEN since ELSE :now END,"
+                f" from_reply = CASE WHEN canary IS :version THEN from_reply ELSE {_LAST_REPLY} END,"
+                f" from_vote = CASE WHEN canary IS :version THEN from_vote ELSE {_LAST_VOTE} END"
+                " WHERE id = 1 AND stable = :expect",
+                {"version": version, "share": share, "rollout": new_id("rollout"), "now": now_ns(), "expect": expect},
+            ).rowcount
+            _check_moved(db, moved, expect)
+            _end_canary(db, "retired", f"{version} took its place before it was judged")
+            db.execute("UPDATE policies SET state='canary', reason=? WHERE version=?", [reason, version])
+            _log(db, "canary", expect, version, reason, actor)
+
+    def withdraw_canary(self, version: str, reason: str, actor: str = "operator") -> None:
+        """End a canary as rejected; nothing happens where it is none any more."""
+        with self._changing() as db:
+            ended = db.execute(
+                "UPDATE pointer SET canary = NULL, share = 0, generation = generation + 1 WHERE canary = ?", [version]
+            ).rowcount
+            if ended:
+                _end_canary(db, "rejected", reason)
+                stable = next(iter(db.query("SELECT stable FROM pointer")))["stable"]
+                _log(db, "withdraw", version, stable, reason, actor)
+
+    def before(self, version: str) -> str | None:
+        """The version to go back to from `version`: stable before that was last promoted, and not rejected since.
+
+        Rejected ones are passed over. Where that comes round (A, B, then A again), it is the base, before which
+        there may be none: None.
+        """
+        record, at, passed = self._record, version, {version}
+        while (at := record.promoted_from.get(at, "")) and at not in passed:
+            if record.versions[at].state != "rejected":
+                return at
+            passed.add(at)
+        return None if version == BASE else BASE
+
+    def was_stable(self, version: str) -> bool:
+        """Whether the version is stable, or ever was."""
+        return version in self._record.promoted_from
+
+    def log(self, limit: int = 50) -> list[dict[str, Any]]:
+        """The pointer's last moves, newest first."""
+        return self.store.rows("SELECT * FROM pointer_log ORDER BY seq DESC LIMIT ?", [limit])
+
+
+def _check_moved(db: Database, moved: int, expect: str) -> None:
+    if moved != 1:
+        stable = next(iter(db.query("SELECT stable FROM pointer")))["stable"]
+        raise Conflict(f"{expect} is no longer stable ({stable} is): look at `thumbwise policies list`.")
+
+
+def _end_canary(db: Database, state: State, reason: str) -> None:
+    db.execute("UPDATE policies SET state=?, reason=? WHERE state='canary'", [state, reason])
+
+
+def _log(db: Database, action: str, old: str, new: str, reason: str, actor: str) -> None:
+    """`actor` is a run's id, `operator`, `review` (of a canary), `probe` or `start` (of the engine)."""
+    row = {"action": action, "old": old, "new": new, "reason": reason, "at": now_ns(), "actor": actor}
+    db.table("pointer_log").insert(row)
+
+
+def _version(row: dict[str, Any]) -> Version:
+    return Version(
+        **{key: row[key] for key in Version.__dataclass_fields__ if key != "metrics"},
+        metrics=json.loads(row["metrics"]),
+    )

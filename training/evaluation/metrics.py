@@ -1,0 +1,205 @@
+"""What policy algorithms log every iteration: each metric's meaning, what it is a mean over, and when to look.
+
+A metric over tokens is a mean over the response tokens' mask, so pads never count. Limits are for spotting
+trouble, not for judging a candidate (gates do that): each has a sentence on what is probably wrong and what to
+change. `thumbwise.training.evaluation.health` holds a run against them. Left out: limits that hang on the model's size.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from thumbwise.home import write_durably
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Limits of a metric's mean over a run's last quarter, and a diagnosis for either side.
+
+    `of` says what is limited: the mean itself, its change from the first quarter, or its share of that.
+    """
+
+    of: Literal["value", "change", "share"]
+    low: float = -math.inf
+    high: float = math.inf
+    below: str = ""
+    above: str = ""
+
+    @property
+    def range(self) -> str:
+        """The limits in words."""
+        if self.low == self.high:
+            text = f"{self.low:g}"
+        elif math.isinf(self.high):
+            text = f"at least {self.low:g}"
+        else:
+            text = f"at most {self.high:g}" if math.isinf(self.low) else f"{self.low:g} to {self.high:g}"
+        return {"value": "{}", "change": "change {}", "share": "{} times the start"}[self.of].format(text)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`meaning` holds the formula; `over` is what it is a mean over; `trend` is what a good run looks like."""
+
+    meaning: str
+    over: str
+    trend: str
+    watch: Watch | None = None
+
+    @property
+    def healthy(self) -> str:
+        """Trend and limits in words."""
+        return "; ".join(text for text in (self.trend, self.watch.range if self.watch else "") if text)
+
+
+_MORE_VOTES = "The reward model is being exploited: collect more votes, or lower train.kl_target."
+_TOO_FAST = "Updates are too large: lower train.learning_rate."
+
+GLOSSARY: dict[str, Metric] = {
+    "reward": Metric(
+        "score after shaping, before what a missing end costs; without shaping the reference has mean 0 and deviation "
+        "1, less train.std_penalty deviations of the heads, clipped",
+        "replies", "rises",
+        Watch("change", low=0.2, below="The policy did not come to please the reward model: raise train.iterations "
+              "or train.learning_rate; where kl rose all the same, it only drifted."),
+    ),
+    "reward_std": Metric(
+        "deviation of those scores", "replies", "near 1",
+        Watch("value", low=0.3, below="The replies have become alike: raise train.kl_coefficient."),
+    ),
+    "best_reward": Metric("score of the replies that were kept (best_of_n)", "replies", "above reward by reward_std"),
+    "kl": Metric(
+        "sum over a reply's tokens of the KL of policy to reference over all next tokens", "replies",
+        "rises",
+    ),
+    "kl_token": Metric(
+        "that KL at a token, which is what is steered", "tokens", "rises to train.kl_target",
+        Watch("value", 0.007, 0.23, "The policy hardly moved: raise train.learning_rate or train.iterations.",
+              "The policy is far from the reference: raise train.kl_coefficient or lower train.learning_rate."),
+    ),
+    "ratio": Metric(
+        "policy / old policy", "tokens", "1",
+        Watch("value", 0.98, 1.02, "Old and new log-probabilities do not belong together.", _TOO_FAST),
+    ),
+    "ratio_max": Metric("largest of those ratios", "run", "", Watch("value", high=10.0, above=_TOO_FAST)),
+    "clip_fraction": Metric(
+        "1 where that ratio is outside the range (rloo: of a reply, and where the clip binds), else 0", "tokens", "",
+        Watch("value", high=0.3, above=_TOO_FAST)
+    ),
+    "policy_loss": Metric("max(-A r, -A clip(r, 1 - c, 1 + c)) (rloo: a reply's)", "tokens", "near 0, mostly negative"),
+    "dpo_loss": Metric("-log sigmoid of beta times the log ratio of the chosen less the rejected", "pairs", "falls"),
+    "dpo_accuracy": Metric("1 where that difference is positive, before the update", "pairs", "above 0.5"),
+    "kto_loss": Metric(
+        "1 - sigmoid of beta (log ratio - kl) of the desirable, beta (kl - log ratio) of the others", "replies", "falls"
+    ),
+    "desirable": Metric("1 where the reward likes a reply better than the reference's mean (kto)", "replies", "rises"),
+    "sft_loss": Metric("-log policy of the kept replies (best_of_n)", "tokens", "falls slowly, as entropy"),
+    "ptx_loss": Metric("-log policy of the pretraining texts at temperature 1", "tokens", "steady"),
+    "ptx_gamma": Metric("weight of the pretraining gradient beside PPO's", "updates", "steady"),
+    "value_loss": Metric("clipped squared error of the values, halved", "tokens", "falls"),
+    "explained_variance": Metric(
+        "1 - Var(rewards to come - value) / Var(rewards to come), before the update", "tokens", "rises",
+        Watch("value", low=0.0, below="The value function is worse than a constant, so advantages are noise: raise "
+              "train.value_learning_rate."),
+    ),
+    "advantage_std": Metric("deviation of the advantages before they are whitened", "tokens", "0.2 to 2"),
+    "entropy": Metric(
+        "entropy of the next-token distribution, in nats", "tokens", "falls slowly",
+        Watch("share", 0.5, 1.5, "The policy is becoming certain of everything: raise train.kl_coefficient.",
+              "The policy is becoming random: lower train.learning_rate."),
+    ),
+    "length": Metric(
+        "number of response tokens", "replies", "steady",
+        Watch("share", 0.6, 1.6, "Replies are getting short: do people want that? " + _MORE_VOTES,
+              "Replies are getting long: do people want that? " + _MORE_VOTES),
+    ),
+    "finish_rate": Metric(
+        "1 where a reply ended by itself, else 0", "replies", "steady or rising",
+        Watch("change", low=-0.1, below="Replies no longer come to an end, although that costs them more and more "
+              "(end_penalty): do people want that? Raise max_tokens, so that votes see whole replies."),
+    ),
+    "end_penalty": Metric(
+        "what a reply that was cut off loses; steers ends to somewhat above the reference's, not far below stable's",
+        "run", "settles",
+    ),
+    "repetition": Metric(
+        "share of all 4-grams that recur within their reply", "replies", "steady",
+        Watch("change", high=0.05, above=_MORE_VOTES),
+    ),
+    "rollout_kl": Metric(
+        "KL of the policy that sampled to the one that is trained, estimated from the sampled tokens", "tokens", "",
+        Watch("value", high=0.01, above="The sampler and the trainer do not hold the same policy: try train.dtype "
+              "float32, or another rollout backend."),
+    ),
+    "abstained": Metric(
+        "replies that the reward had no opinion on", "run", "",
+        Watch("value", high=0.0, above="A reward plugin gave no score: look at `thumbwise plugins list`."),
+    ),
+    "policy_grad_norm": Metric(
+        "norm of the policy's gradient before it is scaled down", "updates", "",
+        Watch("value", high=10.0, above=_TOO_FAST),
+    ),
+    "value_grad_norm": Metric("the same of the value function's gradient", "updates", "0.05 to 20"),
+    "learning_rate": Metric("of the policy in this iteration", "run", "0.02 to 4 times the setting, falls to a tenth"),
+    "seconds": Metric("wall time of the iteration", "run", "steady"),
+}  # fmt: skip
+
+# What a whole run has once, at its end: no line of the metrics file, but part of the health panel.
+AT_THE_END: dict[str, Metric] = {
+    "rm_accuracy": Metric(
+        "agreement of the reward model with votes that it was not fitted on", "votes", "",
+        Watch("value", low=0.55, below="The reward model knows little more than chance: collect votes before you "
+              "trust what was learned from it."),
+    ),
+    "proxy_excess": Metric(
+        "win rate over stable by the reward model, less rm_accuracy", "replies", "",
+        Watch("value", high=0.25, above="The reward model likes the candidate better than it knows people: ask people "
+              "to compare the two before you trust it."),
+    ),
+    "doubted": Metric(
+        "people whose votes count for less than a quarter, since others' contradict them", "people", "",
+        Watch("value", high=0.0, above="Somebody votes against the others: look at what they vote for."),
+    ),
+}  # fmt: skip
+
+
+class MetricsLog:
+    """metrics.jsonl in a run's folder: one JSON object an iteration."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "metrics.jsonl"
+
+    def cut(self, iterations: int) -> None:
+        """Keep the lines of the iterations below `iterations` only: a resumed run writes the others again."""
+        if self.path.exists():
+            kept = [row for row in self.rows() if row["iteration"] < iterations]
+            write_durably(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+
+    def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Append one line, with the iteration's number."""
+        row = {"iteration": iteration, **{key: float(f"{value:.6g}") for key, value in metrics.items()}}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every whole line so far, for a power cut may tear the last one; none where there is no file."""
+        found: list[dict[str, Any]] = []
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
+            with suppress(ValueError):
+                found.append(json.loads(line))
+        return found
+
+
+def glossary_table() -> str:
+    """The glossary as a Markdown table, as training/README.md shows it."""
+    rows = [
+        f"| `{name}` | {metric.meaning} | {metric.over} | {metric.healthy} |"
+        for name, metric in (GLOSSARY | AT_THE_END).items()
+    ]
+    return "\n".join(["| metric | what it is | mean over | healthy |", "|---|---|---|---|", *rows])

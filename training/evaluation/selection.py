@@ -1,0 +1,90 @@
+"""Which of a run's policies goes on to the swap: the last one, unless it went too far.
+
+A policy that drifts on after it has learned what people want is what over-optimisation looks like (Gao et al. 2022):
+the proxy rises and the replies get worse. So where the gates refuse the last policy, they are asked about the newest
+one within three quarters of the KL budget, then within half of it, and the round's votes are not lost. Three tries, not
+a search: each look at the held-out prompts makes passing by luck likelier, so the three share the win rate's level.
+Left out: averaging policies.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from thumbwise.contracts import Evidence, Gate, GateReport, PolicyAlgorithm
+from thumbwise.training.evaluation.evaluate import kl_of_a_token, run_gates
+
+SHARES = (0.75, 0.5)
+"""Of the KL budget: what an earlier policy keeps within, furthest first."""
+TRIES = 1 + len(SHARES)
+"""Policies of a round that the gates may be asked about."""
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What the gates saw and said of the policy that the algorithm now holds, and why it is not the last one."""
+
+    evidence: Evidence
+    reports: list[GateReport]
+    stopped: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed."""
+        return all(report.passed for report in self.reports)
+
+
+def earlier(rows: Sequence[Mapping[str, float]], budget: float, kl: float = math.inf) -> list[int]:
+    """How many iterations the policies to fall back on have behind them, furthest first: the newest in each of SHARES.
+
+    `rows` are the iterations' metrics; `kl` there is of the policy that the iteration began with. The untrained policy
+    is none of them, nor is one of a share that a policy at `kl` nats a token keeps within itself.
+    """
+    limits = [share * budget for share in SHARES if not share * budget >= kl]
+    # a log that was cut off may lack some
+    begun = [(int(row["iteration"]), row["kl"] / max(row["length"], 1)) for row in rows]
+    newest = (max((n for n, nats in begun if nats <= limit), default=0) for limit in limits)
+    return list(dict.fromkeys(number for number in newest if number))
+
+
+def select(
+    algorithm: PolicyAlgorithm,
+    gather: Callable[[], Evidence],
+    gates: Mapping[str, Gate],
+    brought_by: Mapping[str, str],
+    *,
+    budget: float,
+    last: Mapping[str, Any],
+    milder: Callable[[float], Iterable[Mapping[str, Any]]],
+    stopped: str,
+    say: Callable[[str], None],
+) -> Selected:
+    """Ask the gates about the policy that `algorithm` holds, and set it back where that is what they need.
+
+    `last` is the state before the last update, known to be within `budget` (nats a token); `milder` gives the states to
+    fall back on from a policy so many nats away; `stopped` says why training ended early, if it did; `brought_by` names
+    each gate's plugin.
+    """
+    evidence = gather()
+    if not kl_of_a_token(evidence) <= budget and not stopped:  # also where it is not a number
+        stopped = "kl"  # the last update went over it
+        algorithm.load_state_dict(last)
+        evidence = gather()
+    first = found = Selected(evidence, run_gates(gates, evidence, brought_by), stopped)
+    if first.passed:
+        return first
+    kept = copy.deepcopy(algorithm.state_dict())
+    for state in milder(kl_of_a_token(evidence)):
+        refused = " ".join(report.detail for report in found.reports if not report.passed)
+        say(f"This policy is refused; the gates are asked about an earlier one. {refused}")
+        algorithm.load_state_dict(state)
+        evidence = gather()
+        found = Selected(evidence, run_gates(gates, evidence, brought_by), "gates")
+        if found.passed:
+            return found
+    algorithm.load_state_dict(kept)
+    return first
