@@ -6,8 +6,8 @@ A real `thumbwise serve` with its own vLLM (two-layer model), restarted as syste
 again, gone on with by `--resume` where it was killed; 4 voters that send a vote again, key and all, until it is
 acknowledged; 4 readers of streams. 15 kills in under 20 minutes (`--quick`: 5), one process each by -9, mostly after
 everything works again, some before. What is left is then held against what the clients saw. `--home` keeps the home
-with its logs. Left out: power cuts and full disks (tests/test_disk_full.py), kills at named places
-(tests/test_crashes.py).
+with its logs. Left out: power cuts and full disks (tests/loop/test_disk_full.py), kills at named places
+(tests/loop/test_crashes.py).
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support" / "models"))
 
 from chaos_parts.audit import audit, snapshot
 from chaos_parts.clients import Clients

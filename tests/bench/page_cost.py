@@ -26,12 +26,13 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support" / "models"))
 
 import httpx
 import kept
-from browser.chromium import ARGUMENTS, CHROMIUM
 from build_at import build_at, environment
+from chromium import ARGUMENTS, CHROMIUM
 from page_parts.sessions import Queue, Routes, opened
 from playwright.sync_api import expect, sync_playwright
 

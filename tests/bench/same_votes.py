@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support" / "models"))
 
 import kept
 from build_at import ROOT, build_at, environment
@@ -85,7 +86,9 @@ class Older:
         self.folder = rehearsed.folder / f"same-votes-{args.before}"
         (self.folder / "world").mkdir(parents=True, exist_ok=True)
         world = subprocess.run(
-            ["git", "-C", ROOT, "show", f"{args.before}:tests/training_world.py"], check=True, stdout=subprocess.PIPE
+            ["git", "-C", ROOT, "show", f"{args.before}:tests/support/models/training_world.py"],
+            check=True,
+            stdout=subprocess.PIPE,
         ).stdout
         write_durably(self.folder / "world" / "training_world.py", world)
         quick = tomllib.loads(ROUND) if args.quick else {"train": {}, "gates": {}}

@@ -30,7 +30,8 @@ import numpy as np
 import platformdirs
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support" / "models"))
 
 import kept
 from build_at import build_at, environment

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser.chromium import ARGUMENTS, CHROMIUM, Site, Writer, nothing
+from chromium import ARGUMENTS, CHROMIUM, Site, Writer, nothing
 from fakes import FakeEngine
 from live_server import serving
 from playwright.sync_api import Browser, sync_playwright

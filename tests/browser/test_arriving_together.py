@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from browser.chromium import Pages, Site
+from chromium import Pages, Site
 from playwright.sync_api import expect
 from relay import holding
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from browser.chromium import Site
+from chromium import Site
 
 from thumbwise.accounts.browsers import YOUNG_SECONDS
 from thumbwise.feedback.records import NEW_BROWSER

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from browser.chromium import PHONE, Site, forge
+from chromium import PHONE, Site, forge
 from fakes import asker
 from playwright.sync_api import Page, expect
 

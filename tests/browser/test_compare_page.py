@@ -7,7 +7,7 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
-from browser.chromium import PHONE, Site, forge
+from chromium import PHONE, Site, forge
 from playwright.sync_api import Page, expect
 from starlette.types import Receive, Scope, Send
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from browser.chromium import Site, forge, picture
+from chromium import Site, forge, picture
 from fakes import asker
 from playwright.sync_api import expect
 

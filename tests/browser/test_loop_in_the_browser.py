@@ -21,12 +21,12 @@ from typing import Any
 
 import httpx
 import pytest
-from browser.chromium import PHONE, Pages, forge, picture
-from conftest import TinyEngine
+from chromium import PHONE, Pages, forge, picture
 from crash_tools import COMMAND, Server, rows
 from playwright.sync_api import Browser, Page, expect
 from simulated_people import vote
 from test_loop import PROMPTS, prefers_vowels
+from tiny_engine import TinyEngine
 from tiny_model import ROUND
 
 from thumbwise.cli.serve import listen

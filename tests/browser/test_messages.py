@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from browser.chromium import DESKTOP, PHONE, picture
+from chromium import DESKTOP, PHONE, picture
 from playwright.sync_api import Browser, Page
 from tricky_messages import TRICKS
 

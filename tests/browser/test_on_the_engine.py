@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser.chromium import Site, Writer, nothing
-from conftest import TinyEngine
+from chromium import Site, Writer, nothing
 from fakes import FakeEngine
 from live_server import serving
 from playwright.sync_api import Browser, expect
+from tiny_engine import TinyEngine
 
 from thumbwise.feedback.records import LOCAL_USER
 from thumbwise.home import Home
