@@ -39,3 +39,9 @@ def test_mypy_finds_nothing_in_the_wheel() -> None:
     status, said = run("mypy", "-p", "thumbwise", MYPYPATH=str(packaged.unpacked()))
     assert status == 0, said
     assert f"no issues found in {len(packaged.modules())} source files" in said
+
+
+def test_no_room_imports_from_a_room_above_it_and_nothing_goes_in_a_circle() -> None:
+    """In the wheel, because there the four folders are one package."""
+    status, said = run("importlinter.cli", "--no-cache", PYTHONPATH=str(packaged.unpacked()))
+    assert status == 0, said
