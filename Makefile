@@ -60,6 +60,7 @@ lint: setup
 	@$(PIP) install --no-deps --no-build-isolation --target .typecheck .
 	@rm -rf build
 	MYPYPATH=.typecheck $(BIN)/mypy -p thumbwise
+	PYTHONPATH=.typecheck $(BIN)/lint-imports --no-cache
 
 docs: setup
 	$(BIN)/python docs/generate.py
