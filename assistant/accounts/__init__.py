@@ -1,1 +1,1 @@
-"""TODO."""
+"""Who asks: API keys and browsers."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Find, check and prepare the base model."""

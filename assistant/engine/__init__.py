@@ -1,1 +1,1 @@
-"""TODO."""
+"""vLLM: start it, watch it, talk to it."""

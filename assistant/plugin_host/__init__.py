@@ -1,1 +1,1 @@
-"""TODO."""
+"""Find, load, isolate and call plugins."""

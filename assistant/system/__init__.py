@@ -1,1 +1,1 @@
-"""TODO."""
+"""The machine that we run on: processes, processors, file rights."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Policy versions: their record, their files, what happens to them."""
