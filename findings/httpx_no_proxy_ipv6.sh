@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# httpx 0.28.1: NO_PROXY=[::1] makes every client an error; so does `import gradio` 6.31.0.
+# httpx 0.28.1: NO_PROXY=[::1] makes every client an error, and with it `import gradio`.
 #
 # In NO_PROXY httpx takes an IPv6 address without brackets. With brackets, as in a URL, httpx.Client() raises
 # InvalidURL, also where no proxy is set and no request is made.
-# gradio makes a client while it is imported, so the import ends in that traceback.
+# gradio (6.31) makes a client while it is imported, so the import ends in that traceback.
 # Wanted: both forms are read, or the entry is left out.
 #
 # Seen: NO_PROXY=::1 -> made   NO_PROXY=[::1] -> InvalidURL

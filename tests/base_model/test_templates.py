@@ -137,6 +137,18 @@ def test_a_template_that_takes_parts_alone_gets_parts(tmp_path: Path) -> None:
     assert "Say this." in chat.tokenizer.decode(chat.prompt_ids([{"role": "user", "content": "Say this."}]))
 
 
+def test_mistrals_own_tokenizer_does_not_take_the_place_of_the_folders_template(tmp_path: Path) -> None:
+    """transformers and vLLM would prefer it where there is a tekken.json, and leave the template aside."""
+    from thumbwise.engine.supervisor import Engine
+
+    folder = make(FAMILIES["mistral"], tmp_path / "mistral")
+    (folder / "tekken.json").write_text("{}")
+    line = Engine(folder, EngineSettings(), run_dir=tmp_path / "run", log=tmp_path / "log").command()
+    assert line[line.index("--tokenizer-mode") + 1] == "hf"
+    chat = Backbone(folder, TrainSettings(dtype="float32")).chat
+    assert "[INST] Say this." in chat.tokenizer.decode(chat.prompt_ids([{"role": "user", "content": "Say this."}]))
+
+
 def test_the_job_refuses_a_template_that_leaves_out_what_people_write(folder: Path) -> None:
     template("Hello.")(folder)
     with pytest.raises(ThumbwiseError, match="leaves out what people write"):
