@@ -66,12 +66,12 @@ tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], **({"mistral_format": Fal
 text = tokenizer.apply_chat_template([{"role": "user", "content": "Hello."}], tokenize=False)
 print(type(tokenizer).__name__, text)
 PY
-export HF_HUB_OFFLINE=1
+export HF_HUB_OFFLINE=1 TRANSFORMERS_NO_ADVISORY_WARNINGS=1 TRANSFORMERS_VERBOSITY=error
 python=$folder/venv/bin/python
-"$python" "$folder/make.py" "$folder/model" 2>/dev/null
-without=$("$python" "$folder/show.py" "$folder/model" 2>/dev/null)
+"$python" "$folder/make.py" "$folder/model"
+without=$("$python" "$folder/show.py" "$folder/model")
 "${pip[@]}" mistral-common==1.13.1
-with=$("$python" "$folder/show.py" "$folder/model" 2>/dev/null)
-told=$("$python" "$folder/show.py" "$folder/model" hf 2>/dev/null)
+with=$("$python" "$folder/show.py" "$folder/model")
+told=$("$python" "$folder/show.py" "$folder/model" hf)
 printf '%s\n' "without: $without" "with mistral-common: $with" "and mistral_format=False: $told"
 [[ $without == *"<user>Hello."* && $with == *"[INST]Hello.[/INST]"* && $told == "$without" ]]

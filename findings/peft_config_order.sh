@@ -36,7 +36,7 @@ get_peft_model(LlamaForCausalLM(config), LoraConfig(r=4, target_modules=modules)
 print(json.loads(Path(sys.argv[1], "adapter_config.json").read_text())["target_modules"])
 PY
 for seed in 1 2 3; do # by default the seed is random
-	HF_HUB_OFFLINE=1 PYTHONHASHSEED=$seed "$folder/venv/bin/python" "$folder/save.py" "$folder/$seed" 2>/dev/null
+	HF_HUB_OFFLINE=1 PYTHONHASHSEED=$seed "$folder/venv/bin/python" "$folder/save.py" "$folder/$seed"
 	cmp "$folder/1/adapter_model.safetensors" "$folder/$seed/adapter_model.safetensors"
 done
 ! cmp -s "$folder/1/adapter_config.json" "$folder/2/adapter_config.json" ||

