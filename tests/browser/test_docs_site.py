@@ -12,6 +12,8 @@ import pytest
 from browser.chromium import DESKTOP, PHONE, Pages, picture
 from playwright.sync_api import Browser
 
+pytestmark = pytest.mark.browser
+
 PAGES = ("index.html", "docs/api.html", "docs/glossary.html", "training/index.html")
 
 
