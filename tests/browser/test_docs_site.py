@@ -9,7 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import docs_site
 import pytest
-from browser.chromium import DESKTOP, PHONE, Pages, picture
+from chromium import DESKTOP, PHONE, Pages, picture
 from playwright.sync_api import Browser
 
 pytestmark = pytest.mark.browser

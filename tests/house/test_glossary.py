@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-PAGE = (Path(__file__).parents[1] / "docs" / "glossary.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "glossary.md").read_text()
 ENTRY = re.compile(r"\*\*(?P<word>[^*]+)\*\*: (?P<meaning>.+[.]) \[[^]]+\]\(\S+/README\.md\)")
 
 
