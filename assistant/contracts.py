@@ -11,42 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from thumbwise.settings.gates import GateSettings
-    from thumbwise.training.backbone.backbone import Backbone
+from thumbwise.backbone import Backbone as Backbone
+from thumbwise.backbone import Batch as Batch
+from thumbwise.backbone import Compared as Compared
+from thumbwise.backbone import Floats as Floats
+from thumbwise.backbone import Message as Message
+from thumbwise.backbone import Sample as Sample
+from thumbwise.backbone import Template as Template
+from thumbwise.settings.gates import GateSettings
 from thumbwise.settings.training import TrainSettings
-
-Floats = NDArray[np.float32]
-
-
-class Message(TypedDict):
-    """One chat message, in the OpenAI shape."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One response to one prompt, as it was sampled: token ids are stored, never re-encoded from text.
-
-    `prompt_ids` include the chat template; `response_ids` end with the stop token where
-    `finish_reason` is "stop". `rollout_logprobs` has one entry per response token, or is None.
-    """
-
-    prompt: tuple[Message, ...]
-    response: str
-    prompt_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
-    finish_reason: str
-    policy_version: str
-    rollout_logprobs: tuple[float, ...] | None = None
-    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

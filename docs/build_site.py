@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parents[1]
-SHOWN = ("__init__.py", "contracts.py", "hookspecs.py")
+SHOWN = ("__init__.py", "backbone.py", "contracts.py", "hookspecs.py")
 
 
 class Links(HTMLParser):

@@ -76,7 +76,7 @@ def test_a_page_has_the_blocks_that_a_markdown_viewer_shows() -> None:
 
 def test_the_reference_has_every_hook_and_contract() -> None:
     shown = (docs_site.built() / "docs" / "api.html").read_text()
-    for module in ("hookspecs", "contracts"):
+    for module in ("hookspecs", "contracts", "backbone"):
         source = (docs_site.ROOT / "assistant" / f"{module}.py").read_text()
         names = re.findall(r"^(?:class|def) (\w+)", source, re.MULTILINE)
         assert len(names) > 5

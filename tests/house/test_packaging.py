@@ -85,7 +85,8 @@ def test_the_folders_bare_names_are_never_imported() -> None:
 
 
 def test_importing_the_package_stays_cheap() -> None:
-    code = "import sys, thumbwise, thumbwise.settings, thumbwise.plugin_host.manager, thumbwise.base_model.prepare\n"
+    code = "import sys, thumbwise.contracts, thumbwise.hookspecs, thumbwise.settings, thumbwise.plugin_host.manager\n"
+    code += "import thumbwise.base_model.prepare\n"
     code += "print([m for m in ('torch', 'transformers', 'gradio', 'vllm') if m in sys.modules])"
     assert python(code) == "[]\n"
 

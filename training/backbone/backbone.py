@@ -30,13 +30,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils.logging import disable_progress_bar
 
-from thumbwise.contracts import Floats, Sample
+from thumbwise.contracts import Batch, Compared, Floats, Sample
 from thumbwise.errors import ThumbwiseError
 from thumbwise.settings.training import TrainSettings
 from thumbwise.system.processor import train_format
 from thumbwise.training.backbone.attention import GROUPED
-from thumbwise.training.backbone.batches import Batch, at_positions, chunks, make_batch
-from thumbwise.training.backbone.logprobs import Compared, Head, compare, token_logprobs
+from thumbwise.training.backbone.batches import at_positions, chunks, make_batch
+from thumbwise.training.backbone.logprobs import Head, compare, token_logprobs
 from thumbwise.training.backbone.templates import ChatTemplate
 
 POLICY = "policy"

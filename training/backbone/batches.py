@@ -7,28 +7,11 @@ only generation pads on the left (`thumbwise.training.policy.rollouts`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from thumbwise.contracts import Sample
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B prompt-response sequences: `ids` [B, L], and their responses `tokens` and `mask`, both [B, T].
-
-    `before` and `at` [B, T] are the positions in `ids` that predict, and that hold, each response token; all prompts
-    begin with the same `shared` tokens.
-    """
-
-    ids: Tensor
-    tokens: Tensor
-    mask: Tensor
-    before: Tensor
-    at: Tensor
-    shared: int
+from thumbwise.contracts import Batch, Sample
 
 
 def make_batch(samples: Sequence[Sample], pad_id: int, *, extra: int = 0) -> Batch:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thumbwise.contracts import Compared
 from thumbwise.training.backbone.batches import chunks
 
 ROWS = 128
@@ -91,20 +92,6 @@ def token_logprobs(hidden: Tensor, ids: Tensor, head: Head, temperature: float) 
     """log softmax(head(hidden) / temperature)[ids], [N] float32, with a gradient to `hidden`; [N, D] and [N]."""
     found: Tensor = _TokenLogprobs.apply(hidden, ids, head, temperature)
     return found
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A policy and its reference on the same tokens, all of one shape, float32, without gradients.
-
-    `logp` and `reference` are the tokens' log-probabilities; `entropy` the policy's next-token distribution's, `kl` its
-    KL from the reference's, in nats.
-    """
-
-    logp: Tensor
-    reference: Tensor
-    entropy: Tensor
-    kl: Tensor
 
 
 def compare(policy: Tensor, reference: Tensor, ids: Tensor, head: Head, temperature: float) -> Compared:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save
 
-from thumbwise.contracts import RunContext
+from thumbwise.contracts import Backbone, RunContext
 from thumbwise.errors import ThumbwiseError
 from thumbwise.faults import fault_point
 from thumbwise.home import write_durably
-from thumbwise.training.backbone.backbone import POLICY, Backbone
+from thumbwise.training.backbone.backbone import POLICY
 from thumbwise.training.data.snapshot import Snapshot
 from thumbwise.training.policy.sft import SFTReport, learn
 from thumbwise.training.run.candidate import CONFIG, WEIGHTS

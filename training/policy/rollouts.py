@@ -18,7 +18,6 @@ from torch import Tensor
 from transformers import Cache
 
 from thumbwise.contracts import Prompt, RunContext, Sample
-from thumbwise.training.backbone.backbone import Backbone
 from thumbwise.training.backbone.batches import chunks, shared_prefix
 from thumbwise.training.backbone.cache import growing, line_up
 from thumbwise.training.backbone.logprobs import Head
@@ -131,7 +130,7 @@ class InProcess:
     """The default rollout backend."""
 
     def __init__(self, context: RunContext) -> None:
-        self.backbone: Backbone = context.backbone
+        self.backbone = context.backbone
         self.temperature = context.temperature
         self.max_tokens = context.max_tokens
 

@@ -19,9 +19,9 @@ from typing import Any
 
 from torch import Tensor, no_grad
 
-from thumbwise.contracts import RunContext, Sample
+from thumbwise.contracts import Backbone, RunContext, Sample
 from thumbwise.settings.training import TrainSettings
-from thumbwise.training.backbone.backbone import POLICY, Backbone
+from thumbwise.training.backbone.backbone import POLICY
 from thumbwise.training.backbone.batches import chunks
 from thumbwise.training.data.snapshot import Demonstration, folds
 from thumbwise.training.policy.ptx import general_chat

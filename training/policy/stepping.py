@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thumbwise.contracts import Prompt, Reward, RunContext, Sample
+from thumbwise.contracts import Backbone, Prompt, Reward, RunContext, Sample
 from thumbwise.errors import ThumbwiseError
 from thumbwise.settings.training import TrainSettings
-from thumbwise.training.backbone.backbone import POLICY, Backbone
+from thumbwise.training.backbone.backbone import POLICY
 from thumbwise.training.backbone.batches import chunks, pad_rows
 from thumbwise.training.data.lengths import at_lengths
 from thumbwise.training.evaluation.replies import eos_penalties, finish_rate, mean_length, repetition

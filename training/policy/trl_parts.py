@@ -21,8 +21,7 @@ from thumbwise.training.backbone.backbone import FROZEN, POLICY
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from thumbwise.contracts import RunContext
-    from thumbwise.training.backbone.backbone import Backbone
+    from thumbwise.contracts import Backbone, RunContext
 
 
 @contextmanager

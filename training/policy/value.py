@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thumbwise.contracts import Sample, ValueInit
-from thumbwise.training.backbone.backbone import Backbone
+from thumbwise.contracts import Backbone, Sample, ValueInit
 
 
 def adamw(parameters: Sequence[Tensor], lr: float) -> Any:

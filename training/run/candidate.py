@@ -17,8 +17,8 @@ from typing import Any
 from peft import get_peft_model_state_dict
 from safetensors.torch import save
 
-from thumbwise.contracts import GateReport, Prompt
-from thumbwise.training.backbone.backbone import BASE, POLICY, Backbone
+from thumbwise.contracts import Backbone, GateReport, Prompt
+from thumbwise.training.backbone.backbone import BASE, POLICY
 from thumbwise.training.policy.rollouts import generate
 from thumbwise.training.run.folders import plain
 
