@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from thumbwise import __version__
 from thumbwise.accounts.browsers import Cookies
-from thumbwise.api import chat, health, ops
+from thumbwise.api import health, ops, public
 from thumbwise.pages import build, mount_options, routes
 from thumbwise.serving import responses
 from thumbwise.serving.auth import Guard
@@ -35,7 +35,7 @@ def create_api(assistant: Assistant) -> FastAPI:
     app.add_middleware(Cookies, browsers=assistant.browsers)
     app.add_middleware(Guard, token=assistant.token, keys=assistant.keys)
     responses.install(app)
-    app.include_router(chat.router(assistant))
+    app.include_router(public.router(assistant))
     app.include_router(ops.router(assistant))
     app.include_router(health.router(assistant))
     return app

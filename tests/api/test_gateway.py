@@ -125,7 +125,7 @@ async def test_a_fault_of_ours_a_plugins_and_a_wrong_address_are_one_sentence_to
 
     assert await said("GET", "/v1/embeddings") == (
         404,
-        "There is no GET /v1/embeddings: assistant/README.md has the whole API.",
+        "There is no GET /v1/embeddings: assistant/api/README.md describes the whole API.",
     )
     assert (await said("GET", "/v1/models/gpt-5"))[0] == 404
     assert (await http.get("/v1/models/thumbwise")).json()["id"] == "thumbwise"
