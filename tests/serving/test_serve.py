@@ -35,14 +35,14 @@ def test_a_command_asks_the_assistant_itself_and_no_proxy(
 
 SERVE = """
 import sys, time
-from thumbwise import models
+from thumbwise.base_model import prepare as module
 from thumbwise.cli.main import main
 
 def prepare(home, model, say):
     print("preparing", flush=True)
     time.sleep(600)
 
-models.prepare = prepare  # before the assistant, and Gradio with it, is imported
+module.prepare = prepare  # before the assistant, and Gradio with it, is imported
 main(["serve", "--port", "0", *sys.argv[1:]])
 """
 
