@@ -28,8 +28,11 @@ from thumbwise.serving.assistant import Assistant
 from thumbwise.settings import Settings
 from thumbwise.web import create_api
 
-# What torch compiles for vLLM is compiled once for all tests, and not once for each of their homes.
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "inductor"))
+# What torch compiles for vLLM is compiled once for all tests, and not once for each of their homes. And vLLM starts one
+# more Python to look at a model's class, which takes 9 seconds, unless its cache says what was found.
+_CACHE = Path(__file__).parents[1] / ".pytest_cache"
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(_CACHE / "inductor"))
+os.environ.setdefault("VLLM_CACHE_ROOT", str(_CACHE / "vllm"))
 
 
 @pytest.fixture(autouse=True)

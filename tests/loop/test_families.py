@@ -1,6 +1,6 @@
 """Eight families of models, tiny and random, each through a whole round: what their templates do to it.
 
-Three of them, whose layouts differ most, also through a real vLLM, with the adapter of their round.
+Each also through a real vLLM, with the adapter of its round.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -208,27 +209,55 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
     loop.close()
 
 
-@pytest.mark.engine
-@pytest.mark.parametrize("name", ["gemma_3", "phi", "smollm3"])
-def test_vllm_renders_stops_and_computes_as_the_job_does(
-    tmp_path: Path, folders: dict[str, Path], loop: asyncio.AbstractEventLoop, name: str, monkeypatch: Any
-) -> None:
-    """Fused layers and a turn end of its own (Phi), parts and windows (Gemma), a date and thinking (SmolLM3)."""
-    family, folder = FAMILIES[name], folders[name]
-    _, files = one_round(tmp_path, folder, family)
-    adapter = tmp_path / "policy-0001"
-    adapter.mkdir()
-    for file, data in files.items():
-        (adapter / file).write_bytes(data)
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    run = tmp_path / "run"
-    tiny = TinyEngine(Engine(folder, TINY, run_dir=run, log=run / "vllm.log", template=family.arguments), loop)
-    try:
+@pytest.fixture(scope="module")
+def served(
+    request: pytest.FixtureRequest, folders: dict[str, Path], loop: asyncio.AbstractEventLoop
+) -> Iterator[Callable[[str], AbstractContextManager[TinyEngine]]]:
+    """A vLLM of a family, by name. The next family's starts meanwhile: a start is mostly imports, in one thread."""
+    same = [item for item in request.session.items if item.path == request.path and item.get_closest_marker("engine")]
+    names = [item.callspec.params["name"] for item in same if isinstance(item, pytest.Function)]
+    ahead: dict[str, TinyEngine] = {}
+
+    def start(name: str) -> TinyEngine:
+        run = folders[name].parent / "runs" / name
+        template = FAMILIES[name].arguments
+        tiny = TinyEngine(Engine(folders[name], TINY, run_dir=run, log=run / "vllm.log", template=template), loop)
+        tiny.engine.grace = 0  # no reply is open at its end
         tiny.run(tiny.engine.start())
+        return tiny
+
+    @contextmanager
+    def serving(name: str) -> Iterator[TinyEngine]:
+        tiny = ahead.pop(name, None) or start(name)
+        try:
+            for following in names[names.index(name) + 1 :][:1]:
+                ahead[following] = start(following)
+            yield tiny
+        finally:
+            tiny.run(tiny.engine.stop())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield serving
+    for tiny in ahead.values():
+        tiny.run(tiny.engine.stop())
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("name", FAMILIES)
+def test_vllm_renders_stops_and_computes_as_the_job_does(
+    tmp_path: Path, folders: dict[str, Path], served: Callable[[str], AbstractContextManager[TinyEngine]], name: str
+) -> None:
+    family, folder = FAMILIES[name], folders[name]
+    with served(name) as tiny:
+        _, files = one_round(tmp_path, folder, family)
+        adapter = tmp_path / "policy-0001"
+        adapter.mkdir()
+        for file, data in files.items():
+            (adapter / file).write_bytes(data)
         tiny.run(tiny.engine.wait_ready(300))
         tiny.run(spoken(tiny.engine, adapter, json.loads(files["manifest.json"])["probes"], folder, family))
-    finally:
-        tiny.run(tiny.engine.stop())
 
 
 async def spoken(engine: Engine, adapter: Path, probes: list[dict[str, Any]], folder: Path, family: Family) -> None:

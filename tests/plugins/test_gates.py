@@ -255,12 +255,14 @@ def test_a_difference_is_of_what_both_said_in_one_conversation() -> None:
 
 @pytest.mark.parametrize("rate", [0.83, 0.67])
 def test_equal_policies_are_seldom_refused_and_those_that_end_far_less_often_seldom_pass(rate: float) -> None:
-    draws, rounds = np.random.default_rng(0), 150
+    """Of as many chat replies as the gates ask for by default."""
+    draws, rounds, limits = np.random.default_rng(0), 150, GateSettings()
 
     def said(ends: float) -> tuple[Sample, ...]:
+        drawn = draws.random(limits.chat_prompts * limits.chat_samples) < ends
         return tuple(
-            sample(tuple(range(10)) if end else tuple(range(20)), "stop" if end else "length", n // 4)
-            for n, end in enumerate(draws.random(192) < ends)
+            sample(tuple(range(10)) if end else tuple(range(20)), "stop" if end else "length", n // limits.chat_samples)
+            for n, end in enumerate(drawn)
         )
 
     def passes(less: float) -> bool:

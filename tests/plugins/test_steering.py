@@ -96,6 +96,24 @@ def test_a_long_reply_pays_no_more_for_its_kl_a_token_than_a_short_one(
     assert len(prices) == 2
 
 
+@pytest.mark.parametrize("kl_target", [1e-3, 100.0])
+def test_what_kl_costs_stays_the_same_however_far_the_policy_goes(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, kl_target: float
+) -> None:
+    """The learning rate alone is steered: a coefficient that moves by 1% a batch never holds a policy back."""
+    prices: list[float] = []
+
+    def spied(score: Any, kl: Any, mask: Any, beta: float) -> Any:
+        prices.append(beta)
+        return token_rewards(score, kl, mask, beta)
+
+    token_rewards = losses.token_rewards
+    monkeypatch.setattr(losses, "token_rewards", spied)
+    algorithm = make("ppo", kl_coefficient=2.0, kl_target=kl_target)
+    rows = [algorithm.step(i) for i in range(3)]
+    assert [price * row["length"] for price, row in zip(prices, rows, strict=True)] == pytest.approx([2.0] * 3)
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_long_replies_may_go_as_far_by_token_as_short_ones(make: Callable[..., Any], name: str) -> None:
     """What is steered does not shrink with a reply's length, as nats a reply would."""
