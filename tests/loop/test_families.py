@@ -222,7 +222,7 @@ def served(
         run = folders[name].parent / "runs" / name
         template = FAMILIES[name].arguments
         tiny = TinyEngine(Engine(folders[name], TINY, run_dir=run, log=run / "vllm.log", template=template), loop)
-        tiny.engine.grace = 0  # no reply is open at its end
+        tiny.engine.grace = 0  # it is killed at the end: no reply is open then
         tiny.run(tiny.engine.start())
         return tiny
 
