@@ -261,19 +261,21 @@ def test_vllm_renders_stops_and_computes_as_the_job_does(
 
 
 async def spoken(engine: Engine, adapter: Path, probes: list[dict[str, Any]], folder: Path, family: Family) -> None:
-    """Check what vLLM does with one conversation after another, and with the adapter's probes."""
+    """Check what vLLM does with conversations, and with the adapter's probes."""
     backbone, name, client = opened(folder, family, None), adapter.name, engine.client
     await client.load_adapter(name, adapter)
-    reasons = set()
     second = (*ASK, Message(role="assistant", content="It was kind."), Message(role="user", content=" Is that all? "))
-    for seed in range(24):
+
+    async def said(seed: int) -> str | None:
         ask = second if seed % 2 else ASK
         chunks = [chunk async for chunk in client.chat(name, ask, Sampling(1.0, 96, seed=seed))]
         assert list(chunks[0].prompt_ids or ()) == backbone.chat.prompt_ids(ask)
         ids = [token for chunk in chunks for token in chunk.response_ids]
-        reasons.add(chunks[-1].finish_reason)
         assert not backbone.stop_ids & set(ids[:-1])
         assert (ids[-1] in backbone.stop_ids) == (chunks[-1].finish_reason == "stop")
+        return chunks[-1].finish_reason
+
+    reasons = await asyncio.gather(*map(said, range(24)))
     assert "stop" in reasons
     for probe in probes:
         found = await client.next_token_logprobs(name, probe["context_ids"])
