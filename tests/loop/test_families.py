@@ -256,7 +256,7 @@ def test_vllm_renders_stops_and_computes_as_the_job_does(
         adapter.mkdir()
         for file, data in files.items():
             (adapter / file).write_bytes(data)
-        tiny.run(tiny.engine.wait_ready(300))
+        tiny.run(tiny.engine.wait_ready(500))
         tiny.run(spoken(tiny.engine, adapter, json.loads(files["manifest.json"])["probes"], folder, family))
 
 
