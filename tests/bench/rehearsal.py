@@ -6,7 +6,7 @@
 Thumbs are given on chat replies of up to 192 tokens, and what they teach is judged at that length. `--begin` is the
 setting train.begin. The full form takes the default model and 30 to 60 minutes a round on two cores; the quick one a
 two-layer model, for the mechanics only. What the figures mean is in docs/commands.md (`rehearse`) and
-training/README.md.
+training/rehearsal/README.md.
 """
 
 from __future__ import annotations

@@ -355,5 +355,5 @@ def test_the_exported_adapter_is_plain_lora_that_peft_loads_back_unchanged(conte
 
 
 def test_the_readme_shows_the_glossary_as_it_is() -> None:
-    readme = Path(__file__).parents[2] / "training" / "README.md"
+    readme = Path(__file__).parents[2] / "training" / "evaluation" / "README.md"
     assert glossary_table() in readme.read_text()

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The frozen base model with its adapters: log-probabilities, hidden states, batches, the chat template."""

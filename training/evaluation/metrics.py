@@ -197,7 +197,7 @@ class MetricsLog:
 
 
 def glossary_table() -> str:
-    """The glossary as a Markdown table, as training/README.md shows it."""
+    """The glossary as a Markdown table, as the room's README.md shows it."""
     rows = [
         f"| `{name}` | {metric.meaning} | {metric.over} | {metric.healthy} |"
         for name, metric in (GLOSSARY | AT_THE_END).items()

@@ -1,1 +1,1 @@
-"""TODO."""
+"""One training round: its stages in their order, and its result."""

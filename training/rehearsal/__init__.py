@@ -1,1 +1,1 @@
-"""TODO."""
+"""The whole loop with simulated people, through the real HTTP API."""
