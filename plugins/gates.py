@@ -1,9 +1,9 @@
 """The built-in gates: is the reward model better than chance, the candidate better than stable, and sane?
 
-All of them must pass before a version takes traffic. They see votes, the reward model and samples. A gate passes where a
-confidence limit is within its limit; training/evaluation/README.md explains the level. Left out: people's own verdict on
-the candidate (side-by-side votes after a canary), which is the only real one. The win rate here is a proxy: it is by the
-same reward model that the policy was trained on.
+All of them must pass before a version takes traffic. They see votes, the reward model and samples. A gate passes where
+a confidence limit is within its limit; training/evaluation/README.md explains the level. Left out: people's own verdict
+on the candidate (side-by-side votes after a canary), which is the only real one. The win rate here is a proxy: it is by
+the same reward model that the policy was trained on.
 """
 
 from __future__ import annotations
