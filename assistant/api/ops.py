@@ -12,6 +12,7 @@ from fastapi import APIRouter, Depends, File, Header, Request, UploadFile
 from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from thumbwise import names
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.reception import reception
 from thumbwise.feedback.snapshot import snapshot_path, take_snapshot
@@ -157,9 +158,9 @@ def _add_candidates(api: APIRouter, assistant: Assistant) -> None:
         x_thumbwise_lease: Annotated[str, Header()],
     ) -> dict[str, str]:
         files = {
-            artifacts.WEIGHTS: await adapter_model.read(artifacts.MAX_BYTES + 1),
-            artifacts.CONFIG: await adapter_config.read(artifacts.MAX_JSON + 1),
-            artifacts.MANIFEST: await manifest.read(artifacts.MAX_JSON + 1),
+            names.WEIGHTS: await adapter_model.read(artifacts.MAX_BYTES + 1),
+            names.CONFIG: await adapter_config.read(artifacts.MAX_JSON + 1),
+            names.MANIFEST: await manifest.read(artifacts.MAX_JSON + 1),
         }
         await asyncio.to_thread(policies.receive, version, files, x_thumbwise_lease)
         return {"version": version, "state": versions.get(version).state}
@@ -206,8 +207,8 @@ def _add_policies(api: APIRouter, assistant: Assistant) -> None:
 
     @api.get("/policies/{version}/files/{name}")
     async def file(version: str, name: str) -> Response:
-        if not re.fullmatch(artifacts.NAME, version) or name not in (
-            artifacts.WEIGHTS, artifacts.CONFIG, artifacts.MANIFEST,
+        if not re.fullmatch(names.VERSION, version) or name not in (
+            names.WEIGHTS, names.CONFIG, names.MANIFEST,
         ):  # fmt: skip
             raise NotFound(f"There is no file {name[:80]!r} of {version[:80]!r}.")
         path = policies.folder(version) / name

@@ -25,6 +25,7 @@ from thumbwise.base_model import trainable
 from thumbwise.base_model.weights import INDEX
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home, fsync_folder, write_durably
+from thumbwise.names import CONFIG
 from thumbwise.system import children
 
 DEFAULT_NAME = "SmolLM2-135M-Instruct"
@@ -116,7 +117,7 @@ def check(folder: Path) -> None:
             f"{folder} holds pickled files ({_some(pickles)}), which run code when loaded: save the model "
             "with `save_pretrained` (safetensors) and remove them."
         )
-    if "adapter_config.json" in present:
+    if CONFIG in present:
         raise ThumbwiseError(
             f"{folder} is an adapter, or has one in it (adapter_config.json), which names another model to load: merge "
             "it into its base (peft's `merge_and_unload`), or remove it."

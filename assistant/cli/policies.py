@@ -19,10 +19,11 @@ from thumbwise.errors import NotFound
 from thumbwise.feedback.reception import reception
 from thumbwise.feedback.store import Store
 from thumbwise.home import Home, running_url
+from thumbwise.names import BASE
 from thumbwise.printed import minute, print_table
 from thumbwise.settings import Settings
 from thumbwise.versions import artifacts
-from thumbwise.versions.record import BASE, Versions
+from thumbwise.versions.record import Versions
 
 
 @click.group()

@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 
 from thumbwise.contracts import Message
 from thumbwise.engine.client import SILENCE, Chunk, EngineClient, Sampling
-from thumbwise.engine.supervised import BASE, State, Supervised, told
+from thumbwise.engine.supervised import State, Supervised, told
 from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
+from thumbwise.names import BASE
 
 PATIENCE = 20.0
 """Seconds that the servers left may take after another one has loaded or probed a version, or failed to."""

@@ -16,9 +16,7 @@ from typing import Literal
 
 from thumbwise.engine.client import EngineClient
 from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
-
-BASE = "policy-0000"
-"""The name under which the base model is served."""
+from thumbwise.names import BASE
 
 State = Literal["starting", "ready", "restarting", "failed", "stopped"]
 

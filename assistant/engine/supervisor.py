@@ -28,8 +28,9 @@ from typing import Any
 from thumbwise.base_model.templates import FolderTemplate
 from thumbwise.base_model.weights import linear_layers, positions
 from thumbwise.engine.client import EngineClient
-from thumbwise.engine.supervised import BASE, Supervised, told
+from thumbwise.engine.supervised import Supervised, told
 from thumbwise.errors import EngineFailed, ThumbwiseError
+from thumbwise.names import BASE
 from thumbwise.settings.engine import EngineSettings
 from thumbwise.system import child_logs, children
 from thumbwise.system.processor import engine_format

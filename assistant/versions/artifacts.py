@@ -25,11 +25,8 @@ from thumbwise.errors import Conflict, ThumbwiseError
 from thumbwise.faults import fault_point
 from thumbwise.feedback.records import sha256
 from thumbwise.home import fsync_folder, write_durably
+from thumbwise.names import CONFIG, MANIFEST, VERSION, WEIGHTS
 
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-MANIFEST = "manifest.json"
-NAME = re.compile(r"policy-(\d{4,})-([0-9a-f]{12})")
 KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 MAX_BYTES = 2 * 1024**3
 MAX_JSON = 8 * 1024**2
@@ -55,7 +52,7 @@ def check(
     """Validate a candidate's three files and return its manifest; raises ThumbwiseError (422) on the first fault."""
     if set(files) != {WEIGHTS, CONFIG, MANIFEST}:
         raise _refused(f"it must be exactly {WEIGHTS}, {CONFIG} and {MANIFEST}")
-    named = NAME.fullmatch(version)
+    named = VERSION.fullmatch(version)
     if named is None:
         raise _refused(f"{version[:80]!r} is not a version name (policy-<number>-<12 hex digits>)")
     if len(files[WEIGHTS]) > MAX_BYTES or max(len(files[CONFIG]), len(files[MANIFEST])) > MAX_JSON:

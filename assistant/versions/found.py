@@ -12,6 +12,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from thumbwise import names
 from thumbwise.base_model.prepare import PreparedModel
 from thumbwise.base_model.weights import base_modules
 from thumbwise.errors import ThumbwiseError
@@ -19,6 +20,7 @@ from thumbwise.home import Home
 from thumbwise.settings.engine import EngineSettings
 from thumbwise.versions import artifacts
 from thumbwise.versions.record import Versions
+from thumbwise.versions.states import State
 
 log = logging.getLogger(__name__)
 FOUND = "it was on disk when an older database was restored: promote it by hand, if you want it"
@@ -26,9 +28,9 @@ FOUND = "it was on disk when an older database was restored: promote it by hand,
 
 def highest(home: Home) -> int:
     """The highest number of a version or run in the home's folders; 0 where there is none."""
-    named = (artifacts.NAME.fullmatch(path.name) for path in home.policies.iterdir())
+    named = (names.VERSION.fullmatch(path.name) for path in home.policies.iterdir())
     numbers = [int(name[1]) for name in named if name]
-    for path in home.runs.glob("*/run.json"):
+    for path in home.runs.glob(f"*/{names.RUN_RECORD}"):
         try:
             numbers.append(int(json.loads(path.read_text())["given"]["number"]))
         except (OSError, ValueError, KeyError, TypeError):  # another build's, or damaged
@@ -42,11 +44,11 @@ def unknown(home: Home, versions: Versions, model: PreparedModel, engine: Engine
     numbers = {version.number for version in versions.all()} | versions.runs.numbers()
     manifests: list[dict[str, Any]] = []
     for path in sorted(home.policies.iterdir()):
-        name = artifacts.NAME.fullmatch(path.name)
+        name = names.VERSION.fullmatch(path.name)
         if name is None or path.name in known:
             continue
         try:
-            if not (path / artifacts.MANIFEST).is_file():  # a crash left it: it never was a version
+            if not (path / names.MANIFEST).is_file():  # a crash left it: it never was a version
                 continue
             if int(name[1]) in numbers:
                 raise ThumbwiseError(f"Number {int(name[1])} is another's, or its run may still hand it over.")
@@ -58,7 +60,7 @@ def unknown(home: Home, versions: Versions, model: PreparedModel, engine: Engine
 
 
 def _checked(path: Path, model: PreparedModel, max_rank: int) -> dict[str, Any]:
-    files = {name: (path / name).read_bytes() for name in (artifacts.WEIGHTS, artifacts.CONFIG, artifacts.MANIFEST)}
+    files = {name: (path / name).read_bytes() for name in (names.WEIGHTS, names.CONFIG, names.MANIFEST)}
     modules = base_modules(model.folder)
     return artifacts.check(path.name, files, modules=modules, base_digest=model.digest, max_rank=max_rank)
 
@@ -68,7 +70,7 @@ def take_in(versions: Versions, manifests: list[dict[str, Any]]) -> None:
     for manifest in manifests:
         version, refused = manifest["version"], _refused(manifest.get("gates"))
         versions.stage(manifest, None)
-        versions.set_state(version, "rejected" if refused else "retired", " ".join(refused) or FOUND)
+        versions.set_state(version, State.REJECTED if refused else State.RETIRED, " ".join(refused) or FOUND)
         log.warning("%s was on disk, and the database did not know it: it is listed now, and unused", version)
 
 

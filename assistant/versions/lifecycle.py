@@ -18,9 +18,10 @@ from thumbwise.engine.probes import Probe, ask
 from thumbwise.errors import Conflict, EngineFailed, EngineUnavailable, ThumbwiseError
 from thumbwise.faults import fault_point
 from thumbwise.logs import event
+from thumbwise.names import BASE
 from thumbwise.versions import artifacts
 from thumbwise.versions.canary import Judge
-from thumbwise.versions.record import BASE, Pointer, Versions
+from thumbwise.versions.record import Pointer, Versions
 
 if TYPE_CHECKING:
     from pathlib import Path

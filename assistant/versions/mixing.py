@@ -23,8 +23,8 @@ from thumbwise.base_model.weights import block_modules
 from thumbwise.cpu_adapters import TESTED
 from thumbwise.engine.client import EngineClient
 from thumbwise.engine.probes import distance
-from thumbwise.engine.supervised import BASE
 from thumbwise.errors import EngineFailed
+from thumbwise.names import BASE, CONFIG, WEIGHTS
 
 CHECKED = "thumbwise-checked"
 TOP = 20
@@ -42,10 +42,10 @@ def random_adapter(shapes: Mapping[str, tuple[int, int]], folder: Path, seed: in
         weights[f"base_model.model.{name}.lora_A.weight"] = rng.standard_normal((1, into), np.float32) / into**0.5
         weights[f"base_model.model.{name}.lora_B.weight"] = rng.standard_normal((out, 1), np.float32)
     folder.mkdir(parents=True)
-    save_file(weights, folder / "adapter_model.safetensors")
+    save_file(weights, folder / WEIGHTS)
     layers = sorted({name.rpartition(".")[2] for name in shapes})
     config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": layers, "bias": "none"}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+    (folder / CONFIG).write_text(json.dumps(config))
     return folder
 
 

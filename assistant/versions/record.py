@@ -14,137 +14,23 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlite_utils import Database, Migrations
+from sqlite_utils import Database
 
 from thumbwise.errors import Conflict, NotFound
 from thumbwise.faults import fault_point
 from thumbwise.feedback.records import LOCAL_USER, new_id, now_ns
 from thumbwise.feedback.store import Store
+from thumbwise.names import BASE
+from thumbwise.versions.migrations import migrations
 from thumbwise.versions.runs import Runs
+from thumbwise.versions.states import State, before
 
-BASE = "policy-0000"
-State = Literal["staged", "loaded", "probed", "canary", "stable", "retired", "rejected"]
 MOVES = ("promote", "rollback")  # of the stable version; what is logged besides is about canaries
 
 _LAST_REPLY = "(SELECT coalesce(max(rowid), 0) FROM replies)"
 _LAST_VOTE = "(SELECT coalesce(max(seq), 0) FROM feedback)"
-
-migrations = Migrations("policies")
-
-
-_VERSIONS = """
-CREATE TABLE runs (
-    id TEXT PRIMARY KEY,
-    number INTEGER NOT NULL UNIQUE,   -- the n of policy-<n>-…, never reused
-    snapshot_id TEXT NOT NULL,
-    lease TEXT NOT NULL,              -- secret of the job that holds it
-    lease_until REAL NOT NULL,        -- UTC seconds; renewed by heartbeats
-    outcome TEXT,                     -- NULL while it runs
-    reason TEXT NOT NULL DEFAULT '',
-    started_at INTEGER NOT NULL,
-    ended_at INTEGER
-) STRICT;
-CREATE TABLE policies (
-    version TEXT PRIMARY KEY,
-    number INTEGER NOT NULL UNIQUE,
-    run_id TEXT REFERENCES runs(id),
-    parent TEXT,                      -- what its training began from (of older builds: stable then)
-    state TEXT NOT NULL CHECK (state IN
-        ('staged', 'loaded', 'probed', 'canary', 'stable', 'retired', 'rejected')),
-    algorithm TEXT NOT NULL,
-    created_at TEXT NOT NULL,         -- ISO 8601, UTC
-    data_sha256 TEXT NOT NULL,        -- snapshot it learned from
-    n_labels INTEGER NOT NULL,
-    metrics TEXT NOT NULL,            -- JSON
-    reason TEXT NOT NULL DEFAULT ''   -- why rejected or retired
-) STRICT;
-CREATE TABLE pointer (
-    id INTEGER PRIMARY KEY CHECK (id = 1),
-    stable TEXT NOT NULL REFERENCES policies(version),
-    generation INTEGER NOT NULL
-) STRICT;
-CREATE TABLE pointer_log (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    action TEXT NOT NULL CHECK (action IN ('promote', 'rollback')),
-    old TEXT NOT NULL,
-    new TEXT NOT NULL,
-    reason TEXT NOT NULL,
-    at INTEGER NOT NULL
-) STRICT;
-"""
-
-
-@migrations()
-def m001_versions(db: Database) -> None:
-    """Versions, the pointer with its log, and the runs that make versions."""
-    db.executescript(_VERSIONS)
-    made = datetime.now(UTC).isoformat(timespec="seconds")
-    base = {"version": BASE, "number": 0, "parent": None, "state": "stable", "algorithm": "base", "created_at": made}
-    db.table("policies").insert(base | {"data_sha256": "", "n_labels": 0, "metrics": "{}"})
-    db.table("pointer").insert({"id": 1, "stable": BASE, "generation": 0})
-
-
-@migrations()
-def m002_canary(db: Database) -> None:
-    """A second version beside the stable one, for a share of people."""
-    db.executescript("""
-        ALTER TABLE pointer ADD COLUMN canary TEXT REFERENCES policies(version);
-        ALTER TABLE pointer ADD COLUMN share REAL NOT NULL DEFAULT 0;
-        ALTER TABLE pointer ADD COLUMN rollout TEXT NOT NULL DEFAULT '';     -- drawn anew for every canary
-        ALTER TABLE pointer ADD COLUMN since INTEGER NOT NULL DEFAULT 0;     -- when it began
-        CREATE TABLE moves (
-            seq INTEGER PRIMARY KEY AUTOINCREMENT,
-            action TEXT NOT NULL CHECK (action IN ('promote', 'rollback', 'canary', 'withdraw')),
-            old TEXT NOT NULL,
-            new TEXT NOT NULL,
-            reason TEXT NOT NULL,
-            at INTEGER NOT NULL
-        ) STRICT;
-        INSERT INTO moves SELECT * FROM pointer_log;
-        DROP TABLE pointer_log;
-        ALTER TABLE moves RENAME TO pointer_log;
-    """)
-
-
-@migrations()
-def m003_base(db: Database) -> None:
-    """Which base model BASE is."""
-    db.executescript("""
-        CREATE TABLE base (
-            id INTEGER PRIMARY KEY CHECK (id = 1),
-            digest TEXT NOT NULL,             -- SHA-256 over its files
-            name TEXT NOT NULL
-        ) STRICT;
-    """)
-
-
-@migrations()
-def m004_ended(db: Database) -> None:
-    """Runs whose lease ran out ended then."""
-    ended = "outcome IS NOT NULL AND ended_at IS NULL"
-    db.execute(f"UPDATE runs SET ended_at = CAST(lease_until * 1e9 AS INTEGER) WHERE {ended}")
-
-
-@migrations()
-def m010_from_where(db: Database) -> None:
-    """From which row on a canary, or a version that became stable, is judged: a clock may be set back."""
-    db.executescript("""
-        ALTER TABLE pointer ADD COLUMN from_reply INTEGER NOT NULL DEFAULT 0;  -- rowid before a canary's first reply
-        ALTER TABLE pointer ADD COLUMN from_vote INTEGER NOT NULL DEFAULT 0;   -- seq before its first vote
-        ALTER TABLE pointer ADD COLUMN swapped_at INTEGER;  -- seq when stable was promoted; NULL after a rollback
-        UPDATE pointer SET
-            from_reply = (SELECT coalesce(max(rowid), 0) FROM replies WHERE created_at < since),
-            from_vote = (SELECT coalesce(max(seq), 0) FROM feedback WHERE created_at < since);
-    """)
-
-
-@migrations()
-def m020_actor(db: Database) -> None:
-    """Who moved the pointer; of older moves nobody knows."""
-    db.executescript("ALTER TABLE pointer_log ADD COLUMN actor TEXT NOT NULL DEFAULT '';")
 
 
 @dataclass(frozen=True)
@@ -293,11 +179,12 @@ class Versions:
             )  # fmt: skip
 
     def set_state(self, version: str, state: State, reason: str = "") -> None:
-        """Move a version that takes no traffic to another state; the others move by the pointer alone."""
+        """Move a version that takes no traffic to another state, if that may follow its own; else nothing changes."""
         with self._changing() as db:
             db.execute(
-                "UPDATE policies SET state = ?, reason = ? WHERE version = ? AND state NOT IN ('stable', 'canary')",
-                [state, reason, version],
+                "UPDATE policies SET state = ?, reason = ? WHERE version = ?"
+                " AND state IN (SELECT value FROM json_each(?))",
+                [state, reason, version, json.dumps(before(state))],
             )
 
     def move_pointer(
@@ -314,9 +201,9 @@ class Versions:
                 [new, action, expect],
             ).rowcount
             _check_moved(db, moved, expect)
-            _end_canary(db, "retired", f"{new} became stable before it was judged")
-            db.execute("UPDATE policies SET state='retired', reason=? WHERE version=?", [reason, expect])
-            db.execute("UPDATE policies SET state='stable', reason='' WHERE version=?", [new])
+            _end_canary(db, State.RETIRED, f"{new} became stable before it was judged", but=new)
+            _set(db, expect, State.RETIRED, reason)
+            _set(db, new, State.STABLE, "")
             _log(db, action, expect, new, reason, actor)
             fault_point("pointer_written")
         fault_point("pointer_moved")
@@ -338,8 +225,8 @@ class Versions:
                 {"version": version, "share": share, "rollout": new_id("rollout"), "now": now_ns(), "expect": expect},
             ).rowcount
             _check_moved(db, moved, expect)
-            _end_canary(db, "retired", f"{version} took its place before it was judged")
-            db.execute("UPDATE policies SET state='canary', reason=? WHERE version=?", [reason, version])
+            _end_canary(db, State.RETIRED, f"{version} took its place before it was judged", but=version)
+            _set(db, version, State.CANARY, reason)
             _log(db, "canary", expect, version, reason, actor)
 
     def withdraw_canary(self, version: str, reason: str, actor: str = "operator") -> None:
@@ -349,7 +236,7 @@ class Versions:
                 "UPDATE pointer SET canary = NULL, share = 0, generation = generation + 1 WHERE canary = ?", [version]
             ).rowcount
             if ended:
-                _end_canary(db, "rejected", reason)
+                _end_canary(db, State.REJECTED, reason)
                 stable = next(iter(db.query("SELECT stable FROM pointer")))["stable"]
                 _log(db, "withdraw", version, stable, reason, actor)
 
@@ -361,7 +248,7 @@ class Versions:
         """
         record, at, passed = self._record, version, {version}
         while (at := record.promoted_from.get(at, "")) and at not in passed:
-            if record.versions[at].state != "rejected":
+            if record.versions[at].state != State.REJECTED:
                 return at
             passed.add(at)
         return None if version == BASE else BASE
@@ -381,8 +268,14 @@ def _check_moved(db: Database, moved: int, expect: str) -> None:
         raise Conflict(f"{expect} is no longer stable ({stable} is): look at `thumbwise policies list`.")
 
 
-def _end_canary(db: Database, state: State, reason: str) -> None:
-    db.execute("UPDATE policies SET state=?, reason=? WHERE state='canary'", [state, reason])
+def _set(db: Database, version: str, state: State, reason: str) -> None:
+    db.execute("UPDATE policies SET state = ?, reason = ? WHERE version = ?", [state, reason, version])
+
+
+def _end_canary(db: Database, state: State, reason: str, but: str = "") -> None:
+    """Give the canary, where there is one and it is not `but`, the state in which it ends."""
+    where = "state = ? AND version <> ?"
+    db.execute(f"UPDATE policies SET state = ?, reason = ? WHERE {where}", [state, reason, State.CANARY, but])
 
 
 def _log(db: Database, action: str, old: str, new: str, reason: str, actor: str) -> None:
@@ -393,6 +286,7 @@ def _log(db: Database, action: str, old: str, new: str, reason: str, actor: str)
 
 def _version(row: dict[str, Any]) -> Version:
     return Version(
-        **{key: row[key] for key in Version.__dataclass_fields__ if key != "metrics"},
+        **{key: row[key] for key in Version.__dataclass_fields__ if key not in ("state", "metrics")},
+        state=State(row["state"]),
         metrics=json.loads(row["metrics"]),
     )

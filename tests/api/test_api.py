@@ -14,9 +14,9 @@ from tiny_engine import TinyEngine
 
 from thumbwise.engine.client import Sampling
 from thumbwise.feedback.snapshot import snapshot_path, take_snapshot
+from thumbwise.names import BASE
 from thumbwise.serving.assistant import Assistant
 from thumbwise.serving.auth import MAX_API_BODY
-from thumbwise.versions.record import BASE
 
 CHAT = "/v1/chat/completions"
 ASK: list[dict[str, Any]] = [{"role": "user", "content": "Hello?"}]

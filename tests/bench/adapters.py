@@ -35,9 +35,9 @@ from tiny_model import make_tiny_adapter, make_tiny_model
 
 from thumbwise import cpu_adapters
 from thumbwise.base_model.prepare import prepare
-from thumbwise.engine.supervised import BASE
 from thumbwise.engine.supervisor import Engine
 from thumbwise.home import Home
+from thumbwise.names import BASE
 from thumbwise.settings import Settings
 from thumbwise.settings.engine import EngineSettings
 from thumbwise.training.data.prompts import rehearsal_prompts

@@ -28,7 +28,7 @@ from thumbwise.contracts import Message
 from thumbwise.feedback import migrations
 from thumbwise.feedback.records import canonical, prompt_sha256, sha256
 from thumbwise.home import Home
-from thumbwise.versions import record
+from thumbwise.versions import migrations as of_versions
 
 TEXT = (
     "the sky is blue because light of short waves is scattered by air more than that of long ones and what we see of it"
@@ -171,7 +171,7 @@ def make(path: Path, replies: int, votes: int, seed: int = 0) -> None:
         db = Database(connection, strict=True)
         for pragma in ("journal_mode = WAL", "synchronous = OFF", "foreign_keys = OFF"):
             connection.execute(f"PRAGMA {pragma}")
-        for part in (migrations.migrations, record.migrations, keys.migrations):
+        for part in (migrations.migrations, of_versions.migrations, keys.migrations):
             part.apply(db, stop_before=[step.name for step in part.pending(db) if step.name >= LATER[part.name]])
         connection.execute("BEGIN")
         Crowd(connection, replies, votes, seed).run()

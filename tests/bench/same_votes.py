@@ -35,6 +35,7 @@ from tiny_model import ROUND
 from thumbwise.base_model.prepare import prepare
 from thumbwise.contracts import Prompt, Sample
 from thumbwise.home import Home, write_durably
+from thumbwise.names import BASE
 from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.training.rehearsal import figures as rehearsal_figures
@@ -45,7 +46,6 @@ from thumbwise.training.rehearsal.measure import keep as keep_samples
 from thumbwise.training.rehearsal.measure import kept as kept_samples
 from thumbwise.training.rehearsal.raters import Voting, judged
 from thumbwise.training.run.folders import FIT, RECORD, SNAPSHOT, read_json
-from thumbwise.versions.record import BASE
 
 SIDE = Path(__file__).parent / "same_votes_parts" / "side.py"
 BEFORE = "before"

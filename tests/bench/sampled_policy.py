@@ -35,13 +35,14 @@ from thumbwise.contracts import Sample
 from thumbwise.engine.supervised import BASE as SERVED_BASE
 from thumbwise.engine.supervisor import Engine
 from thumbwise.home import Home
+from thumbwise.names import CONFIG, WEIGHTS
 from thumbwise.settings import Settings
 from thumbwise.settings.engine import EngineSettings
 from thumbwise.training.backbone.backbone import BASE, POLICY, Backbone
 from thumbwise.training.data.prompts import seed_prompts
 from thumbwise.training.policy.rollouts import generate
 from thumbwise.training.policy.stepping import imitate
-from thumbwise.training.run.candidate import CONFIG, WEIGHTS, adapter_files
+from thumbwise.training.run.candidate import adapter_files
 
 REPLIES, TOKENS, EVERY, TOLD = 8, 48, 4, 60
 """Replies imitated, tokens of each, of which every so many-th is asked of vLLM, and tokens that it tells of."""

@@ -44,13 +44,13 @@ from thumbwise.engine.client import EngineClient
 from thumbwise.engine.probes import distance
 from thumbwise.engine.supervisor import Engine
 from thumbwise.home import Home
+from thumbwise.names import BASE
 from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.settings.engine import EngineSettings
 from thumbwise.training.rehearsal.measure import Measure
 from thumbwise.training.rehearsal.swap_watch import Reply, SwapWatch, mixed
 from thumbwise.training.run.client import OpsClient
-from thumbwise.versions.record import BASE
 
 READERS = 8
 TOKENS = 96

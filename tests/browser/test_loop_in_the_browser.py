@@ -31,9 +31,9 @@ from tiny_model import ROUND
 
 from thumbwise.cli.serve import listen
 from thumbwise.home import Home
+from thumbwise.names import BASE
 from thumbwise.pages.chat import DOUBLE_CLICK_SECONDS
 from thumbwise.pages.markup import short
-from thumbwise.versions.record import BASE
 
 pytestmark = [pytest.mark.browser, pytest.mark.engine]
 

@@ -21,9 +21,9 @@ from thumbwise.base_model.weights import linear_layers
 from thumbwise.engine import supervisor as module
 from thumbwise.engine.client import EngineClient
 from thumbwise.engine.external import ExternalEngine
-from thumbwise.engine.supervised import BASE
 from thumbwise.engine.supervisor import Engine
 from thumbwise.errors import EngineFailed, EngineUnavailable
+from thumbwise.names import BASE
 
 
 async def test_ready_only_after_a_token_and_after_every_callback(stubbed):

@@ -17,8 +17,8 @@ from tiny_engine import TinyEngine
 from thumbwise.contracts import Message
 from thumbwise.engine.client import EngineClient, Sampling
 from thumbwise.engine.external import ExternalEngine, Replicas
-from thumbwise.engine.supervised import BASE
 from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
+from thumbwise.names import BASE
 from thumbwise.serving.assistant import Assistant
 
 JSON = "application/json"

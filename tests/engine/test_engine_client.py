@@ -16,8 +16,8 @@ from tiny_engine import TinyEngine
 from tiny_model import make_token_adapter
 
 from thumbwise.engine.client import Chunk, EngineClient, Sampling
-from thumbwise.engine.supervised import BASE
 from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
+from thumbwise.names import BASE
 
 ASK = [{"role": "user", "content": "Tell me a story about a fox"}]
 SAMPLING = Sampling(temperature=0.7, max_tokens=8)

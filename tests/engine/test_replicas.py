@@ -19,8 +19,8 @@ from thumbwise.engine.client import Sampling
 from thumbwise.engine.external import Replicas
 from thumbwise.engine.supervisor import Engine
 from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
+from thumbwise.names import BASE
 from thumbwise.settings import Settings
-from thumbwise.versions.record import BASE
 
 SAMPLING = Sampling(temperature=1.0, max_tokens=8)
 ASK = [{"role": "user", "content": "Who answers?"}]

@@ -27,9 +27,10 @@ from thumbwise.contracts import Message
 from thumbwise.feedback import reception, snapshot, store
 from thumbwise.feedback.records import REFUSED, FeedbackRequest
 from thumbwise.feedback.store import Store
+from thumbwise.names import BASE
 from thumbwise.settings.canary import CanarySettings
 from thumbwise.versions.canary import Judge
-from thumbwise.versions.record import BASE, Versions
+from thumbwise.versions.record import Versions
 
 FULL_READS = {
     store.COUNTS, reception.REPLIES, reception.THUMBS, reception.VOTES, reception.DRAFTS, reception.VERSIONS,
@@ -238,7 +239,8 @@ def test_every_file_that_asks_the_database_is_looked_at_here() -> None:
         if re.search(r"(?:store|db|self)\.(?:rows|query|execute)\(", path.read_text())
     }
     assert asking == {
-        "assistant/accounts/keys.py", "assistant/versions/canary.py", "assistant/versions/record.py",
-        "assistant/versions/runs.py", "feedback/migrations.py", "feedback/prompts.py", "feedback/reception.py",
+        "assistant/accounts/keys.py", "assistant/versions/canary.py", "assistant/versions/migrations.py",
+        "assistant/versions/record.py", "assistant/versions/runs.py", "feedback/migrations.py", "feedback/prompts.py",
+        "feedback/reception.py",
         "feedback/snapshot.py", "feedback/store.py", "feedback/writer.py",
     }  # fmt: skip

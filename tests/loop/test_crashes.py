@@ -21,11 +21,10 @@ from tiny_engine import TinyEngine
 from tiny_model import make_tiny_adapter
 
 from thumbwise.home import HomeLock, running_url
+from thumbwise.names import BASE, MANIFEST
 from thumbwise.training.run import client
 from thumbwise.training.run.candidate import Candidate
 from thumbwise.training.run.client import Run
-from thumbwise.versions.artifacts import MANIFEST
-from thumbwise.versions.record import BASE
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("one_thread", "no_repetition")]
 

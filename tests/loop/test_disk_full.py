@@ -40,10 +40,9 @@ from thumbwise import faults
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import LOCAL_USER
 from thumbwise.home import Home
+from thumbwise.names import BASE, CONFIG, WEIGHTS
 from thumbwise.training.run import client
 from thumbwise.training.run.client import OpsClient, Run
-from thumbwise.versions.artifacts import CONFIG, WEIGHTS
-from thumbwise.versions.record import BASE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 engine = pytest.mark.engine

@@ -21,9 +21,9 @@ from thumbwise.engine.client import Chunk
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback import writer
 from thumbwise.feedback.store import Store
+from thumbwise.names import BASE
 from thumbwise.plugin_host.deciding import PLACES
 from thumbwise.serving.assistant import Assistant
-from thumbwise.versions.record import BASE
 
 ASK: list[Message] = [{"role": "user", "content": "Hello?"}]
 LOCAL = asker("local")

@@ -13,19 +13,20 @@ import numpy as np
 from fakes import FakeEngineClient
 from safetensors.numpy import save
 
+from thumbwise import names
 from thumbwise.base_model.prepare import PreparedModel
 from thumbwise.contracts import Message
 from thumbwise.feedback.records import Asker, FeedbackRequest, ReplyState, sha256
 from thumbwise.feedback.store import Store
 from thumbwise.home import Home
 from thumbwise.metrics import Metrics
+from thumbwise.names import BASE
 from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.settings.canary import CanarySettings
-from thumbwise.versions import artifacts
 from thumbwise.versions.canary import Rollout
 from thumbwise.versions.lifecycle import Policies
-from thumbwise.versions.record import BASE, Versions
+from thumbwise.versions.record import Versions
 
 PROMPT = (Message(role="user", content="Hello?"),)
 PEOPLE = [f"person-{n}" for n in range(200)]
@@ -53,10 +54,10 @@ def candidate(number: int = 1, change: Change | None = None, seed: int = 0) -> t
     }  # fmt: skip
     if change is not None:
         change(config, manifest, tensors)
-    files = {artifacts.WEIGHTS: save(tensors), artifacts.CONFIG: json.dumps(config).encode()}
+    files = {names.WEIGHTS: save(tensors), names.CONFIG: json.dumps(config).encode()}
     manifest["files"] = {name: sha256(data) for name, data in files.items()}
-    version = f"policy-{number:04d}-{sha256(files[artifacts.WEIGHTS])[:12]}"
-    files[artifacts.MANIFEST] = json.dumps({"version": version} | manifest).encode()
+    version = f"policy-{number:04d}-{sha256(files[names.WEIGHTS])[:12]}"
+    files[names.MANIFEST] = json.dumps({"version": version} | manifest).encode()
     return version, files
 
 

@@ -30,9 +30,9 @@ from thumbwise.engine.client import EngineClient
 from thumbwise.engine.external import ExternalEngine
 from thumbwise.engine.probes import distance
 from thumbwise.errors import EngineFailed, ThumbwiseError
+from thumbwise.names import CONFIG, MANIFEST, WEIGHTS
 from thumbwise.training.run.candidate import Candidate
 from thumbwise.training.run.client import OpsClient, Run
-from thumbwise.versions.artifacts import CONFIG, MANIFEST, WEIGHTS
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("one_thread")]
 

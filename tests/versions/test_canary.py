@@ -12,13 +12,14 @@ import pytest
 from fakes import asker
 from policy_world import OF_BASE, PEOPLE, PROMPT, World, canary, counted, make_world, pair, people_of, thumb, turn
 
+from thumbwise import names
 from thumbwise.chat.admission import Load
 from thumbwise.chat.turns import Conversations
 from thumbwise.engine.client import Sampling
 from thumbwise.errors import Conflict, ThumbwiseError
 from thumbwise.feedback.records import LOCAL_USER, REFUSED
-from thumbwise.versions import artifacts
-from thumbwise.versions.record import BASE, Pointer
+from thumbwise.names import BASE
+from thumbwise.versions.record import Pointer
 
 FEW = {"turns": 30, "people": 5, "judgements": 4, "each": 20, "max_age": "1d"}
 
@@ -225,7 +226,7 @@ async def test_a_canary_is_there_again_after_a_restart_or_taken_back_where_it_ca
     await world.policies.restore(world.engine)
     assert version in world.engine.loaded
     assert world.versions.pointer() == before
-    weights = world.home.policies / version / artifacts.WEIGHTS
+    weights = world.home.policies / version / names.WEIGHTS
     weights.chmod(0o600)
     weights.write_bytes(b"damaged")
     await world.policies.restore(world.engine)

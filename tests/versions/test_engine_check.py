@@ -10,10 +10,10 @@ import pytest
 from tiny_engine import TINY, TinyEngine
 
 from thumbwise.base_model.prepare import prepare
-from thumbwise.engine.supervised import BASE
 from thumbwise.engine.supervisor import Engine
 from thumbwise.errors import EngineFailed
 from thumbwise.home import Home
+from thumbwise.names import BASE
 from thumbwise.settings.engine import EngineSettings
 from thumbwise.versions.mixing import CHECKED, check
 

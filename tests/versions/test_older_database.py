@@ -20,13 +20,14 @@ from thumbwise.contracts import Message
 from thumbwise.feedback.records import FeedbackRequest
 from thumbwise.feedback.store import Store
 from thumbwise.home import Home
+from thumbwise.names import BASE
 from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.settings.engine import EngineSettings
 from thumbwise.training.job.job import run_training
 from thumbwise.training.run.folders import TrainResult
 from thumbwise.versions import found
-from thumbwise.versions.record import BASE, Versions
+from thumbwise.versions.record import Versions
 
 
 class Speaking(FakeEngineClient):

@@ -15,10 +15,10 @@ from fakes import asker
 from policy_world import PEOPLE, PROMPT, World, canary, counted, make_world, pair, people_of, thumb, turn
 
 from thumbwise.feedback.records import NEW_BROWSER, PROGRAMS
+from thumbwise.names import BASE
 from thumbwise.serving.assistant import Assistant
 from thumbwise.settings.canary import CanarySettings
 from thumbwise.versions.canary import AGAIN, LAST, PAIRS, THUMBS, TURNS, Judge
-from thumbwise.versions.record import BASE
 
 FEW = {"turns": 30, "people": 5, "judgements": 4, "each": 20, "max_age": "1d"}
 

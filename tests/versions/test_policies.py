@@ -12,18 +12,18 @@ import pytest
 from fakes import FakeEngineClient, asker
 from policy_world import OF_BASE, SHAPES, TRAINER, Change, World, candidate, make_world
 
+from thumbwise import names
 from thumbwise.base_model.prepare import PreparedModel
 from thumbwise.base_model.weights import base_modules
 from thumbwise.contracts import Message
 from thumbwise.engine.probes import distance
 from thumbwise.errors import Conflict, EngineFailed, EngineUnavailable, NotFound, ThumbwiseError
 from thumbwise.home import Home
+from thumbwise.names import BASE
 from thumbwise.serving import assistant as app
 from thumbwise.serving.assistant import Assistant
 from thumbwise.settings import Settings
 from thumbwise.versions import artifacts
-from thumbwise.versions import record as versions
-from thumbwise.versions.record import BASE
 
 
 def check(version: str, files: dict[str, bytes]) -> dict[str, Any]:
@@ -94,10 +94,10 @@ def test_an_adapter_that_cannot_be_served_is_refused(change: Change, says: str) 
 def test_damaged_bytes_and_extra_files_are_refused() -> None:
     version, files = candidate()
     for spoiled in (
-        files | {artifacts.WEIGHTS: files[artifacts.WEIGHTS][:-1] + b"\0"},
-        files | {artifacts.WEIGHTS: files[artifacts.WEIGHTS][:40]},
+        files | {names.WEIGHTS: files[names.WEIGHTS][:-1] + b"\0"},
+        files | {names.WEIGHTS: files[names.WEIGHTS][:40]},
         files | {"evil.py": b"print()"},
-        files | {artifacts.MANIFEST: b"{" * 100_000},
+        files | {names.MANIFEST: b"{" * 100_000},
     ):
         with pytest.raises(ThumbwiseError, match="refused"):
             check(version, spoiled)
@@ -108,7 +108,7 @@ def test_damaged_bytes_and_extra_files_are_refused() -> None:
 def test_a_version_without_its_manifest_is_not_complete_and_is_written_afresh(tmp_path: Path) -> None:
     version, files = candidate()
     folder = artifacts.write(tmp_path, version, files)
-    (folder / artifacts.MANIFEST).unlink()
+    (folder / names.MANIFEST).unlink()
     with pytest.raises(ThumbwiseError, match="not complete"):
         artifacts.verify(folder)
     assert artifacts.verify(artifacts.write(tmp_path, version, files))["version"] == version
@@ -116,7 +116,7 @@ def test_a_version_without_its_manifest_is_not_complete_and_is_written_afresh(tm
 
 def test_a_changed_file_or_a_link_is_noticed(tmp_path: Path) -> None:
     version, files = candidate()
-    weights = artifacts.write(tmp_path, version, files) / artifacts.WEIGHTS
+    weights = artifacts.write(tmp_path, version, files) / names.WEIGHTS
     weights.chmod(0o600)
     weights.write_bytes(b"other")
     with pytest.raises(ThumbwiseError, match="changed"):
@@ -210,7 +210,7 @@ async def test_comparisons_do_without_a_version_that_cannot_be_loaded_again(worl
     first, second = world.receive(1), world.receive(2)
     await world.policies.promote(first, BASE, "")
     await world.policies.promote(second, first, "")
-    (world.policies.folder(first) / artifacts.WEIGHTS).unlink()
+    (world.policies.folder(first) / names.WEIGHTS).unlink()
     await world.policies.restore(world.engine)
     assert world.policies.live() == [second]
 
@@ -256,7 +256,7 @@ async def test_a_stable_version_that_cannot_be_restored_gives_way_visibly(world:
     first, second = world.receive(1), world.receive(2)
     await world.policies.promote(first, BASE, "")
     await world.policies.promote(second, first, "")
-    weights = world.home.policies / second / artifacts.WEIGHTS
+    weights = world.home.policies / second / names.WEIGHTS
     weights.chmod(0o600)
     weights.write_bytes(b"damaged")
     await world.policies.restore(world.engine)
@@ -300,7 +300,7 @@ def test_the_record_of_a_version_has_the_fields_that_others_read(world: World) -
 
 
 def test_the_base_is_there_from_the_start(world: World) -> None:
-    assert world.versions.stable() == versions.BASE
+    assert world.versions.stable() == BASE
     assert world.versions.all()[0].algorithm == "base"
 
 
@@ -311,7 +311,7 @@ def test_a_home_keeps_its_base_model_once_there_are_replies(world: World) -> Non
     bind, store = world.versions.bind, world.versions.store
     bind("a", "first")
     bind("b", "second")  # nothing is lost by it
-    store.start_reply(asker("ann"), [Message(role="user", content="Hello?")], versions.BASE, {})
+    store.start_reply(asker("ann"), [Message(role="user", content="Hello?")], BASE, {})
     bind("b", "second")
     with pytest.raises(Conflict, match=r"base model second, which is not third: start with the one it was"):
         bind("c", "third")
@@ -330,7 +330,7 @@ async def test_an_assistant_with_another_base_model_starts_no_engine_and_says_wh
     home = Home.find(tmp_path)
     assistant = Assistant(home, Settings.load(home))
     assistant.versions.bind("a", "first")
-    assistant.store.start_reply(asker("ann"), [Message(role="user", content="Hello?")], versions.BASE, {})
+    assistant.store.start_reply(asker("ann"), [Message(role="user", content="Hello?")], BASE, {})
     monkeypatch.setattr(app, "prepare", lambda *args: PreparedModel(tmp_path, "b", "second"))
     await assistant._bring_up()
     assert "first, which is not second" in assistant.status().detail

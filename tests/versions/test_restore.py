@@ -9,7 +9,7 @@ import pytest
 from policy_world import OF_BASE, World, make_world
 
 from thumbwise.errors import Conflict
-from thumbwise.versions.record import BASE
+from thumbwise.names import BASE
 
 
 @pytest.fixture

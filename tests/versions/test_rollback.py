@@ -14,7 +14,7 @@ from thumbwise.chat.turns import Conversations
 from thumbwise.contracts import Message
 from thumbwise.engine.client import Sampling
 from thumbwise.errors import Conflict, EngineFailed, ThumbwiseError
-from thumbwise.versions.record import BASE
+from thumbwise.names import BASE
 
 ASK: list[Message] = [{"role": "user", "content": "Hello?"}]
 

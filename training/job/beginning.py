@@ -12,13 +12,12 @@ from thumbwise.contracts import Backbone, RunContext
 from thumbwise.errors import ThumbwiseError
 from thumbwise.faults import fault_point
 from thumbwise.home import write_durably
+from thumbwise.names import BASE, CONFIG, WEIGHTS
 from thumbwise.training.backbone.backbone import POLICY
 from thumbwise.training.data.snapshot import Snapshot
 from thumbwise.training.policy.sft import SFTReport, learn
-from thumbwise.training.run.candidate import CONFIG, WEIGHTS
 from thumbwise.training.run.folders import read_json, write_json
 from thumbwise.training.run.work import Work, seed_all
-from thumbwise.versions.record import BASE
 
 STABLE = "stable"
 SFT, SFT_WEIGHTS = "sft.json", "sft.safetensors"

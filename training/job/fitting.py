@@ -11,6 +11,7 @@ import numpy as np
 
 from thumbwise.contracts import FitReport, RewardModel, RunContext, Sample
 from thumbwise.errors import ThumbwiseError
+from thumbwise.names import BASE
 from thumbwise.training.data.lengths import at_lengths
 from thumbwise.training.data.snapshot import Snapshot
 from thumbwise.training.evaluation.evaluate import CHAT_TOKENS, Replies
@@ -20,7 +21,6 @@ from thumbwise.training.reward.agreement import told
 from thumbwise.training.reward.scaled import ShapedReward, check_fit, mend, naming
 from thumbwise.training.run.folders import FIT, read_json, write_json
 from thumbwise.training.run.work import Work, seed_all
-from thumbwise.versions.record import BASE
 
 CALIBRATION = 64
 """Replies of the reference on which the reward gets mean 0 and deviation 1."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import Cache
 
 from thumbwise.contracts import Prompt, RunContext, Sample
+from thumbwise.names import BASE
 from thumbwise.training.backbone.batches import chunks, shared_prefix
 from thumbwise.training.backbone.cache import growing, line_up
 from thumbwise.training.backbone.logprobs import Head
@@ -167,7 +168,7 @@ class InProcess:
                     prompt_ids=tuple(ids[row]),
                     response_ids=reply.ids,
                     finish_reason=reply.finish_reason,
-                    policy_version=adapter or "policy-0000",
+                    policy_version=adapter or BASE,
                     rollout_logprobs=reply.logprobs,
                 )
         return [samples[row] for row in range(len(prompts))]

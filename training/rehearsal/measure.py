@@ -19,6 +19,7 @@ import torch
 from thumbwise.base_model.prepare import prepare
 from thumbwise.contracts import Floats, Message, Prompt, RunContext, Sample
 from thumbwise.home import Home, write_durably
+from thumbwise.names import BASE
 from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.training.backbone.backbone import Backbone
@@ -26,7 +27,6 @@ from thumbwise.training.evaluation.evaluate import kl_between
 from thumbwise.training.evaluation.replies import mean_length
 from thumbwise.training.policy.rollouts import BATCH
 from thumbwise.training.rehearsal.swap_watch import Reply
-from thumbwise.versions.record import BASE
 
 FORCED = 4
 """Long replies in one forward: they take memory."""

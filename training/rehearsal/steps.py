@@ -23,6 +23,7 @@ from thumbwise.contracts import Prompt, Sample
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import canonical, sha256
 from thumbwise.home import Home
+from thumbwise.names import BASE, MANIFEST
 from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.training.rehearsal import figures as rehearsal_figures
@@ -35,7 +36,6 @@ from thumbwise.training.rehearsal.served import Api, finish
 from thumbwise.training.rehearsal.swap_watch import Seen, SwapWatch, mixed
 from thumbwise.training.run.folders import FIT, read_json, unfinished, write_json
 from thumbwise.training.run.progress import RunProgress
-from thumbwise.versions.record import BASE
 
 LEAST_STREAMS = 8
 HELD = {faults.VARIABLE: "published=stop"}
@@ -234,7 +234,7 @@ class Rehearsal:
     def _swap(self, watch: Seen, result: dict[str, Any]) -> dict[str, Any]:
         """What readers saw of a swap; the versions that were live are the base and all that were promoted."""
         self.progress.stage(f"reading {len(watch.replies)} streamed replies")
-        versions = [BASE, *(path.parent.name for path in sorted(self.home.policies.glob("*/manifest.json")))]
+        versions = [BASE, *(path.parent.name for path in sorted(self.home.policies.glob(f"*/{MANIFEST}")))]
         found = mixed(watch.nearest(CHECKED), versions, self._measure().force)
         return {
             "promoted": result["outcome"] == "promoted",
@@ -261,7 +261,7 @@ class Rehearsal:
         before = Judged(start, self._scores(start, counts))
         rewards = by_prompt(counts, measure.rewards(start, run).tolist())
         fit, wrong = read_json(run / FIT)["fit"], self.plan.voting.wrong
-        manifest = read_json(self.home.policies / version / "manifest.json")
+        manifest = read_json(self.home.policies / version / MANIFEST)
         figures = {
             "tokens": self.plan.tokens, **rehearsal_figures.beside_start(candidate, before, wanted),
             **rehearsal_figures.best_by_reward(before.scores, rewards, wanted),

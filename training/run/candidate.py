@@ -18,11 +18,11 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import save
 
 from thumbwise.contracts import Backbone, GateReport, Prompt
+from thumbwise.names import CONFIG, MANIFEST, WEIGHTS, version_name
 from thumbwise.training.backbone.backbone import BASE, POLICY
 from thumbwise.training.policy.rollouts import generate
 from thumbwise.training.run.folders import plain
 
-WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "manifest.json"
 TOP = 20
 
 
@@ -81,7 +81,7 @@ def make_candidate(
 ) -> Candidate:
     """Name the adapter and write its manifest from `facts` (parent, digests, config, metrics, probes, ...)."""
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in adapter.items()}
-    version = f"policy-{number:04d}-{digests[WEIGHTS][:12]}"
+    version = version_name(number, digests[WEIGHTS])
     manifest = {
         "format": 1,
         "version": version,

@@ -22,13 +22,14 @@ from pydantic import BaseModel
 from thumbwise.contracts import GateReport
 from thumbwise.errors import Conflict, ThumbwiseError
 from thumbwise.home import Home, write_durably
+from thumbwise.names import RUN_RECORD
 from thumbwise.settings import Settings
 from thumbwise.settings.gates import GateSettings
 from thumbwise.settings.training import TrainSettings
 from thumbwise.training.run.client import Run
 
 Outcome = Literal["promoted", "rejected", "too_little_data", "failed"]
-RECORD, RESULT, SNAPSHOT, FIT = "run.json", "result.json", "snapshot.jsonl", "fit.json"
+RESULT, SNAPSHOT, FIT = "result.json", "snapshot.jsonl", "fit.json"
 KEPT = ("reward", "train", "gates", "chat_max_tokens", "chat_template_kwargs")
 """Settings that a run keeps from when it began."""
 
@@ -88,7 +89,7 @@ class Record:
             "chat_max_tokens": self.chat_max_tokens, "new_votes": self.new_votes,
             "chat_template_kwargs": self.chat_template_kwargs,
         }  # fmt: skip
-        write_json(folder / RECORD, row)
+        write_json(folder / RUN_RECORD, row)
 
 
 def read_record(folder: Path) -> Record:
@@ -97,7 +98,7 @@ def read_record(folder: Path) -> Record:
     Also where it lacks a setting of today: its default may be another than what the run began with.
     """
     try:
-        row = json.loads((folder / RECORD).read_text())
+        row = json.loads((folder / RUN_RECORD).read_text())
         train = _as_it_was(TrainSettings, row["train"])
         gates = _as_it_was(GateSettings, row["gates"])
         given = Run(**row["given"])
@@ -108,7 +109,7 @@ def read_record(folder: Path) -> Record:
     except (KeyError, TypeError, ValueError) as error:
         said = " ".join(str(error).split())[:200]
         raise ThumbwiseError(
-            f"{folder / RECORD} was written by another version of Thumbwise ({said}): start a new run with "
+            f"{folder / RUN_RECORD} was written by another version of Thumbwise ({said}): start a new run with "
             "`thumbwise train`."
         ) from None
 
@@ -149,12 +150,12 @@ def _votes(folder: Path) -> set[str]:
 
 
 def _runs(home: Home) -> list[Path]:
-    return [path.parent for path in home.runs.glob(f"*/{RECORD}")]
+    return [path.parent for path in home.runs.glob(f"*/{RUN_RECORD}")]
 
 
 def _number(folder: Path) -> int:
     """A run's number; -1 where an older build's record does not say."""
-    given = kept(folder / RECORD).get("given")
+    given = kept(folder / RUN_RECORD).get("given")
     number = given.get("number") if isinstance(given, dict) else None
     return number if isinstance(number, int) else -1
 

@@ -12,12 +12,12 @@ import torch
 
 from thumbwise.base_model.prepare import PreparedModel
 from thumbwise.home import Home
+from thumbwise.names import BASE
 from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.training.data.votes import Sampling
 from thumbwise.training.run.client import Lease, OpsClient, Run
 from thumbwise.training.run.progress import RunProgress
-from thumbwise.versions.record import BASE
 
 
 @dataclass

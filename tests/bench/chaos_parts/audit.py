@@ -11,9 +11,9 @@ from chaos_parts.clients import Clients
 
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
+from thumbwise.names import BASE, MANIFEST
 from thumbwise.training.run.client import OpsClient
-from thumbwise.versions.artifacts import MANIFEST, verify
-from thumbwise.versions.record import BASE
+from thumbwise.versions.artifacts import verify
 
 
 def snapshot(home: Home, url: str) -> list[dict[str, Any]]:

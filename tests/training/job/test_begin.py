@@ -11,10 +11,10 @@ import torch
 from tiny_model import make_tiny_adapter, make_tiny_model
 from training_world import FakeAssistant, make_snapshot, train
 
+from thumbwise import names
+from thumbwise.names import BASE
 from thumbwise.settings.training import TrainSettings
 from thumbwise.training.backbone.backbone import FROZEN, POLICY, Backbone
-from thumbwise.versions import artifacts
-from thumbwise.versions.record import BASE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FAR = {"learning_rate": 1e-2, "warmup": 0, "kl_coefficient": 0.0, "kl_budget": 1e3, "pace": 1.0}
@@ -115,8 +115,8 @@ def test_an_adapter_of_a_larger_rank_than_the_settings_is_refused_in_one_sentenc
     tmp_path: Path, model: Path, first: FakeAssistant
 ) -> None:
     assistant = again(first)
-    config = json.loads(assistant.policies[first.stable][artifacts.CONFIG])
-    files = assistant.policies[first.stable] | {artifacts.CONFIG: json.dumps(config | {"r": 16}).encode()}
+    config = json.loads(assistant.policies[first.stable][names.CONFIG])
+    files = assistant.policies[first.stable] | {names.CONFIG: json.dumps(config | {"r": 16}).encode()}
     assistant.policies[first.stable] = files
     result = train(tmp_path, model, assistant, begin="stable")
     assert result.outcome == "failed"

@@ -20,6 +20,7 @@ from thumbwise.contracts import Labels, Sample, Thumb
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.store import Store
 from thumbwise.home import Home
+from thumbwise.names import BASE
 from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.serving.schedule import Schedule
 from thumbwise.settings import Settings
@@ -30,7 +31,7 @@ from thumbwise.training.data.votes import Sampling
 from thumbwise.training.job import enough
 from thumbwise.training.job.dry_run import dry_run
 from thumbwise.training.run.folders import nothing_new, unfinished
-from thumbwise.versions.record import BASE, Versions
+from thumbwise.versions.record import Versions
 from thumbwise.versions.runs import Runs
 
 SAMPLING = Sampling(temperature=0.7, max_tokens=48, longest=512)

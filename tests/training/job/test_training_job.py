@@ -19,6 +19,7 @@ from thumbwise.contracts import GateReport, RunContext
 from thumbwise.errors import Conflict, ThumbwiseError
 from thumbwise.feedback.records import canonical
 from thumbwise.home import Home
+from thumbwise.names import BASE
 from thumbwise.settings import Settings
 from thumbwise.training.job import fitting, job
 from thumbwise.training.job.fitting import CALIBRATION
@@ -28,7 +29,6 @@ from thumbwise.training.policy.losses import MissingEnd, ends_wanted
 from thumbwise.training.run.folders import TrainResult
 from thumbwise.training.run.progress import RunProgress
 from thumbwise.versions import artifacts
-from thumbwise.versions.record import BASE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,6 +19,7 @@ from training_world import CHAT, FakeAssistant, train
 
 from thumbwise.contracts import Message, Prompt
 from thumbwise.home import Home
+from thumbwise.names import BASE
 from thumbwise.training.rehearsal import figures as rehearsal_figures
 from thumbwise.training.rehearsal.home import environment
 from thumbwise.training.rehearsal.judged import Wanted
@@ -28,7 +29,6 @@ from thumbwise.training.rehearsal.report import table
 from thumbwise.training.rehearsal.served import Api
 from thumbwise.training.rehearsal.steps import Plan, Rehearsal
 from thumbwise.training.run.folders import write_json
-from thumbwise.versions.record import BASE
 
 PROMPTS = tuple(Prompt((Message(role="user", content=f"Question {n}?"),), f"g{n}") for n in range(12))
 
