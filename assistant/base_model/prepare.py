@@ -300,7 +300,7 @@ def _download(name: str, out: Path, progress: Progress) -> None:
 
 def _run(module: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run one of our modules as a process that ends when we do, in a session of its own: Ctrl-C is for us alone."""
-    command = children.launched(children.python("-m", f"thumbwise.{module}", *arguments))
+    command = children.launched(children.python("-m", f"thumbwise.base_model.{module}", *arguments))
     options = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True, "env": children.safe(), **options}
     return subprocess.run(command, check=False, **options)
 

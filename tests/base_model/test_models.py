@@ -317,7 +317,8 @@ def test_the_client_takes_what_a_download_asks_for() -> None:
 
 def test_a_download_ends_with_who_asked_for_it(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = fake_hub(monkeypatch, home, "__import__('time').sleep(600)")
-    ask = "import sys; from thumbwise import models, home; models.prepare(home.Home.find(sys.argv[1]), 'org/name')"
+    ask = "import sys; from thumbwise import home; from thumbwise.base_model import prepare; "
+    ask += "prepare.prepare(home.Home.find(sys.argv[1]), 'org/name')"
     asking = subprocess.Popen([sys.executable, "-P", "-c", ask, str(home.root)])
     while not calls.exists():
         assert asking.poll() is None

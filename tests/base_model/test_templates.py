@@ -290,8 +290,8 @@ def test_doctor_tells_of_the_template_and_its_arguments(tmp_path: Path, folder: 
 
 
 def test_looking_at_a_model_loads_no_torch(folder: Path) -> None:
-    code = "import sys; from pathlib import Path; from thumbwise import models, templates\n"
-    code += "models.check(Path(sys.argv[1])); templates.check(Path(sys.argv[1]), {})\n"
+    code = "import sys; from pathlib import Path; from thumbwise.base_model import prepare, templates\n"
+    code += "prepare.check(Path(sys.argv[1])); templates.check(Path(sys.argv[1]), {})\n"
     code += "print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-P", "-c", code, folder], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
