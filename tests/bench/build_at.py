@@ -50,6 +50,14 @@ def build_at(ref: str, builds: Path = BUILDS) -> Path:
     return folder
 
 
+def file_at(ref: str, *paths: str) -> bytes:
+    """The first of the files `paths` that is there at `ref`: files were moved since."""
+    for path in paths:
+        if found := _git("show", f"{ref}:{path}"):
+            return found
+    sys.exit(f"There is none of {', '.join(paths)} at {ref}.")
+
+
 def environment(folder: Path | None) -> dict[str, str]:
     """The environment of a process that runs the build in `folder`, or the installed one; no THUMBWISE_ settings."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("THUMBWISE_") and key != "PYTHONPATH"}

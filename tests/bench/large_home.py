@@ -21,14 +21,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from any_build import either
 from sqlite_utils import Database
 
-from thumbwise.accounts import keys
 from thumbwise.contracts import Message
 from thumbwise.feedback import migrations
 from thumbwise.feedback.records import canonical, prompt_sha256, sha256
 from thumbwise.home import Home
-from thumbwise.versions import migrations as of_versions
+
+keys, of_versions = either("accounts.keys", "keys"), either("versions.migrations", "versions")
 
 TEXT = (
     "the sky is blue because light of short waves is scattered by air more than that of long ones and what we see of it"

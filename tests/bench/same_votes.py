@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "support" / "models"))
 
 import kept
-from build_at import ROOT, build_at, environment
+from build_at import build_at, environment, file_at
 from rehearsal import quick_home, rehearse, reported_off
 from tiny_model import ROUND
 
@@ -48,6 +48,8 @@ from thumbwise.training.rehearsal.raters import Voting, judged
 from thumbwise.training.run.folders import FIT, RECORD, SNAPSHOT, read_json
 
 SIDE = Path(__file__).parent / "same_votes_parts" / "side.py"
+WORLD = ("tests/support/models/training_world.py", "tests/training_world.py")
+"""Where the builds keep it, the newest place first."""
 BEFORE = "before"
 
 
@@ -85,12 +87,7 @@ class Older:
         self.rehearsed, self.build = rehearsed, build_at(args.before)
         self.folder = rehearsed.folder / f"same-votes-{args.before}"
         (self.folder / "world").mkdir(parents=True, exist_ok=True)
-        world = subprocess.run(
-            ["git", "-C", ROOT, "show", f"{args.before}:tests/support/models/training_world.py"],
-            check=True,
-            stdout=subprocess.PIPE,
-        ).stdout
-        write_durably(self.folder / "world" / "training_world.py", world)
+        write_durably(self.folder / "world" / "training_world.py", file_at(args.before, *WORLD))
         quick = tomllib.loads(ROUND) if args.quick else {"train": {}, "gates": {}}
         self.job: dict[str, Any] = {
             "home": str(self.folder / "home"), "snapshot": str(rehearsed.run / SNAPSHOT),

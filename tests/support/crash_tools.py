@@ -87,6 +87,7 @@ class Server:
 
     def __init__(self, home: Home, **environment: str) -> None:
         self.home = home
+        self.command: list[str | Path] = [COMMAND]
         self.log = home.root.with_suffix(".log")
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
@@ -110,7 +111,8 @@ class Server:
         self.log.write_bytes(b"")
         environment = self.environment | ({VARIABLE: fault} if fault else {})
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([COMMAND, "serve", "--port", "0"], env=environment, stdout=log, stderr=log)
+            command = [*self.command, "serve", "--port", "0"]
+            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     def kill(self) -> None:
         """End it with -9; nothing that it would still do is done."""

@@ -1,20 +1,21 @@
 """Two servers for the gateway's benchmark, each a process of its own: `python servers.py fake|assistant ...`.
 
 `fake SOCKET` speaks vLLM's stream of events as fast as it can; `assistant HOME SOCKET` is a whole assistant in front of
-it, which prints its URL. So what is measured is the gateway, and not a model.
+it, which prints its URL and runs in any build. So what is measured is the gateway, and not a model.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "support"))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from any_build import either, serve
 
 TOKENS = 8
 
@@ -48,16 +49,8 @@ def fake(socket: str) -> None:
 
 def assistant(home: str, socket: str) -> None:
     """Serve a home whose engine is the fake one."""
-    from fakes import FakeEngine
-    from live_server import serving
-
-    from thumbwise.engine.client import EngineClient
-    from thumbwise.home import Home
-
-    with serving(Home.find(Path(home)), lambda: FakeEngine(EngineClient(uds=Path(socket)))) as live:  # type: ignore[arg-type]
-        print(live.url, flush=True)
-        while True:
-            time.sleep(3600)
+    client = either("engine.client", "engine_client").EngineClient(uds=Path(socket))
+    serve(Path(home), "in_flight = 10000\nnames_are_people = true\n", client)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python tests/bench/same_votes_parts/side.py train|score < job.json
 
-Runs with older builds, and so asks for nothing that is newer. A round that was cut off is gone on with. The stand-in
-for the assistant, `training_world`, is that build's own. Prints one JSON object.
+Runs with older builds: it uses nothing newer, and modules that were moved by either name. A round that was stopped goes
+on. The stand-in for the assistant, `training_world`, is that build's own. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -13,18 +13,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import httpx
+from any_build import either
 from training_world import FakeAssistant
 
-from thumbwise.base_model.prepare import PreparedModel
 from thumbwise.contracts import RunContext, Sample
 from thumbwise.home import Home
-from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.settings import Settings
-from thumbwise.settings.gates import GateSettings
-from thumbwise.settings.training import TrainSettings
-from thumbwise.training.backbone.backbone import Backbone
-from thumbwise.training.job.job import run_training
+
+PreparedModel = either("base_model.prepare", "models").PreparedModel
+PluginManager = either("plugin_host.manager", "plugin_manager").PluginManager
+GateSettings = either("settings.gates", "training.config").GateSettings
+TrainSettings = either("settings.training", "training.config").TrainSettings
+Backbone = either("training.backbone.backbone", "training.models").Backbone
+run_training = either("training.job.job", "training.job").run_training
 
 
 class Assistant(FakeAssistant):
@@ -36,7 +40,7 @@ class Assistant(FakeAssistant):
         return httpx.Response(201, json=super()._begin().json() | {"temperature": self.temperature})
 
 
-def settings_of(job: dict[str, Any]) -> Settings:
+def settings_of(job: dict[str, Any]) -> Any:
     """The build's own defaults but for what is in the job and known to it."""
     train = {name: value for name, value in job["train"].items() if name in TrainSettings.model_fields}
     gates = {name: value for name, value in job["gates"].items() if name in GateSettings.model_fields}

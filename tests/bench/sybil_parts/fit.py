@@ -16,13 +16,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import numpy as np
+from any_build import either
 
 from thumbwise.contracts import Sample
 from thumbwise.errors import ThumbwiseError
 from thumbwise.plugins.bradley_terry import BradleyTerry
-from thumbwise.settings.training import TrainSettings
-from thumbwise.training.data.snapshot import parse
+
+TrainSettings = either("settings.training", "training.config").TrainSettings
+parse = either("training.data.snapshot", "training.data").parse
 
 
 class Stored:
