@@ -12,7 +12,7 @@
 #   {"enable_thinking": False}: vLLM keeps it, transformers renders "Hello.<think></think>"
 #   {"enable_thinkin": False}: vLLM keeps {}, transformers renders "Hello."
 #
-# Exits 0 while that is so, 1 once it has changed. Not part of CI: it downloads about 100 MB.
+# Exits 0 while that is so, 1 once it has changed. Not part of CI: it downloads about 200 MB.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
