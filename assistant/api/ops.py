@@ -211,7 +211,7 @@ def _add_policies(api: APIRouter, assistant: Assistant) -> None:
             names.WEIGHTS, names.CONFIG, names.MANIFEST,
         ):  # fmt: skip
             raise NotFound(f"There is no file {name[:80]!r} of {version[:80]!r}.")
-        path = policies.folder(version) / name
+        path = policies.loading.folder(version) / name
         if not path.is_file():
             raise Conflict(f"{version} has no {name} on this machine's disk.")
         return FileResponse(path)

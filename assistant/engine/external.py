@@ -1,11 +1,11 @@
 """vLLM servers that somebody else runs: one that is watched, and several that answer as one.
 
 With several, a turn goes to the server with the fewest open replies, and to another one where it gets no first token.
-Publishing is in two phases: every server that answers people loads and probes the version, then the pointer moves
-once. A server that fails or lags there is taken out instead of being waited for, and comes back as a new one does:
-after a token, the check of mixed batches, and a probe of what is stable. Nobody is answered by another version for it:
-vLLM refuses a version that it has not loaded. Left out: sending a conversation to the server that has its prefix in
-its cache, and starting and stopping servers (that is what the operator's own tools are for).
+Publishing has two phases: every server that answers people loads and probes the version, then the pointer moves once.
+A server that fails or lags may be taken out (`thumbwise.engine.taken_out` has the rules). It comes back as a new one
+does: after a token, the check of mixed batches, and a probe of the stable version. Meanwhile nobody gets another
+version: vLLM refuses a version that it has not loaded. Left out: sending a conversation to the server that has its
+prefix in its cache; starting and stopping servers, which the operator's own tools do.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from typing import Any, TypeVar
 from thumbwise.contracts import Message
 from thumbwise.engine.client import SILENCE, Chunk, EngineClient, Sampling
 from thumbwise.engine.supervised import State, Supervised, told
+from thumbwise.engine.taken_out import Then, after_reply, after_work
 from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
 from thumbwise.names import BASE
 
 PATIENCE = 20.0
-"""Seconds that the servers left may take after another one has loaded or probed a version, or failed to."""
-
-LIVES = 5.0
-"""Seconds since a server last sent part of an answer within which it is not taken for broken."""
+"""Seconds that the remaining servers get after another one has loaded or probed a version, or failed to."""
 
 T = TypeVar("T")
 
@@ -95,8 +93,7 @@ class Pool:
     async def chat(self, model: str, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         """As `EngineClient.chat`, on the server with the fewest open replies; a lone reader stays with one.
 
-        Where one fails before its first chunk, the next one is asked. It is taken out unless it is the last, or has
-        said something to somebody just now: then it is slow under load, or it is the request that is too much for it.
+        What follows where it fails is in `after_reply`.
         """
         tried: set[ExternalEngine] = set()
         while True:
@@ -114,19 +111,20 @@ class Pool:
                         yield chunk
                 return
             except ThumbwiseError as error:
-                if begun or error.status < 500 or len(left) == 1:
-                    raise
-                if time.monotonic() - member.client.heard > LIVES:
-                    member.take_out(str(error))
+                silent = time.monotonic() - member.client.heard
+                match after_reply(error.status, begun=begun, others=len(left) - 1, silent=silent):
+                    case Then.RAISE:
+                        raise
+                    case Then.TAKE_OUT:
+                        member.take_out(str(error))
             finally:
                 self._open[member] -= 1
 
     async def on_each(self, work: Callable[[EngineClient], Awaitable[T]]) -> list[T]:
-        """Do `work` on every server that answers people; return what it gave on those where it came to an end.
+        """Do `work` on every server that answers people; return its results from the servers where it went well.
 
-        A server where it fails, or takes PATIENCE longer than on another, is taken out. Raises the error instead
-        where it is the work that is wrong (status below 500) on as many servers as it went well on, or where it
-        went well on none.
+        A server is late where it takes PATIENCE longer than another one. What follows where it fails or is late is in
+        `after_work`; raises the error that the caller gets by it.
         """
         members = self._ready()
         if not members:
@@ -147,11 +145,11 @@ class Pool:
                 errors[member] = error
             else:
                 results.append(task.result())
-        wrong = [error for error in errors.values() if error.status < 500]
-        if not results or (wrong and len(wrong) >= len(results)):
-            raise (wrong or list(errors.values()))[0]
-        for member, error in errors.items():
-            member.take_out(str(error))
+        verdict = after_work(len(results), errors)
+        if verdict.error is not None:
+            raise verdict.error
+        for member, why in verdict.out.items():
+            member.take_out(why)
         return results
 
     def others(self, client: EngineClient) -> bool:

@@ -103,7 +103,7 @@ class Assistant:
             await self.store.run(found.take_in, self.versions, unknown)
             self.model = model
             self.engine = self._make_engine(self.model)
-            self.policies.attach(self.model, self.engine.client)
+            self.policies.connect(self.model, self.engine.client)
             slots, folder = self.settings.engine.max_loras, self.model.folder
             self.engine.on_ready += [lambda each: check(each, folder, slots, self.home.policies), self.policies.restore]
             self._say("The engine is starting.")

@@ -1,15 +1,17 @@
-"""What becomes of a canary, and of a version that has just become stable, by what people met and said.
+"""Decides about a canary, and about a version that has just become stable, from what people met and said.
 
-Of a canary three streams are looked at: replies that failed, thumbs that were down (both of turns outside comparisons
-whose people the rollout assigned), and blind comparisons of it and stable. Each is an anytime-valid test (`evidence`),
-so the canary is taken back as soon as one of them says that it does worse. It becomes stable once enough people met it
-and judged it, or at a greatest age. After that blind comparisons with the version before go on being looked at.
+Three tests watch a canary: replies that failed, thumbs down, and blind comparisons with stable. The first two take only
+turns outside comparisons, and only of people to whom the rollout gave their version. Each is anytime-valid
+(`thumbwise.versions.evidence`) and runs at alpha = `canary.level` / 3 (Bonferroni). So the probability that a canary
+which is no worse is ever taken back is at most `canary.level`, however often one looks. The canary is taken back as
+soon as a test rejects its null hypothesis. It becomes stable once enough people met it and judged it, or at a greatest
+age. After that one test goes on, at alpha = `canary.level`: blind comparisons with the version before.
 
-People count, not turns: of one person only the first few of each kind do, whatever names a program gives. What people
-think takes a version back only where it would without any one of them, unless `canary.people` is 1. A failure is the
-server's own measurement, so there one person's turns may do.
+People count, not turns: of one person only the first few outcomes of each kind do, whatever names a program gives. And
+opinions take a version back only where the test rejects without any one person too, unless `canary.people` is 1. A
+failed reply is the server's own measurement and no opinion, so there the turns of one person are enough.
 
-Rows are read once, in the order in which they were written; a clock that is set back loses none. Turns that still
+Rows are read once, in the order in which they were written, so a clock that is set back loses none. Turns that still
 stream are looked at again when they have ended.
 """
 
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
     from thumbwise.settings.canary import CanarySettings
     from thumbwise.versions.record import Pointer
 
-STREAMS = 3
+TESTS = 3
+"""How many tests watch a canary: each gets this part of `canary.level`."""
 
 _TURN = "rowid AS at, policy_version, user_id, conversation_id, person, state, coalesce(finish_reason, '') AS reason"
 TURNS = f"SELECT {_TURN} FROM replies WHERE rowid > ? AND comparison_id IS NULL ORDER BY rowid"
@@ -51,21 +54,21 @@ LAST = "SELECT (SELECT max(rowid) FROM replies) AS reply, (SELECT max(seq) FROM 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is known so far, in words."""
+    """What to do with a canary now; both are empty while it goes on."""
 
     against: str = ""
-    """Why it is taken back, or nothing; wrong with a probability of at most `canary.level`, ever."""
+    """Why it is taken back. A canary that is no worse ever gets this with a probability of at most `canary.level`."""
     ready: str = ""
-    """Why it may become stable, or nothing."""
+    """Why it becomes stable."""
 
 
 class Blind:
-    """Blind comparisons of a version with an older one, from a vote (its `seq`) on."""
+    """Blind comparisons of a version with an older one, in votes after `since` (a `seq`)."""
 
     def __init__(self, new: str, old: str, since: int, each: int) -> None:
         self.new, self.old, self.since, self.seq = new, old, since, since
         self.stream = Stream(Preferences, each)
-        self.judged: Stream[Preferences] = Stream(Preferences, each)  # also those without a winner
+        self.judged: Stream[Preferences] = Stream(Preferences, each)  # counts all, also those without a winner
 
     def read(self, db: Database) -> None:
         """Take in the votes that came since the last time."""
@@ -76,19 +79,19 @@ class Blind:
             if not mine or not theirs:
                 continue
             self.judged.add(row["person"], True, False)
-            # Of several drafts of both, the one comparison of all of them: their pairs are no independent ones.
+            # With several drafts of each version this is one outcome: pairs of one vote are not independent.
             lead = sum((tier[a] > tier[b]) - (tier[a] < tier[b]) for a, b in product(mine, theirs))
             if lead:
                 self.stream.add(row["person"], True, lead > 0)
 
     def said(self, old: str) -> str:
-        """How they went, in words."""
+        """The outcome in words."""
         test = self.stream.test
         return f"{old} was preferred in {test.lost} of {test.pairs} blind comparisons"
 
 
 class Rollout:
-    """What is known of one canary."""
+    """What was read about one canary: the outcomes of each kind, each with its test."""
 
     def __init__(self, pointer: Pointer, settings: CanarySettings) -> None:
         assert pointer.canary is not None
@@ -122,35 +125,36 @@ class Rollout:
     def _thumb(self, row: dict[str, Any], pointer: Pointer) -> None:
         said = (row["id"], row["person"])
         if said in self._thumbed:
-            return  # a change of mind; looking for one would depend on what was said
+            return  # a change of mind: the first thumb counts, since whether people change it depends on the thumb
         self._thumbed.add(said)
         value = json.loads(row["value"])["thumb"]
         if value != "clear" and _assigned(row, pointer):
             self.thumbs.add(row["person"], row["policy_version"] == pointer.canary, value == "down")
 
     def judgement(self, since: int) -> Judgement:
-        """What follows from it, now; the rollout began at `since` (UTC ns)."""
-        limit = self.settings.level / STREAMS
-        failed, down = self.replies.test, self.thumbs.test
+        """What to do now; the rollout began at `since` (UTC ns)."""
+        alpha = self.settings.level / TESTS
+        failed, thumbs, blind = self.replies, self.thumbs, self.blind.stream
         against = []
-        if failed.p <= limit:
-            against.append(failed.said("of its replies failed"))
-        opinions = [
-            (down.p, self.thumbs.rests_on_one, down.said("of its thumbs were down")),
-            (self.blind.stream.test.p, self.blind.stream.rests_on_one, self.blind.said("stable")),
+        if failed.test.p <= alpha:
+            against.append(failed.test.said("of its replies failed"))
+        opinions: list[tuple[Stream[Rates] | Stream[Preferences], str]] = [
+            (thumbs, thumbs.test.said("of its thumbs were down")),
+            (blind, self.blind.said("stable")),
         ]
-        weighty = [(rests_on_one(limit), said) for p, rests_on_one, said in opinions if p <= limit]
-        against += [said for on_one, said in weighty if not on_one or self.settings.people == 1]
+        rejecting = [(stream, said) for stream, said in opinions if stream.test.p <= alpha]
+        enough = self.settings.people == 1  # then one person's opinion is
+        against += [said for stream, said in rejecting if enough or not stream.depends_on_one_person(alpha)]
         if against:
             return Judgement(against="; ".join(against))
-        return Judgement(ready=self._ready(since, bool(weighty)))
+        return Judgement(ready=self._ready(since, bool(rejecting)))
 
     def _ready(self, since: int, one_against: bool) -> str:
         need, turns = self.settings, self.replies.test.all.turns
         people = len(self.replies.people() | self.thumbs.people() | self.blind.judged.people())
         judged = self.thumbs.test.all.turns + self.blind.judged.test.pairs
         met = f"no worse than stable (turns: {turns}, judgements: {judged}, people: {people})"
-        if one_against:  # others may have something to say yet
+        if one_against:  # wait: others may still say something
             met += ", though one person alone judges it worse"
         elif turns >= need.turns and people >= need.people and judged >= need.judgements:
             return met
@@ -160,13 +164,13 @@ class Rollout:
 
 
 def _assigned(row: dict[str, Any], pointer: Pointer) -> bool:
-    """Whether the rollout gave this turn its version, and not the request."""
+    """Whether the rollout chose this turn's version; a request may name one instead."""
     mine = row["policy_version"] == pointer.version_for(row["user_id"], row["conversation_id"])
     return mine and row["policy_version"] in (pointer.canary, pointer.stable)
 
 
 class Judge:
-    """Looks at the canary, or at the version that has just become stable; keeps what it has read. Blocking."""
+    """Tests the canary, or the version that has just become stable; keeps what it has read. Blocking."""
 
     def __init__(self, store: Store, settings: CanarySettings) -> None:
         self.store, self.settings = store, settings
@@ -174,8 +178,8 @@ class Judge:
         self._swap: Blind | None = None
 
     def canary(self, pointer: Pointer) -> Judgement:
-        """What people met of the canary so far."""
-        known, self._rollout = self._rollout, None  # what is read in part is read anew
+        """What to do with the canary now."""
+        known, self._rollout = self._rollout, None  # an error half-way: next time everything is read again
         if known is None or known.rollout != pointer.rollout:
             known = Rollout(pointer, self.settings)
         with self.store.reading() as db:
@@ -184,7 +188,7 @@ class Judge:
         return known.judgement(pointer.since)
 
     def swap(self, new: str, old: str, since: int) -> str:
-        """Why `new`, stable since a vote, should give way to `old` again, which was before it; or nothing."""
+        """Why `new`, stable since a vote, should give way to `old`, the version before it; or nothing."""
         swap, self._swap = self._swap, None
         if swap is None or (swap.new, swap.old, swap.since) != (new, old, since):
             swap = Blind(new, old, since, self.settings.each)
@@ -192,7 +196,8 @@ class Judge:
             swap.read(db)
             swap.seq = next(iter(db.query(LAST)))["vote"] or 0
         self._swap = swap
-        if swap.stream.test.p > self.settings.level:
+        alpha = self.settings.level
+        if swap.stream.test.p > alpha:
             return ""
-        alone = self.settings.people > 1 and swap.stream.rests_on_one(self.settings.level)
-        return "" if alone else swap.said(old)
+        one_person = self.settings.people > 1 and swap.stream.depends_on_one_person(alpha)
+        return "" if one_person else swap.said(old)

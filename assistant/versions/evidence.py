@@ -1,15 +1,30 @@
-"""Anytime-valid tests of whether a new version does worse than an old one, and how much one person may say in them.
+"""Anytime-valid tests of whether a new version is worse than an old one, and the limit on one person's part in them.
 
-Two tests. `Rates` compares how often something bad happens with each version; the null hypothesis is that the new
-one's rate is at most the old one's. The evidence against it is the product of E-variables for two proportions over
-blocks of turns (Turner, Ly and Grünwald 2024, "Generic E-variables for exact sequential k-sample tests that allow for
-optional stopping", JSPI 230). `Preferences` is of blind comparisons of both; the null hypothesis is that the old one
-is preferred in at most half of them. By Ville's inequality such a product ever reaches 1 / a with a probability of at
-most a, however often one looks, so it may be looked at after every turn and acted on at once. Neither needs a library:
-the formulas are of a few terms.
+**The guarantee.** Each test keeps a process S that starts at 1. Under the null hypothesis (the new version is no
+worse) S is a test supermartingale: given the past, each factor has an expectation of at most 1 (it is an *E-variable*).
+By Ville's inequality P(S ever reaches 1 / alpha) <= alpha. So `p`, which is 1 over the largest S so far, is an
+*anytime-valid* p-value. It may be looked at after every turn, and acted on at once, and the probability of a false
+alarm over the whole life of the test is still at most alpha (optional stopping). `log_s` is log S.
 
-A `Stream` feeds a test with what people met. Of one person only the first few outcomes count, and what people think
-counts only where it would without any one of them.
+**Two proportions** (`Rates`): Turner, Ly and Grünwald (2024), "Generic E-variables for exact sequential k-sample tests
+that allow for optional stopping", Journal of Statistical Planning and Inference 230. Group a is the new version, group
+b the old one, and an outcome is 1 where the turn was bad. The null hypothesis is theta_a <= theta_b. Outcomes come in
+blocks of n_a and n_b. The E-variable of a block is
+
+    S_j = prod p(y; theta_a*) prod p(y; theta_b*) / prod p(y; theta_0),   theta_0 = (n_a theta_a* + n_b theta_b*) / n
+
+with the products over group a, over group b, and over both. theta_a* >= theta_b* is the alternative, estimated from the
+blocks before. The paper shows E[S_j] <= 1 for theta_a = theta_b. It holds for theta_a < theta_b too: log E[S_j] =
+n_a log(1 + (theta_a - theta_0) d_a / v) + n_b log(1 - (theta_b - theta_0) d_b / v), where d_a = theta_a* - theta_0, d_b
+= theta_0 - theta_b*, v = theta_0 (1 - theta_0) and n_a d_a = n_b d_b; by log(1 + x) <= x that is at most
+n_a d_a (theta_a - theta_b) / v <= 0.
+
+**Blind comparisons** (`Preferences`): the outcome is 1 where the old version was preferred, and the null hypothesis is
+theta <= 1/2. The E-variable of a comparison is p(y; theta*) / p(y; 1/2) with theta* >= 1/2, a bet against one half
+(Ramdas, Grünwald, Vovk and Shafer 2023, "Game-theoretic statistics and safe anytime-valid inference", Statistical
+Science 38).
+
+No library is needed: the formulas have a few terms. A `Stream` feeds a test with what people met.
 """
 
 from __future__ import annotations
@@ -21,17 +36,17 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 PRIOR = 2.0
-"""Turns at the old version's rate, or at one half, that a new version's rate starts from."""
+"""Weight of the prior of the new version's estimate, in outcomes: at the old one's rate, or at one half."""
 
 
 class Test(Protocol):
     """Evidence that the new version is worse."""
 
     p: float
-    """The smallest p-value that was reached."""
+    """The anytime-valid p-value: 1 over the largest S that was reached."""
 
     def add(self, of_new: bool, bad: bool) -> None:
-        """Take one outcome more: of the new version, or of the old one; bad for it, or not."""
+        """Take one more outcome: of the new version or of the old one; bad for it or not."""
 
 
 T = TypeVar("T", bound=Test)
@@ -39,7 +54,7 @@ T = TypeVar("T", bound=Test)
 
 @dataclass
 class _Counts:
-    """Turns of both versions, and those that were bad."""
+    """Outcomes of both versions (n_a and n_b in the paper), and how many of them were bad."""
 
     turns: int = 0
     bad: int = 0
@@ -54,25 +69,26 @@ class _Counts:
 
 
 class Rates:
-    """Whether the new version's rate of bad turns is above the old one's."""
+    """Whether the new version's rate of bad turns is above the old one's: theta_a > theta_b."""
 
     def __init__(self) -> None:
         self.p = 1.0
+        self.log_s = 0.0
         self.all = _Counts()
-        self._known, self._block, self._evidence = _Counts(), _Counts(), 0.0
+        self._past, self._block = _Counts(), _Counts()
 
     def add(self, of_new: bool, bad: bool) -> None:
-        """Take one turn more.
+        """Take one more turn.
 
-        A block ends as soon as it holds turns of both versions, and is scored with the rates known before it, so each
-        factor's mean is at most 1 where the new version is no worse.
+        A block ends as soon as it holds turns of both versions. When it ends depends on who was given which version,
+        and not on the outcomes, as the E-variable needs.
         """
         for counts in (self.all, self._block):
             counts.count(of_new, bad)
         if self._block.turns and self._block.old_turns:
-            self._evidence += _log_e(self._block, *_rates(self._known))
-            self.p = min(self.p, math.exp(-max(self._evidence, 0.0)))
-            self._known, self._block = _sum(self._known, self._block), _Counts()
+            self.log_s += _log_e(self._block, *_alternative(self._past))
+            self.p = min(self.p, math.exp(-max(self.log_s, 0.0)))
+            self._past, self._block = _sum(self._past, self._block), _Counts()
 
     def said(self, what: str) -> str:
         """Both rates in words."""
@@ -86,70 +102,83 @@ def _sum(one: _Counts, other: _Counts) -> _Counts:
     )
 
 
-def _rates(known: _Counts) -> tuple[float, float]:
-    """Plug-in rates of new and old, the new one's at least the old one's: the alternative is one-sided."""
-    old = (known.old_bad + 0.5) / (known.old_turns + 1)
-    new = (known.bad + PRIOR * old) / (known.turns + PRIOR)
-    return max(new, old), old
+def _alternative(past: _Counts) -> tuple[float, float]:
+    """theta_a* and theta_b*: posterior means given the blocks before, and theta_a* is at least theta_b* (one-sided).
+
+    theta_b* has the prior Beta(1/2, 1/2). theta_a* has a prior of weight PRIOR at theta_b*.
+    """
+    theta_b = (past.old_bad + 0.5) / (past.old_turns + 1)
+    theta_a = (past.bad + PRIOR * theta_b) / (past.turns + PRIOR)
+    return max(theta_a, theta_b), theta_b
 
 
-def _log_e(block: _Counts, new: float, old: float) -> float:
-    """log of prod p_new(y) prod p_old(y) / prod p_pooled(y); pooled is the mean of both rates over the block."""
-    pooled = (block.turns * new + block.old_turns * old) / (block.turns + block.old_turns)
+def _log_e(block: _Counts, theta_a: float, theta_b: float) -> float:
+    """log S_j, the E-variable of one block."""
+    theta_0 = (block.turns * theta_a + block.old_turns * theta_b) / (block.turns + block.old_turns)
     return (
-        block.bad * math.log(new / pooled)
-        + (block.turns - block.bad) * math.log((1 - new) / (1 - pooled))
-        + block.old_bad * math.log(old / pooled)
-        + (block.old_turns - block.old_bad) * math.log((1 - old) / (1 - pooled))
+        block.bad * math.log(theta_a / theta_0)
+        + (block.turns - block.bad) * math.log((1 - theta_a) / (1 - theta_0))
+        + block.old_bad * math.log(theta_b / theta_0)
+        + (block.old_turns - block.old_bad) * math.log((1 - theta_b) / (1 - theta_0))
     )
 
 
 class Preferences:
-    """Whether the old version is preferred in more than half of the blind comparisons with a winner."""
+    """Whether the old version is preferred in more than half of the blind comparisons that have a winner."""
 
     def __init__(self) -> None:
         self.p = 1.0
+        self.log_s = 0.0
         self.pairs = self.lost = 0
-        self._evidence = 0.0
 
     def add(self, of_new: bool, bad: bool) -> None:
-        """Take one comparison more; `bad` where the old version was preferred. Always of both versions."""
-        rate = max((self.lost + PRIOR / 2) / (self.pairs + PRIOR), 0.5)
-        self._evidence += math.log(2 * (rate if bad else 1 - rate))
-        self.p = min(self.p, math.exp(-max(self._evidence, 0.0)))
+        """Take one more comparison of both versions; `bad` where the old one was preferred.
+
+        theta* is the posterior mean given the comparisons before, with the prior Beta(1, 1), and at least 1/2.
+        """
+        theta = max((self.lost + PRIOR / 2) / (self.pairs + PRIOR), 0.5)
+        self.log_s += math.log(2 * (theta if bad else 1 - theta))
+        self.p = min(self.p, math.exp(-max(self.log_s, 0.0)))
         self.pairs, self.lost = self.pairs + 1, self.lost + bad
 
 
 class Stream(Generic[T]):
-    """Outcomes of one kind in the order in which they came; of each person and version the first `each`."""
+    """Outcomes of one kind, in the order in which they came, and the test that they feed.
+
+    Of each person and version only the first `each` outcomes count.
+    """
 
     def __init__(self, make: Callable[[], T], each: int) -> None:
         self.make, self.each = make, each
         self.test = make()
         self.outcomes: list[tuple[str, bool, bool]] = []  # person, of the new version, bad
         self.by: Counter[tuple[str, bool]] = Counter()
-        self._rested: tuple[int, float, bool] = (0, 0.0, False)  # outcomes, limit, what `rests_on_one` said
+        self._answered: tuple[int, float, bool] = (0, 0.0, False)  # outcomes, alpha, `depends_on_one_person` then
         self._suspect = ""
 
     def add(self, person: str, of_new: bool, bad: bool) -> None:
-        """Take one outcome more, unless this person has had their share."""
+        """Take one more outcome, unless this person has had their share."""
         if self.by[person, of_new] < self.each:
             self.by[person, of_new] += 1
             self.outcomes.append((person, of_new, bad))
             self.test.add(of_new, bad)
 
     def people(self, of_new: bool = True) -> set[str]:
-        """Who had a part in it with the new version, or with the old one."""
+        """The people whose outcomes of the new version, or of the old one, count."""
         return {person for person, which in self.by if which is of_new}
 
-    def rests_on_one(self, limit: float) -> bool:
-        """Whether the evidence would not reach `limit` without some one person."""
-        if self._rested[:2] != (len(self.outcomes), limit):
+    def depends_on_one_person(self, alpha: float) -> bool:
+        """Whether there is a person without whose outcomes the test would not reach p <= `alpha`.
+
+        Costs a test per person. So the answer is kept until there is a new outcome, and the person found last time is
+        tried first, then the others, those with the most outcomes first.
+        """
+        if self._answered[:2] != (len(self.outcomes), alpha):
             heaviest = [person for person, _ in Counter(person for person, *_ in self.outcomes).most_common()]
-            found = next((who for who in [self._suspect, *heaviest] if self._without(who).p > limit), None)
+            found = next((who for who in [self._suspect, *heaviest] if self._without(who).p > alpha), None)
             self._suspect = found or ""
-            self._rested = (len(self.outcomes), limit, found is not None)
-        return self._rested[2]
+            self._answered = (len(self.outcomes), alpha, found is not None)
+        return self._answered[2]
 
     def _without(self, who: str) -> T:
         test = self.make()

@@ -32,9 +32,9 @@ from transformers import AutoModelForCausalLM
 
 from thumbwise.base_model.prepare import prepare
 from thumbwise.contracts import Sample
-from thumbwise.engine.supervised import BASE as SERVED_BASE
 from thumbwise.engine.supervisor import Engine
 from thumbwise.home import Home
+from thumbwise.names import BASE as SERVED_BASE
 from thumbwise.names import CONFIG, WEIGHTS
 from thumbwise.settings import Settings
 from thumbwise.settings.engine import EngineSettings

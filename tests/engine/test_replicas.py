@@ -14,7 +14,7 @@ from fakes import FakeEngineClient
 from policy_world import OF_BASE, TRAINER, World, make_world
 
 from thumbwise.base_model.prepare import PreparedModel
-from thumbwise.engine import external
+from thumbwise.engine import external, taken_out
 from thumbwise.engine.client import Sampling
 from thumbwise.engine.external import Replicas
 from thumbwise.engine.supervisor import Engine
@@ -82,7 +82,7 @@ async def test_a_server_without_a_first_token_is_taken_out_and_another_one_answe
 async def test_a_server_that_answers_others_is_slow_and_not_taken_out() -> None:
     servers = Servers(2)
     servers.clients[0].fail_after, servers.clients[0].failure = 0, EngineFailed("vLLM sent nothing for 180 seconds")
-    servers.clients[0].heard = time.monotonic() - external.LIVES + 4
+    servers.clients[0].heard = time.monotonic() - taken_out.LIVES + 4
     assert await servers.reply() == "Hello there friend"
     assert servers.out == []
 
@@ -204,7 +204,7 @@ async def test_a_bug_on_one_server_is_not_hidden() -> None:
 def world(tmp_path: Path) -> tuple[World, Servers]:
     """Two servers that both know how two versions answer."""
     world, servers = make_world(tmp_path), Servers(2)
-    world.policies.attach(PreparedModel(tmp_path / "base", "base", "base"), servers.pool)
+    world.policies.connect(PreparedModel(tmp_path / "base", "base", "base"), servers.pool)
     return world, servers
 
 

@@ -347,7 +347,7 @@ def test_a_publish_that_meets_a_full_disk_leaves_nothing_and_succeeds_at_the_sec
         assert candidate.version not in [version.version for version in assistant.versions.all()]
         ops.publish(run, candidate.version, candidate.files)
         ops.finish(run, "rejected", "")
-    folder = assistant.policies.folder(candidate.version)
+    folder = assistant.policies.loading.folder(candidate.version)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == candidate.files
     assert assistant.versions.stable() == BASE
     assert json.loads((folder / "manifest.json").read_text())["version"] == candidate.version

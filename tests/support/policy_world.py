@@ -89,7 +89,7 @@ def make_world(tmp_path: Path, **settings: Any) -> World:
     store = Versions(Store(home.database))
     policies = Policies(home, Settings.load(home, **settings), store, PluginManager(home).load(), Metrics())
     engine = FakeEngineClient()
-    policies.attach(PreparedModel(model, "base", "base"), engine)  # type: ignore[arg-type]
+    policies.connect(PreparedModel(model, "base", "base"), engine)  # type: ignore[arg-type]
     return World(home, store, policies, engine)
 
 

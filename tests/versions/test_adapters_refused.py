@@ -300,7 +300,7 @@ def test_a_version_that_changes_on_the_disk_after_it_was_published_is_refused_at
 ) -> None:
     candidate = adapter.candidate(desk.run)
     desk.ops.publish(desk.run, candidate.version, candidate.files)
-    spoil(desk.live.assistant.policies.folder(candidate.version) / name)
+    spoil(desk.live.assistant.policies.loading.folder(candidate.version) / name)
     assert says in desk.refusal(desk.promote, candidate)
     assert desk.state(candidate.version) == "rejected"
     assert candidate.version not in served(desk.uds)

@@ -89,7 +89,7 @@ def test_what_people_think_counts_where_it_would_without_any_one_of_them() -> No
         stream.add("one", True, True)
         stream.add(f"another-{n}", True, n % 4 > 0)
     assert stream.test.p < 0.05
-    assert stream.rests_on_one(0.05)
+    assert stream.depends_on_one_person(0.05)
     for n in range(12):
         stream.add(f"third-{n}", True, True)
-    assert not stream.rests_on_one(0.05)
+    assert not stream.depends_on_one_person(0.05)

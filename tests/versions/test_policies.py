@@ -210,7 +210,7 @@ async def test_comparisons_do_without_a_version_that_cannot_be_loaded_again(worl
     first, second = world.receive(1), world.receive(2)
     await world.policies.promote(first, BASE, "")
     await world.policies.promote(second, first, "")
-    (world.policies.folder(first) / names.WEIGHTS).unlink()
+    (world.policies.loading.folder(first) / names.WEIGHTS).unlink()
     await world.policies.restore(world.engine)
     assert world.policies.live() == [second]
 
@@ -230,7 +230,7 @@ async def test_while_vllm_is_gone_the_pointer_can_be_moved_back(world: World) ->
     await world.policies.promote(second, first, "")
     gone = Refusing()
     gone.error = EngineUnavailable("vLLM is not answering.")
-    world.policies.engine = gone  # type: ignore[assignment]
+    world.policies.loading.engine = gone  # type: ignore[assignment]
     assert await world.policies.rollback("worse") == (second, first)
 
 
@@ -355,13 +355,13 @@ async def test_a_rollback_probes_only_what_was_not_since_vllm_was_started(world:
     for before, version in zip([BASE, *versions], versions, strict=False):
         await world.policies.promote(version, before, "test")
     asked: list[str] = []
-    probe = world.policies.probe
+    probe = world.policies.loading.probe
 
     async def noted(version: str, engine: Any) -> Any:
         asked.append(version)
         return await probe(version, engine)
 
-    monkeypatch.setattr(world.policies, "probe", noted)
+    monkeypatch.setattr(world.policies.loading, "probe", noted)
     await world.policies.rollback("a probe beside open streams would take a second")
     assert asked == []
     await world.policies.restore(world.engine)

@@ -224,7 +224,7 @@ def under_swaps_in_place(world: World) -> SwapWatch:
     each step, always the same ones.
     """
     stable = world.live.assistant.versions.stable()
-    paths = [str(world.live.assistant.policies.folder(name)) for name in (world.versions[0], stable)]
+    paths = [str(world.live.assistant.policies.loading.folder(name)) for name in (world.versions[0], stable)]
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(world.engine.uds)), base_url="http://x") as vllm:
 
         def load(path: str, **how: bool) -> None:
