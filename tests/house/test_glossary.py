@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 PAGE = (Path(__file__).parents[2] / "docs" / "glossary.md").read_text()
-ENTRY = re.compile(r"\*\*(?P<word>[^*]+)\*\*: (?P<meaning>.+[.]) \[[^]]+\]\(\S+/README\.md\)")
+ENTRY = re.compile(r"\*\*(?P<word>[^*]+)\*\*: (?P<meaning>.+[.]) \[[^]]+\]\(\S+/[A-Z]+\.md\S*\)")
 
 
 def entries() -> list[tuple[str, str]]:
