@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from thumbwise.home import Home
+from thumbwise.names import RUN_RECORD
 from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.training.data.prompts import check_prompts
@@ -28,7 +29,7 @@ from thumbwise.training.job.enough import (
     too_little,
 )
 from thumbwise.training.run.client import OpsClient
-from thumbwise.training.run.folders import FIT, RECORD, RESULT, kept
+from thumbwise.training.run.folders import FIT, RESULT, kept
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _doubted(home: Home) -> dict[str, int]:
 
 def _last_seconds(home: Home) -> float | None:
     results = sorted(home.runs.glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime)
-    rows = [kept(path) for path in results if (path.parent / RECORD).exists()]
+    rows = [kept(path) for path in results if (path.parent / RUN_RECORD).exists()]
     ended = [row.get("seconds") for row in rows if row.get("outcome") in ("promoted", "rejected")]
     known = [float(seconds) for seconds in ended if isinstance(seconds, (int, float)) and seconds]
     return known[-1] if known else None
