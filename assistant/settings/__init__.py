@@ -36,7 +36,7 @@ NOT_SETTINGS = {"THUMBWISE_HOME", faults.VARIABLE, faults.DEBUG_LOCKS}
 
 
 class _Toml(TomlConfigSettingsSource):
-    """config.toml, also with the mark that some editors of Windows put before the first line."""
+    """config.toml; also with a byte order mark, which some editors on Windows write."""
 
     def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
         return tomllib.loads(file_path.read_text(encoding="utf-8-sig"))
@@ -58,32 +58,35 @@ class Settings(BaseSettings):
     model: str = Field("default", description="base model: `default`, a Hugging Face id or a folder")
     chat_template_kwargs: Annotated[dict[str, JsonValue], AfterValidator(arguments_of)] = Field(
         default_factory=dict,
-        description="arguments of the model's chat template, in chat and in training: "
-        "{enable_thinking = false} lets Qwen 3 and SmolLM3 answer at once",
+        description="arguments of the model's chat template, in chat and in training; "
+        "{enable_thinking = false} makes Qwen 3 and SmolLM3 answer without thinking first",
     )
     engine_url: Annotated[str, AfterValidator(urls)] = Field(
-        "", description="vLLM servers that already run (http://… or unix:/socket, with commas), instead of starting one"
+        "",
+        description="vLLM servers that already run, used instead of starting one: http://… or unix:/socket, "
+        "separated by commas",
     )
     engine_api_key: SecretStr = Field(
-        SecretStr(""), description="what those servers ask for (vLLM's --api-key), sent to them alone"
+        SecretStr(""), description="API key of those servers (vLLM's --api-key); sent only to them"
     )
     temperature: float = Field(
-        0.7, gt=0, le=2, description="one temperature for chat, comparisons, rollouts, KL and evaluation"
+        0.7, gt=0, le=2, description="sampling temperature of chat, comparisons, rollouts, KL and evaluation"
     )
-    max_tokens: int = Field(48, ge=1, description="longest draft in comparisons, rollouts and evaluation")
+    max_tokens: int = Field(48, ge=1, description="longest draft in comparisons, rollouts and evaluation, in tokens")
     chat_max_tokens: int = Field(512, ge=1, description="longest chat reply, in tokens")
     local_in_flight: int = Field(
         32,
         ge=1,
-        description="replies that one person may have open at once: a browser, a key, or all programs without one",
+        description="open replies that one person may have at once; a person is a browser, a key, or all programs "
+        "without a key together",
     )
     names_are_people: bool = Field(
-        False, description="whether each `user` that a program without a key names is a person: for rehearsals only"
+        False, description="count each `user` that a program without a key names as a person; for rehearsals only"
     )
-    in_flight: int = Field(128, ge=1, description="replies that all together may have open at once")
-    page_share: float = Field(0.25, ge=0, lt=1, description="share of `in_flight` that only the pages may take")
+    in_flight: int = Field(128, ge=1, description="open replies that all people together may have at once")
+    page_share: float = Field(0.25, ge=0, lt=1, description="share of `in_flight` that is reserved for the pages")
     drain_seconds: float = Field(
-        20.0, ge=0, description="seconds in which open replies may end after the assistant was asked to stop"
+        20.0, ge=0, description="seconds that open replies get to end after the assistant was asked to stop"
     )
     plugin_seconds: float = Field(
         5.0, gt=0, description="seconds that a plugin may take to choose the versions of a comparison"
@@ -91,12 +94,12 @@ class Settings(BaseSettings):
     watchdog_seconds: float = Field(
         120.0,
         ge=0,
-        description="seconds that the server may stand still before it is ended; 0: for ever",
+        description="seconds that the server's event loop may stand still before the process is ended; 0: never ended",
     )
     train_every: Annotated[str, AfterValidator(interval)] = Field(
-        "", description="interval at which `serve` trains by itself, such as 24h; empty: never"
+        "", description="interval at which `serve` starts a training run, such as 24h; empty: never"
     )
-    log_format: Literal["text", "json"] = Field("text", description="form of the server's log: `text` or `json`")
+    log_format: Literal["text", "json"] = Field("text", description="format of the server's log: `text` or `json`")
     reward: str = Field("bradley_terry", description="reward model used in training")
     engine: EngineSettings = Field(default_factory=EngineSettings)
     canary: CanarySettings = Field(default_factory=CanarySettings)
@@ -107,7 +110,7 @@ class Settings(BaseSettings):
     def load(cls, home: Home, **given: Any) -> Settings:
         """Read settings for `home`; `given` are command-line values (None means not given).
 
-        Raises ThumbwiseError naming every wrong or unknown key and where it may be mended.
+        Raises ThumbwiseError that names every wrong or unknown key, and where to correct it.
         """
         _refuse_unknown_environment()
         config = SettingsConfigDict(toml_file=home.config)
@@ -121,7 +124,7 @@ class Settings(BaseSettings):
         except UnicodeDecodeError:
             raise ThumbwiseError(f"{home.config} is not in UTF-8: save it as UTF-8.") from None
         except ValueError as error:  # TOML syntax
-            raise ThumbwiseError(f"{home.config} cannot be read: {error}. Mend or remove the line.") from None
+            raise ThumbwiseError(f"{home.config} cannot be read: {error}. Correct or remove the line.") from None
         return loaded
 
     @classmethod
@@ -169,8 +172,8 @@ def _not_json(error: SettingsError) -> str:
     found = re.search(r'field "(\w+)"', str(error))
     name = PREFIX + (found[1].upper() if found else "*")
     return (
-        f"{name} in the environment is no JSON ({error.__cause__}): write a JSON object, "
-        "or give each setting a variable of its own, as docs/settings.md names them."
+        f"{name} in the environment is not JSON ({error.__cause__}): write a JSON object, "
+        "or use one variable for each setting, as docs/settings.md names them."
     )
 
 
@@ -180,4 +183,4 @@ def _sentence(error: ValidationError, config: Path) -> str:
         ("".join(f".{part}" for part in e["loc"])[1:], told.get(e["type"], e["msg"].lower())) for e in error.errors()
     ]
     parts = [f"{name}: {said}" for name, said in errors]
-    return f"Wrong settings: {'; '.join(parts)}. Mend {config}, the THUMBWISE_* environment or the command line."
+    return f"Wrong settings: {'; '.join(parts)}. Correct {config}, the THUMBWISE_* environment or the command line."

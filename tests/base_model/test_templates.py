@@ -91,7 +91,7 @@ def test_what_is_ours_to_say_is_no_argument(tmp_path: Path, name: str) -> None:
 def test_a_number_that_no_request_can_carry_is_refused(tmp_path: Path, number: str) -> None:
     home = Home.find(tmp_path)
     home.config.write_text(f"chat_template_kwargs = {{budgets = [{number}]}}\n")
-    with pytest.raises(ThumbwiseError, match=r"chat_template_kwargs: .* nan and inf cannot be sent to it"):
+    with pytest.raises(ThumbwiseError, match=r"chat_template_kwargs: .* nan and inf cannot be sent to a chat template"):
         Settings.load(home)
 
 

@@ -35,7 +35,7 @@ from tiny_model import ROUND
 from thumbwise.base_model.prepare import prepare
 from thumbwise.contracts import Prompt, Sample
 from thumbwise.home import Home, write_durably
-from thumbwise.names import BASE
+from thumbwise.names import BASE, RUN_RECORD
 from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.training.rehearsal import figures as rehearsal_figures
@@ -45,7 +45,7 @@ from thumbwise.training.rehearsal.measure import Measure
 from thumbwise.training.rehearsal.measure import keep as keep_samples
 from thumbwise.training.rehearsal.measure import kept as kept_samples
 from thumbwise.training.rehearsal.raters import Voting, judged
-from thumbwise.training.run.folders import FIT, RECORD, SNAPSHOT, read_json
+from thumbwise.training.run.folders import FIT, SNAPSHOT, read_json
 
 SIDE = Path(__file__).parent / "same_votes_parts" / "side.py"
 WORLD = ("tests/support/models/training_world.py", "tests/training_world.py")
@@ -64,7 +64,7 @@ class Rehearsed:
             sys.exit(f"{folder} has no finished round: give the folder that `thumbwise rehearse` printed.")
         self.home = Home.find(folder / "home")
         self.run = self.home.runs / trained["run_id"]
-        self.given = read_json(self.run / RECORD)["given"]
+        self.given = read_json(self.run / RUN_RECORD)["given"]
         self.voting, self.wanted = Voting(**self.plan["voting"]), Wanted(**self.plan["wanted"])
         self.start = kept_samples(folder / "start-replies.jsonl")
         rows = by_prompt(self.wanted.start(), self.start)

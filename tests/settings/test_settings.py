@@ -90,7 +90,7 @@ def test_a_file_in_another_encoding_is_told_as_that(home: Home) -> None:
 
 def test_a_group_that_is_no_json_is_told_as_that(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THUMBWISE_ENGINE", "{max_loras: 4}")
-    with pytest.raises(ThumbwiseError, match="THUMBWISE_ENGINE in the environment is no JSON"):
+    with pytest.raises(ThumbwiseError, match="THUMBWISE_ENGINE in the environment is not JSON"):
         Settings.load(home)
     monkeypatch.setenv("THUMBWISE_ENGINE", "4")
     with pytest.raises(ThumbwiseError, match="engine: input should be a group of settings"):

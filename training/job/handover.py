@@ -9,21 +9,14 @@ from thumbwise.contracts import GateReport, RunContext
 from thumbwise.errors import ThumbwiseError
 from thumbwise.faults import fault_point
 from thumbwise.home import write_durably
+from thumbwise.names import CONFIG, MANIFEST, WEIGHTS
 from thumbwise.training.data.prompts import keep_prompts, seed_prompts
 from thumbwise.training.data.snapshot import Snapshot
 from thumbwise.training.evaluation.health import draw, examine
 from thumbwise.training.evaluation.metrics import MetricsLog
 from thumbwise.training.job.enough import told_doubted
 from thumbwise.training.policy.ptx import keep_file
-from thumbwise.training.run.candidate import (
-    CONFIG,
-    MANIFEST,
-    WEIGHTS,
-    Candidate,
-    adapter_files,
-    make_candidate,
-    make_probes,
-)
+from thumbwise.training.run.candidate import Candidate, adapter_files, make_candidate, make_probes
 from thumbwise.training.run.folders import TrainResult, read_json, write_json
 from thumbwise.training.run.work import Work
 

@@ -19,7 +19,8 @@ from typing import Any, Self
 from chaos_parts.clients import Clients
 
 from thumbwise.home import Home
-from thumbwise.training.run.folders import RECORD, RESULT, read_json
+from thumbwise.names import RUN_RECORD
+from thumbwise.training.run.folders import RESULT, read_json
 
 COMMAND = str(Path(executable).with_name("thumbwise"))
 RESTART_SECONDS = 5.0  # RestartSec of deploy/thumbwise.service
@@ -188,7 +189,7 @@ class Job:
     def mark(self) -> tuple[int, int]:
         """(number of the newest run, iterations behind it); -1: none has begun."""
         newest, folder = 0, None
-        for path in self.home.runs.glob(f"*/{RECORD}"):
+        for path in self.home.runs.glob(f"*/{RUN_RECORD}"):
             number = json.loads(path.read_text())["given"]["number"]
             if number > newest:
                 newest, folder = number, path.parent
