@@ -32,8 +32,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "support" / "models"))
+sys.path.extend(map(str, (Path(__file__).parents[1] / "support").iterdir()))
 
 import kept
 from reward_model import labels, pairs_of

@@ -27,8 +27,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "support" / "models"))
+sys.path.extend(map(str, (Path(__file__).parents[1] / "support").iterdir()))
 
 import httpx
 import kept

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "support" / "models"))
+sys.path.extend(map(str, (Path(__file__).parents[1] / "support").iterdir()))
 
 import kept
 from tiny_model import ROUND, make_tiny_model

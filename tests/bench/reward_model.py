@@ -26,8 +26,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "support" / "models"))
+sys.path.extend(map(str, (Path(__file__).parents[1] / "support").iterdir()))
 
 import kept
 from tiny_model import make_tiny_model

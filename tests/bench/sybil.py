@@ -30,8 +30,7 @@ import numpy as np
 import platformdirs
 
 sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-sys.path.insert(0, str(Path(__file__).parents[1] / "support" / "models"))
+sys.path.extend(map(str, (Path(__file__).parents[1] / "support").iterdir()))
 
 import kept
 from build_at import build_at, environment

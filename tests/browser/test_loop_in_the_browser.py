@@ -24,8 +24,7 @@ import pytest
 from chromium import PHONE, Pages, forge, picture
 from crash_tools import COMMAND, Server, rows
 from playwright.sync_api import Browser, Page, expect
-from simulated_people import vote
-from test_loop import PROMPTS, prefers_vowels
+from simulated_people import PROMPTS, prefers_vowels, vote
 from tiny_engine import TinyEngine
 from tiny_model import ROUND
 

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from stub_engine import STUB, StubEngine, children, is_gone, until
+from stub_engine import STUB, StubEngine, children, is_gone, named, until
 from tiny_engine import TINY, TinyEngine
 from tiny_model import LINEAR
 
@@ -229,15 +229,11 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-def named(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-
-
 @pytest.mark.engine
 async def test_vllm_survives_kill_9_of_its_server_and_its_core_and_dies_with_us(tiny_model, tiny_adapters, tmp_path):
     """One start and two restarts, about 75 s: every process that can be lost is lost in turn."""
     command = [sys.executable, "-c", PARENT, str(tiny_model), str(tmp_path / "run"), str(tiny_adapters[0])]
-    path = os.pathsep.join([str(Path(__file__).parents[1] / "support"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(__file__).parents[1] / "support" / "servers"), os.environ.get("PYTHONPATH", "")])
     parent = await asyncio.create_subprocess_exec(
         *command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path}
     )

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from canned_engine import ASK, DONE, SAMPLING, event, read, stub
 from fakes import asker
-from test_engine_client import ASK, DONE, SAMPLING, event, read, stub
 from tiny_engine import TinyEngine
 
 from thumbwise.contracts import Message

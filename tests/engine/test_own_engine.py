@@ -15,8 +15,8 @@ import httpx
 import psutil
 import pytest
 from crash_tools import Server, events, one_sentence, rows, said, served, tiny_home, trained
-from live_server import Live
-from test_engine import children, named
+from live_server import probes_passed
+from stub_engine import children, named
 from tiny_engine import paced
 from tiny_model import make_token_adapter
 
@@ -49,11 +49,6 @@ def below(server: Server, name: str) -> int:
     """The process of the server's own vLLM that is called `name`."""
     assert server.process is not None
     return next(pid for pid in children(server.process.pid) if name in named(pid))
-
-
-def probes_passed(server: Server | Live) -> float:
-    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if "probe" in line and 'passed"' in line and "_total" in line)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +103,7 @@ def test_vllm_killed_in_mid_reply_is_a_clear_error_and_comes_back_with_its_adapt
             candidate = adapter.candidate(run)
             ops.publish(run, candidate.version, candidate.files)
             ops.promote(run, candidate.version, run.stable)
-        whole, proved = server.ask("Which reply is whole?").json(), probes_passed(server)
+        whole, proved = server.ask("Which reply is whole?").json(), probes_passed(server.url)
 
         readers = [Reader(server) for _ in range(4)]
         with paced(below(server, "VLLM::EngineCore")):
@@ -141,6 +136,6 @@ def test_vllm_killed_in_mid_reply_is_a_clear_error_and_comes_back_with_its_adapt
         again = server.ask("Which reply is whole?", model=candidate.version).json()
         assert (server.ask().json()["model"], again["model"]) == (candidate.version, candidate.version)
         assert again["choices"][0]["message"] == whole["choices"][0]["message"]  # one token, over and over
-        assert probes_passed(server) == proved + 1
+        assert probes_passed(server.url) == proved + 1
     finally:
         server.kill()

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from test_engine import children, named
-from test_own_engine import probes_passed
-from test_swap_watch import TOKENS, World, promote, share, two_versions
+from live_server import probes_passed
+from stub_engine import children, named
 from tiny_engine import TinyEngine, running
+from two_versions import TOKENS, World, promote, share, two_versions
 
 from thumbwise.engine import external
 
@@ -104,7 +104,7 @@ def test_a_server_that_stands_still_is_left_behind_and_catches_up(
 
 
 def test_a_killed_server_is_stood_in_for_and_comes_back_after_a_probe(world: World, second: TinyEngine) -> None:
-    stable, passed = world.live.assistant.versions.stable(), probes_passed(world.live)
+    stable, passed = world.live.assistant.versions.stable(), probes_passed(world.live.url)
     launcher = second.engine.pid
     assert launcher is not None
     os.kill(next(pid for pid in children(launcher) if "api_server" in named(pid)), signal.SIGKILL)
@@ -113,4 +113,4 @@ def test_a_killed_server_is_stood_in_for_and_comes_back_after_a_probe(world: Wor
     until(lambda: answering(world) == 1)
     until(lambda: answering(world) == 2)
     assert stable in loaded(second)
-    assert probes_passed(world.live) > passed
+    assert probes_passed(world.live.url) > passed

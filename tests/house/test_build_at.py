@@ -83,7 +83,7 @@ def build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def sides(build: Path | None, tmp_path: Path) -> dict[str, str]:
     """The environment of a script of that build, with its `training_world`."""
     found = environment(build)
-    support = os.pathsep.join(str(ROOT / "tests" / "support" / name) for name in ("", "models"))
+    support = os.pathsep.join(str(ROOT / "tests" / "support" / name) for name in ("models", "servers"))
     if build is not None:
         (tmp_path / "training_world.py").write_bytes(file_at(OLD, *WORLD))
         support = str(tmp_path)

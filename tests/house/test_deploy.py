@@ -19,27 +19,17 @@ from typing import Any
 
 import click
 import pytest
-import yaml
+from deploy_files import ASSISTANT, COMPOSE, DEPLOY, ROOT, TRAIN, lines_of, unit
 
 from thumbwise.cli.main import main
 from thumbwise.engine.supervisor import COMPILERS, Engine
 from thumbwise.home import Home, HomeLock
 from thumbwise.settings import NOT_SETTINGS, PREFIX, Settings, describe
 
-ROOT = Path(__file__).parents[2]
-DEPLOY = ROOT / "deploy"
-COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
-ASSISTANT, TRAIN = COMPOSE["services"]["assistant"], COMPOSE["services"]["train"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 INSTALLED = "/opt/thumbwise/.venv/bin/"
 GUIDE = (DEPLOY / "README.md").read_text().replace("\\\n", "")
 UNITS = ("thumbwise.service", "thumbwise-train.service")
-
-
-def lines_of(name: str) -> list[str]:
-    """Return a file's lines without comments and empty ones, continuations joined."""
-    lines = [line for line in (DEPLOY / name).read_text().splitlines() if line and not line.startswith("#")]
-    return re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines()
 
 
 def instructions() -> list[tuple[str, str]]:
@@ -85,18 +75,6 @@ def ignored(path: str) -> bool:
         if any(re.fullmatch(pattern, folder) for folder in above if folder != "."):
             verdict = not line.startswith("!")
     return verdict
-
-
-def unit(name: str) -> dict[str, dict[str, list[str]]]:
-    """Return a unit's sections; a key may be there several times, which configparser cannot keep."""
-    sections: dict[str, dict[str, list[str]]] = {}
-    for line in lines_of(name):
-        if header := re.fullmatch(r"\[(\w+)\]", line):
-            keys = sections.setdefault(header[1], {})
-        else:
-            key, value = line.split("=", 1)
-            keys.setdefault(key, []).append(value)
-    return sections
 
 
 def refusal(arguments: list[str]) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 from live_server import Live, serving, wait_ready
-from simulated_people import vote
+from simulated_people import PROMPTS, prefers_vowels, vote
 from tiny_model import ROUND
 
 from thumbwise.engine.external import ExternalEngine
@@ -30,13 +30,6 @@ from thumbwise.serving.schedule import Schedule
 pytestmark = pytest.mark.engine
 
 COMMAND = Path(sys.executable).with_name("thumbwise")
-THINGS = ("cats", "dogs", "rain", "bread", "tea", "boats", "goats", "kings")
-PROMPTS = [f"Tell me about {thing}." for thing in THINGS] + [f"What is {n} plus {n + 1}?" for n in range(22)]
-
-
-def prefers_vowels(prompt: str, responses: list[str]) -> list[float]:
-    """A preference that a two-layer model can learn: the share of letters that are e."""
-    return [response.count("e") / max(1, len(response)) for response in responses]
 
 
 @pytest.fixture(scope="module")

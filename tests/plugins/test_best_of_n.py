@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_model import make_tiny_model
 from toy_policy import PROMPTS, TEMPERATURE, low_ids, silent
 
 from thumbwise.contracts import Prompt, Reward, RunContext, Sample, Scores
@@ -33,11 +32,6 @@ SMALL = TrainSettings(
 )  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

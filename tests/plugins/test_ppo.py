@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_model import make_tiny_model
-from toy_policy import PROMPTS, TEMPERATURE, disturb, low_ids
+from toy_policy import PROMPTS, SMALL, TEMPERATURE, disturb, low_ids, make_context, sampled
 
 from thumbwise.contracts import RunContext, Sample, Scores
-from thumbwise.plugins.ppo import PPO, Rollout, in_process
+from thumbwise.plugins.ppo import PPO, Rollout
 from thumbwise.settings.training import TrainSettings
 from thumbwise.training.backbone.backbone import Backbone
 from thumbwise.training.backbone.batches import make_batch
@@ -27,33 +26,12 @@ from thumbwise.training.policy.value import ValueFunction
 from thumbwise.training.run.candidate import adapter_files
 from thumbwise.versions import artifacts
 
-SMALL = TrainSettings(
-    dtype="float32", episodes=12, minibatches=2, micro_batch=12, iterations=10, lora_rank=8,
-    learning_rate=5e-3, value_learning_rate=5e-3, warmup=0, kl_coefficient=0.2, ptx=0.0,
-)  # fmt: skip
-
-
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-def make_context(model: Path, folder: Path, train: TrainSettings = SMALL) -> RunContext:
-    context = RunContext(Backbone(model, train), train, TEMPERATURE, 10, PROMPTS, (), folder)
-    return context.with_rollouts(in_process)
 
 
 @pytest.fixture
 def context(model: Path, tmp_path: Path) -> RunContext:
     return make_context(model, tmp_path)
-
-
-def sampled(context: RunContext, n: int = 6, adapter: str | None = None) -> list[Sample]:
-    assert context.rollouts is not None
-    return context.rollouts.sample([PROMPTS[i % 5] for i in range(n)], adapter, 11)
 
 
 # --- rollouts and the trainer -------------------------------------------------------------------------

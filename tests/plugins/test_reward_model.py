@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_model import make_tiny_model
+from toy_votes import make_labels, reply
 
 from thumbwise.contracts import Comparison, Labels, OffersValue, Ranking, RunContext, Sample, Thumb
 from thumbwise.errors import ThumbwiseError
@@ -44,27 +45,6 @@ def fitted(context: RunContext) -> BradleyTerry:
     model.fit(make_labels(80), seed=0)
     model.normalise([reply(n, 0.5) for n in range(500, 540)])
     return model
-
-
-def reply(seed: int, share: float, length: int = 12) -> Sample:
-    """Random ids, `share` of them under 70."""
-    rng = random.Random(seed)
-    ids = [rng.randrange(5, 70) if rng.random() < share else rng.randrange(70, 300) for _ in range(length)]
-    return Sample((), "", (1, 9, 20 + seed % 40), tuple(ids), "length", "policy-0000", meta={"id": str(seed)})
-
-
-def make_labels(n: int, ties: int = 5, left: str = "random") -> Labels:
-    """Comparisons won by the reply with more ids under 70; four a prompt."""
-    rng = random.Random(1)
-    made = []
-    for k in range(n + ties):
-        good_left = {"random": rng.random() < 0.5, "always": True}[left]
-        pair = [reply(2 * k, 0.8), reply(2 * k + 1, 0.2)]
-        if not good_left:
-            pair.reverse()
-        choice: Any = "tie" if k >= n else ("left" if good_left else "right")
-        made.append(Comparison(f"c{k}", f"u{k % 6}", f"g{k // 4}", *pair, choice))
-    return Labels(tuple(made))
 
 
 def test_it_learns_a_preference_and_reports_accuracy_on_votes_it_had_not_seen(fitted: BradleyTerry) -> None:

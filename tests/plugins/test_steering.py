@@ -8,15 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_model import make_tiny_model
-from toy_policy import PROMPTS, TEMPERATURE, low_ids
+from toy_policy import low_ids
 
-from thumbwise.contracts import RunContext
 from thumbwise.home import Home
 from thumbwise.plugin_host.manager import PluginManager
-from thumbwise.plugins.ppo import in_process
 from thumbwise.settings.training import TrainSettings
-from thumbwise.training.backbone.backbone import Backbone
 from thumbwise.training.policy import losses
 from thumbwise.training.policy.state import PolicyState
 
@@ -29,34 +25,15 @@ ALGORITHMS = ("ppo", "best_of_n", "dpo", "kto", "rloo")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def make(model: Path, tmp_path: Path) -> Callable[..., Any]:
-    """An algorithm by name; keywords change its settings."""
-    plugins = PluginManager(Home.find(tmp_path / "home")).load()
-
-    def made(algorithm: str, **changes: Any) -> Any:
-        train = SMALL.model_copy(update=changes)
-        context = RunContext(Backbone(model, train), train, TEMPERATURE, 10, PROMPTS, (), tmp_path)
-        context = context.with_rollouts(in_process)
-        return plugins.get("policy_algorithms", algorithm)(context, low_ids)
-
-    return made
-
-
 def test_every_algorithm_is_steered(make: Callable[..., Any], tmp_path: Path) -> None:
     plugins = PluginManager(Home.find(tmp_path / "home")).load()
     assert set(plugins.registry("policy_algorithms")) == set(ALGORITHMS)
-    assert all(isinstance(make(name), PolicyState) for name in ALGORITHMS)
+    assert all(isinstance(make(name, low_ids), PolicyState) for name in ALGORITHMS)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_rate_is_lowered_where_kl_would_pass_its_target_and_resumes_so(make: Callable[..., Any], name: str) -> None:
-    algorithm = make(name, kl_target=0.01)
+    algorithm = make(name, low_ids, kl_target=0.01)
     rows = [algorithm.step(i) for i in range(3)]
     before = algorithm.state_dict()
     rows += [algorithm.step(i) for i in range(3, 5)]
@@ -69,7 +46,7 @@ def test_the_rate_is_lowered_where_kl_would_pass_its_target_and_resumes_so(make:
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_the_rate_is_raised_where_kl_would_not_come_to_its_target(make: Callable[..., Any], name: str) -> None:
-    algorithm = make(name, kl_target=100.0)
+    algorithm = make(name, low_ids, kl_target=100.0)
     rates = [algorithm.step(i)["learning_rate"] / (5e-3 * (1 - 0.1 * i)) for i in range(3)]
     assert rates == pytest.approx([1, 1.2, 1.44])
 
@@ -87,7 +64,7 @@ def test_a_long_reply_pays_no_more_for_its_kl_a_token_than_a_short_one(
     token_rewards = losses.token_rewards
     monkeypatch.setattr(losses, "token_rewards", spied)
     for name in ("ppo", "rloo"):
-        algorithm = make(name, kl_coefficient=2.0)
+        algorithm = make(name, low_ids, kl_coefficient=2.0)
         algorithm.context = replace(algorithm.context, lengths=(tokens,))
         length = algorithm.step(0)["length"]
         prices += [algorithm.trainer.beta] if name == "rloo" else []
@@ -117,7 +94,7 @@ def test_what_kl_costs_stays_the_same_however_far_the_policy_goes(
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_long_replies_may_go_as_far_by_token_as_short_ones(make: Callable[..., Any], name: str) -> None:
     """What is steered does not shrink with a reply's length, as nats a reply would."""
-    algorithm = make(name, kl_target=0.1)
+    algorithm = make(name, low_ids, kl_target=0.1)
     row = {}
     for i in range(2):
         row = algorithm.step(i)

@@ -11,19 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from layouts import make_layout
-from tiny_model import make_tiny_model
 from toy_policy import PROMPTS, TEMPERATURE, disturb, low_ids, silent
 
-from thumbwise.contracts import Reward, RunContext, Sample
+from thumbwise.contracts import Sample
 from thumbwise.home import Home
 from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.plugins.dpo import DPO, pair_up
 from thumbwise.plugins.kto import KTO, balanced
-from thumbwise.plugins.ppo import in_process
 from thumbwise.plugins.rloo import RLOO
 from thumbwise.settings.training import TrainSettings
-from thumbwise.training.backbone.backbone import Backbone
 from thumbwise.training.backbone.batches import chunks
 from thumbwise.training.evaluation.metrics import GLOSSARY
 from thumbwise.training.policy.stepping import measure
@@ -35,24 +31,6 @@ SMALL = TrainSettings(
 Either = DPO | KTO | RLOO
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def make(model: Path, tmp_path: Path) -> Callable[..., Any]:
-    """An algorithm on a backbone of its own; keywords change its settings."""
-
-    def made(algorithm: type[Either], reward: Reward, layout: str = "", **changes: Any) -> Either:
-        train = SMALL.model_copy(update=changes)
-        folder = make_layout(layout, tmp_path / "model") if layout else model
-        context = RunContext(Backbone(folder, train), train, TEMPERATURE, 10, PROMPTS, (), tmp_path)
-        return algorithm(context.with_rollouts(in_process), reward)
-
-    return made
 
 
 def replies(algorithm: Either, n: int = 8) -> list[Sample]:

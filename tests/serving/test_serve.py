@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from crash_tools import tiny_home
+from crash_tools import SERVE_WITHOUT_END, tiny_home
 from fakes import FakeEngine, FakeEngineClient
 from live_server import serving
 
@@ -33,20 +33,6 @@ def test_a_command_asks_the_assistant_itself_and_no_proxy(
         assert call(home, live.url, "GET", "/ops/api/policies")[0]["version"] == "policy-0000"
 
 
-SERVE = """
-import sys, time
-from thumbwise.base_model import prepare as module
-from thumbwise.cli.main import main
-
-def prepare(home, model, say):
-    print("preparing", flush=True)
-    time.sleep(600)
-
-module.prepare = prepare  # before the assistant, and Gradio with it, is imported
-main(["serve", "--port", "0", *sys.argv[1:]])
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_a_ctrl_c_does_not_wait_for_the_model_and_the_address_is_one_that_can_be_opened(
@@ -57,7 +43,10 @@ def test_a_ctrl_c_does_not_wait_for_the_model_and_the_address_is_one_that_can_be
     environment = {**os.environ, "THUMBWISE_HOME": str(tmp_path), "TMPDIR": str(tmp_path / "shared")}
     environment.pop("GRADIO_TEMP_DIR", None)
     serve = subprocess.Popen(
-        [sys.executable, "-P", "-c", SERVE, "--host", host], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-P", "-c", SERVE_WITHOUT_END, "--host", host],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert serve.stdout is not None

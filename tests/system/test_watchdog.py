@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_deploy import ASSISTANT, unit
-from test_serve import SERVE
+from crash_tools import SERVE_WITHOUT_END
+from deploy_files import ASSISTANT, unit
 
 from thumbwise.settings import Settings
 from thumbwise.system.watchdog import notify, stopped
@@ -97,7 +97,7 @@ def test_names_of_linux_that_are_no_files_are_told_too_and_nobody_there_is_no_er
 @pytest.mark.slow
 def test_serve_tells_systemd_and_its_children_do_not(tmp_path: Path, service: socket.socket) -> None:
     environment = {**os.environ, "THUMBWISE_HOME": str(tmp_path / "home"), "NOTIFY_SOCKET": service.getsockname()}
-    serve = subprocess.Popen([sys.executable, "-P", "-c", SERVE], env=environment, stdout=subprocess.PIPE)
+    serve = subprocess.Popen([sys.executable, "-P", "-c", SERVE_WITHOUT_END], env=environment, stdout=subprocess.PIPE)
     try:
         assert service.recv(100) == b"READY=1"
         assert service.recv(100) == b"WATCHDOG=1"

@@ -19,10 +19,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from canned_engine import stub
 from crash_tools import Trained, one_sentence, served, tiny_home, trained
 from live_server import Live, serving, wait_ready
 from safetensors.numpy import load, save
-from test_engine_client import stub
 from tiny_engine import TinyEngine
 from tiny_model import make_tiny_adapter
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from policy_world import Change, World, candidate, make_world
-from test_policies import _spoil
+from policy_world import Change, World, candidate, make_world, spoil
 
 from thumbwise.errors import ThumbwiseError
 
@@ -27,13 +26,13 @@ def _probe(part: str, values: list[Any]) -> Change:
 @pytest.mark.parametrize(
     "change",
     [
-        *(_spoil("manifest", "n_labels", value) for value in ("x", None, -1, 1.5, 10**30, True)),
-        *(_spoil("manifest", "algorithm", value) for value in (None, 5, "\ud800", "x" * 10_000)),
-        *(_spoil("manifest", "metrics", value) for value in (None, [], "x")),
-        *(_spoil("manifest", "created_at", value) for value in (None, "yesterday", 5)),
-        *(_spoil("manifest", "snapshot_id", value) for value in (None, {})),
-        *(_spoil("manifest", "number", value) for value in ("1", None, 1.0)),
-        _spoil("manifest", "parent", 5),
+        *(spoil("manifest", "n_labels", value) for value in ("x", None, -1, 1.5, 10**30, True)),
+        *(spoil("manifest", "algorithm", value) for value in (None, 5, "\ud800", "x" * 10_000)),
+        *(spoil("manifest", "metrics", value) for value in (None, [], "x")),
+        *(spoil("manifest", "created_at", value) for value in (None, "yesterday", 5)),
+        *(spoil("manifest", "snapshot_id", value) for value in (None, {})),
+        *(spoil("manifest", "number", value) for value in ("1", None, 1.0)),
+        spoil("manifest", "parent", 5),
         *(_probe("top_logprobs", values) for values in ([1e308, -1.0], [-1.0, float("nan")], [-2000.0, -3000.0])),
         _probe("base_top_logprobs", [float("-inf"), -1.0]),
         _probe("top_ids", [1, 2**70]),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import FakeEngineClient, asker
-from policy_world import OF_BASE, SHAPES, TRAINER, Change, World, candidate, make_world
+from policy_world import OF_BASE, SHAPES, TRAINER, Change, World, candidate, make_world, spoil
 
 from thumbwise import names
 from thumbwise.base_model.prepare import PreparedModel
@@ -49,13 +49,6 @@ def test_a_good_candidate_passes(tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o400}
 
 
-def _spoil(where: str, key: str, value: Any) -> Change:
-    def change(config: dict[str, Any], manifest: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
-        {"config": config, "manifest": manifest}[where][key] = value
-
-    return change
-
-
 def _nan(config: Any, manifest: Any, tensors: dict[str, np.ndarray]) -> None:
     next(iter(tensors.values()))[0, 0] = np.nan
 
@@ -72,14 +65,14 @@ def _half(config: Any, manifest: Any, tensors: dict[str, np.ndarray]) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (_spoil("config", "r", 64), "rank"),
-        (_spoil("config", "use_dora", True), "plain LoRA"),
-        (_spoil("config", "modules_to_save", ["lm_head"]), "plain LoRA"),
-        (_spoil("config", "bias", "all"), "bias"),
-        (_spoil("config", "target_modules", ["lm_head"]), "lm_head"),
-        (_spoil("manifest", "base_digest", "another"), "another base model"),
-        (_spoil("manifest", "probes", []), "no probes"),
-        (_spoil("manifest", "version", "policy-0002-000000000000"), "another version"),
+        (spoil("config", "r", 64), "rank"),
+        (spoil("config", "use_dora", True), "plain LoRA"),
+        (spoil("config", "modules_to_save", ["lm_head"]), "plain LoRA"),
+        (spoil("config", "bias", "all"), "bias"),
+        (spoil("config", "target_modules", ["lm_head"]), "lm_head"),
+        (spoil("manifest", "base_digest", "another"), "another base model"),
+        (spoil("manifest", "probes", []), "no probes"),
+        (spoil("manifest", "version", "policy-0002-000000000000"), "another version"),
         (_nan, "not finite"),
         (_foreign_keys, "matches nothing"),
         (_half, "one of their two"),

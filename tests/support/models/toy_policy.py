@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from thumbwise.contracts import Message, Prompt, Sample, Scores
+from thumbwise.contracts import Message, Prompt, RunContext, Sample, Scores
+from thumbwise.plugins.ppo import in_process
+from thumbwise.settings.training import TrainSettings
 from thumbwise.training.backbone.backbone import Backbone
 
 TEMPERATURE = 0.7
@@ -17,6 +20,10 @@ PROMPTS = tuple(
         ["Tell me a story", "What is France", "How do I boil an egg", "Yes or no", "Be brief, please"]
     )
 )
+SMALL = TrainSettings(
+    dtype="float32", episodes=12, minibatches=2, micro_batch=12, iterations=10, lora_rank=8,
+    learning_rate=5e-3, value_learning_rate=5e-3, warmup=0, kl_coefficient=0.2, ptx=0.0,
+)  # fmt: skip
 
 
 def low_ids(samples: Sequence[Sample]) -> Scores:
@@ -36,3 +43,13 @@ def disturb(backbone: Backbone, adapter: str = "policy", scale: float = 0.05, se
     with torch.no_grad():
         for weight in backbone.parameters(adapter).values():
             weight += scale * torch.randn(weight.shape, generator=draws)
+
+
+def make_context(model: Path, folder: Path, train: TrainSettings = SMALL) -> RunContext:
+    context = RunContext(Backbone(model, train), train, TEMPERATURE, 10, PROMPTS, (), folder)
+    return context.with_rollouts(in_process)
+
+
+def sampled(context: RunContext, n: int = 6, adapter: str | None = None) -> list[Sample]:
+    assert context.rollouts is not None
+    return context.rollouts.sample([PROMPTS[i % 5] for i in range(n)], adapter, 11)

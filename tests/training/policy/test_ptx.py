@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_ppo import SMALL, disturb, low_ids, make_context
 from tiny_model import make_tiny_model
+from toy_policy import SMALL, disturb, low_ids, make_context
 from training_world import FakeAssistant, make_snapshot, train
 
 from thumbwise import faults

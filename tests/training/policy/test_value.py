@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_ppo import make_context, sampled
-from toy_policy import TEMPERATURE
+from toy_policy import TEMPERATURE, make_context, sampled
 
 from thumbwise.contracts import RunContext, Sample, Scores, ValueInit
 from thumbwise.plugins.bradley_terry import BradleyTerry

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
+from toy_votes import votes_on
 
 from thumbwise.contracts import FitReport
-from thumbwise.training.data.votes import TIE, Votes
+from thumbwise.training.data.votes import TIE
 from thumbwise.training.evaluation.intervals import clustered_mean
 from thumbwise.training.reward.agreement import agreement, as_pairs, foretold
 from thumbwise.training.reward.heads import fit_head, observed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def votes_on(left: Any, right: Any, good: Any, group: tuple[str, ...], rater: Any = None, raters: int = 1) -> Votes:
-    """Votes of weight 1."""
-    n = len(left)
-    who = np.zeros(n, np.int64) if rater is None else np.asarray(rater)
-    alike = np.ones(n, bool)
-    return Votes(np.asarray(left), np.asarray(right), np.asarray(good, float), np.ones(n), group, who, raters, alike)
 
 
 def test_a_tie_draws_two_scores_together() -> None:

@@ -7,9 +7,8 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from test_heads import votes_on
-from test_reward_model import make_labels
 from tiny_model import make_tiny_model
+from toy_votes import make_labels, votes_on
 
 from thumbwise.contracts import Labels, RunContext
 from thumbwise.plugins.bradley_terry import BradleyTerry

@@ -27,7 +27,7 @@ def on_loop_of_ours() -> bool:
     frame = sys._getframe(1)
     while frame.f_back is not None and not frame.f_code.co_flags & COROUTINE:
         frame = frame.f_back
-    if Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parents[1]):
+    if Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parents[2]):
         return False
     waited.append("".join(traceback.format_stack()))
     return True

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGES_OF = ("assistant", "deploy", "docs", "feedback", "findings", "plugins", "tests", "training")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 

@@ -45,6 +45,19 @@ enforce_eager = true
 max_model_len = 4096
 max_lora_rank = 8
 """
+SERVE_WITHOUT_END = """
+import sys, time
+from thumbwise.base_model import prepare as module
+from thumbwise.cli.main import main
+
+def prepare(home, model, say):
+    print("preparing", flush=True)
+    time.sleep(600)
+
+module.prepare = prepare  # before the assistant, and Gradio with it, is imported
+main(["serve", "--port", "0", *sys.argv[1:]])
+"""
+"""A program: `thumbwise serve` that says "preparing" and prepares its model for ten minutes."""
 
 
 def tiny_home(folder: Path, model: Path, engine: str = "") -> Home:

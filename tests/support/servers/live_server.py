@@ -60,3 +60,9 @@ def wait_ready(live: Live, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while httpx.get(f"{live.url}/health/ready").status_code != 200 and time.monotonic() < deadline:
         time.sleep(0.2)
+
+
+def probes_passed(url: str) -> float:
+    """How many probes of versions the assistant at `url` has passed."""
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if "probe" in line and 'passed"' in line and "_total" in line)

@@ -3,7 +3,7 @@
 Everything goes through the public HTTP API of a running assistant, as a browser's votes do. Run it against
 one to give it votes (a judge's name, how many, how many at once):
 
-    python tests/support/simulated_people.py --votes 300 --judge sentiment
+    python tests/support/homes/simulated_people.py --votes 300 --judge sentiment
 
 It prints one JSON object: votes by choice, seconds, and what the replies scored on average. Left out: noise
 and adversaries.
@@ -28,6 +28,14 @@ import httpx
 from thumbwise.contracts import Judge
 from thumbwise.home import Home, running_url
 from thumbwise.plugin_host.manager import PluginManager
+
+THINGS = ("cats", "dogs", "rain", "bread", "tea", "boats", "goats", "kings")
+PROMPTS = [f"Tell me about {thing}." for thing in THINGS] + [f"What is {n} plus {n + 1}?" for n in range(22)]
+
+
+def prefers_vowels(prompt: str, responses: list[str]) -> list[float]:
+    """A preference that a two-layer model can learn: the share of letters that are e."""
+    return [response.count("e") / max(1, len(response)) for response in responses]
 
 
 def seed_prompts() -> list[str]:

@@ -140,3 +140,12 @@ async def canary(world: World, number: int = 1, share: float = 0.5) -> str:
     version = world.receive(number)
     await world.policies.promote(version, world.versions.stable(), "passed its gates", share)
     return version
+
+
+def spoil(where: str, key: str, value: Any) -> Change:
+    """Set one value of a candidate's configuration or manifest."""
+
+    def change(config: dict[str, Any], manifest: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+        {"config": config, "manifest": manifest}[where][key] = value
+
+    return change

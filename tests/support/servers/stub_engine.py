@@ -68,3 +68,8 @@ def is_gone(pid: int) -> bool:
 async def until(true: Callable[[], object]) -> None:
     while not true():
         await asyncio.sleep(0.02)
+
+
+def named(pid: int) -> str:
+    """The command line of a process."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()

@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FOLDERS = {"assistant": "thumbwise", "plugins": "plugins", "feedback": "feedback", "training": "training"}
 
 
