@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse, Response
 
 from thumbwise.api.asker import Authorization, asker_of
 from thumbwise.api.models import Chat, plain
-from thumbwise.chat.admission import Stream, unless_gone
+from thumbwise.chat.admission import EventStream, unless_disconnected
 from thumbwise.chat.turns import PUBLIC_NAME, Turn
 from thumbwise.engine.client import Chunk
 from thumbwise.errors import NotFound, ThumbwiseError
@@ -115,9 +115,11 @@ def router(assistant: Assistant) -> APIRouter:
         )
         if request.stream:
             chunks = conversations.stream(turn, asker)
-            first = await unless_gone(http, anext(chunks))  # a failure before the first token still has its HTTP status
-            return Stream(_events(turn, first, chunks, request.usage))
-        text, last = await unless_gone(http, conversations.write(turn, asker))
+            first = await unless_disconnected(
+                http, anext(chunks)
+            )  # a failure before the first token still has its HTTP status
+            return EventStream(_events(turn, first, chunks, request.usage))
+        text, last = await unless_disconnected(http, conversations.write(turn, asker))
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": text},

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Request
 
 from thumbwise.api.asker import Authorization, asker_of
 from thumbwise.api.models import Drafts, Vote, plain
-from thumbwise.chat.admission import unless_gone
+from thumbwise.chat.admission import unless_disconnected
 from thumbwise.errors import ThumbwiseError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def router(assistant: Assistant) -> APIRouter:
         opened = await assistant.comparisons.open(
             asker, plain(request.messages), request.k, request.max_tokens, source="api"
         )
-        drafts = await unless_gone(http, assistant.comparisons.write(opened, asker))
+        drafts = await unless_disconnected(http, assistant.comparisons.write(opened, asker))
         return {
             "comparison_id": opened.comparison_id,
             "drafts": [{"draft_id": draft, "text": text} for draft, text in drafts],

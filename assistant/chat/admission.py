@@ -1,10 +1,20 @@
-"""How much is being answered, and when to say no: by person, in all, and while the assistant is being stopped.
+"""Admission control: how many replies are in flight, whom to refuse, the drain, and readers who are gone.
 
-A person is a browser, a key, or all programs without one, whatever names they give: names cost nothing. Some places
-are kept for the pages, so that programs never take all. A flood gets 429 or 503 with a `Retry-After` before it costs a
-row in the database or a place in vLLM's queue. A reader who takes nothing off the wire for SLOW seconds is let go, and
-vLLM drops the request. Left out: limits by the minute (what costs is what is open at once) and a queue of our own
-(vLLM's is first come, first served already).
+A request that is refused gets 429 or 503 with `Retry-After`. It costs neither a row in the database nor a place in
+vLLM's queue.
+
+| limit on replies in flight | counted over | answer |
+|---|---|---|
+| `local_in_flight` | one person: a browser, an API key, or all programs without a key | 429 |
+| `in_flight` | everybody | 503 |
+| `in_flight` without the share `page_share` | all programs, so that they never take every place from the pages | 503 |
+| none are admitted | everybody, during the drain | 503 |
+
+A name in the `user` field is no person, because a name costs nothing to invent.
+
+A reader who takes nothing off the wire for STALL_SECONDS counts as disconnected: the reply is cancelled, and vLLM drops
+its request. Left out: limits per minute (what costs is the number in flight), and a queue of our own (vLLM's queue
+already is first come, first served).
 """
 
 from __future__ import annotations
@@ -32,66 +42,67 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
-SLOW = 30.0
-"""Seconds for which a reader may leave what was sent to them untouched, and up to a tenth more."""
-BETWEEN = 0.1
-"""Seconds that a turn may take from its row, committed, to its stream: between them it is not counted as open."""
+STALL_SECONDS = 30.0
+"""A reader may take nothing for this long, and for up to a tenth longer."""
+START_SECONDS = 0.1
+"""A turn whose row is committed starts its stream within this time. Until then it is not counted as in flight."""
 
 
-class Load:
-    """Replies that are being generated, or are about to be."""
+class Admission:
+    """Counts the replies in flight, and refuses requests beyond the limits."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self.settings, self.metrics = settings, metrics
-        self.stopping = False
+        self.draining = False
+        """Whether the assistant was asked to stop. Then nothing is admitted."""
         self._by_person: Counter[str] = Counter()
-        self._none = asyncio.Event()
-        self._none.set()
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @property
-    def open(self) -> int:
-        """How many there are."""
+    def in_flight(self) -> int:
+        """The number of replies in flight."""
         return self._by_person.total()
 
     def check(self, asker: Asker, wanted: int = 1) -> None:
-        """Raise EngineUnavailable (503) or ThumbwiseError (429) where `asker` cannot have `wanted` more now."""
-        if self.stopping:
+        """Raise EngineUnavailable (503) or ThumbwiseError (429) if `asker` cannot have `wanted` more replies now."""
+        if self.draining:
             self.metrics.refused.labels("stopping").inc()
             raise EngineUnavailable("The assistant is being stopped: try again in a minute.")
         limit = self.settings.local_in_flight
         if self._by_person[asker.person] + wanted > limit:
             self.metrics.refused.labels("user").inc()
             raise ThumbwiseError(
-                f"{self._by_person[asker.person]} of your requests are being answered, and at most {limit} may be at "
-                "once: wait for one to end.",
+                f"{self._by_person[asker.person]} of your requests are in progress, and the limit is {limit}: wait "
+                "until one of them has ended.",
                 status=429,
             )
-        open_, places = self.open, self.settings.in_flight
+        used, places = self.in_flight, self.settings.in_flight
         if not asker.is_browser:
-            open_ = sum(count for person, count in self._by_person.items() if not is_browser(person))
+            used = sum(count for person, count in self._by_person.items() if not is_browser(person))
             places = max(1, places - math.ceil(places * self.settings.page_share))
-        if open_ + wanted > places or self.open + wanted > self.settings.in_flight:
+        if used + wanted > places or self.in_flight + wanted > self.settings.in_flight:
             self.metrics.refused.labels("all").inc()
-            raise EngineUnavailable(f"{self.open} replies are being written, as many as may be: try again soon.")
+            raise EngineUnavailable(f"{self.in_flight} replies are being written, which is the limit: try again soon.")
 
     def enter(self, asker: Asker) -> None:
-        """Count one more of `asker`'s, until `leave`."""
+        """Count one more reply of `asker` as in flight, until `leave`."""
         self._by_person[asker.person] += 1
-        self._none.clear()
+        self._idle.clear()
         self.metrics.in_flight.inc()
 
     def leave(self, asker: Asker) -> None:
-        """Count one of `asker`'s less."""
+        """Count one reply of `asker` as ended."""
         self._by_person[asker.person] -= 1
         if not self._by_person[asker.person]:
             del self._by_person[asker.person]
         self.metrics.in_flight.dec()
         if not self._by_person:
-            self._none.set()
+            self._idle.set()
 
     @contextmanager
-    def held(self, asker: Asker, number: int = 1) -> Iterator[None]:
-        """Count `number` more of `asker`'s for as long as the block lasts."""
+    def reserved(self, asker: Asker, number: int = 1) -> Iterator[None]:
+        """Count `number` more replies of `asker` as in flight while the block runs."""
         for _ in range(number):
             self.enter(asker)
         try:
@@ -100,22 +111,26 @@ class Load:
             for _ in range(number):
                 self.leave(asker)
 
-    async def drain(self, seconds: float) -> bool:
-        """Take nothing more on, and wait until what is open has ended; says whether it did within `seconds`."""
-        self.stopping = True
+    async def drain(self, grace: float) -> bool:
+        """Admit nothing more, and wait until no reply is in flight, at most `grace` seconds. Return whether all ended.
+
+        It looks twice, START_SECONDS apart: a turn between its row and its stream is not counted.
+        """
+        self.draining = True
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await asyncio.sleep(BETWEEN)
-                while self.open:
-                    await self._none.wait()
-                    await asyncio.sleep(BETWEEN)
-        return not self.open
+            async with asyncio.timeout(grace):
+                await asyncio.sleep(START_SECONDS)
+                while self.in_flight:
+                    await self._idle.wait()
+                    await asyncio.sleep(START_SECONDS)
+        return not self.in_flight
 
 
-async def unless_gone(request: Request, answer: Awaitable[Answer]) -> Answer:
-    """What `answer` returns; where the reader hangs up before that, it is cancelled, and ThumbwiseError (499) raised.
+async def unless_disconnected(request: Request, answer: Awaitable[Answer]) -> Answer:
+    """Return what `answer` returns. If the client disconnects first, cancel it and raise ThumbwiseError (499).
 
-    `request` must have been read to its end. `answer` runs in this task, so that it is counted from its turn's row on.
+    The body of `request` must have been read to its end. `answer` runs in this task, not in a task of its own, so that
+    its reply is in flight from the moment when its row is committed.
     """
 
     async def watch(limit: asyncio.Timeout) -> None:
@@ -133,44 +148,44 @@ async def unless_gone(request: Request, answer: Awaitable[Answer]) -> Answer:
     except TimeoutError:
         if not limit.expired():
             raise
-        raise ThumbwiseError("The reader hung up before the answer was whole.", status=499) from None
+        raise ThumbwiseError("The client disconnected before the answer was complete.", status=499) from None
 
 
-_STREAMED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-"""Neither kept nor gathered by a proxy: nginx would hold a reply back until it has 4 kB of it."""
+_NO_BUFFERING = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+"""Proxies must neither cache nor buffer a stream: nginx would hold a reply back until it has 4 kB of it."""
 
 
-class Stream(StreamingResponse):
-    """Server-sent events; a reader who takes nothing for SLOW seconds is as good as gone."""
+class EventStream(StreamingResponse):
+    """Server-sent events. A reader who takes nothing for STALL_SECONDS counts as disconnected."""
 
     def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers=_STREAMED)
+        super().__init__(events, media_type="text/event-stream", headers=_NO_BUFFERING)
         self.events = events
 
     async def stream_response(self, send: Send) -> None:
-        """Send each event within about SLOW seconds; after that the reply ends as it does for a reader who hung up."""
+        """Send the events. If one of them takes too long to send, end as for a reader who disconnected."""
         loop = asyncio.get_running_loop()
-        since = math.inf  # when the event that is being sent was begun
+        since = math.inf  # when the sending of the current event began
 
-        async def noted(message: Message) -> None:
+        async def timed(message: Message) -> None:
             nonlocal since
             since = loop.time()
             await send(message)
             since = math.inf
 
         async def watch(limit: asyncio.Timeout) -> None:  # a timer for each event would cost more than the event
-            while loop.time() - since < SLOW:
-                await asyncio.sleep(SLOW / 10)
+            while loop.time() - since < STALL_SECONDS:
+                await asyncio.sleep(STALL_SECONDS / 10)
             limit.reschedule(loop.time())
 
         try:
             async with asyncio.timeout(None) as limit:
                 watching = asyncio.create_task(watch(limit))
                 try:
-                    await super().stream_response(noted)
+                    await super().stream_response(timed)
                 finally:
                     watching.cancel()
         except TimeoutError:
-            log.info("a reader took nothing for %g seconds and is let go", SLOW)
+            log.info("a reader took nothing for %g seconds: the reply is cancelled", STALL_SECONDS)
         finally:
-            await self.events.aclose()  # where the end came while an event was sent, nobody else does so soon
+            await self.events.aclose()  # if the end came while an event was sent, nobody else closes it this soon

@@ -1,8 +1,8 @@
-"""Two or more drafts of one prompt, blind: the server draws the sides and stores them before anybody sees them.
+"""Two or more blind drafts of one prompt. The server draws the sides and stores them before anybody sees them.
 
-Which versions take part is a hook (`select_candidates`); which side each is shown on is drawn here, by the
-operating system's randomness, and is part of the record. The drafts are revealed at an equal rate, so that
-speed gives nothing away. Left out: sampled comparisons inside the normal chat.
+A hook (`select_candidates`) chooses the versions. The side on which each is shown is drawn here, with the operating
+system's randomness, and is stored. The drafts are revealed at an equal rate, so that speed does not tell versions
+apart. Left out: comparisons inside the normal chat.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REVEAL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Opened:
-    """A comparison whose rows are committed; `turns` are in shown order."""
+    """A comparison whose rows are committed. `turns` are in the order shown."""
 
     comparison_id: str
     turns: tuple[Turn, ...]
@@ -47,15 +47,15 @@ class Comparisons:
     async def open(
         self, asker: Asker, messages: Sequence[Message], k: int, max_tokens: int | None, source: str
     ) -> Opened:
-        """Draw versions and sides and commit them; nothing is generated yet."""
+        """Draw versions and sides, and commit them. Nothing is generated yet."""
         check_messages(messages)
         if not 2 <= k <= MAX_DRAFTS:
             raise ThumbwiseError(f"k must be 2 to {MAX_DRAFTS} drafts.")
         self.conversations.require_engine()
-        self.conversations.load.check(asker, k)
+        self.conversations.admission.check(asker, k)
         live = self.policies.live()
         sampling = self.conversations.sampling(max_tokens or self.conversations.settings.max_tokens)
-        with self.conversations.load.held(asker, k):  # or all that come meanwhile would pass the check
+        with self.conversations.admission.reserved(asker, k):  # else requests in between would all pass the check
             limit = self.conversations.settings.plugin_seconds
             shown = list(await self.plugins.choose(messages, live, k, self.rng, limit))
             self.rng.shuffle(shown)
@@ -65,24 +65,24 @@ class Comparisons:
             try:
                 comparison_id, drafts = await asyncio.shield(starting)
             except asyncio.CancelledError:
-                starting.add_done_callback(self._nobody_reads)
+                starting.add_done_callback(self._abandon_when_started)
                 raise
         turns = (Turn(draft, v, tuple(messages), sampling, draft=True) for draft, v in zip(drafts, shown, strict=True))
         return Opened(comparison_id, tuple(turns))
 
-    def _nobody_reads(self, starting: asyncio.Future[tuple[str, list[str]]]) -> None:
-        """End the drafts of a comparison whose asker left before its rows were there."""
+    def _abandon_when_started(self, starting: asyncio.Future[tuple[str, list[str]]]) -> None:
+        """End the drafts of a comparison whose reader left before its rows were committed."""
         if not starting.cancelled() and starting.exception() is None:
             for draft in starting.result()[1]:
                 self.conversations.abandon(draft)
 
     async def write(self, opened: Opened, asker: Asker) -> list[tuple[str, str]]:
-        """Generate all drafts at once; returns (draft id, text) in shown order. Raises what any draft raised."""
+        """Generate all drafts at once. Return (draft id, text) in the order shown. Raises the error of any draft."""
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._one(turn, asker)) for turn in opened.turns]
         except BaseException:
-            self._left(opened)
+            self._abandon(opened)
             raise
         texts = []
         for turn, task in zip(opened.turns, tasks, strict=True):
@@ -92,22 +92,22 @@ class Comparisons:
             texts.append((turn.message_id, result))
         return texts
 
-    def _left(self, opened: Opened) -> None:
-        """End drafts that had not even been begun when the reader left."""
+    def _abandon(self, opened: Opened) -> None:
+        """End the drafts that were not even started when the reader left."""
         for turn in opened.turns:
             self.conversations.abandon(turn.message_id)
 
     async def _one(self, turn: Turn, asker: Asker) -> str | ThumbwiseError:
         try:
             return (await self.conversations.write(turn, asker))[0]
-        except ThumbwiseError as error:  # the other drafts end in their own time, and are stored as what they are
+        except ThumbwiseError as error:  # the other drafts go on and are stored
             return error
 
     async def stream(self, opened: Opened, asker: Asker) -> AsyncGenerator[list[str], None]:
-        """Yield the drafts' texts in shown order as they grow, revealed at an equal rate; whole at the end.
+        """Yield the texts of the drafts in the order shown, as they grow. They are whole at the end.
 
-        While drafts are being written each shows as many characters as the shortest that is unfinished.
-        Closing this iterator stops every draft.
+        While drafts are being written, each shows as many characters as the shortest unfinished one has. Closing this
+        iterator stops every draft.
         """
         texts = [""] * len(opened.turns)
         running = set(range(len(texts)))
@@ -133,4 +133,4 @@ class Comparisons:
             with suppress(ThumbwiseError, asyncio.CancelledError):
                 await asyncio.gather(*tasks, return_exceptions=True)
             if running:
-                self._left(opened)
+                self._abandon(opened)

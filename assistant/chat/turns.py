@@ -1,9 +1,9 @@
-"""One turn: read the pointer once, commit the reply's row while vLLM prefills, stream, commit the text, end.
+"""One turn: read the pointer once, commit the reply's row while vLLM prefills, stream, commit the text.
 
-Nothing of a reply is shown before its row is committed, and its last chunk not before its text is.
-Pages and the API go through here, so that every reply is stored with the version that wrote it however it
-was asked for. A reply that is cut off (stopped, disconnected, failed) keeps the text that was shown and is
-never trained on. Left out: retries inside a turn; a reader should see an error rather than two half replies.
+No part of a reply is shown before its row is committed. Its last chunk is not shown before its text is committed. The
+pages and the API both use this module, so every reply is stored with the version that wrote it. A reply that is cut off
+(stopped, disconnected, failed) keeps the text that was shown, and is never trained on. Left out: retries inside a turn.
+A reader should see an error rather than two half replies.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from thumbwise.feedback.records import REFUSED, ReplyState
 from thumbwise.logs import event
 
 if TYPE_CHECKING:
-    from thumbwise.chat.admission import Load
+    from thumbwise.chat.admission import Admission
     from thumbwise.contracts import Message
     from thumbwise.engine.client import EngineClient
     from thumbwise.engine.external import Pool
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 PUBLIC_NAME = "thumbwise"
 DRAFT = "draft"
-"""In the metrics, whoever writes the draft of a comparison."""
+"""The version that metrics name for every draft of a comparison."""
 MAX_MESSAGES = 200
 MAX_CHARACTERS = 200_000
-_UNFORESEEN = "Something went wrong in the assistant while the reply was written: its log says what."
+_BUG = "Something went wrong in the assistant while the reply was written: its log says what."
 
 
-class Ahead:
-    """Chunks of a reply that vLLM is asked for at once, rather than when somebody waits for the first."""
+class Prefetch:
+    """Chunks of a reply. vLLM gets the request at once, not only when somebody waits for the first chunk."""
 
     def __init__(self, chunks: AsyncGenerator[Chunk, None]) -> None:
         self._chunks = chunks
@@ -56,7 +56,7 @@ class Ahead:
             yield chunk
 
     async def aclose(self) -> None:
-        """Drop the request, whatever came of it."""
+        """Cancel the request, also if it has failed already."""
         self._first.cancel()
         await asyncio.wait([self._first])
         await self._chunks.aclose()
@@ -64,29 +64,29 @@ class Ahead:
 
 @dataclass(frozen=True)
 class Turn:
-    """A reply that is being generated, or about to be; its row is committed."""
+    """A reply that is being generated, or will be. Its row is committed."""
 
     message_id: str
     version: str
     messages: tuple[Message, ...]
     sampling: Sampling
     conversation_id: str | None = None
-    ahead: Ahead | None = None
-    """What vLLM was asked already; drafts of a comparison are asked for when somebody reads them."""
+    prefetch: Prefetch | None = None
+    """The request that vLLM has already. None for drafts: they are requested when somebody reads them."""
     asked: float = field(default_factory=time.monotonic)
-    """When it was asked for, on that clock."""
+    """When the reply was asked for, on the monotonic clock."""
     draft: bool = False
-    """Of a comparison, which is blind until its vote: the metrics must not tell who writes it."""
+    """Whether it is a draft of a comparison. That is blind until its vote, so metrics must not tell who writes it."""
 
     @property
     def label(self) -> str:
-        """What the metrics call who writes it."""
+        """The version as metrics name it."""
         return DRAFT if self.draft else self.version
 
 
 @dataclass
 class _Written:
-    """What has come back of one reply so far."""
+    """The part of one reply that has arrived so far."""
 
     text: list[str] = field(default_factory=list)
     response_ids: list[int] = field(default_factory=list)
@@ -105,7 +105,7 @@ class _Written:
 
 
 class Conversations:
-    """Generates and stores replies; `require_engine` returns the engine, or raises EngineUnavailable."""
+    """Generates and stores replies. `require_engine` returns the engine or raises EngineUnavailable."""
 
     def __init__(
         self,
@@ -113,24 +113,25 @@ class Conversations:
         policies: Policies,
         settings: Settings,
         metrics: Metrics,
-        load: Load,
+        admission: Admission,
         require_engine: Callable[[], EngineClient | Pool],
     ) -> None:
         self.store = store
         self.policies = policies
         self.settings = settings
         self.metrics = metrics
-        self.load = load
+        self.admission = admission
         self.require_engine = require_engine
 
     def sampling(self, max_tokens: int | None = None) -> Sampling:
-        """The one sampling setting; only the length differs between chat and drafts."""
+        """Return how the assistant samples by default. Chat and drafts differ only in the length."""
         return Sampling(temperature=self.settings.temperature, max_tokens=max_tokens or self.settings.chat_max_tokens)
 
     def resolve(self, model: str | None, user_id: str, conversation_id: str | None = None) -> str:
-        """Return the version that `model` means: the pointer's for this user there, or one named. Raises NotFound.
+        """Return the version that `model` means. Raises NotFound.
 
-        Only versions that every engine has loaded can be named: the base, stable, canary and the one before.
+        For the public name this is the pointer's choice for this user and conversation. Other names must be versions
+        that every engine has loaded: the base, stable, the canary, and the version that was stable before.
         """
         versions = self.policies.versions
         if model in (None, "", PUBLIC_NAME):
@@ -138,10 +139,10 @@ class Conversations:
         try:
             record = versions.get(str(model))
         except NotFound:
-            why = f"There is no model {str(model)[:80]!r}: ask {PUBLIC_NAME!r}, or one that /v1/models names."
+            why = f"There is no model {str(model)[:80]!r}: use {PUBLIC_NAME!r}, or a model that /v1/models lists."
             raise NotFound(why, code="model_not_found", param="model") from None
         if record.version not in self.policies.loaded():
-            raise ThumbwiseError(f"{model} is {record.state} and does not answer: /v1/models names those that do.")
+            raise ThumbwiseError(f"{model} is {record.state} and does not answer: /v1/models lists those that do.")
         return record.version
 
     async def begin(
@@ -155,16 +156,16 @@ class Conversations:
         parent_id: str | None = None,
         training: bool = True,
     ) -> Turn:
-        """Ask vLLM, and commit the reply's row meanwhile. Raises ThumbwiseError for what cannot be asked.
+        """Send the request to vLLM, and commit the reply's row meanwhile. Raises ThumbwiseError for a bad request.
 
-        Where the last message is the assistant's, the reply goes on with it. Such a reply is half of one, and is kept
-        out of training as one is that was asked for without `training`.
+        If the last message is the assistant's, the reply continues it. Such a reply is only half of one, so it is kept
+        out of training, like a reply that was requested with `training=False`.
         """
         check_messages(messages, may_continue=True)
         engine, asked = self.require_engine(), time.monotonic()
-        self.load.check(asker)
+        self.admission.check(asker)
         version = self.resolve(model, asker.user, conversation_id)
-        ahead = Ahead(engine.chat(version, messages, sampling))
+        prefetch = Prefetch(engine.chat(version, messages, sampling))
         row = self.store.run(
             self.store.start_reply,
             asker,
@@ -177,33 +178,33 @@ class Conversations:
         )
         starting = asyncio.ensure_future(row)
         try:
-            with self.load.held(asker):
+            with self.admission.reserved(asker):
                 message_id = await asyncio.shield(starting)
         except BaseException:
-            starting.add_done_callback(self._nobody_reads)
-            await ahead.aclose()
+            starting.add_done_callback(self._abandon_when_started)
+            await prefetch.aclose()
             raise
-        return Turn(message_id, version, tuple(messages), sampling, conversation_id, ahead, asked)
+        return Turn(message_id, version, tuple(messages), sampling, conversation_id, prefetch, asked)
 
-    def _nobody_reads(self, starting: asyncio.Future[str]) -> None:
-        """End a reply whose asker left before its row was there."""
+    def _abandon_when_started(self, starting: asyncio.Future[str]) -> None:
+        """End a reply whose reader left before its row was committed."""
         if not starting.cancelled() and starting.exception() is None:
             self.abandon(starting.result())
 
     def abandon(self, message_id: str) -> None:
-        """End a reply that nobody will read, unless it has ended."""
+        """End a reply that nobody will read, if it has not ended yet."""
         self.store.finish_reply(message_id, "stopped", text="", finish_reason="stopped", wait=False)
 
     async def stream(self, turn: Turn, asker: Asker) -> AsyncGenerator[Chunk, None]:
-        """Yield a turn's chunks; the text is committed before the chunk that carries the finish reason."""
+        """Yield a turn's chunks. The text is committed before the chunk with the finish reason is yielded."""
         written = _Written()
         state: ReplyState = "stopped"
         failure: ThumbwiseError | None = None
         last = turn.asked
         metric, gaps = self.metrics.first_token.labels(turn.label), self.metrics.token_gap.labels(turn.label)
-        self.load.enter(asker)
+        self.admission.enter(asker)
         try:
-            reply = turn.ahead or self.require_engine().chat(turn.version, turn.messages, turn.sampling)
+            reply = turn.prefetch or self.require_engine().chat(turn.version, turn.messages, turn.sampling)
             async with aclosing(reply) as chunks:
                 async for chunk in chunks:
                     if chunk.response_ids:
@@ -218,35 +219,35 @@ class Conversations:
         except ThumbwiseError as error:
             state, failure = "failed", error
             raise
-        except Exception as error:  # a bug: the reply failed, and nobody stopped it
+        except Exception as error:  # a bug: the reply failed, it was not stopped
             log.exception("the reply %s failed", turn.message_id)
-            state, failure = "failed", ThumbwiseError(_UNFORESEEN, status=500)
+            state, failure = "failed", ThumbwiseError(_BUG, status=500)
             raise failure from error
         finally:
-            # Nothing is awaited: this also runs while the task is being cancelled.
+            # No await here: this also runs while the task is being cancelled.
             self.metrics.replies.labels(turn.label, state).inc()
             self.metrics.tokens.labels(turn.label).inc(len(written.response_ids))
             if state != "done":
                 self._finish(turn, written, state, failure, wait=False)
-            self.load.leave(asker)  # last: who finds the place free finds the end too
+            self.admission.leave(asker)  # last: whoever sees the free place also sees the end of the reply
             _log_reply(turn, state, len(written.response_ids), time.monotonic() - turn.asked, failure)
 
     async def _done(self, turn: Turn, written: _Written) -> None:
-        """Commit a whole reply. Where its reader leaves meanwhile it is committed all the same, now or later."""
+        """Commit a whole reply, also if its reader leaves meanwhile. If that commit fails, it is tried again later."""
         ending = asyncio.ensure_future(self.store.run(self._finish, turn, written, "done"))
 
-        def told_to_nobody(ended: asyncio.Future[None]) -> None:
+        def retry_if_failed(ended: asyncio.Future[None]) -> None:
             if ended.cancelled() or ended.exception() is not None:
                 self._finish(turn, written, "done", wait=False)
 
         try:
             await asyncio.shield(ending)
         except asyncio.CancelledError:
-            ending.add_done_callback(told_to_nobody)
+            ending.add_done_callback(retry_if_failed)
             raise
 
     async def write(self, turn: Turn, asker: Asker) -> tuple[str, Chunk]:
-        """Generate a whole reply; returns its text and a chunk with all of its tokens and the finish reason."""
+        """Generate a whole reply. Return its text, and one chunk with all tokens and the finish reason."""
         whole = _Written()
         async with aclosing(self.stream(turn, asker)) as chunks:
             async for chunk in chunks:
@@ -279,14 +280,14 @@ class Conversations:
 
 
 def _reason(state: ReplyState, failure: ThumbwiseError | None) -> str | None:
-    """Why a reply that vLLM did not finish ended. What vLLM refuses is the request's fault, not the version's."""
+    """Return why a reply ended that vLLM did not finish. If vLLM refused it, the fault is in the request."""
     if failure is not None and failure.status == 400:
         return REFUSED
     return "stopped" if state == "stopped" else None
 
 
 def _log_reply(turn: Turn, state: str, tokens: int, seconds: float, failure: ThumbwiseError | None) -> None:
-    """One line a reply. Of a failure its kind alone: vLLM's sentence may quote what was asked."""
+    """Write one line for each reply. A failure shows only its code, because vLLM's sentence may quote the prompt."""
     why = "" if failure is None else f" ({failure.code})"
     said = f"reply {turn.message_id} of {turn.version}: {state}{why}, {tokens} tokens in {seconds:.2f} s"
     event(
@@ -296,9 +297,9 @@ def _log_reply(turn: Turn, state: str, tokens: int, seconds: float, failure: Thu
 
 
 def check_messages(messages: Sequence[Message], *, may_continue: bool = False) -> None:
-    """Raise ThumbwiseError where a prompt cannot be answered: empty, too long, no text, or not ending with the user.
+    """Raise ThumbwiseError if a prompt is empty, too long or no valid text, or does not end with the user.
 
-    With `may_continue` it may also end with the assistant, whose message is then gone on with.
+    With `may_continue` it may also end with the assistant. The reply then continues this message.
     """
     roles = [message["role"] for message in messages]
     ends_well = roles[-1:] == ["user"] or (may_continue and roles[-1:] == ["assistant"] and "user" in roles)
@@ -310,12 +311,12 @@ def check_messages(messages: Sequence[Message], *, may_continue: bool = False) -
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ThumbwiseError("A message has half a character in it (a lone surrogate): send whole ones.") from None
+        raise ThumbwiseError("A message contains half a character (a lone surrogate): send whole ones.") from None
 
 
 def too_long() -> ThumbwiseError:
-    """What a conversation hears that is longer than any."""
+    """Return the error for a conversation beyond the limits."""
     return ThumbwiseError(
-        f"The prompt is too long, more than {MAX_MESSAGES} messages or {MAX_CHARACTERS} characters: start a new one.",
+        f"The prompt is too long, more than {MAX_MESSAGES} messages or {MAX_CHARACTERS} characters: start a new chat.",
         code=TOO_LONG, param="messages",
     )  # fmt: skip

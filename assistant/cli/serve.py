@@ -75,15 +75,15 @@ async def _serve(assistant: Assistant, lock: HomeLock, bound: socket.socket, url
     import uvicorn
 
     from thumbwise.serving.connections import Patient
-    from thumbwise.serving.shutdown import Drained
+    from thumbwise.serving.shutdown import DrainingServer
     from thumbwise.system.watchdog import watched
     from thumbwise.web import create_app
 
     app = create_app(assistant)
     config = uvicorn.Config(
         app, http=Patient, log_config=None, access_log=False, timeout_graceful_shutdown=3
-    )  # the last: see Drained.shutdown
-    server = Drained(config, assistant, asyncio.get_running_loop())
+    )  # the last: see DrainingServer.shutdown
+    server = DrainingServer(config, assistant, asyncio.get_running_loop())
     lock.announce(url)
     click.echo(f"Thumbwise is at {url} (home: {assistant.home.root}). Stop it with Ctrl-C.")
     async with watched(assistant.settings.watchdog_seconds):

@@ -208,7 +208,7 @@ class ChatPage:
         messages = prompt_of(path, text)
         check_messages(messages)
         if id_ is None:
-            self.assistant.load.check(who)  # a refusal leaves no empty conversation behind
+            self.assistant.admission.check(who)  # a refusal leaves no empty conversation behind
             id_ = await self.store.run(self.store.start_conversation, who.user, excerpt(text, 80))
         turn = await self.assistant.conversations.begin(
             who,

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import orjson
 
-from thumbwise.chat.admission import Stream
+from thumbwise.chat.admission import EventStream
 
 if TYPE_CHECKING:
     from thumbwise.serving.assistant import Assistant
@@ -63,7 +63,7 @@ class Watch:
             self._waiting -= 1
 
 
-def feed(watch: Watch, top: Callable[[], dict[str, Any]], pieces: AsyncGenerator[Piece, None]) -> Stream:
+def feed(watch: Watch, top: Callable[[], dict[str, Any]], pieces: AsyncGenerator[Piece, None]) -> EventStream:
     """An answer that sends what `top` says whenever that has changed, `pieces` as they come, and then only the top."""
 
     async def events() -> AsyncGenerator[bytes, None]:
@@ -85,7 +85,7 @@ def feed(watch: Watch, top: Callable[[], dict[str, Any]], pieces: AsyncGenerator
             if not await watch.changed(HEARTBEAT):
                 yield b":\n\n"
 
-    return Stream(events())
+    return EventStream(events())
 
 
 def _event(name: str, data: Any) -> bytes:

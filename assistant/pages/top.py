@@ -63,7 +63,7 @@ def shown(assistant: Assistant, conversation_id: str | None = None) -> Shown:
     status = assistant.status()
     detail = status.detail.partition("\n")[0]  # vLLM's last log lines are the operator's
     state = assistant.engine.state if assistant.engine is not None else "starting"
-    title = "Goodbye" if assistant.load.stopping else _TITLES.get(state, "The engine is starting")
+    title = "Goodbye" if assistant.admission.draining else _TITLES.get(state, "The engine is starting")
     pointer = assistant.versions.pointer()
     version = pointer.version_for(LOCAL_USER, conversation_id) if conversation_id else pointer.stable
     return Shown(version, status.ready, title, detail, status.warning.partition("\n")[0])

@@ -17,7 +17,7 @@ from thumbwise.accounts.browsers import Browsers
 from thumbwise.accounts.keys import Keys
 from thumbwise.base_model import templates
 from thumbwise.base_model.prepare import PreparedModel, prepare
-from thumbwise.chat.admission import Load
+from thumbwise.chat.admission import Admission
 from thumbwise.chat.comparisons import Comparisons
 from thumbwise.chat.turns import Conversations
 from thumbwise.engine.external import ExternalEngine, Pool, Replicas
@@ -72,9 +72,9 @@ class Assistant:
         self.browsers = Browsers(home.cookie_secret())
         self.plugins = PluginManager(home).load()
         self.policies = Policies(home, settings, self.versions, self.plugins, self.metrics)
-        self.load = Load(settings, self.metrics)
+        self.admission = Admission(settings, self.metrics)
         self.conversations = Conversations(
-            self.store, self.policies, settings, self.metrics, self.load, self.require_engine
+            self.store, self.policies, settings, self.metrics, self.admission, self.require_engine
         )
         self.comparisons = Comparisons(self.conversations, self.policies, self.plugins)
         every = settings.train_every
@@ -174,7 +174,7 @@ class Assistant:
 
     def status(self) -> Status:
         """Whether replies can be had, and what to tell people."""
-        if self.load.stopping:
+        if self.admission.draining:
             return Status(False, "The assistant is being stopped.")
         if self.engine is None:
             return Status(False, self._progress)

@@ -2,7 +2,7 @@
 
 uvicorn has a limit for the time between two requests only. Who connects and says nothing, breaks off in a head, or
 announces a body that does not come would hold a connection, and a file handle, until the process ends. There is no
-limit on how long a reply takes; `thumbwise.chat.admission.Stream` has one on how long its reader does.
+limit on how long a reply takes; `thumbwise.chat.admission.EventStream` has one on how long its reader does.
 """
 
 from __future__ import annotations

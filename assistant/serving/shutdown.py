@@ -1,9 +1,14 @@
-"""A server that lets open replies end when it is asked to stop.
+"""Graceful shutdown: drain the replies in flight, then stop.
 
-uvicorn closes its port first and then waits for every connection, also for those of pages that only listen, which it
-cancels in the end with a traceback in the log for each. Here nothing new is begun and the port stays open to say so
-(503), until the replies have ended or `drain_seconds` are over; then what still listens is hung up on, as if its reader
-had left. A second signal stops at once.
+| when | what happens |
+|---|---|
+| first signal | the drain begins: nothing new is admitted (503), and the port stays open to answer so |
+| no reply is in flight, or the grace period `drain_seconds` is over | uvicorn stops; what still runs is cancelled |
+| LAST_SECONDS later | connections that are still open are aborted, as if their reader had disconnected |
+| second signal, at any time | uvicorn stops at once |
+
+uvicorn's own shutdown is not enough. It closes the port first and then waits for every connection, also for the streams
+of open pages. These never end. At last it cancels them, with a traceback in the log for each.
 """
 
 from __future__ import annotations
@@ -20,44 +25,44 @@ if TYPE_CHECKING:
     from thumbwise.serving.assistant import Assistant
 
 log = logging.getLogger(__name__)
-SHORT = 1.0
-"""Seconds that requests which are not replies, a vote for one, have to end."""
+LAST_SECONDS = 1.0
+"""After the drain, requests that are not replies (such as a vote) have this long to end."""
 
 
-class Drained(uvicorn.Server):
-    """As uvicorn's, but for the first signal."""
+class DrainingServer(uvicorn.Server):
+    """uvicorn's server, with a drain before its shutdown."""
 
     def __init__(self, config: uvicorn.Config, assistant: Assistant, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(config)
         self.assistant, self.loop = assistant, loop
-        self._draining: asyncio.Task[None] | None = None
+        self._drain_task: asyncio.Task[None] | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain, then stop; runs as a signal handler, so the work is left to the loop."""
-        if self.assistant.load.stopping:
+        """Start the drain at the first signal, and stop at the second; a signal handler, so the event loop does it."""
+        if self.assistant.admission.draining:
             super().handle_exit(sig, frame)
         else:
-            self.assistant.load.stopping = True
-            self.loop.call_soon_threadsafe(self._begin, sig)
+            self.assistant.admission.draining = True
+            self.loop.call_soon_threadsafe(self._start_drain, sig)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, but who is still connected after SHORT seconds is hung up on."""
-        hang_up = self.loop.call_later(SHORT, self._hang_up)
+        """Shut down as uvicorn does, but abort the connections that are still open after LAST_SECONDS."""
+        abort = self.loop.call_later(LAST_SECONDS, self._abort_connections)
         await super().shutdown(sockets)
-        hang_up.cancel()
+        abort.cancel()
 
-    def _hang_up(self) -> None:
+    def _abort_connections(self) -> None:
         for connection in list(self.server_state.connections):
             if connection.transport is not None:
                 connection.transport.abort()
 
-    def _begin(self, sig: int) -> None:
-        self._draining = asyncio.create_task(self._drain(sig))
+    def _start_drain(self, sig: int) -> None:
+        self._drain_task = asyncio.create_task(self._drain(sig))
 
     async def _drain(self, sig: int) -> None:
-        load, seconds = self.assistant.load, self.assistant.settings.drain_seconds
-        if load.open:
-            log.info("%d replies may end within %g s; a second signal stops at once", load.open, seconds)
-        if not await load.drain(seconds):
-            log.warning("%d replies had not ended after %g s and are cut off", load.open, seconds)
+        admission, grace = self.assistant.admission, self.assistant.settings.drain_seconds
+        if admission.in_flight:
+            log.info("%d replies in flight have %g s to end; a second signal stops at once", admission.in_flight, grace)
+        if not await admission.drain(grace):
+            log.warning("%d replies have not ended after %g s and are cancelled", admission.in_flight, grace)
         super().handle_exit(sig, None)

@@ -200,7 +200,7 @@ async def test_what_vllm_refuses_has_its_status_streamed_or_not(http, assistant,
     answer = await http.post("/v1/chat/completions", json={"messages": ASK, "stream": stream})
     assert (answer.status_code, "too long" in answer.json()["error"]["message"]) == (400, True)
     row = stored(assistant)[0]
-    assert (row["state"], row["finish_reason"], assistant.load.open) == ("failed", "refused", 0)
+    assert (row["state"], row["finish_reason"], assistant.admission.in_flight) == ("failed", "refused", 0)
 
 
 async def test_an_engine_that_is_starting_is_503_with_retry_after(http, assistant) -> None:
@@ -225,7 +225,7 @@ async def test_programs_without_a_key_share_their_limit_whatever_names_they_give
         await asyncio.sleep(0.01)
     refused = await http.post("/v1/chat/completions", json={"messages": ASK})
     named = await http.post("/v1/chat/completions", json={"messages": ASK, "user": "ann"})
-    assistant.load.check(Asker("local", "browser:a"))  # another person
+    assistant.admission.check(Asker("local", "browser:a"))  # another person
     engine.gate.set()
     answers = await asyncio.gather(*open_requests)
     assert (refused.status_code, named.status_code) == (429, 429)

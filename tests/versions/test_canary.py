@@ -13,7 +13,7 @@ from fakes import asker
 from policy_world import OF_BASE, PEOPLE, PROMPT, World, canary, counted, make_world, pair, people_of, thumb, turn
 
 from thumbwise import names
-from thumbwise.chat.admission import Load
+from thumbwise.chat.admission import Admission
 from thumbwise.chat.turns import Conversations
 from thumbwise.engine.client import Sampling
 from thumbwise.errors import Conflict, ThumbwiseError
@@ -32,7 +32,7 @@ def world(tmp_path: Path) -> World:
 def talks(world: World) -> Conversations:
     settings, metrics = world.policies.settings, world.policies.metrics
     return Conversations(
-        world.versions.store, world.policies, settings, metrics, Load(settings, metrics),
+        world.versions.store, world.policies, settings, metrics, Admission(settings, metrics),
         lambda: world.engine,  # type: ignore[arg-type,return-value]
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ import pytest
 from fakes import FakeEngine, asker
 from policy_world import World, make_world
 
-from thumbwise.chat.admission import Load
+from thumbwise.chat.admission import Admission
 from thumbwise.chat.turns import Conversations
 from thumbwise.contracts import Message
 from thumbwise.engine.client import Sampling
@@ -131,7 +131,7 @@ async def test_a_version_that_could_not_be_loaded_cannot_be_named(world: World) 
     second = await promoted(world, 2)
     settings, metrics = world.policies.settings, world.policies.metrics
     talks = Conversations(
-        world.versions.store, world.policies, settings, metrics, Load(settings, metrics),
+        world.versions.store, world.policies, settings, metrics, Admission(settings, metrics),
         lambda: FakeEngine(world.engine).client,  # type: ignore[arg-type, return-value]
     )  # fmt: skip
     ask = Sampling(0.7, 8)

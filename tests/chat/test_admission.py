@@ -21,7 +21,7 @@ from fakes import FakeEngine, FakeEngineClient, asker
 from live_server import serving
 from tiny_engine import TinyEngine
 
-from thumbwise.chat.admission import Load, Stream
+from thumbwise.chat.admission import Admission, EventStream
 from thumbwise.cli.serve import listen
 from thumbwise.errors import EngineUnavailable, ThumbwiseError
 from thumbwise.feedback.records import PROGRAMS, Asker
@@ -48,7 +48,7 @@ async def assistant(tmp_path: Path) -> AsyncIterator[Assistant]:
 
 
 async def opened(http: httpx.AsyncClient, assistant: Assistant, count: int, key: str = "") -> list[asyncio.Task[Any]]:
-    wanted = assistant.load.open + count
+    wanted = assistant.admission.in_flight + count
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     tasks = [asyncio.create_task(http.post(CHAT, json=ASK, headers=headers)) for _ in range(count)]
     while assistant.engine.client.open_streams < wanted:  # type: ignore[union-attr, attr-defined]
@@ -73,29 +73,29 @@ async def test_one_clients_flood_leaves_room_for_others_and_all_programs_leave_r
     assert "6 replies" in said(full)
     assert (refused(assistant, "user"), refused(assistant, "all")) == (1, 1)
     assert len(assistant.store.rows("SELECT 1 FROM replies")) == 6  # who was turned away left nothing behind
-    assistant.load.check(Asker("local", "browser:a"), 2)  # the places that are kept for the pages
+    assistant.admission.check(Asker("local", "browser:a"), 2)  # the places that are kept for the pages
     with pytest.raises(EngineUnavailable, match="6 replies"):
-        assistant.load.check(Asker("local", "browser:a"), 3)
+        assistant.admission.check(Asker("local", "browser:a"), 3)
     assistant.engine.client.gate.set()
     assert {task.status_code for task in await asyncio.gather(*tasks)} == {200}
-    assert assistant.load.open == 0
+    assert assistant.admission.in_flight == 0
     assert (await http.post(CHAT, json=ASK, headers={"Authorization": f"Bearer {app}"})).status_code == 200
 
 
 async def test_no_browser_is_told_of_another_ones_requests(assistant) -> None:
     first, second = Asker("local", "browser:a", young=True), Asker("local", "browser:b", young=True)
-    with assistant.load.held(first, 4):
+    with assistant.admission.reserved(first, 4):
         with pytest.raises(ThumbwiseError, match="4 of your requests"):
-            assistant.load.check(first)
-        assistant.load.check(second, 4)
+            assistant.admission.check(first)
+        assistant.admission.check(second, 4)
 
 
 @pytest.mark.parametrize("in_flight", [1, 2])
 async def test_few_places_are_not_all_kept_for_the_pages(tmp_path: Path, in_flight: int) -> None:
-    load = Load(Settings.load(Home.find(tmp_path), in_flight=in_flight), Metrics())
-    load.check(Asker("local", PROGRAMS))
-    with load.held(Asker("local", PROGRAMS)), pytest.raises(EngineUnavailable):
-        load.check(Asker("local", PROGRAMS))
+    admission = Admission(Settings.load(Home.find(tmp_path), in_flight=in_flight), Metrics())
+    admission.check(Asker("local", PROGRAMS))
+    with admission.reserved(Asker("local", PROGRAMS)), pytest.raises(EngineUnavailable):
+        admission.check(Asker("local", PROGRAMS))
 
 
 async def test_names_are_people_where_a_rehearsal_says_so(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ async def test_a_comparison_takes_a_place_for_each_draft(http, assistant) -> Non
 async def test_comparisons_that_come_all_at_once_take_their_places_too(http, assistant) -> None:
     tasks = [asyncio.create_task(http.post("/v1/comparisons", json=ASK | {"k": 2})) for _ in range(10)]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    assert assistant.load.open <= 4
+    assert assistant.admission.in_flight <= 4
     assistant.engine.client.gate.set()
     assert sorted(task.status_code for task in await asyncio.gather(*tasks)) == [200] * 2 + [429] * 8
     assert len(assistant.store.rows("SELECT 1 FROM replies")) == 4
@@ -144,16 +144,16 @@ def test_a_reader_who_leaves_before_the_whole_answer_is_let_go(
             httpx.post(live.url + path, json=ASK | body, timeout=httpx.Timeout(30, read=1))
         assert engine.asked
         give_up = time.monotonic() + 20
-        while (engine.open_streams or live.assistant.load.open) and time.monotonic() < give_up:
+        while (engine.open_streams or live.assistant.admission.in_flight) and time.monotonic() < give_up:
             time.sleep(0.05)
-        assert (engine.open_streams, live.assistant.load.open) == (0, 0)
+        assert (engine.open_streams, live.assistant.admission.in_flight) == (0, 0)
         states = live.assistant.store.rows("SELECT state FROM replies")
         assert {row["state"] for row in states} == {"stopped"}
 
 
 async def test_what_is_open_ends_while_nothing_new_begins(http, assistant) -> None:
     tasks = await opened(http, assistant, 2)
-    draining = asyncio.create_task(assistant.load.drain(60))
+    draining = asyncio.create_task(assistant.admission.drain(60))
     await asyncio.sleep(0.05)
     late = await http.post(CHAT, json=ASK)
     assert late.status_code == 503
@@ -163,15 +163,15 @@ async def test_what_is_open_ends_while_nothing_new_begins(http, assistant) -> No
     assistant.engine.client.gate.set()
     assert await draining
     assert {task.status_code for task in await asyncio.gather(*tasks)} == {200}
-    assert await assistant.load.drain(0)
+    assert await assistant.admission.drain(0)
 
 
 async def test_a_stop_between_a_turns_row_and_its_stream_waits_for_the_stream(assistant) -> None:
     conversations = assistant.conversations
     turn = await conversations.begin(asker("ann"), ASK["messages"], conversations.sampling())
-    draining = asyncio.create_task(assistant.load.drain(60))
+    draining = asyncio.create_task(assistant.admission.drain(60))
     await asyncio.sleep(0)
-    assert (assistant.load.stopping, assistant.load.open) == (True, 0)
+    assert (assistant.admission.draining, assistant.admission.in_flight) == (True, 0)
     written = asyncio.create_task(conversations.write(turn, asker("ann")))
     await asyncio.sleep(0.3)
     assert not draining.done()
@@ -182,7 +182,7 @@ async def test_a_stop_between_a_turns_row_and_its_stream_waits_for_the_stream(as
 
 async def test_a_reply_that_does_not_end_is_not_waited_for_longer_than_asked(http, assistant) -> None:
     tasks = await opened(http, assistant, 1)
-    assert not await assistant.load.drain(0.1)
+    assert not await assistant.admission.drain(0.1)
     for task in tasks:
         task.cancel()
 
@@ -235,7 +235,7 @@ async def test_who_hangs_up_while_a_piece_is_sent_ends_the_reply_at_once() -> No
             sending.set()
             await asyncio.Event().wait()
 
-    await Stream(pieces())({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)
+    await EventStream(pieces())({"type": "http", "asgi": {"spec_version": "2.3"}}, receive, send)
     assert ended.is_set()
 
 
@@ -283,7 +283,7 @@ def hold(url: str, read: int) -> socket.socket:
 def test_a_reader_who_stops_reading_or_leaves_is_let_go_and_so_is_the_engine(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, leaves: bool
 ) -> None:
-    monkeypatch.setattr("thumbwise.chat.admission.SLOW", 60.0 if leaves else 0.5)
+    monkeypatch.setattr("thumbwise.chat.admission.STALL_SECONDS", 60.0 if leaves else 0.5)
     engine = Torrent()
     with serving(tiny_home(tmp_path / "home", tiny_model), lambda: FakeEngine(engine)) as live:
         live.assistant.policies.restore = _nothing  # type: ignore[method-assign]
@@ -294,7 +294,7 @@ def test_a_reader_who_stops_reading_or_leaves_is_let_go_and_so_is_the_engine(
         if leaves:
             link.close()
         deadline = time.monotonic() + 20
-        while live.assistant.load.open and time.monotonic() < deadline:
+        while live.assistant.admission.in_flight and time.monotonic() < deadline:
             time.sleep(0.05)
         assert engine.open_streams == 0
         assert [row["state"] for row in live.assistant.store.rows("SELECT state FROM replies")] == ["stopped"]
