@@ -115,9 +115,8 @@ def router(assistant: Assistant) -> APIRouter:
         )
         if request.stream:
             chunks = conversations.stream(turn, asker)
-            first = await unless_disconnected(
-                http, anext(chunks)
-            )  # a failure before the first token still has its HTTP status
+            # A failure before the first token still has its HTTP status.
+            first = await unless_disconnected(http, anext(chunks))
             return EventStream(_events(turn, first, chunks, request.usage))
         text, last = await unless_disconnected(http, conversations.write(turn, asker))
         choice = {

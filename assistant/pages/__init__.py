@@ -1,9 +1,21 @@
 """The web pages: chat at `/`, side-by-side comparison at `/compare`, as one Gradio application.
 
-Gradio lays the pages out. What they show and do goes by routes of our own below `/pages`, which the scripts
-here ask: Gradio has no events, so that it keeps nothing of a page that was closed, and renders nothing again
-for each word of a reply. What a browser shows is always a copy of what the database holds; what it sends is
-never believed. Left out: accounts, rating queues and the operator's pages.
+Gradio only lays the pages out. Their scripts call our own routes below `/pages`. Gradio has no events here. So it keeps
+nothing of a page that was closed, and renders nothing again for each word of a reply.
+
+Who holds what, and which answer still counts:
+
+1. The database holds everything that a page shows. Every page can be built again from its rows at any time.
+2. The browser holds only what it shows: a conversation or a comparison. It names this in each request. The server
+   believes no such name: it checks in the database that the row belongs to the asker.
+3. The server holds only replies that are being written, each in a task of its own. A page that is loaded again follows
+   the same reply. The stored row replaces it at the end.
+4. An epoch is the time in which a page shows one thing. It ends when the reader opens another conversation, and when a
+   new message or comparison is shown. An answer is shown only in the epoch of its request, so a late answer never turns
+   the page back.
+5. `feed.SERVER` names one run of the server. A page that meets another one loads itself again.
+
+Left out: accounts, rating queues and the operator's pages.
 """
 
 from __future__ import annotations
@@ -27,20 +39,20 @@ if TYPE_CHECKING:
 
 def build() -> gr.Blocks:
     """Return the Blocks application with the layout of both pages."""
-    # Gradio says so of every application with two pages, also where server-side rendering was never asked for.
+    # Gradio warns about this in every application with two pages, also without server-side rendering.
     warnings.filterwarnings("ignore", message="SSR mode is not supported")
     with gr.Blocks(title="Thumbwise", analytics_enabled=False, fill_width=True) as demo:
         place_chat()
     with demo.route("Compare", "/compare", show_in_navbar=False):
         place_compare()
     demo.queue(api_open=False)
-    # Gradio looks a thousand times a second for events, a hundred times for their progress. There are none.
+    # Gradio looks for events a thousand times a second, and for their progress a hundred times. There are none.
     demo._queue.sleep_when_free = demo._queue.progress_update_sleep_when_free = 1.0  # seconds
     return demo
 
 
 def routes(assistant: Assistant) -> FastAPI:
-    """Return the application below `/pages`, bound to one assistant: what the scripts of the pages ask."""
+    """Return the application below `/pages`, for the scripts of the pages of one assistant."""
     app = FastAPI(openapi_url=None)
     app.add_middleware(PageHeaders)
     responses.install(app)
@@ -52,7 +64,7 @@ def routes(assistant: Assistant) -> FastAPI:
 
 
 def mount_options() -> dict[str, Any]:
-    """Arguments of `gr.mount_gradio_app`: our look, no traces of Gradio's own services, nothing from outside."""
+    """Return the arguments of `gr.mount_gradio_app`: our look, none of Gradio's services, nothing from other hosts."""
     return {
         "app_kwargs": {"middleware": middleware(), "openapi_url": None},
         "theme": theme(),
@@ -64,5 +76,5 @@ def mount_options() -> dict[str, Any]:
         "ssr_mode": False,
         "pwa": False,
         "mcp_server": False,
-        "max_file_size": 1,  # bytes: nothing here takes files, and the upload route cannot be removed
+        "max_file_size": 1,  # bytes: no page takes files, and the upload route cannot be removed
     }

@@ -1,11 +1,11 @@
 "use strict";
 // The chat page: the conversation, its list, thumbs with a comment.
 (() => {
-  const { $, all, ask, begins, box, close, fill, listen, patiently, place, refused, restore, sending, set, state, toast, write } = window.thumbwise;
-  let shown = null; // the conversation on the page; null is one that is not begun
-  let turn = 0; // grows when the page turns to something else: an answer that is late must not turn it back
-  let listed = 1; // how many times thirty conversations are in the list
-  let commenting = null; // the reply that the panel is about
+  const { $, all, ask, whenReady, box, close, fill, listen, untilAnswered, place, showError, restore, sending, set, state, toast, write } = window.thumbwise;
+  let shown = null; // the conversation on the page; null is a new one
+  let epoch = 0; // the number of the epoch: rule 4 in __init__.py
+  let listed = 1; // the list has this many times thirty conversations
+  let commenting = null; // the reply that the comment panel is about
 
   const log = () => $("#tw-chat .tw-log");
   const reply = (id) => all("#tw-chat .tw-reply").find((each) => each.dataset.reply === id);
@@ -20,7 +20,7 @@
     for (const link of all("#tw-list a")) if (link.dataset.open === shown) link.setAttribute("aria-current", "page");
     document.body.toggleAttribute("data-older", page.older);
   };
-  // Code can be copied by itself. The button is put beside it here: nothing in a message is one.
+  // A button to copy a block of code. It is added here, because a message can contain no button.
   const codes = (row) => {
     for (const code of row.querySelectorAll(".tw-text pre")) {
       const beside = document.createElement("div");
@@ -67,29 +67,29 @@
     set($("#tw-comment .tw-question"), question);
   };
   const open = async (id) => {
-    const mine = ++turn;
+    const mine = ++epoch;
     const page = await ask(`/chat?listed=${listed}` + (id === null ? "" : `&c=${encodeURIComponent(id)}`));
-    if (mine !== turn) return;
+    if (mine !== epoch) return;
     panel(null);
     show(page);
   };
   const send = (text, typed) =>
     sending(async () => {
       if (!text.trim()) return;
-      const mine = turn;
+      const mine = epoch;
       const page = await ask("/chat/messages", { conversation: shown, text, listed });
       if (typed && box().value === text) write("");
-      if (mine !== turn) return list(page);
-      turn += 1;
+      if (mine !== epoch) return list(page);
+      epoch += 1;
       show(page);
     });
 
   const thumb = async (button) => {
     const row = button.closest(".tw-reply");
     const taken = button.getAttribute("aria-pressed") === "true";
-    const mine = turn;
+    const mine = epoch;
     const id = row.dataset.reply;
-    const now = await ask("/chat/thumbs", { message: id, thumb: taken ? "clear" : button.dataset.thumb }).catch(refused("Not saved"));
+    const now = await ask("/chat/thumbs", { message: id, thumb: taken ? "clear" : button.dataset.thumb }).catch(showError("Not saved"));
     if (!now) return;
     for (const each of reply(id)?.querySelectorAll(".tw-acts [data-thumb]") ?? []) {
       const given = each.dataset.thumb === now.thumb;
@@ -97,14 +97,14 @@
       each.setAttribute("aria-label", each.dataset.names.split(",")[Number(given)]);
     }
     toast(now.said);
-    if (mine !== turn && !reply(id)) return;
+    if (mine !== epoch && !reply(id)) return;
     if (now.question) panel(id, now.question);
     else if (now.question === "") panel(null);
   };
   const comment = async () => {
     const [id, text] = [commenting, $("#tw-comment-box textarea").value];
     if (!id) return;
-    const now = await ask("/chat/comments", { message: id, text }).catch(refused("Not saved"));
+    const now = await ask("/chat/comments", { message: id, text }).catch(showError("Not saved"));
     if (!now) return;
     toast(now.said);
     if (commenting === id) panel(null);
@@ -113,7 +113,7 @@
     const code = button.closest(".tw-code")?.querySelector("code");
     const text = code ? code.textContent : button.closest(".tw-reply").dataset.text;
     try {
-      await navigator.clipboard.writeText(text); // there is none without https, but on this machine
+      await navigator.clipboard.writeText(text); // needs https, except on this machine
     } catch {
       return toast("Not copied: the browser does not allow it. Select the text, and copy that.");
     }
@@ -127,13 +127,13 @@
       if (event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;
       event.preventDefault();
       close();
-      return open(link.dataset.open).catch(refused("Not opened"));
+      return open(link.dataset.open).catch(showError("Not opened"));
     }
     const button = event.target.closest("button");
     if (button?.matches("#tw-chat .tw-copy-code")) return copy(button);
-    if (!button || button.closest(".tw-text")) return; // nothing in a message does anything
-    if (button.id === "tw-new") return close(), open("new").catch(refused("Not opened"));
-    if (button.id === "tw-older") return (listed += 1), ask(`/chat?c=${shown ?? "new"}&listed=${listed}`).then(list).catch(refused("Not opened"));
+    if (!button || button.closest(".tw-text")) return; // nothing inside a message is a control
+    if (button.id === "tw-new") return close(), open("new").catch(showError("Not opened"));
+    if (button.id === "tw-older") return (listed += 1), ask(`/chat?c=${shown ?? "new"}&listed=${listed}`).then(list).catch(showError("Not opened"));
     if (button.id === "tw-send") return send(box().value, true);
     if (button.id === "tw-stop") return stop();
     if (button.id === "tw-comment-save") return comment();
@@ -144,16 +144,16 @@
   };
   const stop = async () => {
     const id = all("#tw-chat .tw-reply[data-state=streaming]").at(-1)?.dataset.reply;
-    const now = id && (await ask("/chat/stop", { message: id }).catch(refused("Not stopped")));
+    const now = id && (await ask("/chat/stop", { message: id }).catch(showError("Not stopped")));
     if (now) end(now);
   };
 
   const PARTS = ["#tw-chat .tw-log", "#tw-list .html-container > *", "#tw-version .html-container > *", "#tw-comment .tw-question", "#tw-comment-box textarea", "#tw-send"];
-  begins(PARTS, async () => {
+  whenReady(PARTS, async () => {
     document.addEventListener("click", click);
     window.thumbwise.enter = (id) => (id === "tw-box" ? send(box().value, true) : comment());
     const named = new URLSearchParams(location.search).get("c");
-    await patiently(() => open(named).catch((error) => ([400, 404].includes(error.status) ? open(null) : Promise.reject(error))));
+    await untilAnswered(() => open(named).catch((error) => ([400, 404].includes(error.status) ? open(null) : Promise.reject(error))));
     restore();
   });
 })();

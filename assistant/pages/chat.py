@@ -1,8 +1,7 @@
-"""The chat page: what its script asks for. Streaming, stop, conversations, thumbs with a comment.
+"""The chat page, for its script `chat.js`: conversations, streaming, stop, thumbs with a comment.
 
-The script (chat.js) keeps which conversation it shows and names it with each request; that it is the asker's
-is checked against the database, which also holds everything that is answered. Left out: editing and
-regenerating, reasons to tick, search.
+What the browser and the server hold is told in `thumbwise.pages`. Left out: editing and regenerating, reasons to tick,
+search.
 """
 
 from __future__ import annotations
@@ -36,15 +35,15 @@ from thumbwise.pages.view import excerpt, list_html, log_html, prompt_of, reply_
 if TYPE_CHECKING:
     from thumbwise.serving.assistant import Assistant
 
-DOUBLE_CLICK_SECONDS = 0.5  # a second click this soon is a double click, not a vote taken back
-LISTED = 30  # conversations; older ones by a button
+DOUBLE_CLICK_SECONDS = 0.5  # a second click this soon is a double click, it does not take the vote back
+LISTED = 30  # conversations in the list; a button adds older ones
 Listed = Annotated[int, Field(ge=1, le=1000)]
-"""How many times LISTED."""
+"""The length of the list of conversations, in multiples of LISTED."""
 _QUESTIONS = {"up": "What was good about", "down": "What was wrong with"}
 
 
 class Ask(BaseModel):
-    """A message; without a conversation it begins one."""
+    """A message. Without a conversation it starts a new one."""
 
     model_config = ConfigDict(extra="forbid")
     conversation: Id | None = None
@@ -53,14 +52,14 @@ class Ask(BaseModel):
 
 
 class Stop(BaseModel):
-    """End a reply that is being written."""
+    """Stop a reply that is being written."""
 
     model_config = ConfigDict(extra="forbid")
     message: Id
 
 
 class Thumb(BaseModel):
-    """A click on a thumb: what it says, or that it is taken back."""
+    """A click on a thumb. `clear` takes it back."""
 
     model_config = ConfigDict(extra="forbid")
     message: Id
@@ -83,16 +82,16 @@ class ChatPage:
         self.store = assistant.store
         self.live: dict[str, Live[str]] = {}  # replies that are being written, by message id
         self._asking = Locks()  # by conversation
-        self._voting = Locks()  # by reply: first come, first stored; the last click is the one that counts
-        self._given: dict[str, float] = {}  # when the last thumbs were stored, by message id, on the monotonic clock
+        self._voting = Locks()  # by reply: votes are stored in the order of the clicks, and the last one counts
+        self._given: dict[str, float] = {}  # by message id: when the last thumb was stored, on the monotonic clock
 
     def add_routes(self, router: APIRouter) -> None:
-        """Bind what the script asks for."""
+        """Add the routes that the script calls."""
         asker = self.assistant.browsers.asker_of
 
         @router.get("/chat")
         async def page(request: Request, c: Id | None = None, listed: Listed = 1) -> dict[str, Any]:
-            """The conversation `c`, a `new` one, or without it the newest."""
+            """Return the conversation `c`, or an empty one if `c` is `new`, or the newest without `c`."""
             user = asker(request).user
             if c is None:
                 newest = await self.store.run(self.store.conversations, user, 1)
@@ -120,7 +119,7 @@ class ChatPage:
         async def comment(request: Request, body: Comment) -> dict[str, str]:
             text = body.text.strip().encode("utf-8", "replace").decode()  # half a character would be an error
             if len(text) > MAX_COMMENT:
-                raise ThumbwiseError(f"A comment has at most {MAX_COMMENT} characters: this one has {len(text)}.")
+                raise ThumbwiseError(f"A comment may have at most {MAX_COMMENT} characters: this one has {len(text)}.")
             if text:
                 request_ = FeedbackRequest(kind="comment", message_id=body.message, value={"text": text})
                 await self._store(asker(request), request_)
@@ -133,9 +132,9 @@ class ChatPage:
     # -- what the page shows -------------------------------------------------------------------------
 
     async def _page(self, user: str, id_: str | None, listed: int) -> dict[str, Any]:
-        """Everything about the conversation, from the database; NotFound where it is not this user's.
+        """Return everything about the conversation. Raises NotFound if it is not this user's.
 
-        Of a reply that is being written the text comes with the stream, a moment later.
+        The text of a reply that is being written comes with the stream, a moment later.
         """
 
         def read() -> tuple[list[Reply], list[tuple[str, str]]]:
@@ -154,19 +153,19 @@ class ChatPage:
         }  # fmt: skip
 
     async def _reply(self, user: str, message_id: str) -> Reply:
-        """A reply of the user's. Drafts are none: they are blind, and what is shown of a reply names who wrote it."""
+        """Return a reply of this user. Raises NotFound for a draft: a reply shows its version, and drafts are blind."""
         reply = await self.store.run(self.store.reply, message_id, user)
         if reply.comparison_id is not None:
             raise NotFound("There is no such reply of yours.")
         return reply
 
     async def _followed(self, user: str, message_id: str | None) -> AsyncGenerator[Piece, None]:
-        """The reply as it grows, and then its end."""
+        """Yield the reply as it grows, and then its end."""
         if message_id is None:
             return
         try:
             reply = await self._reply(user, message_id)
-        except NotFound:  # a page is told when it asks; here it would only ask again
+        except NotFound:  # other calls tell the page; here the browser would only connect again
             return
         live = self.live.get(message_id)
         if live is not None:
@@ -176,13 +175,13 @@ class ChatPage:
         yield "end", await self._ended(reply, live)
 
     async def _ended(self, reply: Reply, live: Live[str] | None) -> dict[str, Any]:
-        """What a page shows of a reply that is over, from the database once it is there."""
+        """Return what a page shows of a reply that has ended, once its end is stored."""
         give_up = time.monotonic() + timing.END_SECONDS
         while reply.state == "streaming" and time.monotonic() < give_up:
             reply = await self.store.run(self.store.reply, reply.id, reply.user_id)
             if reply.state == "streaming":
                 await asyncio.sleep(0.05)
-        if reply.state == "streaming":  # its end could not be stored
+        if reply.state == "streaming":  # its end was not stored
             why = (live and live.error) or "The end of this reply is not stored yet: load the page again."
             reply = replace(reply, state="failed", text=live.frame if live else "", error=why)
         html_ = await asyncio.to_thread(reply_html, reply)
@@ -192,7 +191,7 @@ class ChatPage:
     # -- asking --------------------------------------------------------------------------------------
 
     async def _ask(self, who: Asker, id_: str | None, text: str) -> str:
-        """Start the next reply of a conversation, which is made if need be; returns its id."""
+        """Start the next reply of a conversation. Without `id_` start a new one. Return the id of the conversation."""
         if id_ is None:
             return await self._begin(who, None, [], text)
         async with self._asking.of(id_):
@@ -208,7 +207,7 @@ class ChatPage:
         messages = prompt_of(path, text)
         check_messages(messages)
         if id_ is None:
-            self.assistant.admission.check(who)  # a refusal leaves no empty conversation behind
+            self.assistant.admission.check(who)  # before an empty conversation is stored
             id_ = await self.store.run(self.store.start_conversation, who.user, excerpt(text, 80))
         turn = await self.assistant.conversations.begin(
             who,
@@ -233,7 +232,7 @@ class ChatPage:
     # -- votes ---------------------------------------------------------------------------------------
 
     async def _vote(self, who: Asker, message_id: str, value: Literal["up", "down", "clear"]) -> dict[str, Any]:
-        """Store a thumb; returns what is stored now, and what becomes of the comment panel."""
+        """Store a thumb. Return the thumb that is stored now, and what the comment panel should show."""
         reply = await self.store.run(self.store.reply, message_id, who.user)
         now = {"thumb": reply.thumb}
         if value == (reply.thumb or "clear"):
@@ -257,7 +256,7 @@ class ChatPage:
 
 
 def _events(conversation_id: str | None, path: list[Reply]) -> str:
-    """Where the page's news come from."""
+    """Return the address of the page's events."""
     named = {"c": conversation_id} if conversation_id else {}
     if path and path[-1].state == "streaming":
         named["reply"] = path[-1].id

@@ -1,7 +1,7 @@
 "use strict";
-// The comparison page: two drafts, the vote, and what it revealed.
+// The comparison page: two drafts, the vote, and the versions after it.
 (() => {
-  const { $, ask, begins, box, fill, listen, patiently, place, refused, restore, sending, set, state, write } = window.thumbwise;
+  const { $, ask, whenReady, box, fill, listen, untilAnswered, place, showError, restore, sending, set, state, write } = window.thumbwise;
   // by element id: choice, strength, key
   const VOTES = {
     "tw-much-1": ["left", 2, "1"], "tw-better-1": ["left", 1, "2"], "tw-same": ["tie", 1, "3"],
@@ -9,11 +9,11 @@
   };
   const EXAMPLES = 4; // suggested prompts shown at once
   let shown = null; // the comparison on the page
-  let turn = 0;
-  let prompts = []; // the next to suggest is the first
+  let epoch = 0; // the number of the epoch: rule 4 in __init__.py
+  let prompts = []; // the first is the next to suggest
   let voting = false;
 
-  // A draft cannot have an id, but a vote is looked up where votes are all the same.
+  // A draft cannot have an id. Even so, buttons are looked up only among the votes.
   const button = (id) => $(`#tw-votes button#${id}`);
   window.thumbwise.key = (key) => {
     if (key === "n") return $("#tw-next");
@@ -35,7 +35,7 @@
     set(place("#tw-stage"), page.stage);
     set(place("#tw-result"), page.result);
     state(page);
-    // What became of a vote stands under the drafts, which may be longer than a phone's screen.
+    // The result of the vote is below the drafts, which may be longer than a phone's screen.
     if (page.result) $("#tw-compare").scrollTo({ top: $("#tw-compare").scrollHeight });
   };
   const follow = (page) => {
@@ -54,29 +54,29 @@
       const used = prompts.slice(0, EXAMPLES).indexOf(text) + 1;
       prompts = [...prompts.slice(used), ...prompts.slice(0, used)];
       suggest();
-      turn += 1;
+      epoch += 1;
       follow(page);
     });
   const vote = async (id) => {
     if (voting || !shown) return;
     voting = true;
-    const mine = turn;
+    const mine = epoch;
     const [choice, strength] = VOTES[id];
     const id_ = shown;
     try {
       const page = await ask("/compare/votes", { comparison: id_, choice, strength }).catch((error) => {
-        refused("Not saved")(error);
-        return ask(`/compare?c=${encodeURIComponent(id_)}`); // it may have its vote from another page
+        showError("Not saved")(error);
+        return ask(`/compare?c=${encodeURIComponent(id_)}`); // another page may have voted on it
       });
-      if (mine === turn) follow(page);
+      if (mine === epoch) follow(page);
     } catch (error) {
-      refused("Not shown")(error);
+      showError("Not shown")(error);
     }
     voting = false;
   };
   const click = (event) => {
     const pressed = event.target.closest("button");
-    if (!pressed || pressed.closest(".tw-text")) return; // nothing in a draft does anything
+    if (!pressed || pressed.closest(".tw-text")) return; // nothing inside a draft is a control
     if (pressed.id === "tw-go") return open(box().value, true);
     if (pressed.id === "tw-next") return open(prompts[0], false);
     if (pressed.matches("#tw-examples .tw-example")) return open(pressed.textContent, false);
@@ -84,11 +84,11 @@
   };
 
   const PARTS = [...["#tw-stage", "#tw-examples", "#tw-result"].map((id) => `${id} .html-container > *`), "#tw-skip", "#tw-next", "#tw-go"];
-  begins(PARTS, async () => {
+  whenReady(PARTS, async () => {
     document.addEventListener("click", click);
     window.thumbwise.enter = () => open(box().value, true);
     const named = new URLSearchParams(location.search).get("c");
-    await patiently(async () => {
+    await untilAnswered(async () => {
       const address = "/compare" + (named ? `?c=${encodeURIComponent(named)}` : "");
       const page = await ask(address).catch((error) => (error.status === 400 ? ask("/compare") : Promise.reject(error)));
       prompts = page.prompts;

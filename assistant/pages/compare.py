@@ -1,8 +1,8 @@
-"""The comparison page: what its script asks for. Two drafts of one prompt, blind until the vote.
+"""The comparison page, for its script `compare.js`: two drafts of one prompt, blind until the vote.
 
-Which version wrote which draft stays on the server until the vote is stored; before that the browser gets
-the texts, the comparison's id and nothing else. A reload opens the comparison again from the database. Left
-out: more than two drafts, follow-up turns.
+Until the vote is stored, the browser gets the texts and the comparison's id, and nothing else. Which version wrote
+which draft stays on the server. What the browser and the server hold is told in `thumbwise.pages`. Left out: more than
+two drafts, follow-up turns.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Pair = tuple[str, str]
 
 _ASK = "Two drafts of one answer, side by side. You say which helps more; that is what the next version learns from."
-# (element id, label), in the order of the bar; what they choose is in compare.js
+# (element id, label), in the order of the bar; compare.js has the choice of each
 VOTES = (
     ("tw-much-1", "1 is much better"),
     ("tw-better-1", "1 is better"),
@@ -79,15 +79,15 @@ class ComparePage:
     def __init__(self, assistant: Assistant, watch: Watch) -> None:
         self.assistant, self.watch = assistant, watch
         self.store = assistant.store
-        self.live: dict[str, Live[Pair]] = {}  # drafts that are being written, by comparison
+        self.live: dict[str, Live[Pair]] = {}  # drafts that are being written, by comparison id
 
     def add_routes(self, router: APIRouter) -> None:
-        """Bind what the script asks for."""
+        """Add the routes that the script calls."""
         asker = self.assistant.browsers.asker_of
 
         @router.get("/compare")
         async def page(request: Request, c: Id | None = None) -> dict[str, Any]:
-            """The comparison `c`, or an empty page, and prompts to suggest in turn."""
+            """Return the comparison `c`, or an empty page, and prompts to suggest one after the other."""
             stored = await self._stored(asker(request).user, c)
             if stored is not None and _state(stored)[0] == "failed":
                 stored = None
@@ -101,7 +101,7 @@ class ComparePage:
 
         @router.post("/compare/votes")
         async def vote(request: Request, body: Vote) -> dict[str, Any]:
-            """Store the vote, then reveal who wrote what."""
+            """Store the vote, then reveal the versions."""
             who, value = asker(request), {"choice": body.choice, "strength": body.strength}
             asked = FeedbackRequest(kind="pair", comparison_id=body.comparison, value=value)
             await self.store.run(self.assistant.vote, who, new_id("page"), asked)
@@ -115,7 +115,7 @@ class ComparePage:
     # -- what the page shows -------------------------------------------------------------------------
 
     async def _stored(self, user: str, comparison_id: str | None) -> StoredComparison | None:
-        """The comparison, or None where there is none of this user with two drafts."""
+        """Return the comparison, or None if this user has none of that id with two drafts."""
         if comparison_id is None:
             return None
         try:
@@ -125,7 +125,7 @@ class ComparePage:
         return found if len(found.drafts) == 2 else None
 
     async def _page(self, stored: StoredComparison | None) -> dict[str, Any]:
-        """Everything about the comparison. Versions are in it only where it has its vote."""
+        """Return everything about the comparison. It names versions only after the vote."""
         state, said = _state(stored)
         votes = (await self.store.run(self.store.counts))["untied_pairs"] if state == "voted" else 0
         stage = await asyncio.to_thread(_stage, stored) if stored else ""
@@ -137,7 +137,7 @@ class ComparePage:
         }  # fmt: skip
 
     def _result(self, stored: StoredComparison | None, votes: int) -> str:
-        """What became of the vote, and who wrote what: only after it."""
+        """Return the result of the vote with the versions, or why the drafts failed. It is empty before that."""
         state, said = _state(stored)
         if stored is None or state not in ("voted", "failed"):
             return ""
@@ -158,7 +158,7 @@ class ComparePage:
         )
 
     async def _followed(self, user: str, comparison_id: str | None) -> AsyncGenerator[Piece, None]:
-        """The drafts as they grow, and then what the page says of them."""
+        """Yield the drafts as they grow, and then the page with both of them."""
         stored = await self._stored(user, comparison_id)
         if stored is None:
             return
@@ -170,14 +170,14 @@ class ComparePage:
         yield "end", await self._page(await self._ended(stored, live))
 
     async def _ended(self, stored: StoredComparison, live: Live[Pair] | None) -> StoredComparison:
-        """The comparison with both drafts over, from the database once they are there."""
+        """Return the comparison with both drafts ended, once their ends are stored."""
         give_up = time.monotonic() + timing.END_SECONDS
         while _state(stored)[0] == "streaming" and time.monotonic() < give_up:
             stored = await self.store.run(self.store.comparison, stored.id, stored.user_id)
             if _state(stored)[0] == "streaming":
                 await asyncio.sleep(0.05)
-        if _state(stored)[0] == "streaming":  # an end could not be stored
-            why = (live and live.error) or "Their end is not stored yet: load the page again."
+        if _state(stored)[0] == "streaming":  # an end was not stored
+            why = (live and live.error) or "The end of the drafts is not stored yet: load the page again."
             drafts = [replace(draft, state="failed", error=why) for draft in stored.drafts]
             stored = replace(stored, drafts=tuple(drafts))
         return stored
@@ -185,7 +185,7 @@ class ComparePage:
     # -- opening -------------------------------------------------------------------------------------
 
     async def _open(self, who: Asker, text: str) -> str:
-        """Begin a comparison and the writing of its drafts; returns its id."""
+        """Start a comparison and its drafts. Return its id."""
         if not text.strip():
             raise ThumbwiseError("Write a prompt first, or choose one of the suggestions.")
         messages = [Message(role="user", content=text)]
@@ -203,7 +203,7 @@ class ComparePage:
 
 
 def place_compare() -> None:
-    """Place the components of the comparison page; compare.js fills them and says what the buttons do."""
+    """Place the components of the comparison page. compare.js fills them and handles the buttons."""
     gr.Navbar(visible=False)
     place_top("/compare")
     with gr.Column(elem_id="tw-compare"):
@@ -230,7 +230,7 @@ def place_compare() -> None:
 
 
 def _stage(stored: StoredComparison) -> str:
-    """The prompt and the two drafts; who wrote them once there is a vote."""
+    """Return the prompt and the two drafts, with their versions after the vote."""
     prompt = f'<div id="tw-prompt"><p dir="auto">{escape(stored.prompt[-1]["content"])}</p></div>'
     drafts = []
     for number, draft in enumerate(stored.drafts, start=1):
@@ -255,7 +255,7 @@ def _drawn(pair: Pair) -> list[str]:
 
 
 def _state(stored: StoredComparison | None) -> tuple[str, str]:
-    """The page's state for style sheet and tests, and a sentence for screen readers."""
+    """Return the page's state for the style sheet and the tests, and a sentence for screen readers."""
     if stored is None:
         return "idle", ""
     if stored.choice is not None:

@@ -1,7 +1,7 @@
-"""What the server pushes to a page: how the assistant is, and the reply or the drafts that are being written.
+"""What the server pushes to a page: the assistant's state, and the reply or the drafts that are being written.
 
-A page listens to one stream of server-sent events for as long as it is looked at. All pages share one look at the
-assistant's state; a page that shows nothing new costs a comment line every HEARTBEAT seconds.
+A page has one stream of server-sent events while somebody looks at it. All pages share one check of the assistant's
+state. A page without news costs one comment line every HEARTBEAT seconds.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from thumbwise.chat.admission import EventStream
 if TYPE_CHECKING:
     from thumbwise.serving.assistant import Assistant
 
-LOOK_SECONDS = 0.5  # between two looks at the assistant's state
-HEARTBEAT = 25.0  # seconds; shorter than the minute after which proxies hang up
+LOOK_SECONDS = 0.5  # between two checks of the assistant's state
+HEARTBEAT = 25.0  # seconds; proxies disconnect after a minute without data
 SERVER = uuid4().hex
-"""Names this run of the server: a page that meets another one loads itself again."""
+"""The name of this run of the server: see rule 5 in `thumbwise.pages`."""
 Piece = tuple[str, Any]
-"""An event's name and data; without a name nothing is sent."""
+"""The name and data of an event. Without a name nothing is sent."""
 
 
 class Watch:
-    """Tells all open pages when something at their top may have changed; looks only while there are any."""
+    """Tells all open pages when something at their top may have changed. It checks only while a page is open."""
 
     def __init__(self, assistant: Assistant) -> None:
         self.assistant = assistant
@@ -49,7 +49,7 @@ class Watch:
                 self._change = asyncio.Event()
 
     async def changed(self, seconds: float) -> bool:
-        """Wait for a change, at most for so long; says whether there was one."""
+        """Wait for a change, at most for `seconds`. Return whether there was one."""
         if self._looking is None or self._looking.done():
             self._looking = self.assistant.spawn(self._look(self._state()))
         self._waiting += 1
@@ -64,7 +64,7 @@ class Watch:
 
 
 def feed(watch: Watch, top: Callable[[], dict[str, Any]], pieces: AsyncGenerator[Piece, None]) -> EventStream:
-    """An answer that sends what `top` says whenever that has changed, `pieces` as they come, and then only the top."""
+    """Return a stream that sends `top()` whenever it changes, and `pieces` as they come, and then only the top."""
 
     async def events() -> AsyncGenerator[bytes, None]:
         told: dict[str, Any] | None = None
@@ -79,7 +79,7 @@ def feed(watch: Watch, top: Callable[[], dict[str, Any]], pieces: AsyncGenerator
                 if piece[0]:
                     yield _event(*piece)
         while True:
-            while (now := top()) != told:  # asked again after each, since a change while one is sent is nobody's news
+            while (now := top()) != told:  # again after each send: no one announces a change that happens meanwhile
                 told = now
                 yield _event("top", {**now, "server": SERVER})
             if not await watch.changed(HEARTBEAT):

@@ -1,8 +1,7 @@
-"""A reply (or a pair of drafts) that is being written, apart from the browser that asked for it.
+"""A reply (or a pair of drafts) that is being written, independent of the browser: see rule 3 in `thumbwise.pages`.
 
-The writing runs in a task of the server: a reload or a lost connection loses nothing, and a page that comes
-back follows the same reply on. Stopping cancels the task, which closes the engine's stream. Left out: ending
-a reply because nobody watches it; its length is limited anyway.
+Stopping cancels the task, and this closes the engine's stream. Left out: ending a reply because nobody watches it. Its
+length is limited anyway.
 """
 
 from __future__ import annotations
@@ -17,19 +16,19 @@ from typing import Any, Generic, TypeVar
 from thumbwise.errors import ThumbwiseError
 
 log = logging.getLogger(__name__)
-FRAME_SECONDS = 0.12  # at most eight updates a second reach a browser
-SHARE = 10  # of the time until the next update, making one may take a tenth
-QUIET_SECONDS = 1.0
-KEPT_SECONDS = 30.0
-END_SECONDS = 5.0  # that the end of a reply may take to be stored after its last word
+FRAME_SECONDS = 0.12  # between two updates: a browser gets at most eight a second
+SHARE = 10  # making an update takes at most a tenth of the time until the next one
+QUIET_SECONDS = 1.0  # `follow` yields None after this time without a change
+KEPT_SECONDS = 30.0  # a reply that has ended can still be followed for this time
+END_SECONDS = 5.0  # time to store the end of a reply after its last word
 Frame = TypeVar("Frame")
 Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None]"]
 
 
 class Live(Generic[Frame]):
-    """Runs an iterator of frames to its end and keeps the newest; `error` is a sentence where it broke off.
+    """Runs an iterator of frames to its end and keeps the newest frame. If it fails, `error` is a sentence.
 
-    `show` makes of a frame what its followers are sent, once for all of them.
+    `show` turns a frame into what followers get. It is called once for all of them.
     """
 
     def __init__(
@@ -54,22 +53,22 @@ class Live(Generic[Frame]):
             self.error = str(error)
         except Exception:
             log.exception("a reply broke off")
-            self.error = "The reply broke off because of a fault in the assistant: its log says which."
+            self.error = "The reply broke off because of a fault in the assistant: its log says what."
 
     def keep(self, among: dict[str, Live[Frame]], name: str) -> None:
-        """Be found `among` others by `name`, until a while after the end: who follows late still hears of a fault."""
+        """Put this into `among` under `name`, until KEPT_SECONDS after its end: late followers still get the error."""
         among[name] = self
         loop = asyncio.get_running_loop()
         self.task.add_done_callback(lambda task: loop.call_later(KEPT_SECONDS, among.pop, name, None))
 
     @property
     def running(self) -> bool:
-        """Whether frames may still come."""
+        """Whether more frames may come."""
         return not self.task.done()
 
     @property
     def shown(self) -> Any:
-        """What followers are sent of the newest frame."""
+        """The newest frame as followers get it."""
         if self._shown is None or self._shown[0] is not self.frame:
             begun = time.thread_time()
             self._shown = (self.frame, self._show(self.frame))
@@ -77,15 +76,15 @@ class Live(Generic[Frame]):
         return self._shown[1]
 
     async def stop(self) -> None:
-        """End the writing; returns when what was written is stored, or owed to the database."""
+        """Stop the writing. Returns when the text so far is stored, or waits to be stored."""
         self.task.cancel()
         await asyncio.wait([self.task])
 
     async def follow(self) -> AsyncGenerator[Any, None]:
-        """Yield what is `shown` each time that it has changed, until the end; None where nothing changed for a while.
+        """Yield `shown` each time that it changes, until the end, and None after QUIET_SECONDS without a change.
 
-        A follower who is slow, or a frame that takes long to make, gets fewer of them. The last frame is part of what
-        is said at the end.
+        A slow follower gets fewer frames, and so does every follower of a reply whose frames take long to make. The
+        last frame may be missing: the end of the reply contains it.
         """
         seen: Frame | None = None
         while self.running:

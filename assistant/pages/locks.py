@@ -1,4 +1,4 @@
-"""Locks by name, such as one for each conversation: those of different names do not wait for each other."""
+"""Locks by name, such as one for each conversation. Locks of different names do not wait for each other."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from weakref import WeakValueDictionary
 
 
 class Locks:
-    """A lock for each name, kept for as long as somebody holds it or waits for it."""
+    """A lock for each name. It is kept only while a task holds it or waits for it."""
 
     def __init__(self) -> None:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def of(self, name: str) -> asyncio.Lock:
-        """The lock of that name."""
+        """Return the lock of that name."""
         return self._locks.setdefault(name, asyncio.Lock())

@@ -1,11 +1,11 @@
 "use strict";
-// What both pages need: asking the server, listening to it, what is said and shown around the conversation.
+// What both pages need: requests, events, messages to the reader, the keyboard.
 window.thumbwise = (() => {
   const $ = (selector) => document.querySelector(selector);
   const all = (selector) => [...document.querySelectorAll(selector)];
   const box = () => $("#tw-box textarea");
 
-  // -- asking ---------------------------------------------------------------------------------------
+  // -- requests -------------------------------------------------------------------------------------
   const ask = async (path, sent) => {
     const options = sent && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(sent) };
     let answer;
@@ -19,19 +19,19 @@ window.thumbwise = (() => {
     throw Object.assign(new Error(said?.error?.message ?? "Something went wrong: try again."), { status: answer.status });
   };
 
-  // What a page begins with, again until the server answers.
-  const patiently = async (work) => {
+  // The first request of a page, again and again until the server answers.
+  const untilAnswered = async (work) => {
     for (;;) {
       const error = await work().then(() => null, (error) => error);
       if (error === null) return;
-      if (error.status) return refused("Not opened")(error);
+      if (error.status) return showError("Not opened")(error);
       gone();
       await new Promise((resolve) => setTimeout(resolve, 1500));
     }
   };
 
-  // -- messages from the page -----------------------------------------------------------------------
-  // Live regions that stay in place: screen readers miss one that is replaced together with its text.
+  // -- messages to the reader -----------------------------------------------------------------------
+  // Live regions that stay in place. Screen readers miss a region that is replaced together with its text.
   const live = document.createElement("div");
   live.className = "tw-sr";
   live.setAttribute("role", "status");
@@ -54,16 +54,16 @@ window.thumbwise = (() => {
     toasts.append(note);
     setTimeout(() => note.remove(), 1000 * seconds);
   };
-  const refused = (title) => (error) => toast(error.message, { title, seconds: 10 });
+  const showError = (title) => (error) => toast(error.message, { title, seconds: 10 });
 
   // -- what is shown --------------------------------------------------------------------------------
-  // Only blocks that changed are replaced, so that what somebody selected further up stays selected.
+  // Replaces only blocks that changed, so that a selection further up is kept.
   const fill = (element, html) => {
     const made = document.createElement("template");
     made.innerHTML = html;
     let [now, then] = [element, made.content];
     if (now.children.length === 1 && then.children.length === 1 && now.firstChild.className === then.firstChild.className) {
-      [now, then] = [now.firstChild, then.firstChild]; // what render() puts around a message
+      [now, then] = [now.firstChild, then.firstChild]; // the element that render() puts around a message
     }
     const [old, next] = [[...now.childNodes], [...then.childNodes]];
     let same = 0;
@@ -95,7 +95,7 @@ window.thumbwise = (() => {
     if (busy) return;
     busy = true;
     buttons();
-    await work().catch(refused("Not sent"));
+    await work().catch(showError("Not sent"));
     busy = false;
     buttons();
   };
@@ -104,8 +104,9 @@ window.thumbwise = (() => {
     box().dispatchEvent(new Event("input", { bubbles: true }));
   };
 
-  // -- listening ------------------------------------------------------------------------------------
-  // One stream a page, and none while nobody looks: browsers open six connections to a server, for all pages together.
+  // -- events ---------------------------------------------------------------------------------------
+  // One stream for each page, and none while the page is hidden: a browser opens at most six connections to a server,
+  // for all pages together. Events of an older stream are dropped.
   let source = null;
   let address = "";
   let handlers = {};
@@ -113,7 +114,7 @@ window.thumbwise = (() => {
   let retry = 0;
   let missed = 0;
   const top = (now) => {
-    if (server !== null && server !== now.server) return location.reload(); // it was started again
+    if (server !== null && server !== now.server) return location.reload(); // the server was started again
     server = now.server;
     clearTimeout(missed);
     missed = 0;
@@ -151,10 +152,10 @@ window.thumbwise = (() => {
     connect();
   };
 
-  // -- what is being typed survives a reload --------------------------------------------------------
+  // -- typed text survives a reload -----------------------------------------------------------------
   const draft = () => "tw-draft " + location.pathname + location.search;
   const keep = () => {
-    if (box()) sessionStorage.setItem(draft(), box().value); // empty too: what was sent must not come back
+    if (box()) sessionStorage.setItem(draft(), box().value); // also when empty: text that was sent must not come back
   };
   const restore = () => {
     const kept = sessionStorage.getItem(draft());
@@ -163,10 +164,10 @@ window.thumbwise = (() => {
   };
 
   // -- the keyboard ---------------------------------------------------------------------------------
-  // What it was on goes away with what it did: on to what comes next, not to the top of the page.
-  // Never on to a vote, which a space would give.
+  // A focused button may disappear by its own action. The focus then moves to the next control, not to the top of the
+  // page. It never moves to a vote, because a space would give it.
   let on = null;
-  let lost = false; // until the focus is somewhere again: what went away may be back before there is a next
+  let lost = false; // true until something has the focus again: the lost element may be back before the next is there
   const moved = (element) => {
     on = element?.matches?.(":focus-visible") ? element : null;
     lost = false;
@@ -177,7 +178,7 @@ window.thumbwise = (() => {
     if (lost && next?.offsetParent && !next.disabled) next.focus();
   };
 
-  // On a phone the list of conversations covers the page: it starts closed, and closes when one is chosen.
+  // On a phone the list of conversations covers the page. It starts closed, and closes when one is chosen.
   const phone = matchMedia("(width <= 768px)");
   const close = () => {
     if (phone.matches) $("#tw-side.open .toggle-button")?.click();
@@ -188,8 +189,8 @@ window.thumbwise = (() => {
     close();
   };
 
-  // -- begin ----------------------------------------------------------------------------------------
-  const pages = []; // [what a page must have, what begins it]
+  // -- start ----------------------------------------------------------------------------------------
+  const pages = []; // [selectors that a page must have, the function that starts it]
   let begun = false;
   let planned = false;
   const look = () => {
@@ -197,7 +198,7 @@ window.thumbwise = (() => {
     planned = true;
     requestAnimationFrame(() => {
       planned = false;
-      // Gradio brings its components one by one.
+      // Gradio adds its components one by one.
       const page = pages.find(([parts]) => [...parts, "#tw-box textarea", "#tw-banner .html-container > *"].every($));
       if (!begun && page) {
         begun = true;
@@ -235,11 +236,11 @@ window.thumbwise = (() => {
     addEventListener("pageshow", (event) => event.persisted && connect());
     look();
   };
-  // Gradio adds this script when the page is already there.
+  // Gradio may add this script after the page has loaded.
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", start);
   else start();
 
-  const begins = (parts, begin) => (pages.push([parts, begin]), look());
-  // `key` and `enter` are the page's: the button of a key, and what the Enter key does in a box
-  return { $, all, ask, begins, box, close, enter: null, fill, key: null, listen, patiently, place, refused, restore, say, sending, set, state, toast, write };
+  const whenReady = (parts, begin) => (pages.push([parts, begin]), look());
+  // A page sets `key`, which returns the button of a key, and `enter`, which handles the Enter key in a box.
+  return { $, all, ask, whenReady, box, close, enter: null, fill, key: null, listen, untilAnswered, place, showError, restore, say, sending, set, state, toast, write };
 })();

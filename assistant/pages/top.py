@@ -1,4 +1,4 @@
-"""What both pages have at the top: the name, the way to the other page, who answers, and how the engine is."""
+"""The top of both pages: the name, the link to the other page, the version that answers, the state of the engine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STORED = (
 
 @dataclass(frozen=True)
 class Shown:
-    """What the top of a page says; a page is told of it when it has changed."""
+    """The changing part of the top. A page gets it whenever it has changed."""
 
     version: str
     ready: bool
@@ -37,7 +37,7 @@ class Shown:
     warning: str
 
     def chip(self) -> str:
-        """The version that answers."""
+        """Return the version that answers, as HTML."""
         name = escape(self.version)
         return (
             f'<span class="tw-chip" data-version="{name}" data-ready="{str(self.ready).lower()}" '
@@ -46,7 +46,7 @@ class Shown:
         )
 
     def banner(self) -> str:
-        """What stands between the reader and a reply, or nothing."""
+        """Return what keeps the reader from getting a reply, as HTML, or nothing."""
         waiting = "failed" if self.title == _TITLES["failed"] else "waiting"
         return ("" if self.ready else _banner("status", waiting, self.title, self.detail)) + (
             _banner("alert", "warning", "Something is not as it should be", self.warning) if self.warning else ""
@@ -59,9 +59,9 @@ def _banner(role: str, state: str, title: str, detail: str) -> str:
 
 
 def shown(assistant: Assistant, conversation_id: str | None = None) -> Shown:
-    """Read what the top of a page should say now; a conversation that is not begun yet has the stable version's."""
+    """Return what the top of a page should say now. Without a conversation it names the stable version."""
     status = assistant.status()
-    detail = status.detail.partition("\n")[0]  # vLLM's last log lines are the operator's
+    detail = status.detail.partition("\n")[0]  # the lines after it are from vLLM's log, for the operator
     state = assistant.engine.state if assistant.engine is not None else "starting"
     title = "Goodbye" if assistant.admission.draining else _TITLES.get(state, "The engine is starting")
     pointer = assistant.versions.pointer()
@@ -70,19 +70,19 @@ def shown(assistant: Assistant, conversation_id: str | None = None) -> Shown:
 
 
 def top_of(assistant: Assistant, conversation_id: str | None = None) -> dict[str, Any]:
-    """What the script puts at the top of the chat page."""
+    """Return what the script puts at the top of the chat page."""
     now = shown(assistant, conversation_id)
     return {"chip": now.chip(), "banner": now.banner(), "ready": now.ready}
 
 
 def blind_top_of(assistant: Assistant) -> dict[str, Any]:
-    """The same for the comparison page, which does not say who answers: nothing there may hint at a version."""
+    """Return the same for the comparison page, without the version: nothing there may hint at a version."""
     now = shown(assistant)
     return {"banner": now.banner(), "ready": now.ready}
 
 
 def place_top(here: str) -> None:
-    """Place the header of the page at path `here`; chip and banner are filled in by the script."""
+    """Place the header of the page at path `here`. The script fills in chip and banner."""
     links = "".join(
         f'<a href="{path}"{" aria-current=page" if path == here else ""}>{name}</a>' for path, name in _LINKS
     )

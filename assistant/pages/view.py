@@ -1,7 +1,7 @@
-"""What the chat page shows, made from stored replies: the conversation, and the list of conversations.
+"""What the chat page shows, as HTML of stored replies: the conversation, and the list of conversations.
 
-Nothing here keeps state or talks to the database, so that a page can be rebuilt at any time from its rows. A
-message is HTML by `markup.render`, which lets nothing through that acts; all else is escaped here.
+Nothing here keeps state or reads the database: see rule 1 in `thumbwise.pages`. `markup.render` makes safe HTML of a
+message. Everything else is escaped here.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _SAID = {
     "streaming": "The reply is being written.",
 }
 _BROKE_OFF = {
-    "context": "The reply broke off here: this conversation fills what the model can read. Start a new chat to go on.",
-    "length": "The reply broke off here: it is as long as a reply may be. Ask for the rest.",
+    "context": "The reply ends here: the model cannot read a longer conversation. Start a new chat to continue.",
+    "length": "The reply ends here: it has the greatest length of a reply. Ask for the rest.",
 }
 _THUMBS = (("up", "Like", "Liked", THUMB_UP), ("down", "Dislike", "Disliked", THUMB_DOWN))
 
 
 def prompt_of(path: Iterable[Reply], text: str) -> list[Message]:
-    """The messages for the engine: the conversation as the reader saw it, then `text`.
+    """Return the messages for the engine: the conversation as the reader saw it, then `text`.
 
-    A reply that came to nothing (failed or stopped before its first word) is left out with its question, so
-    that user and assistant alternate; a partial one stays, because the reader has read it.
+    A reply without text (failed or stopped before its first word) is left out with its question, so that user and
+    assistant alternate. A partial reply stays, because the reader has read it.
     """
     messages: list[Message] = []
     for reply in path:
@@ -51,7 +51,7 @@ def prompt_of(path: Iterable[Reply], text: str) -> list[Message]:
 
 
 def log_html(path: Sequence[Reply]) -> str:
-    """The conversation, oldest first. Of a reply that is being written there is no text yet."""
+    """Return the conversation, oldest first. A reply that is being written has no text yet."""
     if not path:
         return EMPTY
     return "".join(_question_html(reply) + reply_html(reply) for reply in path)
@@ -63,7 +63,7 @@ def _question_html(reply: Reply) -> str:
 
 
 def reply_html(reply: Reply) -> str:
-    """One reply: its text, what went wrong, and below it the buttons and the version that wrote it."""
+    """Return one reply: its text, its error, the buttons, and the version that wrote it."""
     written = render(reply.text) if reply.text.strip() else NOTHING
     text = "" if reply.state == "streaming" else written
     why = sentence(reply.error) if reply.state == "failed" else _BROKE_OFF.get(reply.cut, "")
@@ -78,7 +78,7 @@ def reply_html(reply: Reply) -> str:
 
 
 def _buttons(reply: Reply) -> str:
-    """Copy and the thumbs; a reply that failed can only be copied."""
+    """Return the copy button and the thumbs. A reply that failed has no thumbs."""
     thumbs = [] if reply.state == "failed" else _THUMBS
     buttons = [f'<button type="button" class="tw-act" data-copy aria-label="Copy">{COPY}</button>']
     for value, name, given, icon in thumbs:
@@ -91,14 +91,14 @@ def _buttons(reply: Reply) -> str:
 
 
 def sentence(error: str | None) -> str:
-    """What went wrong and what to do, for a reader of the page."""
+    """Return what went wrong and what to do, for a reader of the page."""
     if error and "maximum context length" in error:  # vLLM's words for a conversation that has grown too long
         return "This conversation is longer than the model can read: start a new chat."
     return error or "The reply failed: ask again."
 
 
 def status_of(path: Sequence[Reply]) -> tuple[str, str]:
-    """The page's state for style sheet and tests, and the sentence for screen readers."""
+    """Return the page's state for the style sheet and the tests, and the sentence for screen readers."""
     if not path:
         return "idle", ""
     last = path[-1]
@@ -108,7 +108,7 @@ def status_of(path: Sequence[Reply]) -> tuple[str, str]:
 
 
 def list_html(conversations: Iterable[tuple[str, str]]) -> str:
-    """The list of conversations, as links that also work in a new tab."""
+    """Return the list of conversations, as links that also work in a new tab."""
     items = [
         f'<li><a href="/?c={escape(id_)}" data-open="{escape(id_)}" dir="auto">'
         f"{escape(title.strip() or 'Untitled')}</a></li>"
@@ -124,7 +124,7 @@ _EMPHASIS = re.compile(r"(?<!\w)[*_](\w(?:[^*_\n]*\w)?)[*_](?!\w)")
 
 
 def excerpt(text: str, length: int = 60) -> str:
-    """The first words of a text, on one line and without the marks of Markdown (`1 > 0`, `C#` and `a_b` are none)."""
+    """Return the first words of a text, on one line and without Markdown. `1 > 0`, `C#` and `a_b` stay as they are."""
     text = _LINE_MARKS.sub("", text).replace("**", "").replace("`", "")
     line = " ".join(_EMPHASIS.sub(r"\1", text).split())
     return line if len(line) <= length else line[: length - 1].rstrip() + "…"

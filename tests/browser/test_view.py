@@ -68,7 +68,7 @@ def test_a_reply_that_broke_off_says_why_to_eye_and_ear(cut: Any) -> None:
     path = [replace(reply("a", "A, cut"), cut=cut)]
     said = status_of(path)[1]
     assert said in log_html(path)
-    assert said.startswith("The reply broke off here:")
+    assert said.startswith("The reply ends here:")
     assert ("new chat" in said) == (cut == "context")
 
 
