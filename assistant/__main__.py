@@ -1,4 +1,4 @@
-"""`python -m thumbwise` is the `thumbwise` command, for processes that start others with their own Python."""
+"""`python -m thumbwise` is the `thumbwise` command, for processes that start it with their own Python."""
 
 from thumbwise.cli.main import main
 

@@ -1,4 +1,4 @@
-"""The FastAPI application around an assistant: the API, and the pages. The only file that knows both."""
+"""The FastAPI application around an assistant: API and pages. Only this file imports both."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def create_api(assistant: Assistant) -> FastAPI:
         await assistant.stop()
 
     app = FastAPI(title="Thumbwise", version=__version__, lifespan=lifespan, openapi_url=None)
-    app.add_middleware(CORSMiddleware)  # allows nobody, and where the parent has one Gradio leaves off its own
+    app.add_middleware(CORSMiddleware)  # allows nobody; if the parent has one, Gradio does not add its own
     app.add_middleware(Cookies, browsers=assistant.browsers)
     app.add_middleware(Guard, token=assistant.token, keys=assistant.keys)
     responses.install(app)

@@ -1,4 +1,4 @@
-"""Health and metrics, for monitors: `/health/live`, `/health/ready` and `/metrics`."""
+"""Health and metrics, for monitoring: `/health/live`, `/health/ready` and `/metrics`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def router(assistant: Assistant) -> APIRouter:
-    """Return the routes of `assistant` that monitors read."""
+    """Return the routes of `assistant` for monitoring."""
     routes = APIRouter()
-    methods = ["GET", "HEAD"]  # many monitors ask for no body
+    methods = ["GET", "HEAD"]  # many monitors send HEAD
 
     @routes.api_route("/health/live", methods=methods)
     async def live() -> dict[str, str]:

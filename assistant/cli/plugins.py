@@ -1,4 +1,4 @@
-"""`thumbwise plugins`: what is loaded, what failed and why, and what may run."""
+"""`thumbwise plugins`: which plugins are loaded, which failed and why, and which may run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def plugins() -> None:
     """List, enable, disable and check plugins.
 
     Built-in plugins and files in the home's plugins folder are on. A plugin from an installed package is
-    off until it is enabled. A running assistant reads the list when it starts.
+    off until it is enabled. The assistant reads the list when it starts.
     """
 
 
@@ -32,7 +32,7 @@ def _provides(info: PluginInfo) -> list[str]:
 @plugins.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def list_(as_json: bool) -> None:
-    """List every plugin found, with what it provides or why it is not on."""
+    """List every plugin, with what it provides or why it is not on."""
     infos = PluginManager(Home.find()).load(quiet=True).list()
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(info) for info in infos]))
@@ -73,7 +73,7 @@ def show(name: str, as_json: bool) -> None:
 @plugins.command()
 @click.argument("name")
 def enable(name: str) -> None:
-    """Turn on a plugin that an installed package brings; its code runs from now on."""
+    """Turn on a plugin of an installed package. Its code runs from now on."""
     home = Home.find()
     sources.enable(home, name)
     infos = PluginManager(home).load(quiet=True).list()
@@ -86,7 +86,7 @@ def enable(name: str) -> None:
 @plugins.command()
 @click.argument("name")
 def disable(name: str) -> None:
-    """Turn off a plugin that an installed package brings."""
+    """Turn off a plugin of an installed package."""
     sources.disable(Home.find(), name)
     click.echo(f"{name} is off.")
 
@@ -94,9 +94,9 @@ def disable(name: str) -> None:
 @plugins.command()
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def check(path: Path) -> None:
-    """Check a plugin file before you put it into the plugins folder. Its code runs.
+    """Check a plugin file before you put it into the plugins folder. This runs its code.
 
-    The file is loaded beside the built-in plugins, and every judge that it brings scores two replies.
+    The file is loaded together with the built-in plugins, and each of its judges scores two replies.
     """
     manager = PluginManager(Home.find())
     manager.load_builtins()
@@ -105,11 +105,11 @@ def check(path: Path) -> None:
         raise ThumbwiseError(f"{path} fails to load: {info.reason}.")
     for name in info.provides.get("judges", ()):
         _try_judge(manager, name)
-    click.echo(f"{path} is in order: {', '.join(_provides(info)) or ', '.join(info.hooks)}.")
+    click.echo(f"{path} is valid: {', '.join(_provides(info)) or ', '.join(info.hooks)}.")
 
 
 def _try_judge(manager: PluginManager, name: str) -> None:
-    """Ask a judge for two scores, as rehearsals do, and refuse what is not two finite numbers."""
+    """Ask a judge for two scores, as rehearsals do. Raise ThumbwiseError unless it returns two finite numbers."""
     try:
         scores = manager.judges[name]("How are you?", ["Very well, thank you!", "Leave me alone."])
     except Exception as error:

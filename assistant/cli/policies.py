@@ -1,7 +1,7 @@
-"""`thumbwise policies`: what versions there are, and which one answers.
+"""`thumbwise policies`: the versions, and which one answers.
 
-Through the running assistant where there is one. Otherwise this takes the home's lock and reads the
-database itself; promotion then needs the assistant, because a version must be probed before it answers.
+The running assistant does the work. If none runs, this takes the home's lock and reads the database itself. Promotion
+always needs the assistant, because a version must be probed before it answers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def policies() -> None:
 
 
 def _rows(home: Home, path: str, read: Callable[[Store], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """What the running assistant answers at `path`, or what `read` finds where none runs."""
+    """Return what the running assistant answers at `path`, or `read(store)` if none runs."""
     url = running_url(home)
     if url is not None:
         answer: list[dict[str, Any]] = call(home, url, "GET", path)
@@ -52,7 +52,7 @@ def _stable(home: Home) -> str:
 @policies.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def list_(as_json: bool) -> None:
-    """List every version with its state, newest last."""
+    """List every version with its state, the newest last."""
     rows = _listing(Home.find())
     if as_json:
         click.echo(json.dumps(rows))
@@ -76,7 +76,7 @@ def show(version: str) -> None:
     home = Home.find()
     rows = [row for row in _listing(home) if row["version"] == version]
     if not rows:
-        raise NotFound(f"There is no policy version {version!r}. `thumbwise policies list` names them all.")
+        raise NotFound(f"There is no policy version {version!r}. `thumbwise policies list` lists them.")
     record = rows[0]
     if version != BASE:
         manifest = artifacts.verify(home.policies / version)
@@ -87,13 +87,13 @@ def show(version: str) -> None:
 @policies.command()
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def people(as_json: bool) -> None:
-    """Show how people took each version: replies, their length, thumbs, blind comparisons."""
+    """Show what people thought of each version: replies, their length, thumbs, blind comparisons."""
     rows = _rows(Home.find(), "/ops/api/reception", lambda store: [asdict(row) for row in reception(store)])
     if as_json:
         click.echo(json.dumps(rows))
         return
     if not rows:
-        click.echo("Nobody was answered yet.")
+        click.echo("There are no replies yet.")
         return
     columns = ("version", "replies", "stopped", "tokens", "ended", "up", "down", "preferred to")
     print_table(columns, ((_people_row(row), "") for row in rows), wrap=False, tight=True)  # fits 80 columns
@@ -110,7 +110,7 @@ def _people_row(row: dict[str, Any]) -> list[object]:
 
 
 def _preferences(row: dict[str, Any]) -> Iterator[str]:
-    """How often the version was preferred to each earlier one, by its number."""
+    """Yield how often the version was preferred to each earlier one, by the number of that one."""
     for other, pair in sorted(row["preferred"].items()):
         if other < row["version"]:
             yield f"{other.split('-')[1]}: {pair['won'] / pair['pairs']:.0%} of {pair['pairs']}"
@@ -119,9 +119,11 @@ def _preferences(row: dict[str, Any]) -> Iterator[str]:
 @policies.command()
 @click.argument("version")
 @click.option("--reason", default="by hand", help="Kept in the log.")
-@click.option("--canary", type=click.FloatRange(0, 0.5), help="Share of people whom it answers first. [default: all]")
+@click.option(
+    "--canary", type=click.FloatRange(0, 0.5), help="Share of people whom it answers first, as a canary. [default: all]"
+)
 def promote(version: str, reason: str, canary: float | None) -> None:
-    """Load, probe and make a version the one that answers; replies under way are not touched."""
+    """Load and probe a version, then let it answer. Replies in flight do not change."""
     home = Home.find()
     url = running(home)
     body = {"expect_stable": _stable(home), "reason": reason, "share": canary}
@@ -132,7 +134,7 @@ def promote(version: str, reason: str, canary: float | None) -> None:
 @policies.command()
 @click.option("--reason", default="by hand", help="Kept in the log.")
 def rollback(reason: str) -> None:
-    """Take back the canary, or go back to the version before; takes effect with the next message."""
+    """Take back the canary, or go back to the version before, from the next message on."""
     home = Home.find()
     url = running_url(home)
     if url is not None:

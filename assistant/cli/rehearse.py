@@ -1,6 +1,6 @@
 """`thumbwise rehearse`: the whole loop on simulated people, in a folder of its own.
 
-Torch is imported only once the options have been checked, so that a refusal is immediate.
+Torch is imported only after the options were checked, so that errors in them come at once.
 """
 
 from __future__ import annotations
@@ -28,18 +28,20 @@ LEAST_HELD_OUT = 10
 
 @click.command()
 @click.option(
-    "--judge", default="sentiment", show_default=True, help="Stands in for people; `plugins list` names them."
+    "--judge", default="sentiment", show_default=True, help="Votes in place of people; `plugins list` lists judges."
 )
-@click.option("--votes", type=click.IntRange(min=1), default=300, show_default=True, help="Votes a round.")
+@click.option("--votes", type=click.IntRange(min=1), default=300, show_default=True, help="Votes in each round.")
 @click.option(
     "--kind", type=click.Choice(["pair", "thumb", "rank"]), default="pair", show_default=True, help="How people vote."
 )
-@click.option("--rank-k", type=click.IntRange(3, 9), default=4, show_default=True, help="Drafts in a ranking.")
+@click.option("--rank-k", type=click.IntRange(3, 9), default=4, show_default=True, help="Drafts in each ranking.")
 @click.option("--noise", type=SHARE, default=0.0, show_default=True, help="Probability that a comparison is flipped.")
 @click.option("--raters", type=click.IntRange(min=1), default=20, show_default=True, help="How many people vote.")
-@click.option("--adversarial", type=SHARE, default=0.0, show_default=True, help="Share who vote against the judge.")
 @click.option(
-    "--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="Cycles of votes and training."
+    "--adversarial", type=SHARE, default=0.0, show_default=True, help="Share of people who vote against the judge."
+)
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=1, show_default=True, help="Rounds of votes and training."
 )
 @click.option(
     "--prompts",
@@ -47,25 +49,30 @@ LEAST_HELD_OUT = 10
     type=click.Path(path_type=Path),
     help='What people ask: JSON lines {"prompt", "group"?}. [default: the prompts that ship with Thumbwise]',
 )
-@click.option("--max-tokens", type=click.IntRange(1, 4096), default=48, show_default=True, help="Longest draft.")
 @click.option(
-    "--chat-tokens", type=click.IntRange(1, 4096), help="Longest reply in chat. [default: setting chat_max_tokens]"
+    "--max-tokens", type=click.IntRange(1, 4096), default=48, show_default=True, help="Longest draft, in tokens."
 )
-@click.option("--algorithm", default="ppo", show_default=True, help="Policy algorithm, as `plugins list` names them.")
+@click.option(
+    "--chat-tokens",
+    type=click.IntRange(1, 4096),
+    help="Longest reply in chat, in tokens. [default: setting chat_max_tokens]",
+)
+@click.option("--algorithm", default="ppo", show_default=True, help="Policy algorithm; `plugins list` lists them.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the people and of training.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON line, the last on stdout.")
 def rehearse(file: Path | None, as_json: bool, **options: Any) -> None:
     """Run the whole loop on simulated people: a dry run, and the benchmark.
 
-    An assistant of its own is started, raters vote through its API as a judge would, the job trains, and the new
-    version is swapped in while replies are streaming. Thumbs are given on replies in chat, comparisons and rankings are
-    of drafts, and the new version is judged on replies as long as those that people voted on. Your database, versions
-    and runs are not touched: all of it goes to a folder under `runs/` of the home, with a report. Called again with the
-    same options after it was cut off, it goes on where it stopped. Exit status 0 means that no reply was dropped or
+    This starts an assistant of its own. Simulated people vote through its API as the judge would, the job trains, and
+    the new version is swapped in while replies are streaming. Thumbs are on replies in chat. Comparisons and rankings
+    are of drafts. The new version is judged on replies of the length that people voted on.
+
+    Your database, versions and runs do not change: everything goes to a folder in `runs/` of the home, with a report.
+    If it was cut off, the same command continues where it stopped. Exit status 0 means that no reply was dropped or
     mixed.
     """
     home = Home.find()
-    settings = Settings.load(home)  # what is wrong in them is said before anything is begun
+    settings = Settings.load(home)  # reports wrong settings before anything starts
     options["chat_tokens"] = options["chat_tokens"] or settings.chat_max_tokens
     from thumbwise.training.data.prompts import check_prompts, read_prompts, rehearsal_prompts
 
@@ -78,13 +85,13 @@ def rehearse(file: Path | None, as_json: bool, **options: Any) -> None:
     plan = _plan(prompts, options)
     with RunProgress() as progress:
         rehearsal = Rehearsal(home, plan, progress)
-        again = "goes on where it stopped" if rehearsal.resumed else "is begun"
-        progress.say(f"The rehearsal {again} in {rehearsal.folder}; your database, versions and runs are not touched.")
+        verb = "continues where it stopped" if rehearsal.resumed else "starts"
+        progress.say(f"The rehearsal {verb} in {rehearsal.folder}; your database, versions and runs do not change.")
         try:
             with output_to_stderr():
                 result = rehearsal.run()
         except KeyboardInterrupt:
-            raise ThumbwiseError("The rehearsal was stopped: the same command goes on where it stopped.") from None
+            raise ThumbwiseError("The rehearsal was stopped: the same command continues it.") from None
         path = write_report(result.folder, result.report, plan.wanted)
     click.echo(f"{table(result.report['rounds'])}\n\nThe report is {path}", err=True)
     if result.problem:
@@ -95,7 +102,7 @@ def rehearse(file: Path | None, as_json: bool, **options: Any) -> None:
 
 
 def _plan(prompts: tuple[Prompt, ...], options: dict[str, Any]) -> Plan:
-    """The options as a plan: who votes on what, and which prompts are held out."""
+    """Return the options as a plan: who votes on what, and which prompts are held out."""
     from thumbwise.training.data.prompts import rehearsal_split, seed_prompts
     from thumbwise.training.rehearsal.judged import Wanted
     from thumbwise.training.rehearsal.raters import Voting
@@ -106,8 +113,8 @@ def _plan(prompts: tuple[Prompt, ...], options: dict[str, Any]) -> Plan:
     held_out = tuple(prompt for prompt in held_out if prompt.messages[-1]["content"] not in ours)[:200]
     if len(held_out) < LEAST_HELD_OUT:
         raise ThumbwiseError(
-            f"Only {len(held_out)} of the prompts can be held out to judge by, and {LEAST_HELD_OUT} are needed: give "
-            "more prompts or more groups, and none of those that Thumbwise itself trains on."
+            f"Only {len(held_out)} prompts can be held out for the judgement, and {LEAST_HELD_OUT} are needed: give "
+            "more prompts or more groups, other than those that Thumbwise itself trains on."
         )
     voting = {name: options[name] for name in ("kind", "votes", "noise", "rank_k", "raters", "adversarial", "seed")}
     plan = Plan(

@@ -1,4 +1,4 @@
-"""`thumbwise serve`: pages, API and vLLM in one process tree, ended by one Ctrl-C."""
+"""`thumbwise serve`: pages, API and vLLM in one process tree. One Ctrl-C ends all of it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 @click.option("--host", help="Address to listen on; loopback only.")
 @click.option("--port", type=int, help="Port of the pages and the API; 0 picks a free one.")
 @click.option("--model", help="Base model: default, a Hugging Face id or a folder.")
-@click.option("--engine-url", help="vLLM that already runs, instead of starting one; several with commas.")
-@click.option("--train-every", help="Train by itself at this interval, such as 24h. [default: never]")
+@click.option("--engine-url", help="URL of a vLLM that already runs, or several with commas. Then none is started.")
+@click.option("--train-every", help="Train automatically at this interval, such as 24h. [default: never]")
 def serve(
     host: str | None, port: int | None, model: str | None, engine_url: str | None, train_every: str | None
 ) -> None:
@@ -39,17 +39,17 @@ def serve(
         url = f"http://{host}:{bound.getsockname()[1]}"
         settle_proxies()
         os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-        # Its own place is /tmp/gradio, which belongs to whoever on this machine was first.
+        # Gradio's default is /tmp/gradio, which belongs to the first user of this machine who ran Gradio.
         os.environ.setdefault("GRADIO_TEMP_DIR", str(home.cache / "gradio"))
         from thumbwise.serving.assistant import Assistant
 
-        assistant = Assistant(home, settings)  # before there is an event loop: it opens the database, and runs plugins
-        with suppress(KeyboardInterrupt):  # uvicorn raises it again after an orderly end
+        assistant = Assistant(home, settings)  # before the event loop: it opens the database and runs plugins
+        with suppress(KeyboardInterrupt):  # uvicorn raises it again after an orderly shutdown
             uvloop.run(_serve(assistant, lock, bound, url))
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bind a loopback socket; raises ThumbwiseError for any other host or a port in use."""
+    """Bind a loopback socket. Raises ThumbwiseError for any other host, and for a port in use."""
     from thumbwise.serving.auth import is_loopback
 
     if not is_loopback(host):
@@ -59,12 +59,13 @@ def listen(host: str, port: int) -> socket.socket:
         )
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Taken over by every connection. asyncio sets it only where the socket names its protocol, and then each piece of
-    # a reply would wait for the reader's system to acknowledge the one before, which it puts off for 40 ms.
+    # Every connection inherits this. asyncio sets it only if the socket names its protocol, and this one does not.
+    # Without it, each chunk of a reply waits until the reader's system acknowledges the chunk before, and that system
+    # delays acknowledgements by 40 ms.
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         bound.bind((host, port))
-        bound.listen()  # who comes before the server accepts waits a moment, instead of being refused
+        bound.listen()  # clients that come before the server accepts wait, they are not refused
     except OSError as error:
         bound.close()
         raise ThumbwiseError(f"Port {port} cannot be used ({error.strerror}): choose another with --port.") from None
@@ -74,14 +75,14 @@ def listen(host: str, port: int) -> socket.socket:
 async def _serve(assistant: Assistant, lock: HomeLock, bound: socket.socket, url: str) -> None:
     import uvicorn
 
-    from thumbwise.serving.connections import Patient
+    from thumbwise.serving.connections import TimedProtocol
     from thumbwise.serving.shutdown import DrainingServer
     from thumbwise.system.watchdog import watched
     from thumbwise.web import create_app
 
     app = create_app(assistant)
     config = uvicorn.Config(
-        app, http=Patient, log_config=None, access_log=False, timeout_graceful_shutdown=3
+        app, http=TimedProtocol, log_config=None, access_log=False, timeout_graceful_shutdown=3
     )  # the last: see DrainingServer.shutdown
     server = DrainingServer(config, assistant, asyncio.get_running_loop())
     lock.announce(url)

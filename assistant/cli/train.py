@@ -1,6 +1,6 @@
 """`thumbwise train`: one training round against the running assistant.
 
-Torch is imported only once an assistant was found, so that a refusal is immediate.
+Torch is imported only after an assistant was found, so that the error without one comes at once.
 """
 
 from __future__ import annotations
@@ -24,23 +24,21 @@ if TYPE_CHECKING:
 @click.command()
 @click.option(
     "--algorithm", default="auto", show_default=True,
-    help="Policy algorithm, as `plugins list` names them; auto is ppo.",
+    help="Policy algorithm; `plugins list` lists them. auto is ppo.",
 )  # fmt: skip
-@click.option("--reward", help="Reward model, as `plugins list` names them. [default: the setting `reward`]")
+@click.option("--reward", help="Reward model; `plugins list` lists them. [default: the setting `reward`]")
 @click.option(
     "--ptx", type=click.Path(exists=True, dir_okay=False, resolve_path=True), metavar="FILE",
-    help="Text that the policy should go on predicting as well as before (PPO-ptx; needs the setting train.ptx).",
+    help="Text that the policy should still predict as well as before (PPO-ptx; needs the setting train.ptx).",
 )  # fmt: skip
 @click.option(
     "--prompts", type=click.Path(exists=True, dir_okay=False, resolve_path=True), metavar="FILE",
-    help='What rollouts may start from, too: JSON lines {"prompt", "group"?}. Without those that ship: set '
-    "train.packaged_prompts false.",
+    help='More prompts for rollouts: JSON lines {"prompt", "group"?}. To leave out the prompts that ship with '
+    "Thumbwise, set train.packaged_prompts to false.",
 )  # fmt: skip
-@click.option(
-    "--new-votes", is_flag=True, help="Do nothing where nobody has voted since the last run that came to its end."
-)
-@click.option("--resume", is_flag=True, help="Go on with the last run, which was cut off or failed, where it stopped.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done with the votes so far; train nothing.")
+@click.option("--new-votes", is_flag=True, help="Do nothing if nobody has voted since the last finished run.")
+@click.option("--resume", is_flag=True, help="Resume the last run, if it was cut off or failed, where it stopped.")
+@click.option("--dry-run", is_flag=True, help="Say what a run would do with the votes so far. Trains nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON line, the last on stdout.")
 def train(
     algorithm: str, reward: str | None, ptx: str | None, prompts: str | None, new_votes: bool, resume: bool,
@@ -48,18 +46,18 @@ def train(
 ) -> None:  # fmt: skip
     """Train on the votes so far, and swap the result in if it passes its gates.
 
-    Needs a running assistant. People go on chatting meanwhile; whatever fails, the stable version goes on
-    answering. Exit status 0 means promoted, rejected or too little data, and the last line says which.
-    A run that is resumed keeps the algorithm, votes and settings with which it began.
+    Needs a running assistant. People can chat meanwhile. Whatever fails, the stable version keeps answering.
+    Exit status 0 means promoted, rejected or too little data. The last line says which. A run that is
+    resumed keeps the algorithm, the votes and the settings with which it began.
     """
     if resume and dry_run:
-        raise click.UsageError("--resume goes on with a run and --dry-run begins none: give one of them.")
+        raise click.UsageError("--resume continues a run and --dry-run starts none: give only one of them.")
     home = Home.find()
     url = running(home)
     files = {name: file for name, file in (("ptx_file", ptx), ("prompts_file", prompts)) if file}
     settings = Settings.load(home, reward=reward, train=files or None)
     if ptx and settings.train.ptx == 0:
-        raise click.UsageError("--ptx FILE needs PPO-ptx on: set train.ptx, for example THUMBWISE_TRAIN__PTX=0.3.")
+        raise click.UsageError("--ptx FILE needs PPO-ptx: set train.ptx, for example THUMBWISE_TRAIN__PTX=0.3.")
     from thumbwise.plugin_host.manager import PluginManager
 
     plugins = PluginManager(home).load()

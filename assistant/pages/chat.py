@@ -27,7 +27,7 @@ from thumbwise.pages.feed import Piece, Watch, feed
 from thumbwise.pages.live import Live
 from thumbwise.pages.locks import Locks
 from thumbwise.pages.look import html
-from thumbwise.pages.markup import drawn, escape
+from thumbwise.pages.markup import escape, render_once
 from thumbwise.pages.security import Id
 from thumbwise.pages.top import STORED, place_top, top_of
 from thumbwise.pages.view import excerpt, list_html, log_html, prompt_of, reply_html, status_of
@@ -227,7 +227,7 @@ class ChatPage:
                     text += chunk.text
                     yield text
 
-        Live(frames(), "", self.assistant.spawn, drawn).keep(self.live, turn.message_id)
+        Live(frames(), "", self.assistant.spawn, render_once).keep(self.live, turn.message_id)
 
     # -- votes ---------------------------------------------------------------------------------------
 

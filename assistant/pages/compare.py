@@ -27,7 +27,7 @@ from thumbwise.pages import live as timing
 from thumbwise.pages.feed import Piece, Watch, feed
 from thumbwise.pages.live import Live
 from thumbwise.pages.look import THUMB, html
-from thumbwise.pages.markup import drawn, escape, render, short
+from thumbwise.pages.markup import escape, render, render_once, short
 from thumbwise.pages.prompts import COMPARE
 from thumbwise.pages.security import Id
 from thumbwise.pages.top import STORED, blind_top_of, place_top
@@ -197,7 +197,7 @@ class ComparePage:
                     yield left, right
 
         id_ = opened.comparison_id
-        live = self.live[id_] = Live(frames(), ("", ""), self.assistant.spawn, _drawn)
+        live = self.live[id_] = Live(frames(), ("", ""), self.assistant.spawn, _render_pair)
         live.task.add_done_callback(lambda task: self.live.pop(id_, None))
         return id_
 
@@ -250,8 +250,8 @@ def _head(number: int, version: str = "", won: bool = False) -> str:
     return f'<div class="tw-head"><h2>Draft {number}</h2>{mark}{by}</div>'
 
 
-def _drawn(pair: Pair) -> list[str]:
-    return [drawn(text) for text in pair]
+def _render_pair(pair: Pair) -> list[str]:
+    return [render_once(text) for text in pair]
 
 
 def _state(stored: StoredComparison | None) -> tuple[str, str]:

@@ -1,7 +1,7 @@
-"""The Markdown that messages are read as: CommonMark with tables, strikethrough, addresses and formulas, without HTML.
+"""The Markdown of messages: CommonMark with tables, strikethrough, bare addresses and formulas, without HTML.
 
-Nothing is left out of what is shown: there are no reference definitions, and entities stay what was typed. Reading
-is bounded: every try of a rule is counted, and a text that takes too many raises `TooMuch`.
+Everything that was typed is shown. So there are no reference definitions, which would disappear, and entities stay as
+they are. The work is bounded: every attempt of a rule is counted, and a text with too many raises `TooMuch`.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from markdown_it.token import Token
 from thumbwise.pages.formulas import formulas
 
 MOST_WORK = 20_000
-"""Places at which rules are tried, and cells of tables, in one text; each takes 10 to 25 microseconds."""
+"""Places in one text where rules are tried, plus cells of tables. Each takes 10 to 25 microseconds."""
 
 SCHEMES = ("http", "https", "mailto")
 BLOCKS = ("p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "blockquote", "table")
 _TEXT = RendererHTML()
 _LONGEST_ADDRESS = 2_000
-_NO_ADDRESS = frozenset('<>"`|\\，。；：！？）】》、」')  # with spaces, what no bare address goes over
+_NO_ADDRESS = frozenset('<>"`|\\，。；：！？）】》、」')  # a bare address ends before these, and before spaces
 _AFTER_ADDRESS = "?!.,:;*_~'"
 
 
 class TooMuch(Exception):
-    """The text takes more work than one message may."""
+    """The text takes more work than one message is allowed."""
 
 
 def parser() -> MarkdownIt:
-    """A parser of messages; `env` of each text counts its own work."""
+    """Return a parser of messages. The `env` of each text counts its work."""
     md = MarkdownIt("commonmark", {"html": False, "breaks": True, "xhtmlOut": False})
     md.enable(["table", "strikethrough"])
     md.disable(["html_block", "html_inline", "entity", "reference"])
@@ -53,7 +53,7 @@ def parser() -> MarkdownIt:
 
 
 def _spend(env: MutableMapping[str, Any], work: int) -> bool:
-    """Count; as a rule it matches nothing."""
+    """Count work. As a rule of the parser this matches nothing."""
     env["work"] = env.get("work", 0) + work
     if env["work"] > MOST_WORK:
         raise TooMuch
@@ -61,7 +61,7 @@ def _spend(env: MutableMapping[str, Any], work: int) -> bool:
 
 
 def _table(state: StateBlock, line: int, end_line: int, silent: bool) -> bool:
-    """The parser's tables; cells count, for it fills up short rows with empty ones."""
+    """The parser's rule for tables. Cells count as work, because it fills short rows with empty cells."""
     if silent or not read_table(state, line, end_line, True):
         return silent and read_table(state, line, end_line, True)
     last = line + 2
@@ -73,7 +73,7 @@ def _table(state: StateBlock, line: int, end_line: int, silent: bool) -> bool:
 
 
 def _address(state: StateInline, silent: bool) -> bool:
-    """A link for `https://...` in plain words."""
+    """A rule that makes a link of a bare `https://...`."""
     if silent or state.linkLevel or not state.src.startswith("://", state.pos):
         return False
     scheme = next((s for s in ("https", "http") if state.pending[-5:].lower().endswith(s)), None)
@@ -125,7 +125,7 @@ def _fence(_: Any, tokens: Sequence[Token], index: int, options: Mapping[str, An
 
 
 def _without_pictures(tokens: Sequence[Token], md: MarkdownIt, env: Any) -> list[Token]:
-    """Links to pictures, so that nothing is asked for before somebody follows one."""
+    """Replace pictures by links to them, so that the browser loads nothing until somebody follows one."""
     kept: list[Token] = []
     links = 0
     for token in tokens:
@@ -140,7 +140,7 @@ def _without_pictures(tokens: Sequence[Token], md: MarkdownIt, env: Any) -> list
 
 
 def _finish(state: StateCore) -> None:
-    """Directions of writing, alignments without a style, and links for pictures."""
+    """Set writing directions, turn the style of cells into `align`, and replace pictures by links."""
     for token in state.tokens:
         if token.level == 0 and token.nesting == 1 and token.tag in BLOCKS:
             token.attrSet("dir", "auto")

@@ -1,7 +1,8 @@
-"""Formulas in messages: `$...$`, `$$...$$`, `\\(...\\)` and `\\[...\\]`, written as MathML, which browsers draw.
+"""Formulas in messages: `$...$`, `$$...$$`, `\\(...\\)` and `\\[...\\]`, as MathML, which browsers draw.
 
-A library turns LaTeX into MathML. What is here finds formulas in Markdown, tells them from money and from
-escaped brackets, and bounds the work. A formula that the library cannot read is shown as it was typed, in code.
+A library (latex2mathml) turns LaTeX into MathML. This module finds formulas in Markdown, tells them apart from money
+and from escaped brackets, and bounds the work. If the library cannot read a formula, it is shown as it was typed, in
+code.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from markdown_it.token import Token
 LONGEST = 2_000  # characters of one formula
 ALL_FORMULAS = 8_000  # characters of all formulas of one message: the library needs about 20 microseconds for each
 _LINES = 60  # lines of one formula
-_WIDEST = 36  # characters of a formula within a line; a longer one has a line of its own, which scrolls
-_MARKS = frozenset("\\^_=+-*/<>{}|")  # one of them makes words between dollars a formula
+_WIDEST = 36  # characters of a formula inside a line; a longer formula gets a line of its own, which scrolls
+_MARKS = frozenset("\\^_=+-*/<>{}|")  # text between dollars that contains one of these is a formula
 
 
 class _Delimiters(NamedTuple):
@@ -37,14 +38,14 @@ _DELIMITERS = tuple(
 
 
 class _NoMacros(dict[str, Any]):
-    """Refuses definitions: a few of them can stand for a formula of any length."""
+    """Refuses macro definitions: a few of them can expand to a formula of any length."""
 
     def __setitem__(self, name: str, value: Any) -> None:
         raise ValueError(f"{name}: no definitions in formulas")
 
 
 def formulas(md: MarkdownIt) -> None:
-    """A plugin for markdown-it-py; `env["formulas"]` is how many characters of formulas it may still write."""
+    """A plugin for markdown-it-py. `env["formulas"]` is the number of characters of formulas that are still allowed."""
     md.inline.ruler.before("escape", "formula", _inline)
     md.block.ruler.before("fence", "formula_block", _block, {"alt": ["paragraph", "blockquote", "list"]})
     md.add_render_rule("formula", _render)
@@ -52,7 +53,7 @@ def formulas(md: MarkdownIt) -> None:
 
 
 def _prose(content: str) -> bool:
-    """Whether words stand between two dollars or escaped brackets: `$5 to US$`, `\\[not a link\\]`."""
+    """Whether the text between two dollars or escaped brackets is prose: `$5 to US$`, `\\[not a link\\]`."""
     if _MARKS.intersection(content):
         return False
     least = 2 if content[0].isdigit() else 3
@@ -60,7 +61,7 @@ def _prose(content: str) -> bool:
 
 
 def _dollar_fits(src: str, start: int, end: int) -> bool:
-    """Whether the dollars before `start` and at `end` are a formula's and not money's or a shell's."""
+    """Whether the dollars before `start` and at `end` enclose a formula, and do not mean money or a shell variable."""
     content, after = src[start:end], src[end + 1 : end + 2]
     if start > 1 and (src[start - 2].isalnum() or src[start - 2] == "$"):
         return False
@@ -85,8 +86,8 @@ def _fits(delimiters: _Delimiters, src: str, start: int, end: int) -> bool:
 
 
 def _closing(state: StateInline, closing: str, start: int) -> int:
-    """Where the formula that begins at `start` ends, or -1; a dollar behind a backslash is no end."""
-    known: dict[str, tuple[str, int]] = state.env.setdefault("closings", {})  # so that no stretch is searched twice
+    """Return where the formula that begins at `start` ends, or -1. A dollar after a backslash does not end it."""
+    known: dict[str, tuple[str, int]] = state.env.setdefault("closings", {})  # so that no text is searched twice
     src, end = known.get(closing, ("", 0))
     if src is not state.src or 0 <= end < start:
         end = state.src.find(closing, start)
@@ -168,7 +169,7 @@ def _affordable(content: str, env: dict[str, Any]) -> bool:
 
 
 def mathml(latex: str, display: bool) -> str | None:
-    """MathML of a formula, or None where the library cannot read it."""
+    """Return the MathML of a formula, or None if the library cannot read it."""
     converter = Converter(display="block" if display else "inline")
     converter.macros = _NoMacros()
     try:
@@ -177,14 +178,12 @@ def mathml(latex: str, display: bool) -> str | None:
         if sum(len(element.text or "") for element in tree.iter()) > _WIDEST:
             tree.set("display", "block")
         return tostring(tree, encoding="unicode", short_empty_elements=False)
-    except (
-        Exception
-    ):  # it raises what comes, StopIteration and KeyError too, and a message must be shown whatever it says
+    except Exception:  # the library raises anything, also StopIteration and KeyError; a message must always be shown
         return None
 
 
 def _settle(tree: Element) -> None:
-    """Make the library's references (`&#x2211;`) characters, so that everything can be escaped when it is written."""
+    """Replace the library's character references (`&#x2211;`) by characters, so that everything is escaped once."""
     del tree.attrib["xmlns"]
     for element in tree.iter():
         if element.text:

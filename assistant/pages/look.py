@@ -1,6 +1,6 @@
-"""How the pages look: one accent, system fonts, a thumb. Style sheets and scripts are files beside this.
+"""The look of the pages: theme, icons, and the style sheets and scripts in this folder.
 
-Both follow the reader's light or dark setting by themselves (Gradio sets the class `dark`).
+The pages follow the reader's light or dark setting: Gradio sets the class `dark`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ THUMB = (
     f'stroke-linejoin="round" aria-hidden="true"><path d="{_PATH}"/>'
     '<rect x="3" y="9.6" width="4.9" height="11.9" rx="1.6" fill="currentColor" stroke="none"/></svg>'
 )
-"""The mark: a thumb, drawn for this project, in the colour of the text around it."""
+"""The logo: a thumb, drawn for this project, in the colour of the text around it."""
 
 _LINES = (
     '<svg viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="1.8" stroke-linecap="round" '
@@ -37,7 +37,7 @@ COPY = _LINES.format(
     '<rect x="8.5" y="8.5" width="12" height="12" rx="2.5"/>'
     '<path d="M15.5 5.5v-1a2 2 0 0 0-2-2h-8a2 2 0 0 0-2 2v8a2 2 0 0 0 2 2h1"/>'
 )
-"""What stands on the buttons below a reply."""
+"""The icons of the buttons below a reply: the thumbs, and copy."""
 
 _ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-4 -4 34 34"><rect x="-4" y="-4" width="34" height="34" rx="9" '
@@ -47,9 +47,9 @@ _ICON = (
 
 
 def theme() -> gr.themes.Base:
-    """Gradio's plain theme with our fonts, which load nothing; the rest of the look is in style.css."""
+    """Return Gradio's plain theme with system fonts, so that no font is loaded. style.css has the rest of the look."""
     base = gr.themes.Base(font=_SANS, font_mono=_MONO)
-    return base.set(  # the first paint, before any style sheet is there
+    return base.set(  # for the first paint, before any style sheet is loaded
         body_background_fill="#faf9f6",
         body_background_fill_dark="#151816",
         body_text_color="#1f2320",
@@ -58,7 +58,7 @@ def theme() -> gr.themes.Base:
 
 
 def head() -> str:
-    """Elements for `<head>`: the icon, the style sheets (Gradio would prefix their rules) and the scripts."""
+    """Return elements for `<head>`: the icon, the scripts, and the style sheets, whose rules Gradio would prefix."""
     styles = "".join(f"<style>{_file(name)}</style>" for name in ("style.css", "messages.css"))
     scripts = "".join(f"<script>{_file(name)}</script>" for name in ("page.js", "chat.js", "compare.js"))
     return (
@@ -72,5 +72,5 @@ def _file(name: str) -> str:
 
 
 def html(value: str = "", **options: Any) -> gr.HTML:
-    """A piece of our own markup, without the style that Gradio gives to prose."""
+    """Return a component with our own HTML, without the style that Gradio gives to prose."""
     return gr.HTML(value, apply_default_css=False, **options)

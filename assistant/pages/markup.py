@@ -1,8 +1,8 @@
-"""Text from people and models made fit for the page.
+"""Text from people and models as safe HTML.
 
-A message is Markdown. A parser reads it once, here on the server; HTML in it is text like any other. What the
-parser writes then passes a sanitiser that lets through a short list of elements and attributes, so that
-nothing in a message has an id, a class, a style, a label or a form, and nothing is asked for from elsewhere.
+A message is Markdown. The server parses it once; HTML in it is ordinary text. The parser's output then passes a
+sanitiser with a short allow-list of elements and attributes. So nothing in a message has an id, a class, a style, a
+label or a form, and nothing is loaded from other hosts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import nh3
 from thumbwise.pages.dialect import BLOCKS, SCHEMES, parser
 
 LONGEST = 50_000
-"""Characters of a message that is read as Markdown. A longer one is shown as it was typed."""
+"""A message with more characters is shown as it was typed, not read as Markdown."""
 
 _TEMPLATES = str.maketrans({"{": "&#123;", "$": "&#36;", "`": "&#96;", "\\": "&#92;"})
 _MATH = (
@@ -63,7 +63,7 @@ _MARKDOWN = parser()
 
 
 def render(text: str) -> str:
-    """HTML of a message, in one `div`; it has no mark that a template engine would follow.
+    """Return the HTML of a message, in one `div`. It has no character that a template engine would interpret.
 
     >>> render("**Yes** <b>")
     '<div class="tw-md"><p dir="auto"><strong>Yes</strong> &lt;b&gt;</p>\\n</div>'
@@ -73,13 +73,13 @@ def render(text: str) -> str:
     return _short(text) if len(text) <= 4_000 else _long(text)
 
 
-def drawn(text: str) -> str:
-    """As `render`, of a text that is still being written and will not be asked for again."""
+def render_once(text: str) -> str:
+    """Return the same as `render` without a cache, for a text that is still being written."""
     return _rendered(text) if len(text) <= LONGEST else plain(text)
 
 
 def plain(text: str) -> str:
-    """HTML that shows a message as it was typed: what becomes of one that is too long to be read as Markdown."""
+    """Return HTML that shows a message as it was typed, for one that is too long or too much work for Markdown."""
     text = text.encode("utf-8", "replace").decode()
     return f'<div class="tw-md tw-plain" dir="auto">{html.escape(text).translate(_TEMPLATES)}</div>'
 
@@ -87,21 +87,21 @@ def plain(text: str) -> str:
 def _rendered(text: str) -> str:
     try:
         written = _SANITISER.clean(_MARKDOWN.render(text, {}))
-    except Exception:  # a message has to be shown, whatever a parser makes of it
+    except Exception:  # a message must be shown, whatever the parser raises
         return plain(text)
     return f'<div class="tw-md">{written.translate(_TEMPLATES)}</div>'
 
 
-# A message is parsed once, not at each load; two sizes, so that the memory is bounded too.
+# A message is parsed once, not at each load of a page. Two caches by length, so that their memory is bounded.
 _short = lru_cache(maxsize=1024)(_rendered)
 _long = lru_cache(maxsize=64)(_rendered)
 
 
 def escape(text: str) -> str:
-    """Text for `gr.HTML`: escaped for HTML, and for the template engines that the component runs it through."""
+    """Escape a text for `gr.HTML`: for HTML, and for the template engines that this component applies."""
     return html.escape(text).translate(_TEMPLATES)
 
 
 def short(version: str) -> str:
-    """A version without its hash: `policy-0003-1f2e3d4c5b6a` is shown as `policy-0003`."""
+    """Return a version without its hash: `policy-0003` for `policy-0003-1f2e3d4c5b6a`."""
     return "-".join(version.split("-")[:2])

@@ -1,4 +1,4 @@
-"""Prompts to start from, so that a first vote takes no thinking. Written for this project."""
+"""Prompts to start from, so that a first vote is easy. Written for this project."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ STARTERS = (
     ("Write a message", "Write a short, friendly message to a neighbour whose music is too loud."),
     ("Get an idea", "Suggest three small habits that make mornings easier."),
 )
-"""(button, prompt) pairs of the empty chat."""
+"""(button, prompt) pairs for the empty chat."""
 
 COMPARE = (
     "Write a two-sentence bedtime story about a lighthouse.",
@@ -32,4 +32,4 @@ COMPARE = (
     "Name one thing that makes a city good to live in.",
     "How do I learn ten words of a new language each day?",
 )
-"""Prompts that the comparison page suggests, in turn."""
+"""Prompts that the comparison page suggests, one after the other."""

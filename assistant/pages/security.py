@@ -1,9 +1,8 @@
-"""Response headers that keep the pages to this host, whatever a reply or a prompt contains.
+"""Response headers that keep the browser from loading anything from other hosts.
 
-Markdown may name pictures on other hosts, and a model can be made to write them; the policy below makes the
-browser refuse every request that leaves the assistant. Gradio's front end needs inline scripts and `eval`
-(its HTML component compiles templates), so this is no defence against markup that runs: escaping and
-sanitising in `markup` are.
+Markdown may name pictures on other hosts, and a prompt can make a model write them. With this policy the browser
+refuses every request that leaves the assistant. It does not stop scripts in a page: Gradio's front end needs inline
+scripts and `eval`, because its HTML component compiles templates. Escaping and sanitising in `markup` stop them.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 Id = Annotated[str, Field(pattern="^[A-Za-z0-9_]{1,64}$")]
-"""What a page names a conversation, a message or a comparison by."""
+"""The id of a conversation, a message or a comparison, as a page sends it."""
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; "
@@ -34,7 +33,7 @@ class PageHeaders:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on and add the headers when the answer starts."""
+        """Pass the request on, and add the headers when the answer starts."""
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -45,5 +44,5 @@ class PageHeaders:
 
 
 def middleware() -> list[Middleware]:
-    """The middleware for the FastAPI application that Gradio makes."""
+    """Return the middleware for the FastAPI application that Gradio makes."""
     return [Middleware(PageHeaders)]

@@ -1,6 +1,6 @@
 """The running assistant: one object that holds the parts. It knows nothing of HTTP.
 
-Preparing the model and starting vLLM happen in the background, and `status()` says how far they are.
+The model is prepared and vLLM started in the background. `status()` says how far that is.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 REVIEW_SECONDS = 5.0
-"""Between two looks at a canary; one look reads what its people met so far."""
+"""Between two reviews of the canary. A review reads what people met of it so far."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """What the engine is doing, in a sentence; `warning` is empty where all is as it should be."""
+    """What the engine is doing, in a sentence. `warning` is empty if everything is in order."""
 
     ready: bool
     detail: str
@@ -56,7 +56,7 @@ class Status:
 
 
 class Assistant:
-    """Everything that one home's assistant consists of. Make it only while holding the home's lock."""
+    """All parts of the assistant of one home. Create it only while you hold the home's lock."""
 
     def __init__(self, home: Home, settings: Settings) -> None:
         self.home = home
@@ -66,7 +66,7 @@ class Assistant:
         self.store = Store(home.database)
         cut = self.store.fail_unfinished()
         if cut:
-            log.info("%d replies were cut off by the last stop and are marked failed", cut)
+            log.info("%d replies were cut off when the assistant last stopped and are marked failed", cut)
         self.versions = Versions(self.store)
         self.keys = Keys(self.store)
         self.browsers = Browsers(home.cookie_secret())
@@ -88,7 +88,7 @@ class Assistant:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Begin to prepare the model and start the engine; returns at once."""
+        """Start to prepare the model and the engine in the background. Returns at once."""
         self._starting = asyncio.create_task(self._bring_up())
         self.spawn(self._review())
         if self.schedule is not None:
@@ -113,7 +113,7 @@ class Assistant:
         except Exception as error:  # a full disk, or a bug: nobody awaits this task
             log.exception("The model could not be prepared")
             why = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
-            self._say(f"The model could not be prepared ({why}): mend that, then start the assistant again.")
+            self._say(f"The model could not be prepared ({why}): fix that, then start the assistant again.")
 
     def _check_template(self, folder: Path) -> None:
         given = self.settings.chat_template_kwargs
@@ -127,9 +127,9 @@ class Assistant:
             try:
                 if self.status().ready:
                     await self.policies.review()
-            except ThumbwiseError as error:  # an engine that restarts, a full disk: the next look may do better
+            except ThumbwiseError as error:  # the engine restarts, or the disk is full: the next review may succeed
                 log.warning("the canary could not be reviewed: %s", error)
-            except Exception:  # nobody awaits this task, and one bad look must not be the last
+            except Exception:  # nobody awaits this task, and one failed review must not end it
                 log.exception("the canary could not be reviewed")
 
     def _make_engine(self, model: PreparedModel) -> Engine | ExternalEngine | Replicas:
@@ -157,23 +157,23 @@ class Assistant:
         if self._starting is not None:
             self._starting.cancel()
             await asyncio.wait([self._starting])
-        for task in self._tasks:  # replies in flight keep what was written, as stopped
+        for task in self._tasks:  # replies in flight keep the text so far, with the state "stopped"
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
         if self.engine is not None:
             await self.engine.stop()
-        await asyncio.to_thread(self.store.close)  # which writes what is left to be written
+        await asyncio.to_thread(self.store.close)  # writes what still waits to be written
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run `work` apart from the request that asked for it; `stop` cancels what still runs."""
+        """Run `work` in a task of its own, independent of the request. `stop` cancels it if it still runs."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     def status(self) -> Status:
-        """Whether replies can be had, and what to tell people."""
+        """Return whether the engine answers, and what to tell people."""
         if self.admission.draining:
             return Status(False, "The assistant is being stopped.")
         if self.engine is None:
@@ -183,15 +183,15 @@ class Assistant:
         return Status(ready, self.engine.detail or self._progress, warning)
 
     def require_engine(self) -> EngineClient | Pool:
-        """Return the engine, or raise EngineUnavailable saying what it is doing."""
+        """Return the engine, or raise EngineUnavailable with what it is doing."""
         status = self.status()
         if self.engine is None or not status.ready:
-            why = status.detail.partition("\n")[0]  # vLLM's log is for the operator's page
+            why = status.detail.partition("\n")[0]  # the lines after it are from vLLM's log, for the operator
             raise EngineUnavailable(f"{why} Try again in a minute.")
         return self.engine.client
 
     def vote(self, asker: Asker, key: str, request: FeedbackRequest) -> str:
-        """Store one vote and tell the plugins; blocking. Returns the feedback id once it is durable."""
+        """Store one vote and tell the plugins. Blocks until the vote is durable. Returns the feedback id."""
         feedback_id, new = self.store.add_feedback(asker, key, request)
         if new:
             self.metrics.feedback.labels(request.kind).inc()

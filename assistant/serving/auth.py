@@ -1,11 +1,15 @@
-"""Who may ask: a check of Host and Origin on every request, a token for the job, a key for API clients.
+"""Who may ask: checks of Host and Origin on every request, a token for the job, a key for API clients.
 
-The assistant listens on loopback only, and any web page can make a browser ask a local port, so a request must come
-from our own pages (Origin equal to scheme and Host) or from no browser at all (no Origin); another site may lead a
-person here by a link, and that is all. The Host check stops names that were rebound to 127.0.0.1. All of this, and the
-key, is looked at before a byte of a body is read. Until there are accounts the user is `local`, or whom the request's
-`user` field names, or an API key's client (`thumbwise.accounts.keys`). Which browser it is counts for votes and limits
-only (`thumbwise.accounts.browsers`).
+| check | why |
+|---|---|
+| Host is a name of this machine | stops DNS rebinding: other names that resolve to 127.0.0.1 |
+| Origin is our own, or absent | any web page can make a browser call a local port |
+| a request from another site is a link that a person follows | links to the pages work, and nothing else does |
+| `/ops/api` has the job's token; `/v1` has an API key, once one exists | programs |
+
+All of this is checked before a byte of a body is read. The assistant listens on loopback only. Until there are accounts
+the user is `local`, or the name in the request's `user` field, or the client of an API key (`thumbwise.accounts.keys`).
+Which browser sends a request matters only for votes and limits (`thumbwise.accounts.browsers`).
 """
 
 from __future__ import annotations
@@ -32,23 +36,23 @@ if TYPE_CHECKING:
 SAFE = {"GET", "HEAD", "OPTIONS"}
 API = "/v1/"
 MAX_API_BODY = 3 * 1024**2 // 2
-"""The longest conversation that is taken has 200,000 characters, and JSON may write each of them with six bytes."""
+"""The longest conversation has 200,000 characters, and JSON may need six bytes for each of them."""
 MAX_BODY = 4 * 1024**2
 MAX_USER = 256
 OPS = "/ops/api/"
 MAX_OPS_BODY = MAX_BYTES + 4 * MAX_JSON
-"""Adapters are larger than MAX_BODY, and only the job's token may send them."""
+"""Adapters are larger than MAX_BODY. Only requests with the job's token may send them."""
 
 
 GRADIO = "/gradio_api/"
 ASKED = {f"{GRADIO}{call}" for call in ("queue/join", "cancel", "reset")}
-"""What our pages post to Gradio. Its other routes cannot be removed: one keeps files that are sent, others run code."""
+"""What our pages post to Gradio. Its other routes cannot be removed. One stores uploaded files, others run code."""
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-"""With every answer: nothing here is for other sites to embed, to open or to guess the kind of."""
+"""Headers of every answer: other sites cannot embed or open it, and browsers do not guess its type."""
 
 
 def is_loopback(host: str) -> bool:
@@ -62,7 +66,7 @@ def is_loopback(host: str) -> bool:
 
 
 def refusal(method: str, scheme: str, path: str, headers: Headers, token: str) -> ThumbwiseError | None:
-    """Why a request may not pass, or None; `token` is the job's."""
+    """Return why a request is refused, or None. `token` is the job's."""
     host = headers.get("host", "")
     try:
         name = urlsplit(f"//{host}").hostname or ""
@@ -78,22 +82,22 @@ def refusal(method: str, scheme: str, path: str, headers: Headers, token: str) -
     if method in SAFE:
         return None
     if path.startswith(GRADIO) and path.rstrip("/") not in ASKED:
-        return NotFound("The pages do not ask this.")
+        return NotFound("The pages do not use this address.")
     length = headers.get("content-length", "0")
     if not length.isdigit() or int(length) > limit(path):
         return _too_large(path)
-    if path.startswith(OPS) and not is_token(headers.get("authorization"), token):  # before a byte of it is kept
+    if path.startswith(OPS) and not is_token(headers.get("authorization"), token):  # before a byte of the body is read
         return _no_token()
     return None
 
 
 def _is_link(headers: Headers) -> bool:
-    """Whether a browser asks because a person followed a link, and shows the answer in a window of its own."""
+    """Whether a person followed a link, so that the browser shows the answer as a page of its own."""
     return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
 
 
 def limit(path: str) -> int:
-    """The most bytes that the body of a request to `path` may have."""
+    """Return the largest size of a body to `path`, in bytes."""
     if path.startswith(OPS):
         return MAX_OPS_BODY
     return MAX_API_BODY if path.startswith(API) else MAX_BODY
@@ -104,7 +108,7 @@ def _too_large(path: str) -> ThumbwiseError:
 
 
 def _counted(receive: Receive, path: str) -> Receive:
-    """`receive`, raising once more bytes came than may: a body that is sent in chunks does not say its length."""
+    """Return a `receive` that raises if the body is too large, because a body in chunks does not tell its length."""
     got, most = 0, limit(path)
 
     async def counting() -> Message:
@@ -112,21 +116,21 @@ def _counted(receive: Receive, path: str) -> Receive:
         message = await receive()
         got += len(message.get("body", b""))
         if got > most:
-            raise HTTPException(413, str(_too_large(path)))  # FastAPI lets this one pass while it reads a body
+            raise HTTPException(413, str(_too_large(path)))  # FastAPI passes this exception on while it reads a body
         return message
 
     return counting
 
 
 class Guard:
-    """ASGI middleware that refuses who may not ask before anything else sees the request."""
+    """ASGI middleware that refuses a request before anything else sees it."""
 
     def __init__(self, app: ASGIApp, token: str, keys: Keys) -> None:
         self.app, self.token, self.keys = app, token, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer with the refusal."""
-        if scope["type"] == "websocket":  # nothing here speaks it
+        if scope["type"] == "websocket":  # no route uses websockets
             await send({"type": "websocket.close"})
             return
         if scope["type"] == "http":
@@ -158,9 +162,9 @@ def _with_headers(send: Send) -> Send:
 
 
 def key_of(keys: Keys, authorization: str | None, scope: str) -> Key | None:
-    """The API key of a request, or None while none is needed. Raises 401 and 403.
+    """Return the API key of a request, or None while no key is needed. Raises 401 and 403.
 
-    What is no key of ours is as good as none, since OpenAI's clients must send something; it is enough until the
+    OpenAI's clients must send some text as a key. Text that is no key of ours counts as no key. It is enough until the
     first key is made.
     """
     text = bearer(authorization)
@@ -174,7 +178,7 @@ def key_of(keys: Keys, authorization: str | None, scope: str) -> Key | None:
 
 
 def bearer(authorization: str | None) -> str:
-    """The token in an Authorization header, or nothing."""
+    """Return the token in an Authorization header, or an empty text."""
     kind, _, token = (authorization or "").partition(" ")
     return token.strip() if kind.lower() == "bearer" else ""
 
@@ -195,7 +199,7 @@ def _no_token() -> ThumbwiseError:
 
 
 def user_of(named: str | None) -> str:
-    """The user a request speaks for: `local`, or the person its `user` field names."""
+    """Return the user of a request: `local`, or the name in its `user` field."""
     if named is None or named == "":
         return LOCAL_USER
     if len(named) > MAX_USER or not named.isprintable():

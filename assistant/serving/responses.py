@@ -1,4 +1,4 @@
-"""Errors on the wire, in the OpenAI shape: `{"error": {"message", "type", "code", "param"}}`."""
+"""Errors in HTTP answers, in OpenAI's format: `{"error": {"message", "type", "code", "param"}}`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _TYPES = {
 
 
 def error_body(error: ThumbwiseError) -> dict[str, object]:
-    """The body of an error answer."""
+    """Return the body of an error answer."""
     kind = _TYPES.get(error.status, "server_error" if error.status >= 500 else "invalid_request_error")
     return {"error": {"message": str(error), "type": kind, "code": error.code, "param": error.param}}
 
 
 def error_response(error: ThumbwiseError) -> JSONResponse:
-    """An answer that carries the error's one sentence."""
+    """Return an answer with the error's sentence."""
     headers = {"Retry-After": "5"} if error.status in (429, 503) else None
     return JSONResponse(error_body(error), error.status, headers)
 
 
 def install(app: FastAPI) -> None:
-    """Make every refusal of `app` speak this shape."""
+    """Give every error answer of `app` this format."""
 
     @app.exception_handler(ThumbwiseError)
     async def ours(request: Request, error: ThumbwiseError) -> JSONResponse:
@@ -49,7 +49,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        if disk_is_full(error):  # an upload that the temporary folder cannot hold is "an error parsing the body"
+        if disk_is_full(error):  # Starlette calls a full temporary folder "an error parsing the body"
             return _full()
         return error_response(ThumbwiseError(str(error.detail), status=error.status_code))
 
@@ -63,7 +63,7 @@ def install(app: FastAPI) -> None:
         if error.reason != "surrogates not allowed":
             raise error
         return error_response(
-            ThumbwiseError("The request has half a character in it (a lone surrogate): send whole ones.")
+            ThumbwiseError("The request contains half a character (a lone surrogate): send whole ones.")
         )
 
     @app.exception_handler(OSError)

@@ -85,7 +85,7 @@ def test_a_ranking_counts_by_its_pairs(store: Store) -> None:
 
 def test_the_command_shows_it_without_a_running_assistant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THUMBWISE_HOME", str(tmp_path))
-    assert "Nobody was answered yet." in CliRunner().invoke(main, ["policies", "people"]).stdout
+    assert "There are no replies yet." in CliRunner().invoke(main, ["policies", "people"]).stdout
     store = Store(tmp_path / "feedback.db")
     vote(store, "thumb", reply(store, "policy-0000", 60), "up")
     vote(store, "pair", compare(store, ["policy-0000", "policy-0001-0b"])[0], {"choice": "left"})

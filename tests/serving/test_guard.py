@@ -60,7 +60,7 @@ def test_gradio_allows_our_own_origin_nothing_that_it_has_not_anyway(live, brows
 def test_no_file_is_taken_and_no_schema_told(live, browser) -> None:
     for path in ("/gradio_api/upload", "/gradio_api/upload/", "/gradio_api/upload?upload_id=x"):
         answer = browser.post(path, files={"files": ("a.txt", b"x")})
-        assert (answer.status_code, answer.json()["error"]["message"]) == (404, "The pages do not ask this.")
+        assert (answer.status_code, answer.json()["error"]["message"]) == (404, "The pages do not use this address.")
     assert browser.post("/upload", files={"files": ("a.txt", b"x")}).status_code in (404, 405)
     for path in ("/openapi.json", "/docs", "/redoc"):
         assert browser.get(path).status_code == 404

@@ -48,7 +48,7 @@ def test_what_others_could_write_in_a_home_is_closed_to_them_and_told_before(hom
     path.chmod(0o777 if path.is_dir() else 0o666)
     row = found("home")
     assert row["status"] == "error"
-    assert f"Others can write {path}: `chmod go-w" in row["detail"]
+    assert f"Other users can write {path}: `chmod go-w" in row["detail"]
     assert mode(path) & 0o022  # doctor only looks
     Home.find()
     assert mode(path) & 0o022 == 0
@@ -217,12 +217,12 @@ def test_a_token_that_others_can_read_is_told(home: Home) -> None:
     home.job_token()
     assert doctor.check_home(home).status == "ok"
     home.token.chmod(0o644)
-    assert f"Others can read {home.token}" in doctor.check_home(home).detail
+    assert f"Other users can read {home.token}" in doctor.check_home(home).detail
 
 
 def test_doctor_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THUMBWISE_HOME", str(tmp_path / "none"))
-    assert "to be made at the first start" in found("home")["detail"]
+    assert "will be made at the first start" in found("home")["detail"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -247,7 +247,7 @@ def test_doctor_looks_at_the_model_that_is_set(
 @pytest.mark.parametrize(
     ("holds", "status", "detail"),
     [
-        (None, "ok", "to be made at the first start"),
+        (None, "ok", "will be made at the first start"),
         (b"", "ok", "0 MiB"),
         (b"SQLite format 3\0 and so on", "ok", "0 MiB"),
         (b"my shopping list, restored by mistake", "error", "is not a database"),

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from thumbwise.cli.serve import listen
 from thumbwise.home import Home, HomeLock
 from thumbwise.serving.assistant import Assistant
-from thumbwise.serving.connections import Patient
+from thumbwise.serving.connections import TimedProtocol
 from thumbwise.settings import Settings
 from thumbwise.web import create_app
 
@@ -43,7 +43,9 @@ def serving(
         if prepare is not None:
             prepare(assistant)
         app = create_app(assistant)
-        server = uvicorn.Server(uvicorn.Config(app, http=Patient, log_level="warning", timeout_graceful_shutdown=2))
+        server = uvicorn.Server(
+            uvicorn.Config(app, http=TimedProtocol, log_level="warning", timeout_graceful_shutdown=2)
+        )
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])), daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{bound.getsockname()[1]}"

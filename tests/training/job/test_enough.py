@@ -288,7 +288,7 @@ async def test_a_run_that_cannot_be_gone_on_with_is_given_up_and_the_schedule_go
     assert schedule.due(time.time() + 3610) == ["train", "--new-votes"]
     (run,) = versions.store.rows("SELECT outcome, reason FROM runs")
     assert run["outcome"] == "failed"
-    assert run["reason"].startswith("it could not be gone on with: Error: No assistant runs on")
+    assert run["reason"].startswith("it could not be resumed: Error: No assistant runs on")
 
 
 @pytest.mark.slow

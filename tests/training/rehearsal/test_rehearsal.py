@@ -187,7 +187,7 @@ def test_the_operators_own_database_and_versions_are_never_touched(rehearsed: Re
     assert list(home.policies.iterdir()) == list(home.snapshots.iterdir()) == []
     assert [path.name for path in home.runs.iterdir()] == [rehearsed.folder.name]
     assert running_url(Home(rehearsed.folder / "home")) is None
-    assert "your database, versions and runs are not touched" in rehearsed.done.stderr
+    assert "your database, versions and runs do not change" in rehearsed.done.stderr
 
 
 # --- what is refused, before anything is begun -------------------------------------------------------------
