@@ -83,7 +83,7 @@ class ChatPage:
         self.live: dict[str, Live[str]] = {}  # replies that are being written, by message id
         self._asking = Locks()  # by conversation
         self._voting = Locks()  # by reply: votes are stored in the order of the clicks, and the last one counts
-        self._given: dict[str, float] = {}  # by message id: when the last thumb was stored, on the monotonic clock
+        self._voted_at: dict[str, float] = {}  # by message id: when the last thumb was stored, on the monotonic clock
 
     def add_routes(self, router: APIRouter) -> None:
         """Add the routes that the script calls."""
@@ -127,7 +127,7 @@ class ChatPage:
 
         @router.get("/chat/events")
         async def events(request: Request, c: Id | None = None, reply: Id | None = None) -> Response:
-            return feed(self.watch, lambda: top_of(self.assistant, c), self._followed(asker(request).user, reply))
+            return feed(self.watch, lambda: top_of(self.assistant, c), self._pieces(asker(request).user, reply))
 
     # -- what the page shows -------------------------------------------------------------------------
 
@@ -159,7 +159,7 @@ class ChatPage:
             raise NotFound("There is no such reply of yours.")
         return reply
 
-    async def _followed(self, user: str, message_id: str | None) -> AsyncGenerator[Piece, None]:
+    async def _pieces(self, user: str, message_id: str | None) -> AsyncGenerator[Piece, None]:
         """Yield the reply as it grows, and then its end."""
         if message_id is None:
             return
@@ -237,19 +237,19 @@ class ChatPage:
         now = {"thumb": reply.thumb}
         if value == (reply.thumb or "clear"):
             return now
-        if value == "clear" and time.monotonic() - self._given.get(reply.id, -1e9) < DOUBLE_CLICK_SECONDS:
+        if value == "clear" and time.monotonic() - self._voted_at.get(reply.id, -1e9) < DOUBLE_CLICK_SECONDS:
             return now
         await self._store(who, FeedbackRequest(kind="thumb", message_id=reply.id, value=value))
         if value == "clear":
             return {"thumb": None, "said": "Your thumb is taken back.", "question": ""}
-        self._noted(reply.id)
+        self._note_vote(reply.id)
         question = f"<p>{_QUESTIONS[value]} “{escape(excerpt(reply.text, 40))}”?</p>"
         return {"thumb": value, "said": "Saved. Click the thumb again to take it back.", "question": question}
 
-    def _noted(self, message_id: str) -> None:
+    def _note_vote(self, message_id: str) -> None:
         now = time.monotonic()
-        self._given = {id_: at for id_, at in self._given.items() if now - at < DOUBLE_CLICK_SECONDS}
-        self._given[message_id] = now
+        self._voted_at = {id_: at for id_, at in self._voted_at.items() if now - at < DOUBLE_CLICK_SECONDS}
+        self._voted_at[message_id] = now
 
     async def _store(self, who: Asker, request: FeedbackRequest) -> None:
         await self.store.run(self.assistant.vote, who, new_id("page"), request)

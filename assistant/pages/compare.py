@@ -109,7 +109,7 @@ class ComparePage:
 
         @router.get("/compare/events")
         async def events(request: Request, follow: Id | None = None) -> Response:
-            pieces = self._followed(asker(request).user, follow)
+            pieces = self._pieces(asker(request).user, follow)
             return feed(self.watch, lambda: blind_top_of(self.assistant), pieces)
 
     # -- what the page shows -------------------------------------------------------------------------
@@ -157,7 +157,7 @@ class ComparePage:
             f'<div class="tw-thanks">{THUMB}<div><b>{escape(saved)}</b><span>{chose} {escape(who)}</span></div></div>'
         )
 
-    async def _followed(self, user: str, comparison_id: str | None) -> AsyncGenerator[Piece, None]:
+    async def _pieces(self, user: str, comparison_id: str | None) -> AsyncGenerator[Piece, None]:
         """Yield the drafts as they grow, and then the page with both of them."""
         stored = await self._stored(user, comparison_id)
         if stored is None:

@@ -27,7 +27,7 @@ STORED = (
 
 
 @dataclass(frozen=True)
-class Shown:
+class Top:
     """The changing part of the top. A page gets it whenever it has changed."""
 
     version: str
@@ -58,7 +58,7 @@ def _banner(role: str, state: str, title: str, detail: str) -> str:
     return f'<div class="tw-banner" role="{role}" data-state="{state}"><i></i><div>{words}</div></div>'
 
 
-def shown(assistant: Assistant, conversation_id: str | None = None) -> Shown:
+def read_top(assistant: Assistant, conversation_id: str | None = None) -> Top:
     """Return what the top of a page should say now. Without a conversation it names the stable version."""
     status = assistant.status()
     detail = status.detail.partition("\n")[0]  # the lines after it are from vLLM's log, for the operator
@@ -66,18 +66,18 @@ def shown(assistant: Assistant, conversation_id: str | None = None) -> Shown:
     title = "Goodbye" if assistant.admission.draining else _TITLES.get(state, "The engine is starting")
     pointer = assistant.versions.pointer()
     version = pointer.version_for(LOCAL_USER, conversation_id) if conversation_id else pointer.stable
-    return Shown(version, status.ready, title, detail, status.warning.partition("\n")[0])
+    return Top(version, status.ready, title, detail, status.warning.partition("\n")[0])
 
 
 def top_of(assistant: Assistant, conversation_id: str | None = None) -> dict[str, Any]:
     """Return what the script puts at the top of the chat page."""
-    now = shown(assistant, conversation_id)
+    now = read_top(assistant, conversation_id)
     return {"chip": now.chip(), "banner": now.banner(), "ready": now.ready}
 
 
 def blind_top_of(assistant: Assistant) -> dict[str, Any]:
     """Return the same for the comparison page, without the version: nothing there may hint at a version."""
-    now = shown(assistant)
+    now = read_top(assistant)
     return {"banner": now.banner(), "ready": now.ready}
 
 

@@ -89,14 +89,14 @@ class Assistant:
 
     async def start(self) -> None:
         """Start to prepare the model and the engine in the background. Returns at once."""
-        self._starting = asyncio.create_task(self._bring_up())
+        self._starting = asyncio.create_task(self._start_engine())
         self.spawn(self._review())
         if self.schedule is not None:
             self.spawn(self.schedule.run())
 
-    async def _bring_up(self) -> None:
+    async def _start_engine(self) -> None:
         try:
-            model = await in_background(lambda: prepare(self.home, self.settings.model, self._say))
+            model = await in_background(lambda: prepare(self.home, self.settings.model, self._report_progress))
             await self.store.run(self.versions.bind, model.digest, model.name)
             await in_background(lambda: self._check_template(model.folder))
             unknown = await asyncio.to_thread(found.unknown, self.home, self.versions, model, self.settings.engine)
@@ -106,14 +106,14 @@ class Assistant:
             self.policies.connect(self.model, self.engine.client)
             slots, folder = self.settings.engine.max_loras, self.model.folder
             self.engine.on_ready += [lambda each: check(each, folder, slots, self.home.policies), self.policies.restore]
-            self._say("The engine is starting.")
+            self._report_progress("The engine is starting.")
             await self.engine.start()
         except ThumbwiseError as error:
-            self._say(str(error))
+            self._report_progress(str(error))
         except Exception as error:  # a full disk, or a bug: nobody awaits this task
             log.exception("The model could not be prepared")
             why = error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
-            self._say(f"The model could not be prepared ({why}): fix that, then start the assistant again.")
+            self._report_progress(f"The model could not be prepared ({why}): fix that, then start the assistant again.")
 
     def _check_template(self, folder: Path) -> None:
         given = self.settings.chat_template_kwargs
@@ -148,7 +148,7 @@ class Assistant:
             template=template,
         )
 
-    def _say(self, line: str) -> None:
+    def _report_progress(self, line: str) -> None:
         self._progress = line
         log.info("%s", line)
 

@@ -33,7 +33,7 @@ from thumbwise.versions.artifacts import MAX_BYTES, MAX_JSON
 if TYPE_CHECKING:
     from thumbwise.accounts.keys import Key, Keys
 
-SAFE = {"GET", "HEAD", "OPTIONS"}
+SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 API = "/v1/"
 MAX_API_BODY = 3 * 1024**2 // 2
 """The longest conversation has 200,000 characters, and JSON may need six bytes for each of them."""
@@ -45,7 +45,7 @@ MAX_OPS_BODY = MAX_BYTES + 4 * MAX_JSON
 
 
 GRADIO = "/gradio_api/"
-ASKED = {f"{GRADIO}{call}" for call in ("queue/join", "cancel", "reset")}
+GRADIO_CALLS = {f"{GRADIO}{call}" for call in ("queue/join", "cancel", "reset")}
 """What our pages post to Gradio. Its other routes cannot be removed. One stores uploaded files, others run code."""
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -76,17 +76,19 @@ def refusal(method: str, scheme: str, path: str, headers: Headers, token: str) -
         return ThumbwiseError("This assistant answers on this machine only: use http://127.0.0.1.", status=403)
     if headers.get("origin", f"{scheme}://{host}") != f"{scheme}://{host}" or (
         headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
-        and not (method in SAFE and _is_link(headers))
+        and not (method in SAFE_METHODS and _is_link(headers))
     ):
         return ThumbwiseError("This request comes from another site and is refused.", status=403)
-    if method in SAFE:
+    if method in SAFE_METHODS:
         return None
-    if path.startswith(GRADIO) and path.rstrip("/") not in ASKED:
+    if path.startswith(GRADIO) and path.rstrip("/") not in GRADIO_CALLS:
         return NotFound("The pages do not use this address.")
     length = headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > limit(path):
+    if not length.isdigit() or int(length) > body_limit(path):
         return _too_large(path)
-    if path.startswith(OPS) and not is_token(headers.get("authorization"), token):  # before a byte of the body is read
+    if path.startswith(OPS) and not is_job_token(
+        headers.get("authorization"), token
+    ):  # before a byte of the body is read
         return _no_token()
     return None
 
@@ -96,7 +98,7 @@ def _is_link(headers: Headers) -> bool:
     return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
 
 
-def limit(path: str) -> int:
+def body_limit(path: str) -> int:
     """Return the largest size of a body to `path`, in bytes."""
     if path.startswith(OPS):
         return MAX_OPS_BODY
@@ -104,12 +106,12 @@ def limit(path: str) -> int:
 
 
 def _too_large(path: str) -> ThumbwiseError:
-    return ThumbwiseError(f"The request is larger than {limit(path)} bytes: send less.", status=413)
+    return ThumbwiseError(f"The request is larger than {body_limit(path)} bytes: send less.", status=413)
 
 
-def _counted(receive: Receive, path: str) -> Receive:
+def _limited(receive: Receive, path: str) -> Receive:
     """Return a `receive` that raises if the body is too large, because a body in chunks does not tell its length."""
-    got, most = 0, limit(path)
+    got, most = 0, body_limit(path)
 
     async def counting() -> Message:
         nonlocal got
@@ -138,7 +140,7 @@ class Guard:
             if (why := self._refusal(scope)) is not None:
                 await error_response(why)(scope, receive, send)
                 return
-            receive = _counted(receive, scope["path"])
+            receive = _limited(receive, scope["path"])
         await self.app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> ThumbwiseError | None:
@@ -183,14 +185,14 @@ def bearer(authorization: str | None) -> str:
     return token.strip() if kind.lower() == "bearer" else ""
 
 
-def is_token(authorization: str | None, token: str) -> bool:
+def is_job_token(authorization: str | None, token: str) -> bool:
     """Whether an Authorization header has the job's bearer token."""
     return bool(token) and hmac.compare_digest(bearer(authorization).encode(), token.encode())
 
 
 def check_token(request: Request, token: str) -> None:
     """Raise 401 unless the request carries the job's bearer token."""
-    if not is_token(request.headers.get("authorization"), token):
+    if not is_job_token(request.headers.get("authorization"), token):
         raise _no_token()
 
 

@@ -325,7 +325,7 @@ async def test_an_assistant_with_another_base_model_starts_no_engine_and_says_wh
     assistant.versions.bind("a", "first")
     assistant.store.start_reply(asker("ann"), [Message(role="user", content="Hello?")], BASE, {})
     monkeypatch.setattr(app, "prepare", lambda *args: PreparedModel(tmp_path, "b", "second"))
-    await assistant._bring_up()
+    await assistant._start_engine()
     assert "first, which is not second" in assistant.status().detail
     assert (assistant.engine, assistant.model) == (None, None)
     await assistant.stop()
