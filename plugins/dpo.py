@@ -13,15 +13,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from thumbwise import hookimpl
 from thumbwise.contracts import Register, Reward, RunContext, Sample
 from thumbwise.training.policy.state import PolicyState
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 Pair = tuple[Sample, Sample]
 """Chosen and rejected."""
@@ -72,14 +68,10 @@ class DPO(PolicyState):
         return metrics | {"learning_rate": rate, "seconds": time.monotonic() - start}
 
     def _update(self, pairs: Sequence[Pair], minibatch: Sequence[slice]) -> dict[str, float]:
-        """One optimizer step on the mean over pairs of TRL's loss, whatever the micro-batches."""
-        from thumbwise.training.backbone.backbone import POLICY
-        from thumbwise.training.policy import stepping
+        """One optimizer step on the mean over pairs of TRL's loss."""
+        from thumbwise.training.policy import trl_parts
 
-        count = sum(len(pairs[part]) for part in minibatch)
-        loss_sum = 0.0
-        self.optimizer.zero_grad(set_to_none=True)
-        for part in minibatch:
+        def inputs(part: slice) -> Any:
             rows = [
                 {
                     "prompt_ids": list(chosen.prompt_ids),
@@ -88,15 +80,10 @@ class DPO(PolicyState):
                 }
                 for chosen, rejected in pairs[part]
             ]
-            with self.backbone.using(POLICY):
-                loss: Tensor = self.trainer.compute_loss(self.trainer.model, self.trainer.data_collator(rows))
-            loss = loss * (len(rows) / count)
-            loss.backward()
-            loss_sum += float(loss.detach())
-        return {
-            "dpo_loss": loss_sum,
-            "policy_grad_norm": stepping.descend(self.policy, self.optimizer, self.train.max_grad_norm),
-        }
+            return self.trainer.data_collator(rows)
+
+        loss, norm = trl_parts.update(self, self.trainer, inputs, minibatch)
+        return {"dpo_loss": loss, "policy_grad_norm": norm}
 
 
 @hookimpl

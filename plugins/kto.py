@@ -88,24 +88,14 @@ class KTO(PolicyState):
         return metrics | {"learning_rate": rate, "seconds": time.monotonic() - start}
 
     def _update(self, rows: Sequence[dict[str, Any]], minibatch: Sequence[slice]) -> dict[str, float]:
-        """One optimizer step on the mean over replies of TRL's loss, whatever the micro-batches."""
-        from thumbwise.training.backbone.backbone import POLICY
-        from thumbwise.training.policy import stepping
+        """One optimizer step on the mean over replies of TRL's loss."""
+        from thumbwise.training.policy import trl_parts
 
-        count = sum(len(rows[part]) for part in minibatch)
-        loss_sum = 0.0
-        self.optimizer.zero_grad(set_to_none=True)
-        for part in minibatch:
-            batch = self.trainer.data_collator(list(rows[part]))
-            with self.backbone.using(POLICY):
-                loss: Tensor = self.trainer.compute_loss(self.trainer.model, batch)
-            loss = loss * (len(rows[part]) / count)
-            loss.backward()
-            loss_sum += float(loss.detach())
-        return {
-            "kto_loss": loss_sum,
-            "policy_grad_norm": stepping.descend(self.policy, self.optimizer, self.train.max_grad_norm),
-        }
+        def inputs(part: slice) -> Any:
+            return self.trainer.data_collator(list(rows[part]))
+
+        loss, norm = trl_parts.update(self, self.trainer, inputs, minibatch)
+        return {"kto_loss": loss, "policy_grad_norm": norm}
 
 
 @hookimpl

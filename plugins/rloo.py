@@ -77,24 +77,14 @@ class RLOO(PolicyState):
         return metrics | {"learning_rate": rate, "seconds": time.monotonic() - start}
 
     def _update(self, batch: Mapping[str, Tensor], minibatch: Sequence[slice]) -> dict[str, float]:
-        """One optimizer step on the mean over replies of TRL's loss, whatever the micro-batches."""
-        from thumbwise.training.backbone.backbone import POLICY
-        from thumbwise.training.policy import stepping
+        """One optimizer step on the mean over replies of TRL's loss."""
+        from thumbwise.training.policy import trl_parts
 
-        count = sum(part.stop - part.start for part in minibatch)
-        loss_sum = 0.0
-        self.optimizer.zero_grad(set_to_none=True)
-        for part in minibatch:
-            rows = {name: values[part] for name, values in batch.items()}
-            with self.backbone.using(POLICY):
-                loss: Tensor = self.trainer.compute_loss(self.trainer.model, rows)
-            loss = loss * ((part.stop - part.start) / count)
-            loss.backward()
-            loss_sum += float(loss.detach())
-        return {
-            "policy_loss": loss_sum,
-            "policy_grad_norm": stepping.descend(self.policy, self.optimizer, self.train.max_grad_norm),
-        }
+        def inputs(part: slice) -> Any:
+            return {name: values[part] for name, values in batch.items()}
+
+        loss, norm = trl_parts.update(self, self.trainer, inputs, minibatch)
+        return {"policy_loss": loss, "policy_grad_norm": norm}
 
 
 @hookimpl

@@ -12,16 +12,20 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from thumbwise.training.backbone.backbone import FROZEN, POLICY
+from thumbwise.training.policy.stepping import descend
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from torch import Tensor
+
     from thumbwise.contracts import Backbone, RunContext
+    from thumbwise.training.policy.state import PolicyState
 
 
 @contextmanager
@@ -83,6 +87,26 @@ def build(backbone: Backbone, make: Callable[..., Any], row: dict[str, Any], **a
 
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def update(
+    algorithm: PolicyState, trainer: Any, inputs: Callable[[slice], Any], minibatch: Sequence[slice]
+) -> tuple[float, float]:
+    """One optimizer step on the mean of the trainer's loss over a minibatch: that loss, and the gradient's norm.
+
+    `inputs` returns what the trainer's loss takes, for one micro-batch. Micro-batches are weighted by their size, so
+    that the way in which a minibatch is cut changes nothing.
+    """
+    count = sum(part.stop - part.start for part in minibatch)
+    loss_sum = 0.0
+    algorithm.optimizer.zero_grad(set_to_none=True)
+    for part in minibatch:
+        with algorithm.backbone.using(POLICY):
+            loss: Tensor = trainer.compute_loss(trainer.model, inputs(part))
+        loss = loss * ((part.stop - part.start) / count)
+        loss.backward()
+        loss_sum += float(loss.detach())
+    return loss_sum, descend(algorithm.policy, algorithm.optimizer, algorithm.train.max_grad_norm)
 
 
 def at_temperature(backbone: Backbone, temperature: float) -> None:
