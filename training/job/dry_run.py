@@ -19,14 +19,14 @@ from thumbwise.settings import Settings
 from thumbwise.training.data.prompts import check_prompts
 from thumbwise.training.data.snapshot import parse
 from thumbwise.training.data.votes import Sampling, votes_by_person
-from thumbwise.training.job.enough import (
+from thumbwise.training.job.requirements import (
     check_rank,
-    choose,
-    told_aside,
-    told_doubted,
-    told_otherwise,
-    told_untaught,
-    too_little,
+    choose_algorithm,
+    corrections_aside_sentence,
+    doubted_sentence,
+    other_votes_sentence,
+    set_aside_sentence,
+    too_few_votes,
 )
 from thumbwise.training.run.client import OpsClient
 from thumbwise.training.run.folders import FIT, RESULT, kept
@@ -73,9 +73,9 @@ class DryRun:
             "as training samples",
             *([self.told] if self.told else []),
             f"corrected replies: {self.corrections}{'' if self.sft else ', too few to begin with SFT on them'}",
-            *([told_untaught(self.corrections_aside)] if self.corrections_aside else []),
-            *([told_aside(self.aside)] if self.aside else []),
-            *([told_doubted(self.doubted)] if self.doubted else []),
+            *([corrections_aside_sentence(self.corrections_aside)] if self.corrections_aside else []),
+            *([set_aside_sentence(self.aside)] if self.aside else []),
+            *([doubted_sentence(self.doubted)] if self.doubted else []),
             f"reward model: {self.reward}",
             f"policy algorithm: {self.algorithm or 'none yet'}",
         ]
@@ -102,15 +102,15 @@ def dry_run(
     train, labels = settings.train, snapshot.labels
     sampling = Sampling(settings.temperature, settings.max_tokens, train.max_reply_tokens)
     telling, otherwise = snapshot.telling(train, sampling), snapshot.otherwise(train, sampling)
-    why: str | None = too_little(snapshot, train, sampling)
+    why: str | None = too_few_votes(snapshot, train, sampling)
     name = None
     if not why:
-        name, why = choose(algorithm, telling)
+        name, why = choose_algorithm(algorithm, telling)
     return DryRun(
         len(labels.comparisons), len(labels.rankings), len(labels.thumbs), telling, len(votes_by_person(labels)),
         len(snapshot.prompts), len(snapshot.demonstrations), name, settings.reward, why or "", _last_seconds(home),
         snapshot.sft(train), snapshot.aside, _doubted(home), snapshot.corrections_aside, *otherwise,
-        told_otherwise(otherwise, sampling),
+        other_votes_sentence(otherwise, sampling),
     )  # fmt: skip
 
 

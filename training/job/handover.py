@@ -14,7 +14,7 @@ from thumbwise.training.data.prompts import keep_prompts, seed_prompts
 from thumbwise.training.data.snapshot import Snapshot
 from thumbwise.training.evaluation.health import draw, examine
 from thumbwise.training.evaluation.metrics import MetricsLog
-from thumbwise.training.job.enough import told_doubted
+from thumbwise.training.job.requirements import doubted_sentence
 from thumbwise.training.policy.ptx import keep_file
 from thumbwise.training.run.candidate import Candidate, adapter_files, make_candidate, make_probes
 from thumbwise.training.run.folders import TrainResult, read_json, write_json
@@ -29,7 +29,7 @@ def show_health(work: Work, metrics: dict[str, Any], doubted: dict[str, int]) ->
     rows = MetricsLog(work.folder).rows()
     excess = metrics["win_rate_proxy"] - metrics["rm_accuracy"]
     at_the_end = {"rm_accuracy": metrics["rm_accuracy"], "proxy_excess": excess, "doubted": len(doubted)}
-    findings = examine(rows, at_the_end, {"doubted": told_doubted(doubted)})
+    findings = examine(rows, at_the_end, {"doubted": doubted_sentence(doubted)})
     for finding in findings:
         work.progress.say(finding.line())
     write_json(work.folder / "health.json", [asdict(finding) for finding in findings])

@@ -27,7 +27,7 @@ from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.training.data.prompts import check_prompts
 from thumbwise.training.job.beginning import STABLE
-from thumbwise.training.job.enough import AUTO, check_rank
+from thumbwise.training.job.requirements import AUTO, check_rank
 from thumbwise.training.job.round import Round
 from thumbwise.training.run.client import Lease, OpsClient
 from thumbwise.training.run.folders import RESULT, Record, TrainResult, read_record, unfinished, working, write_json

@@ -13,7 +13,7 @@ from thumbwise.training.backbone.backbone import Backbone
 from thumbwise.training.data.prompts import keep_prompts, our_prompts
 from thumbwise.training.data.snapshot import Snapshot, parse, split_prompts
 from thumbwise.training.evaluation.evaluate import Interview, interview
-from thumbwise.training.job.enough import told_aside, told_otherwise, told_untaught
+from thumbwise.training.job.requirements import corrections_aside_sentence, other_votes_sentence, set_aside_sentence
 from thumbwise.training.policy.ptx import keep_file
 from thumbwise.training.reward.scaled import named_backend
 from thumbwise.training.run.folders import SNAPSHOT
@@ -29,12 +29,12 @@ def fetch_snapshot(work: Work) -> Snapshot:
     fault_point("snapshot")
     snapshot = parse(path.read_bytes()).heard(work.settings.train)
     if snapshot.aside:
-        work.progress.say(told_aside(snapshot.aside))
+        work.progress.say(set_aside_sentence(snapshot.aside))
     if snapshot.corrections_aside:
-        work.progress.say(told_untaught(snapshot.corrections_aside))
+        work.progress.say(corrections_aside_sentence(snapshot.corrections_aside))
     otherwise = snapshot.otherwise(work.settings.train, work.sampling)
     if any(otherwise):
-        work.progress.say(told_otherwise(otherwise, work.sampling))
+        work.progress.say(other_votes_sentence(otherwise, work.sampling))
     return snapshot
 
 

@@ -18,11 +18,11 @@ from thumbwise.training.data.snapshot import Snapshot
 from thumbwise.training.evaluation.evaluate import Interview, Replies, figures, gather_evidence
 from thumbwise.training.evaluation.selection import select
 from thumbwise.training.job.beginning import begin, demonstrate, fetch_stable
-from thumbwise.training.job.enough import choose, too_little
 from thumbwise.training.job.fitting import ends_aimed_at, fit_reward
 from thumbwise.training.job.handover import hand_over, keep_candidate, kept_candidate, show_health
 from thumbwise.training.job.improving import improve, milder
 from thumbwise.training.job.opening import fetch_snapshot, open_model
+from thumbwise.training.job.requirements import choose_algorithm, too_few_votes
 from thumbwise.training.reward.scaled import ShapedReward, naming
 from thumbwise.training.run.candidate import Candidate
 from thumbwise.training.run.folders import TrainResult, nothing_new
@@ -36,9 +36,9 @@ class Round(Work):
         """Snapshot to swap, from wherever the last attempt stopped; raises on failure."""
         train = self.settings.train
         snapshot = fetch_snapshot(self)
-        if reason := too_little(snapshot, train, self.sampling) or self._nothing_new():
+        if reason := too_few_votes(snapshot, train, self.sampling) or self._nothing_new():
             return TrainResult("too_little_data", reason, self.given.run_id)
-        self.algorithm, why = choose(self.algorithm, snapshot.telling(train, self.sampling))
+        self.algorithm, why = choose_algorithm(self.algorithm, snapshot.telling(train, self.sampling))
         self.progress.say(why)
         if train.ptx and self.algorithm != "ppo":
             self.progress.say(f"The setting train.ptx (and --ptx) is PPO's: {self.algorithm} does without it.")

@@ -13,7 +13,7 @@ from thumbwise.settings.training import TrainSettings
 from thumbwise.training.data.prompts import seed_prompts
 from thumbwise.training.data.snapshot import PromptSplit, Snapshot, parse, split_prompts
 from thumbwise.training.data.votes import Sampling, gather, person_of
-from thumbwise.training.job.enough import told_aside, too_little
+from thumbwise.training.job.requirements import set_aside_sentence, too_few_votes
 from thumbwise.training.reward.heads import fit_head, observed
 from thumbwise.training.reward.reliability import rater_weights
 
@@ -120,14 +120,14 @@ def test_thumbs_and_rankings_count_by_what_they_weigh() -> None:
 
 
 def test_too_little_says_whose_votes_were_set_aside_and_what_to_do() -> None:
-    said = too_little(
+    said = too_few_votes(
         snapshot(("comparison", "x", "programs", 300), *browsers(2, 10)).heard(TRAIN), TRAIN, Sampling(0.7, 48, 512)
     )
     assert "There are 30 votes" in said
     assert "290 of programs" in said
     assert "thumbwise keys create" in said
     assert "train.rm_rater_cap" in said
-    assert told_aside({f"key:{n}": 3 for n in range(7)}).endswith("3 of key:4 and of 2 more.")
+    assert set_aside_sentence({f"key:{n}": 3 for n in range(7)}).endswith("3 of key:4 and of 2 more.")
 
 
 @pytest.mark.parametrize(("people", "votes", "names", "each"), [(1, 600, 4, 25), (1, 5000, 5, 30), (1, 1000, 100, 1)])

@@ -28,7 +28,7 @@ from thumbwise.settings.training import TrainSettings
 from thumbwise.settings.values import seconds_of
 from thumbwise.training.data.snapshot import Snapshot, parse
 from thumbwise.training.data.votes import Sampling
-from thumbwise.training.job import enough
+from thumbwise.training.job import requirements
 from thumbwise.training.job.dry_run import dry_run
 from thumbwise.training.run.folders import nothing_new, unfinished
 from thumbwise.versions.record import Versions
@@ -40,28 +40,30 @@ SNAPSHOT = make_snapshot(30, ties=6)  # and a thumb on every fourth: 30 + 9 tell
 
 @pytest.mark.parametrize("votes", [1, 39, 100, 299, 300, 5000])
 def test_auto_is_ppo_however_few_votes_there_are(votes: int) -> None:
-    found, said = enough.choose("auto", votes)
+    found, said = requirements.choose_algorithm("auto", votes)
     assert found == "ppo"
     assert said.startswith(f"{votes} votes")
 
 
 def test_a_name_is_taken_as_it_is() -> None:
-    assert enough.choose("best_of_n", 5000)[0] == "best_of_n"
+    assert requirements.choose_algorithm("best_of_n", 5000)[0] == "best_of_n"
 
 
 def test_too_little_names_the_number_and_the_setting() -> None:
-    assert enough.too_little(parse(SNAPSHOT), TrainSettings(min_votes=39), SAMPLING) == ""
-    said = enough.too_little(parse(SNAPSHOT), TrainSettings(min_votes=40), SAMPLING)
+    assert requirements.too_few_votes(parse(SNAPSHOT), TrainSettings(min_votes=39), SAMPLING) == ""
+    said = requirements.too_few_votes(parse(SNAPSHOT), TrainSettings(min_votes=40), SAMPLING)
     assert said.startswith("There are 39 votes that say which reply is better, ")
     assert said.endswith("(setting train.min_votes): collect more votes.")
 
 
 def test_too_little_says_how_many_votes_are_on_replies_sampled_otherwise_and_what_to_do() -> None:
-    hotter = enough.too_little(parse(SNAPSHOT), TrainSettings(min_votes=40), replace(SAMPLING, temperature=1.0))
+    hotter = requirements.too_few_votes(
+        parse(SNAPSHOT), TrainSettings(min_votes=40), replace(SAMPLING, temperature=1.0)
+    )
     assert hotter.startswith("There are 0 votes on replies sampled as training samples that say")
     assert "another temperature than 1, with top_p or stop: 39." in hotter
     assert "set temperature to theirs" in hotter
-    shorter = enough.too_little(parse(SNAPSHOT), TrainSettings(min_votes=40), replace(SAMPLING, longest=7))
+    shorter = requirements.too_few_votes(parse(SNAPSHOT), TrainSettings(min_votes=40), replace(SAMPLING, longest=7))
     assert "more than 7 tokens (train.max_reply_tokens): 39." in shorter
 
 

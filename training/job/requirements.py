@@ -19,7 +19,7 @@ NAMED = 5
 """People who are named in a sentence."""
 
 
-def too_little(snapshot: Snapshot, train: TrainSettings, sampling: Sampling) -> str:
+def too_few_votes(snapshot: Snapshot, train: TrainSettings, sampling: Sampling) -> str:
     """Why there is too little to train on, or nothing."""
     votes = snapshot.telling(train, sampling)
     if votes >= train.min_votes:
@@ -31,16 +31,16 @@ def too_little(snapshot: Snapshot, train: TrainSettings, sampling: Sampling) -> 
         "(setting train.min_votes): collect more votes."
     )
     if any(otherwise):
-        said += f" {told_otherwise(otherwise, sampling)}"
+        said += f" {other_votes_sentence(otherwise, sampling)}"
     if not snapshot.aside:
         return said
     return (
-        f"{said} {told_aside(snapshot.aside)} Get other people to vote, give a program that you trust a key "
+        f"{said} {set_aside_sentence(snapshot.aside)} Get other people to vote, give a program that you trust a key "
         "(`thumbwise keys create`), or set train.rm_rater_cap to 1, which hears all votes."
     )
 
 
-def told_otherwise(otherwise: tuple[int, int], sampling: Sampling) -> str:
+def other_votes_sentence(otherwise: tuple[int, int], sampling: Sampling) -> str:
     """How many votes are on replies that a run does not sample like, and what to do, in sentences."""
     settings, too_long = otherwise
     said = []
@@ -58,17 +58,17 @@ def told_otherwise(otherwise: tuple[int, int], sampling: Sampling) -> str:
     return " ".join(said)
 
 
-def told_aside(aside: Mapping[str, int]) -> str:
+def set_aside_sentence(aside: Mapping[str, int]) -> str:
     """Whose votes were set aside, in a sentence."""
     return f"Votes set aside, over one person's part: {_whose(aside)}."
 
 
-def told_untaught(corrections: int) -> str:
+def corrections_aside_sentence(corrections: int) -> str:
     """How many corrected replies were set aside, in a sentence."""
     return f"Corrected replies set aside, over one person's part: {corrections}."
 
 
-def told_doubted(doubted: Mapping[str, int]) -> str:
+def doubted_sentence(doubted: Mapping[str, int]) -> str:
     """Whose votes the reward model doubts, in a sentence."""
     return f"Votes that hardly count, for those of others contradict them: {_whose(doubted)}."
 
@@ -88,7 +88,7 @@ def check_rank(settings: Settings) -> None:
         )
 
 
-def choose(asked: str, votes: int) -> tuple[str, str]:
+def choose_algorithm(asked: str, votes: int) -> tuple[str, str]:
     """The algorithm to train with, and in a sentence what is trained on `votes` that tell."""
     name = BEST if asked == AUTO else asked
     return name, f"{votes} votes say which reply is better: enough for {name} to learn from."
