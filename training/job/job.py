@@ -26,7 +26,7 @@ from thumbwise.home import Home
 from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.training.data.prompts import check_prompts
-from thumbwise.training.job.beginning import STABLE
+from thumbwise.training.job.initial_policy import STABLE
 from thumbwise.training.job.requirements import AUTO, check_rank
 from thumbwise.training.job.round import Round
 from thumbwise.training.run.client import Lease, OpsClient

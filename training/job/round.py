@@ -17,10 +17,10 @@ from thumbwise.faults import fault_point
 from thumbwise.training.data.snapshot import Snapshot
 from thumbwise.training.evaluation.evaluate import Interview, Replies, figures, gather_evidence
 from thumbwise.training.evaluation.selection import select
-from thumbwise.training.job.beginning import begin, demonstrate, fetch_stable
 from thumbwise.training.job.fitting import ends_aimed_at, fit_reward
 from thumbwise.training.job.handover import hand_over, keep_candidate, kept_candidate, show_health
 from thumbwise.training.job.improving import improve, milder
+from thumbwise.training.job.initial_policy import fetch_stable, run_sft, start_policy
 from thumbwise.training.job.opening import fetch_snapshot, open_model
 from thumbwise.training.job.requirements import choose_algorithm, too_few_votes
 from thumbwise.training.reward.scaled import ShapedReward, naming
@@ -54,8 +54,8 @@ class Round(Work):
         folder = fetch_stable(self)
         context, questions = open_model(self, snapshot)
         weights = context.backbone.base_sha256()
-        adapter = begin(self, context.backbone, folder)
-        demonstrate(self, context, snapshot)
+        adapter = start_policy(self, context.backbone, folder)
+        run_sft(self, context, snapshot)
         model, fit, usual = fit_reward(self, context, snapshot)
         fault_point("reward_model")
         if isinstance(model, OffersValue):

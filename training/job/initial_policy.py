@@ -23,7 +23,7 @@ STABLE = "stable"
 SFT, SFT_WEIGHTS = "sft.json", "sft.safetensors"
 
 
-def demonstrate(work: Work, context: RunContext, snapshot: Snapshot) -> None:
+def run_sft(work: Work, context: RunContext, snapshot: Snapshot) -> None:
     """SFT, where corrected replies are enough; it leaves the reference, of which the policy starts as a copy."""
     backbone = context.backbone
     if not snapshot.sft(work.settings.train):
@@ -64,7 +64,7 @@ def fetch_stable(work: Work) -> Path | None:
     return folder
 
 
-def begin(work: Work, backbone: Backbone, stable: Path | None) -> str | None:
+def start_policy(work: Work, backbone: Backbone, stable: Path | None) -> str | None:
     """Load stable's adapter, and where `train.begin` says so start the policy as a copy of it, which is the reference.
 
     Returns the adapter's name (None: stable is the base).
