@@ -17,12 +17,12 @@ from thumbwise.faults import fault_point
 from thumbwise.training.data.snapshot import Snapshot
 from thumbwise.training.evaluation.evaluate import Interview, Replies, figures, gather_evidence
 from thumbwise.training.evaluation.selection import select
-from thumbwise.training.job.fitting import ends_aimed_at, fit_reward
 from thumbwise.training.job.handover import hand_over, keep_candidate, kept_candidate, show_health
 from thumbwise.training.job.improving import improve, milder
 from thumbwise.training.job.initial_policy import fetch_stable, run_sft, start_policy
 from thumbwise.training.job.inputs import fetch_snapshot, open_model
 from thumbwise.training.job.requirements import choose_algorithm, too_few_votes
+from thumbwise.training.job.reward_fitting import ends_aimed_at, fit_reward
 from thumbwise.training.reward.scaled import ShapedReward, naming
 from thumbwise.training.run.candidate import Candidate
 from thumbwise.training.run.folders import TrainResult, nothing_new

@@ -21,9 +21,9 @@ from thumbwise.feedback.records import canonical
 from thumbwise.home import Home
 from thumbwise.names import BASE
 from thumbwise.settings import Settings
-from thumbwise.training.job import fitting, job
-from thumbwise.training.job.fitting import CALIBRATION
+from thumbwise.training.job import job, reward_fitting
 from thumbwise.training.job.job import run_training
+from thumbwise.training.job.reward_fitting import CALIBRATION
 from thumbwise.training.policy import stepping
 from thumbwise.training.policy.losses import MissingEnd, ends_wanted
 from thumbwise.training.run.folders import TrainResult
@@ -111,8 +111,8 @@ def test_replies_are_to_end_somewhat_more_often_than_the_references_and_nearly_a
         steered.append(context.finish_rate)
         return MissingEnd(0.0, None)
 
-    monkeypatch.setattr(fitting, "finish_rate_at", lambda lengths, replies: 0.1)
-    monkeypatch.setattr(fitting, "finish_rate", lambda replies: 0.9)
+    monkeypatch.setattr(reward_fitting, "finish_rate_at", lambda lengths, replies: 0.1)
+    monkeypatch.setattr(reward_fitting, "finish_rate", lambda replies: 0.9)
     monkeypatch.setattr(stepping, "missing_end", noted)
     assistant = FakeAssistant(make_snapshot(40))
     first = train(tmp_path, model, assistant)
