@@ -59,13 +59,13 @@ def select(
     *,
     budget: float,
     last: Mapping[str, Any],
-    milder: Callable[[float], Iterable[Mapping[str, Any]]],
+    earlier_policies: Callable[[float], Iterable[Mapping[str, Any]]],
     stopped: str,
     say: Callable[[str], None],
 ) -> Selected:
     """Ask the gates about the policy that `algorithm` holds, and set it back where that is what they need.
 
-    `last` is the state before the last update, known to be within `budget` (nats a token); `milder` gives the states to
+    `last` is the state before the last update, known to be within `budget` (nats a token); `earlier_policies` gives the states to
     fall back on from a policy so many nats away; `stopped` says why training ended early, if it did; `brought_by` names
     each gate's plugin.
     """
@@ -78,7 +78,7 @@ def select(
     if first.passed:
         return first
     kept = copy.deepcopy(algorithm.state_dict())
-    for state in milder(kl_of_a_token(evidence)):
+    for state in earlier_policies(kl_of_a_token(evidence)):
         refused = " ".join(report.detail for report in found.reports if not report.passed)
         say(f"This policy is refused; the gates are asked about an earlier one. {refused}")
         algorithm.load_state_dict(state)

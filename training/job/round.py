@@ -18,9 +18,9 @@ from thumbwise.training.data.snapshot import Snapshot
 from thumbwise.training.evaluation.evaluate import Interview, Replies, figures, gather_evidence
 from thumbwise.training.evaluation.selection import select
 from thumbwise.training.job.handover import hand_over, keep_candidate, kept_candidate, show_health
-from thumbwise.training.job.improving import improve, milder
 from thumbwise.training.job.initial_policy import fetch_stable, run_sft, start_policy
 from thumbwise.training.job.inputs import fetch_snapshot, open_model
+from thumbwise.training.job.policy_training import earlier_policies, train_policy
 from thumbwise.training.job.requirements import choose_algorithm, too_few_votes
 from thumbwise.training.job.reward_fitting import ends_aimed_at, fit_reward
 from thumbwise.training.reward.scaled import ShapedReward, naming
@@ -68,13 +68,13 @@ class Round(Work):
         self.progress.stage(f"preparing {self.algorithm}")
         with naming(f"Policy algorithm {self.algorithm}", "--algorithm"):
             algorithm = self.plugins.get("policy_algorithms", self.algorithm)(context, reward)
-        last, stopped = improve(self, algorithm)
+        last, stopped = train_policy(self, algorithm)
         self.progress.stage("gates")
         fault_point("gates")
         selected = select(
             algorithm, lambda: self._evidence(context, reward, fit, questions, stable), self.plugins.gates,
             self.plugins.owners("gates"), budget=train.kl_budget, last=last,
-            milder=lambda kl: milder(self, kl), stopped=stopped, say=self.progress.say,
+            earlier_policies=lambda kl: earlier_policies(self, kl), stopped=stopped, say=self.progress.say,
         )  # fmt: skip
         evidence, reports = selected.evidence, selected.reports
         if context.backbone.base_sha256() != weights:

@@ -52,7 +52,7 @@ def selected(
 
     result = select(
         policy, gather, {"kl": gate}, {"kl": "mine"}, budget=BUDGET / TOKENS, last={"kl": 7.0}, stopped=stopped,
-        say=lambda line: None, milder=lambda kl: ({"kl": less} for less in milder if less < kl * TOKENS),
+        say=lambda line: None, earlier_policies=lambda kl: ({"kl": less} for less in milder if less < kl * TOKENS),
     )  # fmt: skip
     return result, asked
 
@@ -81,7 +81,7 @@ def test_the_policy_that_is_handed_over(
 
 
 def test_where_no_earlier_policy_has_learned_the_refusal_stands() -> None:
-    result, times = selected(Policy(6.0), 2.0, milder=())
+    result, times = selected(Policy(6.0), 2.0, earlier_policies=())
     assert not result.passed
     assert times == 1
 

@@ -16,7 +16,7 @@ from thumbwise.training.run.checkpoints import Checkpoints
 from thumbwise.training.run.work import Work, seed_all
 
 
-def improve(work: Work, algorithm: PolicyAlgorithm) -> tuple[dict[str, Any], str]:
+def train_policy(work: Work, algorithm: PolicyAlgorithm) -> tuple[dict[str, Any], str]:
     """The iterations, within the KL budget: (the last state known to be within it, why it stopped early).
 
     The checkpoint of number n is the state after n iterations; the newest two say where to go on.
@@ -59,7 +59,7 @@ def _check(name: str, metrics: dict[str, float]) -> None:
         )
 
 
-def milder(work: Work, kl: float) -> Iterator[dict[str, Any]]:
+def earlier_policies(work: Work, kl: float) -> Iterator[dict[str, Any]]:
     """The policies to fall back on from one at `kl` nats a token, furthest first."""
     checkpoints = Checkpoints(work.folder / "checkpoints")
     kept = checkpoints.numbers()
