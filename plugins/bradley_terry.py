@@ -34,7 +34,7 @@ from thumbwise.contracts import FitReport, Floats, Labels, Register, RunContext,
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import write_durably
 from thumbwise.training.data.votes import Array, Sampling, Votes, bootstrap, gather
-from thumbwise.training.reward.in_order import Mask, in_order
+from thumbwise.training.reward.prequential import Mask, prequential_splits
 
 L2_STRENGTHS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 END_SHARES = (1 / 16, 1 / 2)
@@ -126,7 +126,7 @@ class BradleyTerry:
         views = self._measure(samples, votes)
         trust = self._trust(views, votes, strict=True)
         fitted = report(self._cross_validate(views, votes, seed), votes, [len(s.response_ids) for s in samples])
-        ordered = self._foretell(views, votes, in_order(votes.when, votes.group), "models in order", seed)
+        ordered = self._foretell(views, votes, prequential_splits(votes.when, votes.group), "models in order", seed)
         fitted = foretold(ordered, votes, fitted)
         votes = votes.reweighted(trust[votes.rater])
         prior, others = self._choose(views, votes, seed + 1)

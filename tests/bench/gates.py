@@ -33,7 +33,7 @@ from thumbwise.settings.gates import GateSettings
 from thumbwise.training.data.snapshot import folds
 from thumbwise.training.evaluation.intervals import clustered_mean
 from thumbwise.training.evaluation.replies import finish_rate, grams, mean_length, repetition
-from thumbwise.training.reward.in_order import in_order, share_foretold
+from thumbwise.training.reward.prequential import prequential_accuracy, prequential_splits
 
 Array = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -95,7 +95,7 @@ class Home:
     def in_order(self) -> tuple[float, int, float]:
         """Share, number and error of votes foretold in order."""
         times = [f"{n:06d}" for n in range(len(self.talk))]
-        return share_foretold(*self.foretold(in_order(times, self.talk.tolist())))
+        return prequential_accuracy(*self.foretold(prequential_splits(times, self.talk.tolist())))
 
     def crossed(self) -> tuple[float, int, float]:
         """The same in cross-validation, each vote as much, with folds as the job draws them."""

@@ -17,7 +17,7 @@ from thumbwise.settings.training import TrainSettings
 from thumbwise.training.evaluation.evaluate import CHAT_TOKENS, figures, interview, run_gates
 from thumbwise.training.evaluation.intervals import ever, once, widening
 from thumbwise.training.evaluation.replies import eos_penalties, finish_rate, mean_length, repetition
-from thumbwise.training.reward.in_order import in_order, share_foretold
+from thumbwise.training.reward.prequential import prequential_accuracy, prequential_splits
 
 
 def sample(ids: tuple[int, ...], reason: str = "stop", prompt: int = 0) -> Sample:
@@ -98,27 +98,29 @@ def test_votes_are_foretold_from_those_before_in_other_conversations_and_later_o
     when = [f"vote-{n:03d}" for n in range(60)]
     groups = [n // 2 for n in range(60)]
     order = np.random.default_rng(0).permutation(60)
-    parts = list(in_order([when[n] for n in order], [groups[n] for n in order]))
+    parts = list(prequential_splits([when[n] for n in order], [groups[n] for n in order]))
     for fitted, asked in parts:
         assert max(order[fitted]) < min(order[asked])
         assert not {groups[n] for n in order[fitted]} & {groups[n] for n in order[asked]}
     assert sorted(n for _, asked in parts for n in order[asked]) == list(range(20, 60))  # each once
-    fewer = list(in_order(when[:50], groups[:50]))
-    for (fitted, asked), (less, some) in zip(in_order(when, groups), fewer, strict=False):
+    fewer = list(prequential_splits(when[:50], groups[:50]))
+    for (fitted, asked), (less, some) in zip(prequential_splits(when, groups), fewer, strict=False):
         assert (fitted[:50] == less).all()
         assert (asked[:50] == some).all()
-    assert list(in_order(when[:20], groups[:20])) == []
+    assert list(prequential_splits(when[:20], groups[:20])) == []
 
 
 def test_a_foretold_vote_counts_as_far_as_the_model_was_sure_of_it() -> None:
     right, said = np.array([1.0, 0.0, 1.0, 0.0]), np.array([-2.0, 0.5, 9.0, 0.5])
-    share, votes, error = share_foretold(right, said, ["a", "b", "c", "d"])
+    share, votes, error = prequential_accuracy(right, said, ["a", "b", "c", "d"])
     assert (share, votes) == (0.8, 4)
     pulls = np.array([2 * 0.2, -0.5 * 0.8, 2 * 0.2, -0.5 * 0.8]) / 5
     assert error == pytest.approx(widening(4) * np.sqrt(4 / 3 * (pulls**2).sum()))
-    assert share_foretold(np.ones(4), said, ["a", "b", "c", "d"])[2] == pytest.approx(0.4 * 8.5**0.5 / 5)  # a coin's
-    assert share_foretold(np.zeros(0), np.zeros(0), []) == (0.5, 0, 0.5)
-    assert share_foretold(right, said, ["a"] * 4)[2] == 0.5
+    assert prequential_accuracy(np.ones(4), said, ["a", "b", "c", "d"])[2] == pytest.approx(
+        0.4 * 8.5**0.5 / 5
+    )  # a coin's
+    assert prequential_accuracy(np.zeros(0), np.zeros(0), []) == (0.5, 0, 0.5)
+    assert prequential_accuracy(right, said, ["a"] * 4)[2] == 0.5
 
 
 def test_where_all_votes_are_of_one_conversation_the_sentence_says_what_to_do() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from thumbwise.contracts import FitReport
 from thumbwise.training.data.votes import FEW, Array, Votes
 from thumbwise.training.evaluation.intervals import clustered_mean
-from thumbwise.training.reward.in_order import LEAST, Mask, share_foretold
+from thumbwise.training.reward.prequential import LEAST, Mask, prequential_accuracy
 
 LENGTHS = ((1, 64), (65, 256), (257, None))
 """Tokens of a vote's longest reply; None is no limit."""
@@ -41,7 +41,7 @@ def foretold(said: Array, votes: Votes, fit: FitReport) -> FitReport:
     told = ~np.isnan(right)
     sure = np.where(votes.is_pair, said, 1.0)  # a thumb's own score is against others', and says not how surely
     groups = [group for group, tells in zip(votes.group, told, strict=True) if tells]
-    share, n, error = share_foretold(right[told], sure[told], groups, _coin(said, votes)[told])
+    share, n, error = prequential_accuracy(right[told], sure[told], groups, _coin(said, votes)[told])
     return replace(fit, foretold=share, foretold_votes=n, foretold_error=error)
 
 

@@ -28,7 +28,7 @@ LEAST = 0.4
 """How far a coin's comparisons spread at least about their mean (0.5 where half of them are right)."""
 
 
-def in_order(when: Sequence[str], groups: Sequence[Hashable]) -> list[tuple[Mask, Mask]]:
+def prequential_splits(when: Sequence[str], groups: Sequence[Hashable]) -> list[tuple[Mask, Mask]]:
     """Which votes to fit to and which to foretell, [n] each: one such pair a model.
 
     Votes are in the order of `when`, sortable ids. None is foretold by others of its conversation (`groups`), so where
@@ -49,7 +49,7 @@ def in_order(when: Sequence[str], groups: Sequence[Hashable]) -> list[tuple[Mask
     return parts
 
 
-def share_foretold(
+def prequential_accuracy(
     right: Array, said: Array, clusters: Sequence[Hashable], coin: Array | float = LEAST
 ) -> tuple[float, int, float]:
     """The share of votes that were foretold (`right` of each, 0 to 1), their number, and the share's standard error.
