@@ -18,7 +18,7 @@ import pytest
 
 from thumbwise.contracts import Sample, Scores
 from thumbwise.errors import ThumbwiseError
-from thumbwise.training.reward.scaled import ShapedReward
+from thumbwise.training.reward.shaping import ShapedReward
 
 TESTS = Path(__file__).parents[1]
 

@@ -15,7 +15,7 @@ from thumbwise.training.data.snapshot import Snapshot, parse, split_prompts
 from thumbwise.training.evaluation.evaluate import Interview, interview
 from thumbwise.training.job.requirements import corrections_aside_sentence, other_votes_sentence, set_aside_sentence
 from thumbwise.training.policy.ptx import keep_file
-from thumbwise.training.reward.scaled import named_backend
+from thumbwise.training.reward.shaping import named_backend
 from thumbwise.training.run.folders import SNAPSHOT
 from thumbwise.training.run.work import Work
 

@@ -11,7 +11,7 @@ from thumbwise.errors import ThumbwiseError
 from thumbwise.faults import fault_point
 from thumbwise.training.evaluation.metrics import MetricsLog
 from thumbwise.training.evaluation.selection import earlier
-from thumbwise.training.reward.scaled import is_number, mend, naming
+from thumbwise.training.reward.shaping import is_number, mend, naming
 from thumbwise.training.run.checkpoints import Checkpoints
 from thumbwise.training.run.work import Work, seed_all
 

@@ -18,7 +18,7 @@ from thumbwise.training.evaluation.evaluate import CHAT_TOKENS, Replies
 from thumbwise.training.evaluation.replies import finish_rate, finish_rate_at
 from thumbwise.training.policy.losses import ends_wanted
 from thumbwise.training.reward.agreement import told
-from thumbwise.training.reward.scaled import ShapedReward, check_fit, mend, naming
+from thumbwise.training.reward.shaping import ShapedReward, check_fit, mend, naming
 from thumbwise.training.run.folders import FIT, read_json, write_json
 from thumbwise.training.run.work import Work, seed_all
 

@@ -23,7 +23,7 @@ from thumbwise.training.job.inputs import fetch_snapshot, open_model
 from thumbwise.training.job.policy_training import earlier_policies, train_policy
 from thumbwise.training.job.requirements import choose_algorithm, too_few_votes
 from thumbwise.training.job.reward_fitting import ends_aimed_at, fit_reward
-from thumbwise.training.reward.scaled import ShapedReward, naming
+from thumbwise.training.reward.shaping import ShapedReward, naming
 from thumbwise.training.run.candidate import Candidate
 from thumbwise.training.run.folders import TrainResult, nothing_new
 from thumbwise.training.run.work import Work, seed_all

@@ -16,7 +16,7 @@ from thumbwise.contracts import FitReport, Sample, Scores
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.plugin_host.scores import wrong_with
-from thumbwise.training.reward.scaled import ShapedReward, check_fit
+from thumbwise.training.reward.shaping import ShapedReward, check_fit
 from thumbwise.training.run.folders import TrainResult
 
 pytestmark = pytest.mark.usefixtures("one_thread")
