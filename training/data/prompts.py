@@ -20,7 +20,7 @@ from thumbwise.contracts import Message, Prompt
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import prompt_sha256
 from thumbwise.settings.training import TrainSettings
-from thumbwise.training.data.given_files import keep
+from thumbwise.training.data.operator_files import keep
 
 FEWEST = 40
 """Under this, holding some out would leave too few to ask."""

@@ -23,8 +23,8 @@ from thumbwise.contracts import RunContext, Sample
 from thumbwise.errors import ThumbwiseError
 from thumbwise.settings.training import TrainSettings
 from thumbwise.training.backbone.batches import chunks
-from thumbwise.training.data.given_files import keep
 from thumbwise.training.data.lengths import at_lengths
+from thumbwise.training.data.operator_files import keep
 from thumbwise.training.policy.stepping import by_group, imitate
 
 KEPT = "ptx.txt"
