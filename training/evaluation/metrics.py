@@ -2,7 +2,7 @@
 
 A metric over tokens is a mean over the response tokens' mask, so pads never count. Limits are for spotting
 trouble, not for judging a candidate (gates do that): each has a sentence on what is probably wrong and what to
-change. `thumbwise.training.evaluation.health` holds a run against them. Left out: limits that hang on the model's size.
+change. `thumbwise.training.evaluation.diagnostics` holds a run against them. Left out: limits that hang on the model's size.
 """
 
 from __future__ import annotations

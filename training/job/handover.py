@@ -12,7 +12,7 @@ from thumbwise.home import write_durably
 from thumbwise.names import CONFIG, MANIFEST, WEIGHTS
 from thumbwise.training.data.prompts import keep_prompts, seed_prompts
 from thumbwise.training.data.snapshot import Snapshot
-from thumbwise.training.evaluation.health import draw, examine
+from thumbwise.training.evaluation.diagnostics import diagnose, draw_curves
 from thumbwise.training.evaluation.metrics import MetricsLog
 from thumbwise.training.job.requirements import doubted_sentence
 from thumbwise.training.policy.ptx import keep_file
@@ -29,11 +29,11 @@ def show_health(work: Work, metrics: dict[str, Any], doubted: dict[str, int]) ->
     rows = MetricsLog(work.folder).rows()
     excess = metrics["win_rate_proxy"] - metrics["rm_accuracy"]
     at_the_end = {"rm_accuracy": metrics["rm_accuracy"], "proxy_excess": excess, "doubted": len(doubted)}
-    findings = examine(rows, at_the_end, {"doubted": doubted_sentence(doubted)})
+    findings = diagnose(rows, at_the_end, {"doubted": doubted_sentence(doubted)})
     for finding in findings:
         work.progress.say(finding.line())
     write_json(work.folder / "health.json", [asdict(finding) for finding in findings])
-    draw(rows, work.folder / "curves.png")
+    draw_curves(rows, work.folder / "curves.png")
 
 
 def kept_candidate(work: Work) -> tuple[Candidate, dict[str, Any], list[GateReport]] | None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from thumbwise.settings import Settings
-from thumbwise.training.evaluation.health import draw, examine
+from thumbwise.training.evaluation.diagnostics import diagnose, draw_curves
 from thumbwise.training.evaluation.metrics import AT_THE_END, GLOSSARY, MetricsLog, Watch
 
 WATCHED = {name: metric.watch for name, metric in (GLOSSARY | AT_THE_END).items() if metric.watch}
@@ -33,7 +33,7 @@ def rows(**changes: Any) -> list[dict[str, float]]:
 
 
 def test_every_watched_metric_of_a_good_run_is_in_the_panel_and_none_is_diagnosed() -> None:
-    findings = examine(rows(), {"rm_accuracy": 0.66, "proxy_excess": 0.1, "doubted": 0})
+    findings = diagnose(rows(), {"rm_accuracy": 0.66, "proxy_excess": 0.1, "doubted": 0})
     assert {finding.metric for finding in findings} == set(WATCHED)
     assert [finding for finding in findings if finding.diagnosis] == []
     assert "ok    kl_token 0.111 (rises to train.kl_target; 0.007 to 0.23)" in [finding.line() for finding in findings]
@@ -58,7 +58,7 @@ def test_every_watched_metric_of_a_good_run_is_in_the_panel_and_none_is_diagnose
     ],
 )
 def test_a_metric_out_of_its_range_comes_first_with_its_diagnosis(changes: Any, metric: str, says: str) -> None:
-    first, *others = examine(rows(**changes), {})
+    first, *others = diagnose(rows(**changes), {})
     assert first.metric == metric
     assert says in first.line()
     assert first.line().startswith("LOOK")
@@ -66,7 +66,7 @@ def test_a_metric_out_of_its_range_comes_first_with_its_diagnosis(changes: Any, 
 
 
 def test_the_reward_model_is_held_against_votes_that_it_never_saw() -> None:
-    findings = examine([], {"rm_accuracy": 0.52, "proxy_excess": 0.4})
+    findings = diagnose([], {"rm_accuracy": 0.52, "proxy_excess": 0.4})
     assert [(finding.metric, bool(finding.diagnosis)) for finding in findings] == [
         ("rm_accuracy", True),
         ("proxy_excess", True),
@@ -74,23 +74,23 @@ def test_the_reward_model_is_held_against_votes_that_it_never_saw() -> None:
 
 
 def test_people_whom_the_others_contradict_are_named() -> None:
-    (finding,) = examine([], {"doubted": 2}, {"doubted": "31 of key:a, 12 of browser:b."})
+    (finding,) = diagnose([], {"doubted": 2}, {"doubted": "31 of key:a, 12 of browser:b."})
     assert finding.line().endswith("look at what they vote for. 31 of key:a, 12 of browser:b.")
-    assert not examine([], {"doubted": 0}, {"doubted": "None."})[0].diagnosis
+    assert not diagnose([], {"doubted": 0}, {"doubted": "None."})[0].diagnosis
 
 
 def test_the_end_is_the_last_quarter_and_metrics_that_an_algorithm_lacks_are_left_out() -> None:
     noisy = [{"iteration": n, "kl_token": 20.0 if n == 0 else float(n)} for n in range(8)]
-    (finding,) = examine(noisy, {})
+    (finding,) = diagnose(noisy, {})
     assert finding.value == 6.5
-    assert math.isnan(examine([{"iteration": 0, "entropy": 0.0}], {})[0].value)  # a share of nothing
+    assert math.isnan(diagnose([{"iteration": 0, "entropy": 0.0}], {})[0].value)  # a share of nothing
 
 
 def test_a_metric_that_only_some_iterations_have_is_examined_and_drawn_over_those(tmp_path: Path) -> None:
     rows = [{"iteration": n, "kl": 1.0} | ({"clip_fraction": 0.9} if n % 2 else {}) for n in range(8)]
-    first = examine(rows, {})[0]
+    first = diagnose(rows, {})[0]
     assert (first.metric, first.value) == ("clip_fraction", 0.9)
-    draw(rows, tmp_path / "curves.png")
+    draw_curves(rows, tmp_path / "curves.png")
 
 
 def test_a_log_that_a_power_cut_tore_is_read_and_cut_by_iteration(tmp_path: Path) -> None:
@@ -122,6 +122,6 @@ def test_every_limit_has_a_sentence_and_the_settings_in_it_exist(name: str) -> N
 
 
 def test_the_curves_are_a_picture(tmp_path: Path) -> None:
-    draw(rows(), tmp_path / "curves.png")
+    draw_curves(rows(), tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    draw([], tmp_path / "none.png")
+    draw_curves([], tmp_path / "none.png")

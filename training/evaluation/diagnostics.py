@@ -31,7 +31,7 @@ class Finding:
         return f"{'LOOK' if self.diagnosis else 'ok':4}  {self.metric} {self.value:.3g} ({self.healthy}){look}"
 
 
-def examine(
+def diagnose(
     rows: Sequence[Mapping[str, float]], at_the_end: Mapping[str, float], details: Mapping[str, str] | None = None
 ) -> list[Finding]:
     """Every watched metric that the iterations' `rows`, or `at_the_end`, have; those to look at come first.
@@ -65,7 +65,7 @@ def _finding(name: str, metric: Metric, watch: Watch, value: float) -> Finding:
     return Finding(name, round(value, 6), metric.healthy, diagnosis)
 
 
-def draw(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     """curves.png: every metric by iteration; a band shows the limits of those that are limited by value."""
     from matplotlib.figure import Figure
 
