@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from thumbwise.contracts import Judge, Prompt
 from thumbwise.errors import ThumbwiseError
-from thumbwise.training.rehearsal.served import AT_ONCE, Api
+from thumbwise.training.rehearsal.api_client import AT_ONCE, Api
 
 DRAWS = 4
 """Pairs of drafts that a rater looks at before calling it a tie."""

@@ -28,11 +28,11 @@ from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.training.rehearsal import figures as rehearsal_figures
 from thumbwise.training.rehearsal import home
+from thumbwise.training.rehearsal.api_client import Api, finish
 from thumbwise.training.rehearsal.figures import Judged
 from thumbwise.training.rehearsal.judged import Wanted, by_prompt
 from thumbwise.training.rehearsal.measure import Measure, keep, kept
 from thumbwise.training.rehearsal.raters import Bar, Crowd, Voting, bar, judged
-from thumbwise.training.rehearsal.served import Api, finish
 from thumbwise.training.rehearsal.swap_watch import Seen, SwapWatch, mixed
 from thumbwise.training.run.folders import FIT, read_json, unfinished, write_json
 from thumbwise.training.run.progress import RunProgress
