@@ -5,7 +5,7 @@
 Eight readers hold streamed replies open at an assistant with the default model. Version after version (rank 8, one of
 four adapters) is published and promoted; then the pointer is rolled back again and again; then vLLM is restarted under
 the same load; last, one version's weights are swapped in place, which must be caught. Every reply is judged by what
-it contains (`thumbwise.training.rehearsal.swap_watch`). About half an hour on two cores.
+it contains (`thumbwise.training.rehearsal.swap_monitor`). About half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.settings.engine import EngineSettings
 from thumbwise.training.rehearsal.measure import Measure
-from thumbwise.training.rehearsal.swap_watch import Reply, SwapWatch, mixed
+from thumbwise.training.rehearsal.swap_monitor import Reply, SwapMonitor, mixed
 from thumbwise.training.run.client import OpsClient
 
 READERS = 8
@@ -139,14 +139,14 @@ class Bench:
         assert self.engine.pid is not None
         os.killpg(self.engine.pid, signal.SIGKILL)
 
-    def watch(self) -> SwapWatch:
+    def watch(self) -> SwapMonitor:
         """Readers, all of them in mid-reply."""
-        watch = SwapWatch(self.url, TOKENS, READERS)
+        watch = SwapMonitor(self.url, TOKENS, READERS)
         watch.start()
         watch.wait_open(READERS - 1)
         return watch
 
-    def in_place(self) -> SwapWatch:
+    def in_place(self) -> SwapMonitor:
         """Replies during which one version's weights went to and fro under its name."""
         stable = self.publish(0).new
         other = next(folder for folder in self.home.policies.iterdir() if folder.name[-12:] != stable[-12:])

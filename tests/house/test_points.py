@@ -51,7 +51,7 @@ POINTS: dict[int, str | Without] = {
     16: "gates a_reward_that_is_length_is_caught",
     17: "ppo there_is_no_dropout_anywhere",
     18: "ppo rollouts_log_probabilities_are_the_trainers_at_the_same_temperature",
-    19: "swap_watch a_swap_by_name_drops_and_mixes_nothing",
+    19: "swap_monitor a_swap_by_name_drops_and_mixes_nothing",
     20: "rollouts drawing_follows_the_distribution_and_repeats_with_its_seed",
     21: "ppo a_tokens_loss_weighs_what_the_policy_has_for_it_beside_what_sampled_it_and_at_most_two",
     22: Without("Rollouts are drawn anew for each iteration and never kept: none can be stale."),
@@ -85,7 +85,7 @@ POINTS: dict[int, str | Without] = {
     48: "resume a_run_killed_at_every_stage_in_turn_ends_with_the_adapter_of_one_that_was_not",
     49: "trl desirable_replies_and_others_count_half_each_however_few_one_kind_is",
     50: "policies an_adapter_that_cannot_be_served_is_refused",
-    51: "swap_watch a_swap_in_place_is_caught",
+    51: "swap_monitor a_swap_in_place_is_caught",
     52: "points a_reward_model_that_fails_is_named_and_never_a_missing_score",
 }
 

@@ -1,7 +1,7 @@
 """Replies, drafts and votes over the public HTTP API of a running assistant, for the people of a rehearsal.
 
 A call that meets a restarting engine is repeated for up to two minutes, which is safe: asking again makes
-another reply, and a vote carries its Idempotency-Key. Left out: streaming (`thumbwise.training.rehearsal.swap_watch`
+another reply, and a vote carries its Idempotency-Key. Left out: streaming (`thumbwise.training.rehearsal.swap_monitor`
 holds streams, and must not hide a failure by asking again).
 """
 

@@ -26,7 +26,7 @@ from thumbwise.training.backbone.backbone import Backbone
 from thumbwise.training.evaluation.evaluate import kl_between
 from thumbwise.training.evaluation.replies import mean_length
 from thumbwise.training.policy.rollouts import BATCH
-from thumbwise.training.rehearsal.swap_watch import Reply
+from thumbwise.training.rehearsal.swap_monitor import Reply
 
 FORCED = 4
 """Long replies in one forward: they take memory."""

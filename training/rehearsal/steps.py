@@ -33,7 +33,7 @@ from thumbwise.training.rehearsal.figures import Judged
 from thumbwise.training.rehearsal.judged import Wanted, by_prompt
 from thumbwise.training.rehearsal.measure import Measure, keep, kept
 from thumbwise.training.rehearsal.raters import Bar, Crowd, Voting, bar, judged
-from thumbwise.training.rehearsal.swap_watch import Seen, SwapWatch, mixed
+from thumbwise.training.rehearsal.swap_monitor import Seen, SwapMonitor, mixed
 from thumbwise.training.run.folders import FIT, read_json, unfinished, write_json
 from thumbwise.training.run.progress import RunProgress
 
@@ -184,7 +184,7 @@ class Rehearsal:
         with suppress(ThumbwiseError):  # there is none, or it came to its end
             unfinished(self.home)
             arguments = ["train", "--resume"]
-        watch = SwapWatch(url, self.readers_tokens)
+        watch = SwapMonitor(url, self.readers_tokens)
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         clock = Clock(folder / "train-clock.json")
         job = home.start([*arguments, "--json"], self.env | HELD, **pipes)
@@ -204,7 +204,7 @@ class Rehearsal:
         watch.save(folder / "streams.json")
         return result
 
-    def _follow(self, job: subprocess.Popen[str], watch: SwapWatch, log: Path, clock: Clock) -> None:
+    def _follow(self, job: subprocess.Popen[str], watch: SwapMonitor, log: Path, clock: Clock) -> None:
         """Show what the job says; when it has published, it is held until replies are being streamed.
 
         Readers any earlier would only take the cores from its gates.

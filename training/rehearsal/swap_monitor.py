@@ -114,7 +114,7 @@ class Seen:
         return sorted(whole, key=lambda r: max(r.begun - at, at - r.ended, 0.0))[:count]
 
 
-class SwapWatch(Seen):
+class SwapMonitor(Seen):
     """Keeps `readers` replies open at `url` from `start` to `stop`, then asks when the pointer moved.
 
     What it has seen is complete once `stop` has returned.
