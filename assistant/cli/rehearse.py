@@ -104,9 +104,9 @@ def rehearse(file: Path | None, as_json: bool, **options: Any) -> None:
 def _plan(prompts: tuple[Prompt, ...], options: dict[str, Any]) -> Plan:
     """Return the options as a plan: who votes on what, and which prompts are held out."""
     from thumbwise.training.data.prompts import rehearsal_split, seed_prompts
-    from thumbwise.training.rehearsal.judged import Wanted
     from thumbwise.training.rehearsal.raters import Voting
     from thumbwise.training.rehearsal.steps import Plan
+    from thumbwise.training.rehearsal.win_rates import Wanted
 
     voters, held_out = rehearsal_split(prompts)
     ours = {prompt.messages[-1]["content"] for prompt in seed_prompts()}  # PPO starts rollouts from these

@@ -52,8 +52,8 @@ from thumbwise.training.evaluation.evaluate import kl_to_reference
 from thumbwise.training.evaluation.replies import finish_rate, mean_length, repetition
 from thumbwise.training.policy.ptx import WINDOW
 from thumbwise.training.policy.rollouts import InProcess
-from thumbwise.training.rehearsal.judged import by_prompt, win_rate
-from thumbwise.training.rehearsal.raters import judged
+from thumbwise.training.rehearsal.raters import judge_scores
+from thumbwise.training.rehearsal.win_rates import by_prompt, win_rate
 
 REPLIES = 4
 """To each held-out prompt."""
@@ -195,7 +195,7 @@ class Contest:
         return self.context.rollouts.sample(asked, adapter, self.args.seed * 10 + 8)
 
     def _scorer(self, prompt: Prompt, replies: Sequence[str]) -> list[float]:
-        return judged(self.args.judge, self.judge, prompt, replies)
+        return judge_scores(self.args.judge, self.judge, prompt, replies)
 
     def _scores(self, samples: Sequence[Sample]) -> list[list[float]]:
         rows = by_prompt([REPLIES] * len(self.held_out), [sample.response for sample in samples])

@@ -40,8 +40,8 @@ from thumbwise.settings import Settings
 from thumbwise.training.backbone.backbone import Backbone
 from thumbwise.training.data.prompts import rehearsal_prompts, rehearsal_split
 from thumbwise.training.policy.rollouts import InProcess
-from thumbwise.training.rehearsal.judged import by_prompt, pair_accuracy
-from thumbwise.training.rehearsal.raters import judged
+from thumbwise.training.rehearsal.raters import judge_scores
+from thumbwise.training.rehearsal.win_rates import by_prompt, pair_accuracy
 
 RATERS = 20
 HELD_OUT = 8
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if args.quick:
             args.judge, args.votes, args.seeds = "concise", 120, 1
         scorer = PluginManager(home).load().get("judges", args.judge)
-        judge: Scorer = lambda prompt, replies: judged(args.judge, scorer, prompt, replies)  # noqa: E731
+        judge: Scorer = lambda prompt, replies: judge_scores(args.judge, scorer, prompt, replies)  # noqa: E731
         model = make_tiny_model(Path(folder) / "tiny") if args.quick else prepare(home, settings.model).folder
         train = settings.train.model_copy(update={"dtype": "float32"} if args.quick else {})
         backbone = Backbone(model, train)

@@ -39,11 +39,11 @@ from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.training.rehearsal import figures as rehearsal_figures
 from thumbwise.training.rehearsal.figures import Judged
-from thumbwise.training.rehearsal.judged import Scored, Wanted, by_prompt, win_rate
 from thumbwise.training.rehearsal.measure import Measure
 from thumbwise.training.rehearsal.measure import keep as keep_samples
 from thumbwise.training.rehearsal.measure import kept as kept_samples
 from thumbwise.training.rehearsal.raters import Voting, judged
+from thumbwise.training.rehearsal.win_rates import Scored, Wanted, by_prompt, win_rate
 from thumbwise.training.run.folders import FIT, SNAPSHOT, read_json
 
 SIDE = Path(__file__).parent / "same_votes_parts" / "side.py"

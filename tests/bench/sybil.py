@@ -45,9 +45,9 @@ from thumbwise.settings import Settings
 from thumbwise.training.backbone.backbone import Backbone
 from thumbwise.training.data.prompts import rehearsal_prompts, rehearsal_split
 from thumbwise.training.policy.rollouts import BATCH, InProcess
-from thumbwise.training.rehearsal.judged import by_prompt, pair_accuracy
 from thumbwise.training.rehearsal.measure import keep
 from thumbwise.training.rehearsal.measure import kept as kept_samples
+from thumbwise.training.rehearsal.win_rates import by_prompt, pair_accuracy
 
 FIT = Path(__file__).parent / "sybil_parts" / "fit.py"
 ASKED, TESTED, EACH = 62, 24, 5

@@ -12,7 +12,7 @@ from typing import Any
 
 from thumbwise.contracts import Sample
 from thumbwise.training.evaluation.replies import finish_rate, mean_length, repetition
-from thumbwise.training.rehearsal.judged import Scored, Wanted, best_of, by_prompt, pair_accuracy, win_rate
+from thumbwise.training.rehearsal.win_rates import Scored, Wanted, best_of, by_prompt, pair_accuracy, win_rate
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The people of a rehearsal: raters with ids of their own who ask, read, and vote as a judge would, through the API.
 
-A vote is judged, then flipped with the probability `noise`; an adversary always votes against the judge.
+A vote is judge_scores, then flipped with the probability `noise`; an adversary always votes against the judge.
 Every vote is noted in a file before it is sent, under an Idempotency-Key made from its number, so that a
 rehearsal that was cut off goes on without losing or doubling one. What raters do hangs on the seed; what
 the assistant samples does not, so two rehearsals with one seed have the same people, not the same drafts.
@@ -73,7 +73,7 @@ class Opinion:
     wrong: bool
 
 
-def judged(name: str, judge: Judge, prompt: Prompt, responses: Sequence[str]) -> list[float]:
+def judge_scores(name: str, judge: Judge, prompt: Prompt, responses: Sequence[str]) -> list[float]:
     """The judge's score of each response; raises ThumbwiseError where the plugin fails or gives no numbers."""
     question = prompt.messages[-1]["content"]
     try:

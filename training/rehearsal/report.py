@@ -11,9 +11,9 @@ from typing import Any
 
 from thumbwise.contracts import Sample
 from thumbwise.training.evaluation.metrics import MetricsLog
-from thumbwise.training.rehearsal.judged import Wanted, by_prompt
 from thumbwise.training.rehearsal.measure import kept
 from thumbwise.training.rehearsal.raters import mean_scores
+from thumbwise.training.rehearsal.win_rates import Wanted, by_prompt
 from thumbwise.training.run.folders import read_json
 
 SAMPLES = 20

@@ -30,10 +30,10 @@ from thumbwise.training.rehearsal import figures as rehearsal_figures
 from thumbwise.training.rehearsal import home
 from thumbwise.training.rehearsal.api_client import Api, finish
 from thumbwise.training.rehearsal.figures import Judged
-from thumbwise.training.rehearsal.judged import Wanted, by_prompt
 from thumbwise.training.rehearsal.measure import Measure, keep, kept
-from thumbwise.training.rehearsal.raters import Bar, Crowd, Voting, bar, judged
+from thumbwise.training.rehearsal.raters import Bar, Crowd, Voting, bar, judge_scores
 from thumbwise.training.rehearsal.swap_monitor import Seen, SwapMonitor, mixed
+from thumbwise.training.rehearsal.win_rates import Wanted, by_prompt
 from thumbwise.training.run.folders import FIT, read_json, unfinished, write_json
 from thumbwise.training.run.progress import RunProgress
 
@@ -108,7 +108,7 @@ class Rehearsal:
         self.plugins = PluginManager(operator).load()
         given = Settings.load(operator)
         self.plugins.check_training(given.reward, plan.algorithm, given.train.rollouts)
-        self.judge = functools.partial(judged, plan.judge, self.plugins.get("judges", plan.judge))
+        self.judge = functools.partial(judge_scores, plan.judge, self.plugins.get("judges", plan.judge))
         self.judge(plan.voters[0], ["Very well, thank you!", "Leave me alone."])  # better now than in the first vote
         facts = asdict(plan) | {"prompts": len(plan.voters), "held_out": len(plan.held_out)}
         facts.pop("voters")

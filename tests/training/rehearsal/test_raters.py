@@ -19,9 +19,9 @@ from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
 from thumbwise.training.evaluation.intervals import clustered_mean, widening
 from thumbwise.training.rehearsal.home import _wait_ready
-from thumbwise.training.rehearsal.judged import Agreement, Wanted, best_of, by_prompt, pair_accuracy, win_rate
-from thumbwise.training.rehearsal.raters import Bar, Crowd, Voting, bar, choose, judged, make_raters, tiers
+from thumbwise.training.rehearsal.raters import Bar, Crowd, Voting, bar, choose, judge_scores, make_raters, tiers
 from thumbwise.training.rehearsal.steps import Rehearsal
+from thumbwise.training.rehearsal.win_rates import Agreement, Wanted, best_of, by_prompt, pair_accuracy, win_rate
 
 PROMPTS = [Prompt((Message(role="user", content=f"Question {n}?"),), f"g{n}") for n in range(7)]
 
@@ -154,7 +154,7 @@ async def test_a_crowd_that_was_cut_off_goes_on_and_doubles_nothing(tmp_path: Pa
 )
 def test_a_judge_that_fails_is_one_sentence_that_names_it(judge: Any, says: str) -> None:
     with pytest.raises(ThumbwiseError) as caught:
-        judged("mine", judge, PROMPTS[0], ["a", "b"])
+        judge_scores("mine", judge, PROMPTS[0], ["a", "b"])
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -23,11 +23,11 @@ from thumbwise.names import BASE
 from thumbwise.training.rehearsal import figures as rehearsal_figures
 from thumbwise.training.rehearsal.api_client import Api
 from thumbwise.training.rehearsal.home import environment
-from thumbwise.training.rehearsal.judged import Wanted
 from thumbwise.training.rehearsal.measure import Measure
 from thumbwise.training.rehearsal.raters import Bar, Crowd, Voting
 from thumbwise.training.rehearsal.report import table
 from thumbwise.training.rehearsal.steps import Plan, Rehearsal
+from thumbwise.training.rehearsal.win_rates import Wanted
 from thumbwise.training.run.folders import write_json
 
 PROMPTS = tuple(Prompt((Message(role="user", content=f"Question {n}?"),), f"g{n}") for n in range(12))
