@@ -42,7 +42,7 @@ from thumbwise.training.rehearsal.figures import Judged
 from thumbwise.training.rehearsal.measure import Measure
 from thumbwise.training.rehearsal.measure import keep as keep_samples
 from thumbwise.training.rehearsal.measure import kept as kept_samples
-from thumbwise.training.rehearsal.raters import Voting, judged
+from thumbwise.training.rehearsal.raters import Voting, judge_scores
 from thumbwise.training.rehearsal.win_rates import Scored, Wanted, by_prompt, win_rate
 from thumbwise.training.run.folders import FIT, SNAPSHOT, read_json
 
@@ -71,7 +71,7 @@ class Rehearsed:
         lengths = {"max_tokens": self.plan["max_tokens"], "chat_max_tokens": self.plan["chat_tokens"]}
         self.settings = Settings.load(self.home, **lengths, train={"seed": self.voting.seed})
         self.plugins = PluginManager(self.home).load()
-        self.judge = functools.partial(judged, self.plan["judge"], self.plugins.get("judges", self.plan["judge"]))
+        self.judge = functools.partial(judge_scores, self.plan["judge"], self.plugins.get("judges", self.plan["judge"]))
 
     def scores(self, samples: Sequence[Sample], counts: Sequence[int]) -> Scored:
         """The judge's, a row a prompt."""

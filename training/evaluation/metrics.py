@@ -1,8 +1,8 @@
 """What policy algorithms log every iteration: each metric's meaning, what it is a mean over, and when to look.
 
-A metric over tokens is a mean over the response tokens' mask, so pads never count. Limits are for spotting
-trouble, not for judging a candidate (gates do that): each has a sentence on what is probably wrong and what to
-change. `thumbwise.training.evaluation.diagnostics` holds a run against them. Left out: limits that hang on the model's size.
+A metric over tokens is a mean over the response tokens' mask, so pads never count. Limits are for spotting trouble, not
+for judging a candidate (gates do that): each has a sentence on what is probably wrong and what to change.
+`thumbwise.training.evaluation.diagnostics` holds a run against them. Left out: limits that hang on the model's size.
 """
 
 from __future__ import annotations

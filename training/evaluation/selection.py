@@ -65,9 +65,9 @@ def select(
 ) -> Selected:
     """Ask the gates about the policy that `algorithm` holds, and set it back where that is what they need.
 
-    `last` is the state before the last update, known to be within `budget` (nats a token); `earlier_policies` gives the states to
-    fall back on from a policy so many nats away; `stopped` says why training ended early, if it did; `brought_by` names
-    each gate's plugin.
+    `last` is the state before the last update, known to be within `budget` (nats a token); `earlier_policies` gives the
+    states to fall back on from a policy so many nats away; `stopped` says why training ended early, if it did;
+    `brought_by` names each gate's plugin.
     """
     evidence = gather()
     if not kl_of_a_token(evidence) <= budget and not stopped:  # also where it is not a number
