@@ -81,7 +81,7 @@ def test_the_policy_that_is_handed_over(
 
 
 def test_where_no_earlier_policy_has_learned_the_refusal_stands() -> None:
-    result, times = selected(Policy(6.0), 2.0, earlier_policies=())
+    result, times = selected(Policy(6.0), 2.0, milder=())
     assert not result.passed
     assert times == 1
 
