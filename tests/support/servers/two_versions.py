@@ -19,7 +19,7 @@ from thumbwise.home import Home
 from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.settings import Settings
 from thumbwise.training.rehearsal.measure import Measure
-from thumbwise.training.rehearsal.swap_watch import Reply, SwapWatch, mixed
+from thumbwise.training.rehearsal.swap_monitor import Reply, SwapMonitor, mixed
 from thumbwise.training.run.client import OpsClient
 
 READERS = 10
@@ -36,20 +36,20 @@ class World:
     versions: list[str]
     measure: Measure
 
-    def watch(self) -> SwapWatch:
-        watch = SwapWatch(self.live.url, LENGTH, READERS)
+    def watch(self) -> SwapMonitor:
+        watch = SwapMonitor(self.live.url, LENGTH, READERS)
         watch.start()
         assert watch.wait_open(READERS)
         return watch
 
-    def finish(self, watch: SwapWatch) -> None:
+    def finish(self, watch: SwapMonitor) -> None:
         """Stop when each reader has ended a reply of the version that is stable now: what was open before is over."""
         deadline, stable = time.monotonic() + 120, self.live.assistant.versions.stable()
         while [reply.version for reply in watch.replies].count(stable) < READERS and time.monotonic() < deadline:
             time.sleep(0.05)
         watch.stop()
 
-    def mixed(self, watch: SwapWatch) -> list[Any]:
+    def mixed(self, watch: SwapMonitor) -> list[Any]:
         return mixed(watch.nearest(64), ["policy-0000", *self.versions], self.measure.force)
 
 

@@ -16,7 +16,7 @@ import pytest
 from tiny_engine import TinyEngine
 from two_versions import READERS, TOKENS, World, ops, promote, share, two_versions
 
-from thumbwise.training.rehearsal.swap_watch import Reply, Seen, SwapWatch, mixed, strangest_span
+from thumbwise.training.rehearsal.swap_monitor import Reply, Seen, SwapMonitor, mixed, strangest_span
 
 
 def test_a_span_is_strange_where_another_version_fits_it_better() -> None:
@@ -63,7 +63,7 @@ def test_what_was_seen_is_kept_and_where_it_is_lost_nothing_was(tmp_path: Path) 
 
 
 def test_only_replies_that_were_open_at_the_flip_are_across_it() -> None:
-    watch = SwapWatch("http://nowhere", 8)
+    watch = SwapMonitor("http://nowhere", 8)
     spans = [("a", 1.0, 3.0), ("a", 1.0, 1.9), ("a", 2.1, 3.0), ("b", 1.9, 3.0), ("", 1.0, 3.0)]
     watch.replies = [reply(version, [0.0]) for version, _, _ in spans]
     for one, (_, asked, ended) in zip(watch.replies, spans, strict=True):
@@ -139,7 +139,7 @@ def answered(world: World, since: int) -> dict[str, set[str]]:
     return found
 
 
-def under_swaps_in_place(world: World) -> SwapWatch:
+def under_swaps_in_place(world: World) -> SwapMonitor:
     """Replies during which vLLM loaded the first version's weights and its own, by turns, under the stable name.
 
     Only replies that began before the first such load go to and fro: vLLM lets later ones load their weights anew at
