@@ -147,7 +147,7 @@ def _measured(path: Path, found: dict[str, Any]) -> Iterator[str]:
 
 
 def cases_table(cases: dict[str, dict[str, Any]]) -> list[str]:
-    """The algorithms side by side (tests/bench/algorithms.py). training/README.md has the same table."""
+    """The algorithms side by side (tests/bench/training/algorithms.py). training/README.md has the same table."""
     head = "| | win rate over start | KL, nats a reply | prose's perplexity | replies that end | minutes | iterations |"
     rows = [
         f"| `{name}` | {case['win_rate']:.1%} ({case['win_rate_low']:.1%} to {case['win_rate_high']:.1%}) "

@@ -1,4 +1,4 @@
-"""Run every benchmark in this folder in its quick form and print one table (`make bench`).
+"""Run every benchmark in this folder and in training/ in its quick form and print one table (`make bench`).
 
 Exit status 0 only where every bar of every benchmark holds.
 """
@@ -20,7 +20,8 @@ def main() -> int:
     for column in ("bench", "bar", "value", "", "limit", "holds"):
         table.add_column(column)
     failed = 0
-    for script in sorted(Path(__file__).parent.glob("*.py")):
+    here = Path(__file__).parent
+    for script in sorted([*here.glob("*.py"), *here.glob("training/*.py")], key=lambda path: path.stem):
         if script.stem in ("all", "any_build", "build_at", "kept", "large_home"):
             continue
         done = subprocess.run([sys.executable, script, "--quick"], stdout=subprocess.PIPE, text=True, check=False)

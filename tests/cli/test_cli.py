@@ -108,7 +108,7 @@ def test_the_readme_compares_the_algorithms_as_they_were_measured() -> None:
     readme = (ROOT / "training" / "README.md").read_text()
     kept = list(docs["RESULTS"].glob("algorithms-*.json"))
     if not kept:
-        pytest.skip("tests/bench/algorithms.py has no kept result")
+        pytest.skip("tests/bench/training/algorithms.py has no kept result")
     for path in kept:
         assert "\n".join(docs["cases_table"](json.loads(path.read_text())["cases"])) in readme, path.name
 

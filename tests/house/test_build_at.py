@@ -94,7 +94,7 @@ def sides(build: Path | None, tmp_path: Path) -> dict[str, str]:
 def test_scripts_find_their_modules_in_both_builds(build: Path | None, sides: dict[str, str]) -> None:
     code = "import runpy, sys, thumbwise\nfor path in sys.argv[1:]:\n    runpy.run_path(path)\n"
     code += "print(thumbwise.__file__)"
-    scripts = [*BENCH.glob("*_parts/side.py"), BENCH / "sybil_parts" / "fit.py"]
+    scripts = [*BENCH.rglob("side.py"), BENCH / "training" / "sybil_parts" / "fit.py"]
     assert len(scripts) == 3
     command = [sys.executable, "-c", code, *scripts]
     done = subprocess.run(command, env=sides, capture_output=True, text=True, check=False)

@@ -272,7 +272,7 @@ def test_equal_policies_are_seldom_refused_and_those_that_end_far_less_often_sel
         return all(gate(given).passed for gate in (gates.chat_finish, gates.chat_length, gates.chat_recurrence))
 
     assert sum(passes(0.0) for _ in range(rounds)) >= 0.92 * rounds
-    assert sum(passes(0.15) for _ in range(rounds)) <= 0.15 * rounds  # the level is 10%; tests/bench/gates.py has more
+    assert sum(passes(0.15) for _ in range(rounds)) <= 0.15 * rounds  # the level is 10%: see bench/training/gates.py
 
 
 @pytest.mark.parametrize(

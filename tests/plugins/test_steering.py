@@ -86,7 +86,7 @@ def test_what_kl_costs_stays_the_same_however_far_the_policy_goes(
 
     token_rewards = losses.token_rewards
     monkeypatch.setattr(losses, "token_rewards", spied)
-    algorithm = make("ppo", kl_coefficient=2.0, kl_target=kl_target)
+    algorithm = make("ppo", low_ids, kl_coefficient=2.0, kl_target=kl_target)
     rows = [algorithm.step(i) for i in range(3)]
     assert [price * row["length"] for price, row in zip(prices, rows, strict=True)] == pytest.approx([2.0] * 3)
 

@@ -2,8 +2,8 @@
 
 transformers writes each key-value head out once for every query head that reads it, at every step: for a batch that
 is most of what a step moves in memory. Query heads that share one are put to it here as rows of one query; what that
-saves is measured by `tests/bench/generation.py`. Left out: more than one token at a time, which goes to transformers'
-own function.
+saves is measured by `tests/bench/training/generation.py`. Left out: more than one token at a time, which goes to
+transformers' own function.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ foretold once and for all, so that who looks every night looks at one random wal
 (`thumbwise.training.evaluation.intervals.ever`; Dawid, J. R. Statist. Soc. A 147, 1984, on forecasts in order). That
 early votes are foretold from few costs power, and what wins it back is to count a vote as far as the model was sure of
 it: where 60% of 300 votes are foretold in cross-validation, z is 3.4 on average, and with equal votes 2.8
-(tests/bench/gates.py).
+(tests/bench/training/gates.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """In bfloat16, the policy that is sampled and the one that vLLM serves, compared with the one that is trained.
 
-    python tests/bench/sampled_policy.py [--updates 8] [--seed 0] [--quick]
+    python tests/bench/training/sampled_policy.py [--updates 8] [--seed 0] [--quick]
 
 An adapter imitates eight fixed replies with the defaults' optimizer. Then the KL to the base is taken of the trained
 policy (the backbone with its adapter, all replies in one batch), of the model that samples, of copies with the adapter
@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.extend(map(str, (Path(__file__).parents[1] / "support").iterdir()))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.extend(map(str, (Path(__file__).parents[2] / "support").iterdir()))
 
 import kept
 import torch

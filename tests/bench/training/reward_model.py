@@ -1,6 +1,6 @@
 """How much a reward model learns from noisy votes, and what contrary raters cost it, with defences off and on.
 
-    python tests/bench/reward_model.py [--judge sentiment] [--votes 600] [--noise 0.16] [--seeds 5] [--quick]
+    python tests/bench/training/reward_model.py [--judge sentiment] [--votes 600] [--noise 0.16] [--seeds 5] [--quick]
 
 The base model answers each prompt of the rehearsal in pairs; a judge's votes on them are flipped with the noise, and
 20 raters share them. Accuracy is over pairs with unequal scores of held-out prompts, judged without noise. The same
@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.extend(map(str, (Path(__file__).parents[1] / "support").iterdir()))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.extend(map(str, (Path(__file__).parents[2] / "support").iterdir()))
 
 import kept
 from tiny_model import make_tiny_model

@@ -1,6 +1,6 @@
 """One side of `same_votes.py`: a whole round of the build that this process finds, or scores by its reward model.
 
-    python tests/bench/same_votes_parts/side.py train|score < job.json
+    python tests/bench/training/same_votes_parts/side.py train|score < job.json
 
 Runs with older builds: it uses nothing newer, and modules that were moved by either name. A round that was stopped goes
 on. The stand-in for the assistant, `training_world`, is that build's own. Prints one JSON object.
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import httpx
 from any_build import either

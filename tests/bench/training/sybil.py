@@ -1,6 +1,6 @@
 """What one client that invents people costs the reward model, on this build and on an older one.
 
-    python tests/bench/sybil.py [--seeds 6] [--before 7d0affc] [--quick]
+    python tests/bench/training/sybil.py [--seeds 6] [--before 7d0affc] [--quick]
 
 The base model answers prompts of the rehearsal, and a judge that likes long words orders pairs of its replies. 600
 votes by 20 browsers, of which a sixth is flipped, stand alone; beside 1,200 contrary votes of one client without a key
@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 import platformdirs
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.extend(map(str, (Path(__file__).parents[1] / "support").iterdir()))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.extend(map(str, (Path(__file__).parents[2] / "support").iterdir()))
 
 import kept
 from build_at import build_at, environment

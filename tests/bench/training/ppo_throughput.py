@@ -1,6 +1,6 @@
 """Episodes a second and memory: our PPO step (critic included) compared with TRL's RLOO (which has none).
 
-    python tests/bench/ppo_throughput.py [--rounds 3] [--quick]
+    python tests/bench/training/ppo_throughput.py [--rounds 3] [--quick]
 
 The same model, prompts, reply length, dtype, adapter, batch and number of optimizer steps a batch; the reward is the
 reply's length for both. TRL's trainer runs as it comes, with the generation of transformers. Each runs in a process
@@ -24,8 +24,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.extend(map(str, (Path(__file__).parents[1] / "support").iterdir()))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.extend(map(str, (Path(__file__).parents[2] / "support").iterdir()))
 
 import kept
 import numpy as np

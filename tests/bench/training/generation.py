@@ -1,6 +1,6 @@
 """Tokens a second of sampling with our attention and with transformers' own, for drafts and for chat replies.
 
-    python tests/bench/generation.py [--pairs 3] [--quick]
+    python tests/bench/training/generation.py [--pairs 3] [--quick]
 
 The same prompts, seeds and weights in one process, by turns; nothing stops early, so that both sides have as many
 tokens. About twelve minutes on two cores. Log-probabilities of both sides' first tokens are held together too.
@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.extend(map(str, (Path(__file__).parents[1] / "support").iterdir()))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.extend(map(str, (Path(__file__).parents[2] / "support").iterdir()))
 
 import kept
 

@@ -1,6 +1,6 @@
 """One side of `sybil.py`: fit the reward model of the build that this process finds, and score replies with it.
 
-    python tests/bench/sybil_parts/fit.py < job.json
+    python tests/bench/training/sybil_parts/fit.py < job.json
 
 The job names a file of hidden states, read in the model's place, and snapshots. Runs with builds of before people were
 told apart, so it asks for what is newer by name. Cross-validation is left out: it is most of the time, and changes no
@@ -16,7 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 from any_build import either

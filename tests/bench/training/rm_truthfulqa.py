@@ -1,6 +1,6 @@
 """Our reward model compared with TRL's RewardTrainer, on answers that were judged true and informative.
 
-    python tests/bench/rm_truthfulqa.py --data FILE [--quick]
+    python tests/bench/training/rm_truthfulqa.py --data FILE [--quick]
 
 FILE is a CSV with the columns question, answer, true, info (OpenAI's published samples of InstructGPT on TruthfulQA).
 A pair is two answers to one question whose true x info differ by more than 0.5; in half of them the better one is
@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.extend(map(str, (Path(__file__).parents[1] / "support").iterdir()))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.extend(map(str, (Path(__file__).parents[2] / "support").iterdir()))
 
 import kept
 import torch

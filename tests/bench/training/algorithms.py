@@ -1,6 +1,6 @@
 """The policy algorithms on the same snapshot of votes: win rate by the judge, KL, perplexity of prose, time.
 
-    python tests/bench/algorithms.py [--judge sentiment] [--votes 300] [--noise 0.16] [--seed 0]
+    python tests/bench/training/algorithms.py [--judge sentiment] [--votes 300] [--noise 0.16] [--seed 0]
         [--kl 3] [--cases ppo rloo dpo kto] [--set KEY=VALUE ...] [--quick]
 
 The base model answers each prompt of the rehearsal in pairs, a judge votes on them with noise, and each case is one
@@ -31,8 +31,8 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.extend(map(str, (Path(__file__).parents[1] / "support").iterdir()))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.extend(map(str, (Path(__file__).parents[2] / "support").iterdir()))
 
 import kept
 from reward_model import labels, pairs_of

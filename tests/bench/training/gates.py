@@ -1,6 +1,6 @@
 """How often luck passes a worse policy through the gates, and refuses one that is as good, by simulation.
 
-    python tests/bench/gates.py [--quick]
+    python tests/bench/training/gates.py [--quick]
 
 A home begins with 100 votes, gets 10 more each day, and asks the gate rm_accuracy every night for 90 nights. Its reward
 model is a ridge regression on 24 features, chosen anew each night among four strengths; votes come in conversations of
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import kept
 

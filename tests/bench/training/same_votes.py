@@ -1,6 +1,6 @@
 """This build and an older one on the same votes: a finished rehearsal's, and its judge has the last word on both.
 
-    python tests/bench/same_votes.py FOLDER [--before 7d0affc] [--quick]
+    python tests/bench/training/same_votes.py FOLDER [--before 7d0affc] [--quick]
 
 FOLDER is that of a rehearsal (`thumbwise rehearse` prints it). The older build's job runs on the snapshot of its first
 round, with its own defaults, in a process of its own. Both candidates answer the held-out prompts at the length at
@@ -23,8 +23,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.extend(map(str, (Path(__file__).parents[1] / "support").iterdir()))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.extend(map(str, (Path(__file__).parents[2] / "support").iterdir()))
 
 import kept
 from build_at import build_at, environment, file_at

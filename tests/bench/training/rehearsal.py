@@ -1,6 +1,6 @@
 """The whole loop by `thumbwise rehearse`, with bars: noisy votes must give a better version.
 
-    python tests/bench/rehearsal.py [--judge sentiment] [--votes 600] [--kind pair] [--rounds 1] [--seed 0]
+    python tests/bench/training/rehearsal.py [--judge sentiment] [--votes 600] [--kind pair] [--rounds 1] [--seed 0]
         [--chat-tokens 192] [--begin stable] [--quick]
 
 Thumbs are given on chat replies of up to 192 tokens, and what they teach is judged at that length. `--begin` is the
@@ -21,8 +21,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.extend(map(str, (Path(__file__).parents[1] / "support").iterdir()))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.extend(map(str, (Path(__file__).parents[2] / "support").iterdir()))
 
 import kept
 from tiny_model import ROUND, make_tiny_model
