@@ -1,7 +1,7 @@
 """Errors that reach people: one clear sentence with what was wrong and what to do.
 
-Anything else that escapes is a bug and keeps its traceback. The HTTP status rides along because the
-same refusal is met on the command line, on a page and through the API.
+Any other exception that escapes is a bug and keeps its traceback. An error has its HTTP status with it, because the
+same refusal is shown on the command line, on a page and by the API.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ CODES = {
     409: "conflict", 413: "too_large", 422: "unusable", 429: "rate_limit_exceeded", 499: "reader_gone",
     502: "engine_failed", 503: "unavailable", 507: "disk_full",
 }  # fmt: skip
-"""What API clients read as `error.code` where an error brings none of its own."""
+"""What API clients read as `error.code` if an error has no code of its own."""
 TOO_LONG = "context_length_exceeded"
-"""The code by which clients know that a shorter prompt would be answered.
+"""The code that tells clients that a shorter prompt would be answered.
 
-LangChain and LiteLLM look at the sentence instead; "prompt is too long" is what both of them know.
+LangChain and LiteLLM look at the sentence instead: both know "prompt is too long".
 """
 
 
 class ThumbwiseError(Exception):
-    """Something a person can mend. `str(error)` is the sentence; `status` is the HTTP status.
+    """Something that a person can correct. `str(error)` is the sentence; `status` is the HTTP status.
 
-    `param` names the field of the request that is at fault.
+    `param` names the field of the request that is wrong.
     """
 
     status = 400
@@ -38,7 +38,7 @@ class ThumbwiseError(Exception):
 
 
 class NotFound(ThumbwiseError):
-    """The thing named does not exist, or is not this user's to see."""
+    """The thing named does not exist, or this user may not see it."""
 
     status = 404
 
@@ -50,12 +50,12 @@ class Conflict(ThumbwiseError):
 
 
 class EngineUnavailable(ThumbwiseError):
-    """vLLM is starting, restarting or gone: worth trying again later."""
+    """vLLM is starting, restarting or gone: try again later."""
 
     status = 503
 
 
 class EngineFailed(ThumbwiseError):
-    """vLLM answered with an error or stopped in mid-reply."""
+    """vLLM answered with an error, or stopped in the middle of a reply."""
 
     status = 502

@@ -1,10 +1,10 @@
-"""Named places in the code where a test can end the process or fill the disk, and a rehearsal hold it.
+"""Named places in the code where a test can kill the process or fill the disk, and where a rehearsal can stop it.
 
-`THUMBWISE_FAULT=checkpoint#2` kills this process (-9) as it passes the place `checkpoint` for the second
-time; `=full` after it raises "no space left on device" there instead, and `=stop` stops the process until
-somebody lets it go on (SIGCONT). Deterministic places beat random timing: each is named after what has just
-been done. With `THUMBWISE_DEBUG_LOCKS=1` an event loop that would wait for the database raises instead. Left out:
-faults inside libraries, which are provoked for real (a full file system, a killed vLLM).
+`THUMBWISE_FAULT=checkpoint#2` kills this process (-9) when it passes the place `checkpoint` for the second time. With
+`=full` after it, "no space left on device" is raised there instead. With `=stop`, the process stops there until it is
+continued (SIGCONT). Fixed places find more than random timing; each is named after what has just been done. With
+`THUMBWISE_DEBUG_LOCKS=1`, an event loop that would wait for the database raises an error instead. Left out: faults
+inside libraries, which tests provoke for real (a full file system, a killed vLLM).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _passed: Counter[str] = Counter()
 
 
 def fault_point(name: str) -> None:
-    """Do nothing, unless the environment asks for a fault at `name`."""
+    """Do nothing, or cause the fault that the environment asks for at `name`."""
     wanted = os.environ.get(VARIABLE)
     if wanted is None:
         return
@@ -37,7 +37,7 @@ def fault_point(name: str) -> None:
 
 
 def debug_locks() -> bool:
-    """Whether the database's lock is refused to an event loop's thread; the tests run so."""
+    """Whether an event loop that would wait for the database raises an error; it does in the tests."""
     return bool(os.environ.get(DEBUG_LOCKS))
 
 
@@ -51,7 +51,7 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 
 def out_of_memory(error: BaseException | None) -> bool:
-    """Whether `error`, or what caused it, is that there was no memory: Python's, or PyTorch's for a tensor."""
+    """Whether `error`, or what caused it, is a lack of memory: Python's error, or PyTorch's for a tensor."""
     while error is not None:
         torchs = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
         if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and torchs):

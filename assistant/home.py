@@ -1,9 +1,8 @@
-"""The home folder: where everything that outlives a process is kept, and the lock that guards it.
+"""The home folder, which holds everything that outlives a process, and the lock that guards it.
 
-`lock` is both an advisory lock (held by the one process that may open `feedback.db`) and a note of where
-that process listens, so that every other command finds it. The note is trusted only while the lock is
-held: a stale file after a crash means nothing. Left out: network file systems (the lock and WAL both
-need a local disk).
+The file `lock` is an advisory lock, held by the one process that may open `feedback.db`. It also says where that
+process listens, so that every other command finds it. This note is trusted only while the lock is held: after a crash
+the file means nothing. Left out: network file systems, because the lock and SQLite's WAL need a local disk.
 """
 
 from __future__ import annotations
@@ -29,22 +28,22 @@ from thumbwise.system import trust
 
 log = logging.getLogger(__name__)
 
-# struct flock: a write lock on the whole file. Locks of the open file, and not flock, because these can be
-# asked for without being taken: a command that looks for the assistant never stands in the way of its start.
+# struct flock: a write lock on the whole file. An open file description lock (OFD), and not flock(), because it can be
+# tested without being taken: a command that looks for the assistant never prevents its start.
 _WHOLE_FILE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Home:
-    """Paths under one home folder; `Home.find()` honours THUMBWISE_HOME."""
+    """The paths in one home folder. `Home.find()` reads THUMBWISE_HOME."""
 
     root: Path
 
     @classmethod
     def find(cls, root: str | Path | None = None) -> Home:
-        """Return the home at `root`, THUMBWISE_HOME or the platform's user data folder, made if missing.
+        """Return the home at `root`, THUMBWISE_HOME or the platform's user data folder; it is made if missing.
 
-        What others could write in it is closed to them. Raises ThumbwiseError where it cannot be a home, or not ours.
+        The right of others to write in it is removed. Raises ThumbwiseError if it cannot be our home.
         """
         home = cls.at(root)
         try:
@@ -52,7 +51,7 @@ class Home:
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             home.refuse_foreign(named(root))
             for path in home.open_to_others():
-                log.warning("Others could write %s: it is closed to them now.", path)
+                log.warning("Others could write to %s: this right is removed now.", path)
                 path.chmod(path.stat().st_mode & ~(stat.S_IWGRP | stat.S_IWOTH))
         except OSError as error:
             raise _no_home(home, error) from None
@@ -60,7 +59,7 @@ class Home:
 
     @classmethod
     def at(cls, root: str | Path | None = None) -> Home:
-        """Return that home as it is, there or not: nothing is made, changed or refused."""
+        """Return that home, whether it exists or not; nothing is made, changed or checked."""
         return cls(named(root).resolve())
 
     @property
@@ -70,14 +69,14 @@ class Home:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that a home stands and falls with; those of the database beside it too."""
+        """The files that a home cannot do without, and those that SQLite keeps beside the database."""
         beside = (self.database.with_name(self.database.name + end) for end in ("-wal", "-shm"))
         return self.config, self.token, self.browser_secret, self.lock, self.database, *beside
 
     def refuse_foreign(self, name: Path) -> None:
-        """Raise ThumbwiseError where something in it is another user's, or they could put another home at `name`.
+        """Raise ThumbwiseError if another user owns something in it, or could put another home at `name`.
 
-        Also where nothing can be written (a read-only disk).
+        Also if nothing can be written, as on a read-only disk.
         """
         for path in (name, *self.folders, *self.files):
             if path.exists() or path.is_symlink():
@@ -91,7 +90,7 @@ class Home:
                 raise _not_ours(path, "used", OSError(errno.EACCES, "no right to"))
 
     def open_to_others(self) -> list[Path]:
-        """Which of its folders and files others may write, whether or not they can get to them."""
+        """Its folders and files that others may write to, whether or not they can reach them."""
         there = [path for path in (*self.folders, *self.files) if path.exists()]
         return [path for path in there if trust.writable_by_others(path.stat())]
 
@@ -107,7 +106,7 @@ class Home:
 
     @property
     def lock(self) -> Path:
-        """The lock file: a lock plus the running assistant's URL."""
+        """The lock file: the lock, and the running assistant's URL."""
         return self.root / "lock"
 
     @property
@@ -117,7 +116,7 @@ class Home:
 
     @property
     def browser_secret(self) -> Path:
-        """What browsers' cookies are signed with, mode 0600."""
+        """The secret that signs browsers' cookies, mode 0600."""
         return self.root / "browser.secret"
 
     @property
@@ -127,12 +126,12 @@ class Home:
 
     @property
     def policies(self) -> Path:
-        """One folder a policy version, immutable once its manifest is there."""
+        """One folder for each policy version; it never changes once its manifest is there."""
         return self.root / "policies"
 
     @property
     def runs(self) -> Path:
-        """One folder a training run."""
+        """One folder for each training run."""
         return self.root / "runs"
 
     @property
@@ -142,25 +141,25 @@ class Home:
 
     @property
     def plugins(self) -> Path:
-        """Loose plugin files, and the list of enabled entry points."""
+        """Plugin files, and the list of enabled entry points."""
         return self.root / "plugins"
 
     @property
     def cache(self) -> Path:
-        """What compilers and Gradio keep, which others must not be able to put there; it can be removed at any time."""
+        """Caches of compilers and Gradio. Others must not write there. It can be removed at any time."""
         return self.root / "cache"
 
     def job_token(self) -> str:
-        """Return the job's bearer token, made (0600) at the first call."""
+        """Return the job's bearer token; the first call makes it (0600)."""
         return _secret(self.token)
 
     def cookie_secret(self) -> str:
-        """Return what browsers' cookies are signed with, made (0600) at the first call."""
+        """Return the secret that signs browsers' cookies; the first call makes it (0600)."""
         return _secret(self.browser_secret)
 
 
 def named(root: str | Path | None = None) -> Path:
-    """The name by which the home is asked for; there may be links in it."""
+    """The path that was asked for as home; it may contain links."""
     name = root or os.environ.get("THUMBWISE_HOME") or platformdirs.user_data_dir("thumbwise", False)
     return Path(name).expanduser().absolute()
 
@@ -177,7 +176,7 @@ def _not_ours(path: Path, what: str, error: OSError) -> ThumbwiseError:
 
 
 def _secret(path: Path) -> str:
-    """Read a secret, or make one where there is none."""
+    """Read a secret, or make one if there is none."""
     try:
         if kept := path.read_text().strip():
             return kept
@@ -193,17 +192,17 @@ def _secret(path: Path) -> str:
 
 
 def _renew_exposed(path: Path) -> None:
-    """Remove a secret that others could read or write: it is made again."""
+    """Remove a secret that others could read or write; it is made again later."""
     with suppress(FileNotFoundError):
         if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            log.warning("Others could read or write %s: it is made again.", path)
+            log.warning("Others could read or write %s: a new one is made.", path)
             path.unlink()
 
 
 class HomeLock:
-    """The home's exclusive lock, held for as long as this object is open.
+    """The home's exclusive lock, held as long as this object is open.
 
-    Raises Conflict where another process holds it, naming its URL when it has told one.
+    Raises Conflict if another process holds it, with its URL if that is known.
     """
 
     def __init__(self, home: Home) -> None:
@@ -228,7 +227,7 @@ class HomeLock:
         self.announce(None)
 
     def announce(self, url: str | None) -> None:
-        """Write where the holder listens (None: not yet), for `running_url`."""
+        """Write where this process listens (None: not yet); `running_url` reads it."""
         self._file.seek(0)
         self._file.truncate()
         json.dump({"url": url, "pid": os.getpid()}, self._file)
@@ -248,23 +247,23 @@ class HomeLock:
 
 
 def running_url(home: Home) -> str | None:
-    """Return the URL of the assistant that holds the home's lock, or None where nobody holds it.
+    """Return the URL of the assistant that holds the home's lock, or None if nobody holds it.
 
-    Raises ThumbwiseError where others could have written it: the job's token is sent there.
+    Raises ThumbwiseError if others could have written it, because the job's token is sent to that URL.
     """
     try:
         with home.lock.open() as file:
             status = os.fstat(file.fileno())
             if status.st_uid not in (os.getuid(), 0) or trust.writable_by_others(status):
                 raise ThumbwiseError(
-                    f"{home.lock} is another user's, or they can write it: `chmod go-rwx {home.root}`, stop the "
-                    "assistant, remove the file and start it again."
+                    f"{home.lock} belongs to another user, or others can write it: `chmod go-rwx {home.root}`, stop "
+                    "the assistant, remove the file and start it again."
                 )
             (kind,) = struct.unpack_from("h", fcntl.fcntl(file, fcntl.F_OFD_GETLK, _WHOLE_FILE))
             if kind == fcntl.F_UNLCK:
                 return None
             url = json.loads(file.read() or "{}").get("url")
-    except (FileNotFoundError, json.JSONDecodeError):  # the latter: caught between truncate and write
+    except (FileNotFoundError, json.JSONDecodeError):  # the latter: read between truncate and write
         return None
     except OSError as error:
         raise ThumbwiseError(
@@ -274,7 +273,7 @@ def running_url(home: Home) -> str | None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make a rename or a new file in `folder` survive a power cut."""
+    """Make a rename or a new file in `folder` survive a power failure."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -283,7 +282,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_durably(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write `data` to `path` so that it is there whole, or not at all, after a crash; `mode` is less the umask."""
+    """Write `data` to `path` so that after a crash it is there whole or not at all; the umask applies to `mode`."""
     side = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with open(side, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:

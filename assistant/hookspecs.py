@@ -52,12 +52,12 @@ def select_candidates(
 
 @hookspec
 def shape_reward(samples: Sequence[Sample], scores: Scores, context: Any) -> Scores | None:
-    """Return changed scores for rollouts; implementations chain, each seeing the last one's result."""
+    """Return changed scores for rollouts; implementations are chained, and each gets the result of the one before."""
 
 
 @hookspec
 def on_feedback(event: dict[str, Any]) -> None:
-    """Observe one stored vote. As for all that observe: in a thread of its own, and an exception is logged."""
+    """Observe one stored vote. Like all observers, it runs in a background thread, and an exception is logged."""
 
 
 @hookspec
@@ -67,4 +67,4 @@ def on_promote(old: str, new: str, reason: str) -> None:
 
 @hookspec
 def on_rollback(old: str, new: str, reason: str) -> None:
-    """Observe that `new` answers again in the place of `old`, the stable version or the canary."""
+    """Observe that `new` answers again instead of `old`, which was stable or the canary."""

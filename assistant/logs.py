@@ -1,8 +1,7 @@
-"""What the server writes to stderr: a line of text for each event, or one of JSON (setting `log_format`).
+"""The server's log on stderr: for each event one line, as text or as JSON (setting `log_format`).
 
-An event carries its fields beside the sentence: `event`, `version`, `message_id` and so on. What people write and
-what they are answered is never among them, and neither is who they are. Left out: files and their rotation, which
-whatever keeps the server's output has (systemd, Docker).
+An event has fields beside its sentence: `event`, `version`, `message_id` and so on. What people write, what they are
+answered and who they are is never logged. Left out: log files and their rotation, which systemd or Docker do.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ FIELDS = {"asctime": "time", "levelname": "level", "name": "logger"}
 
 
 def configure(form: Format) -> None:
-    """Send everything from INFO on to stderr in this form; libraries that log each request, from WARNING on."""
+    """Log to stderr in this form, from INFO on; libraries that log each request, only from WARNING on."""
     handler = logging.StreamHandler(sys.stderr)
     if form == "json":
         formatter = JsonFormatter(f"%({')s %('.join(FIELDS)})s %(message)s", rename_fields=FIELDS)
@@ -32,5 +31,5 @@ def configure(form: Format) -> None:
 
 
 def event(log: logging.Logger, name: str, sentence: str, *, level: int = logging.INFO, **fields: Any) -> None:
-    """Log an event with its fields; `sentence` says the same to a person and has no fields left to fill in."""
+    """Log an event with its fields; `sentence` says the same to a person, and is complete."""
     log.log(level, sentence, extra={"event": name, **fields})

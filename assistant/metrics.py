@@ -1,4 +1,4 @@
-"""Prometheus metrics of the assistant, in a registry of their own so that tests can have several."""
+"""Prometheus metrics of the assistant, in a registry of their own, so that tests can have several."""
 
 from __future__ import annotations
 

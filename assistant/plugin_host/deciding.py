@@ -1,7 +1,8 @@
-"""What plugins decide while somebody waits they are asked in threads of their own, and for so long only.
+"""Calls plugins for whose decision somebody waits: each call in a thread of its own, with a time limit.
 
-A thread cannot be ended. So one that takes too long is left behind, and keeps its place: a plugin that is stuck takes a
-few threads and no more. The threads are none of asyncio's, which the end of the process would wait for.
+A thread cannot be ended. A call that takes too long is left running, and keeps its place. There are PLACES places, so a
+plugin that hangs takes a few threads and no more. The threads are not asyncio's own, because the end of the process
+would wait for those.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from typing import TypeVar
 
 T = TypeVar("T")
 PLACES = 4
-"""Plugins that may be asked at a time."""
+"""Calls that may run at the same time."""
 
 
 def in_thread(work: Callable[[], T]) -> Future[T]:
-    """What `work` will return, from a thread that the end of the process does not wait for."""
+    """Run `work` in a daemon thread, which the end of the process does not wait for."""
     found: Future[T] = Future()
 
     def run() -> None:
@@ -35,18 +36,18 @@ def in_thread(work: Callable[[], T]) -> Future[T]:
 
 
 async def in_background(work: Callable[[], T]) -> T:
-    """The same for who waits for it."""
+    """Run `work` like that, and wait for its result."""
     return await asyncio.wrap_future(in_thread(work))
 
 
 class Deciding:
-    """Asks plugins, each question in a thread."""
+    """Asks plugins, with a limit on time and on the number of threads."""
 
     def __init__(self) -> None:
         self._places = asyncio.Semaphore(PLACES)
 
     async def ask(self, question: Callable[[], T], seconds: float) -> T:
-        """What `question` returns; raises TimeoutError where that takes longer, or no place is free for so long."""
+        """Return what `question` returns; raises TimeoutError if that takes longer, waiting for a place included."""
         loop = asyncio.get_running_loop()
 
         def leave(answer: Future[T]) -> None:

@@ -1,11 +1,14 @@
 """Find, load and isolate plugins; keep what they registered.
 
-Three sources, loaded in this order through the same hooks: the built-ins (a tuple of module names), loose
-files in the home's `plugins/` (on, unless others could have written them), and entry points of the group
-`thumbwise` (off until `thumbwise plugins enable`: an installed package gains nothing by being installed,
-it is not even imported). A plugin that fails is taken out whole, with all that it had registered, and
-listed with its reason; the others work. Left out: reloading in a running process (restart it), and a
-sandbox (a plugin is code that runs with the operator's rights).
+Plugins come from three sources, loaded in this order through the same hooks:
+
+1. the built-ins (BUILTINS);
+2. Python files in the home's `plugins/`: on, unless others could have written them;
+3. entry points of the group `thumbwise`: off until `thumbwise plugins enable`. A package that is only installed is not
+   even imported.
+
+A plugin that fails is removed whole, with all that it registered, and listed with the reason. The others keep working.
+Left out: reloading in a running process (restart it), and a sandbox (a plugin runs with the operator's rights).
 """
 
 from __future__ import annotations
@@ -53,7 +56,7 @@ KINDS = {
     "rollout_backends": "rollout backend",
     "gates": "gate",
 }
-"""What can be registered: the suffix of the hook `register_<kind>` and its name in sentences."""
+"""What can be registered: the suffix of the hook `register_<kind>`, and its name in sentences."""
 
 Registry = dict[str, Callable[..., Any]]
 Source = Literal["builtin", "file", "entry point"]
@@ -63,8 +66,8 @@ Source = Literal["builtin", "file", "entry point"]
 class PluginInfo:
     """One plugin as `thumbwise plugins list` shows it.
 
-    `status` is on, off or failed; `reason` says why it is not on and what to do; `version` is the
-    distribution's, or for a loose file the start of its SHA-256; `provides` maps a kind to names.
+    `reason` says why it is not on, and what to do. `version` is the distribution's version, or for a file the start of
+    its SHA-256. `provides` maps a kind to the registered names.
     """
 
     name: str
@@ -83,8 +86,8 @@ Infos = list[PluginInfo]  # named here, because `list` is a method below
 class PluginManager:
     """The loaded plugins of one home: `PluginManager(home).load()`, once.
 
-    `judges`, `reward_models`, `policy_algorithms`, `rollout_backends` and `gates` map names to what was
-    registered; `hook` is pluggy's relay for the decision hooks.
+    `judges`, `reward_models`, `policy_algorithms`, `rollout_backends` and `gates` map names to what was registered.
+    `hook` is pluggy's relay for the decision hooks.
     """
 
     def __init__(self, home: Home, builtins: Sequence[str] = BUILTINS) -> None:
@@ -104,7 +107,7 @@ class PluginManager:
         self.deciding = Deciding()
 
     def get(self, kind: str, name: str) -> Callable[..., Any]:
-        """Return what is registered as `name`; `kind` is a key of KINDS. Raises NotFound naming the known."""
+        """Return what is registered as `name`; `kind` is a key of KINDS. Raises NotFound, with the known names."""
         known = self.registry(kind)
         if name not in known:
             names = ", ".join(sorted(known)) or "none"
@@ -115,19 +118,19 @@ class PluginManager:
         return known[name]
 
     def check_training(self, reward: str, algorithm: str, rollouts: str) -> None:
-        """Raise NotFound where something that a run would need is not there (`auto` needs what is built in)."""
+        """Raise NotFound if something that a run needs is not registered (`auto` needs only built-ins)."""
         if algorithm != "auto":
             self.get("policy_algorithms", algorithm)
         self.get("reward_models", reward)
         self.get("rollout_backends", rollouts)
 
     def registry(self, kind: str) -> Registry:
-        """Return all that is registered of one kind, a key of KINDS, by name."""
+        """Return everything registered of one kind, a key of KINDS, by name."""
         found: Registry = getattr(self, kind)
         return found
 
     def owners(self, kind: str) -> dict[str, str]:
-        """Which plugin registered each name of one kind, a key of KINDS."""
+        """Return which plugin registered each name of one kind, a key of KINDS."""
         return {name: plugin for (of, name), plugin in self._owners.items() if of == kind}
 
     def list(self) -> Infos:
@@ -151,7 +154,7 @@ class PluginManager:
             self._add(module.rpartition(".")[2], "builtin", __version__, _importer(module))
 
     def load_source(self, path: Path, source: bytes) -> PluginInfo:
-        """Load one loose file whose content is `source` (it runs), and return how that went."""
+        """Load one plugin file whose content is `source` (this runs it), and return the result."""
         version = "sha256:" + hashlib.sha256(source).hexdigest()[:12]
         return self._add(path.stem, "file", version, lambda: run_file(path, source))
 
@@ -164,29 +167,29 @@ class PluginManager:
             self.load_source(path, source)
 
     def notify(self, hook_name: str, **event: Any) -> None:
-        """Have every implementation of an observer hook called, in order, by `observers`; returns at once."""
+        """Have `observers` call every implementation of an observer hook, in order; returns at once."""
         self.observers.tell(lambda: self._notify(hook_name, event))
 
     def _notify(self, hook_name: str, event: dict[str, Any]) -> None:
-        """An exception is logged with the plugin's name."""
+        """Call each; an exception is logged with the plugin's name."""
         for name, plugin in self._implementers(hook_name):
             try:
                 self._call(hook_name, plugin, **event)
             except Exception:
-                logger.exception("plugin %s failed in %s; the others go on", name, hook_name)
+                logger.exception("plugin %s failed in %s; the others continue", name, hook_name)
 
     async def choose(
         self, conversation: Sequence[Message], live: Sequence[str], k: int, rng: random.Random, seconds: float
     ) -> Sequence[str]:
-        """As `candidates`, in a thread for plugins; raises ThumbwiseError (500) also where that takes `seconds`."""
+        """As `candidates`, in a thread; also raises ThumbwiseError (500) if that takes more than `seconds`."""
         asked: list[str] = []
         try:
             return await self.deciding.ask(lambda: self.candidates(conversation, live, k, rng, asked.append), seconds)
-        except TimeoutError:  # `asked` is empty where others that are stuck have all the places
+        except TimeoutError:  # `asked` is empty if calls that hang have all the places
             names = asked[-1:] or [name for name, _ in self._implementers("select_candidates")]
             raise ThumbwiseError(
                 f"Plugin {' or '.join(names)} took more than {seconds:g} seconds in select_candidates (setting "
-                "plugin_seconds): mend or remove it.",
+                "plugin_seconds): repair or remove it.",
                 status=500,
             ) from None
 
@@ -200,8 +203,8 @@ class PluginManager:
     ) -> Sequence[str]:
         """The k of the versions `live` to compare: the first answer of `select_candidates` that is not None.
 
-        Raises ThumbwiseError (500) naming the plugin that raised, or that chose what it may not. It takes as long as
-        the plugins do; `asking` is told each one's name before.
+        Raises ThumbwiseError (500) that names the plugin which raised, or which made a choice that is not allowed.
+        Blocks as long as the plugins do. `asking` is called with each plugin's name before the plugin is.
         """
         for name, plugin in self._implementers("select_candidates"):
             asking(name)
@@ -212,30 +215,30 @@ class PluginManager:
                 chosen = None if answer is None else list(answer)
             except Exception as error:
                 logger.exception("plugin %s failed in select_candidates", name)
-                said = f"Plugin {name} failed in select_candidates ({_one_line(error)}): mend or remove it."
+                said = f"Plugin {name} failed in select_candidates ({_one_line(error)}): repair or remove it."
                 raise ThumbwiseError(said, status=500) from error
             if chosen is None:
                 continue
             if len(chosen) != k or not set(chosen) <= set(live):
                 said = (
-                    f"Plugin {name} chose {chosen!r} to compare, and not {k} of {', '.join(live)}: mend or remove it."
+                    f"Plugin {name} chose {chosen!r} to compare, and not {k} of {', '.join(live)}: repair or remove it."
                 )
                 raise ThumbwiseError(said, status=500)
             return chosen
         raise ThumbwiseError("No plugin chooses versions to compare: look at `thumbwise plugins list`.", status=500)
 
     def shape(self, samples: Sequence[Sample], scores: Scores, context: Any) -> Scores:
-        """Pass scores (f32[N] for N samples) through every `shape_reward`, each seeing the last result.
+        """Pass scores (f32[N] for N samples) through every `shape_reward`; each gets the result of the one before.
 
-        Order is pluggy's: the plugin loaded last goes first, `tryfirst` and `trylast` are honoured.
-        Raises ThumbwiseError naming the plugin that raised or returned another length.
+        The order is pluggy's: the plugin that was loaded last goes first; `tryfirst` and `trylast` are honoured.
+        Raises ThumbwiseError that names the plugin which raised, or which returned another length.
         """
         for name, plugin in self._implementers("shape_reward"):
             try:
                 results = self._call("shape_reward", plugin, samples=samples, scores=scores, context=context)
             except Exception as error:
                 raise ThumbwiseError(
-                    f"Plugin {name} failed in shape_reward ({_one_line(error)}): mend or remove it."
+                    f"Plugin {name} failed in shape_reward ({_one_line(error)}): repair or remove it."
                 ) from error
             if results:
                 scores = _checked_scores(name, results[-1], len(samples))
@@ -251,7 +254,7 @@ class PluginManager:
             yield impl.plugin_name, impl.plugin
 
     def _add(self, name: str, source: Source, version: str, load: Callable[[], object]) -> PluginInfo:
-        """Load, register and collect one plugin, or take it out whole; either way it is listed."""
+        """Load one plugin, or remove it whole if it fails; in both cases it is listed."""
         with output_to_stderr(), interrupts() as interrupted:
             info = self._loaded(name, source, version, load, interrupted)
         self._infos.append(info)
@@ -281,7 +284,7 @@ class PluginManager:
             return PluginInfo(name, source, "failed", _one_line(error), version, traceback=trace)
 
     def _checked_hooks(self, plugin: object) -> tuple[str, ...]:
-        """Return the names of the hooks that `plugin` implements; a mistyped or missing one is an error."""
+        """Return the names of the hooks that `plugin` implements; a mistyped name, or no hook at all, is an error."""
         names = sorted(caller.name for caller in self.pluggy.get_hookcallers(plugin) or ())
         if not names:
             raise ThumbwiseError("it implements no hook: put @hookimpl before its functions")
@@ -295,7 +298,7 @@ class PluginManager:
         return tuple(names)
 
     def _collect(self, name: str, plugin: object) -> dict[str, tuple[str, ...]]:
-        """Call the plugin's registration hooks; nothing is kept unless all of them succeed."""
+        """Call the plugin's registration hooks; what they register is kept only if all of them succeed."""
         staged: dict[str, Registry] = {}
         for kind in KINDS:
             if any(other is plugin for _, other in self._implementers(f"register_{kind}")):

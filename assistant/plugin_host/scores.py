@@ -1,4 +1,4 @@
-"""What makes a plugin's scores unusable: one rule for reward models and for `shape_reward`."""
+"""The check of scores that a plugin returns: one rule for reward models and for `shape_reward`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from thumbwise.contracts import Scores
 
 
 def wrong_with(scores: object, n: int) -> str:
-    """What was returned for `n` samples that is no score of them, in words; nothing where it is.
+    """What is wrong with `scores` as the scores of `n` samples, in words; empty if they can be used.
 
-    A score that is NaN or infinite is no opinion. Of several samples at least one must have a score: a policy that is
-    trained on nothing would go through its whole round.
+    A score that is NaN or infinite means "no opinion". Of several samples at least one must have a finite score:
+    otherwise a policy would go through its whole round and be trained on nothing.
     """
     if not isinstance(scores, Scores):
         return f"{type(scores).__name__} and no Scores"

@@ -1,7 +1,7 @@
 """Where plugins come from, and whether that place can be trusted.
 
-A loose file and the list of enabled entry points decide what code runs, so both are read only where
-nobody but this user (or root) can have written them.
+Plugin files and the list of enabled entry points decide what code runs. So both are read only if nobody but this user
+(or root) can have written them.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ def installed() -> list[EntryPoint]:
 
 
 def enabled(home: Home) -> list[str]:
-    """Return the names in `plugins/enabled.txt`; a ThumbwiseError if others could write it, or it is no text."""
+    """Return the names in `plugins/enabled.txt`; raises ThumbwiseError if others could write it, or it is not text."""
     path = home.plugins / "enabled.txt"
     if not path.exists():
         return []
     try:
         lines = read_trusted(path).decode().splitlines()
     except UnicodeDecodeError:
-        raise ThumbwiseError(f"{path} is no text: remove it, and enable what you want again.") from None
+        raise ThumbwiseError(f"{path} is not text: remove it, and enable your plugins again.") from None
     return [line.strip() for line in lines if line.strip()]
 
 
 def enable(home: Home, name: str) -> None:
-    """Turn an installed entry-point plugin on, durably. Raises NotFound naming the installed ones."""
+    """Turn an installed entry-point plugin on, durably. Raises NotFound, with the installed names."""
     known = [point.name for point in installed()]
     if name not in known:
         raise NotFound(
@@ -52,7 +52,7 @@ def enable(home: Home, name: str) -> None:
 
 
 def disable(home: Home, name: str) -> None:
-    """Turn an entry-point plugin off, durably. Raises NotFound where it is not enabled."""
+    """Turn an entry-point plugin off, durably. Raises NotFound if it is not enabled."""
     names = enabled(home)
     if name not in names:
         raise NotFound(
@@ -63,10 +63,10 @@ def disable(home: Home, name: str) -> None:
 
 
 def read_trusted(path: Path) -> bytes:
-    """Read a file that only its owner (this user or root) can have written, or raise ThumbwiseError.
+    """Read a file that only its owner (this user or root) can have written; else raise ThumbwiseError.
 
-    Every folder and link on the way to it is checked too. The open file is checked, not its name, so that it cannot be
-    exchanged between check and use.
+    Every folder and link on its path is checked too. The open file is checked, not its name, so that nobody can
+    exchange it between check and use.
     """
     trust.refuse_foreign(path)
     real = path.resolve()
@@ -90,7 +90,7 @@ def _store(home: Home, names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def output_to_stderr() -> Iterator[None]:
-    """What plugins and their programs print goes to stderr: stdout is for the command's result."""
+    """Send to stderr what plugins and their programs print: stdout is for the command's result."""
     with contextlib.ExitStack() as stack:
         if sys.__stdout__ is not None:
             sys.__stdout__.flush()
@@ -107,7 +107,7 @@ def output_to_stderr() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether a Ctrl-C came: a plugin can raise KeyboardInterrupt without one."""
+    """Yield a function that says whether Ctrl-C was pressed: a plugin can raise KeyboardInterrupt without that."""
     came: list[int] = []
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):
@@ -127,7 +127,7 @@ def interrupts() -> Iterator[Callable[[], bool]]:
 
 
 def run_file(path: Path, source: bytes) -> ModuleType:
-    """Execute exactly the bytes that were checked (no cached bytecode) as a module of its own name."""
+    """Execute exactly the bytes that were checked, as a module with a name of its own; no cached bytecode."""
     module = ModuleType(f"thumbwise_file_{path.stem}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses and typing look their module up

@@ -1,7 +1,7 @@
-"""Files that our child processes write their output into: bounded while they run, and read from their end only.
+"""The output files of our child processes: limited in size while the children run, and read from the end.
 
-A child holds its file open, so the file is cut, not renamed: what it had goes to `NAME.1`. That needs the file to be
-open for appending, as `opened` does. Left out: keeping more than one older file.
+A child holds its file open, so the file is cut and not renamed: its content is copied to `NAME.1` first. This needs the
+file to be open for appending, as `opened` does. Left out: keeping more than one older file.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 LARGEST = 16 * 2**20
-"""Bytes of a file above which it is cut; with the older one it takes twice that, and what comes between two looks."""
+"""Bytes above which a file is cut. With the older file it is twice that, plus what comes between two checks."""
 TAIL = 2**16
 """Bytes that are read from the end."""
 
 
 def older(path: Path) -> Path:
-    """Where the output before the last cut is."""
+    """The file that holds the output from before the last cut."""
     return path.with_name(path.name + ".1")
 
 
 def opened(path: Path, *, fresh: bool) -> BinaryIO:
-    """Open `path` for a child's output; `fresh` puts what was there into the older file."""
+    """Open `path` for a child's output; `fresh` moves what is there to the older file first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if fresh:
         with suppress(FileNotFoundError):
@@ -34,8 +34,8 @@ def opened(path: Path, *, fresh: bool) -> BinaryIO:
 
 
 def bound(path: Path) -> None:
-    """Cut the file where it has grown too large; lines that come in this moment are lost."""
-    with suppress(OSError):  # a full disk: nothing could be kept anyway
+    """Cut the file if it has grown too large. Lines that are written at this moment are lost."""
+    with suppress(OSError):  # a full disk: a copy could not be kept anyway
         if path.stat().st_size > LARGEST:
             with suppress(OSError):
                 shutil.copyfile(path, older(path))
@@ -43,7 +43,7 @@ def bound(path: Path) -> None:
 
 
 def last_lines(path: Path, number: int, wanted: Callable[[str], object] = str.strip) -> list[str]:
-    """The last `number` lines of a file that are `wanted`, found in its last TAIL bytes; none where it is not there."""
+    """The last `number` lines that are `wanted`, from the last TAIL bytes; none if the file does not exist."""
     with suppress(OSError), path.open("rb") as file:
         file.seek(0, os.SEEK_END)
         begin = max(0, file.tell() - TAIL)

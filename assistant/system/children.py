@@ -1,8 +1,8 @@
-"""Child processes of ours: how they are started, with what environment, and what they compute.
+"""Our child processes: how they are started, with which environment, and how much they compute.
 
-Each ends with this process (`engine_child.py`), and none runs a file of the folder that it happens to be started in:
-`-P` keeps that folder out of the modules' path, `PYTHONSAFEPATH` does so for what a child starts in its turn, and parts
-of `PYTHONPATH` that are empty or relative, which mean that folder too, are left out.
+Each ends when this process ends (`thumbwise.engine.child`). None runs a file of the folder in which it is started: `-P`
+keeps that folder out of `sys.path`. `PYTHONSAFEPATH` does the same for processes that a child starts. Parts of
+`PYTHONPATH` that are empty or relative mean that folder too, and are removed.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from pathlib import Path
 
 
 def python(*arguments: str) -> list[str]:
-    """The command that runs this Python."""
+    """The command that runs this Python with `arguments`."""
     return [sys.executable, "-P", *arguments]
 
 
 def launched(command: list[str]) -> list[str]:
-    """The command that runs `command` for as long as this process lives."""
+    """The command that runs `command`, and ends it when this process ends."""
     return python("-m", "thumbwise.engine.child", str(os.getpid()), *command)
 
 
 def safe(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """`environment` without what would make Python load modules from wherever it is started."""
+    """`environment` without what makes Python load modules from the current folder."""
     kept = dict(environment) | {"PYTHONSAFEPATH": "1"}
     folders = [part for part in kept.pop("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(part)]  # noqa: PTH117
     return kept | ({"PYTHONPATH": os.pathsep.join(folders)} if folders else {})
 
 
 def cpu_seconds(group: int) -> float:
-    """How long all processes of a process group have run, in seconds of one core."""
+    """CPU time of all processes of a process group, in seconds of one core."""
     ticks = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError):

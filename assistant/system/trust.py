@@ -1,9 +1,8 @@
-"""Whether another user of this machine could change a file of ours, or put something else in its place.
+"""Whether another user of this machine could change one of our files, or put something else in its place.
 
-Asked of the file and of all that the system passes on the way to it: every folder up to the root, and every link with
-what it leads to. Whoever may write a folder may exchange what is in it, but for a folder like /tmp (sticky), where only
-what belongs to others may not be touched. Root is trusted. Left out: access lists beyond the mode, which show in it as
-rights of the group.
+The file is checked, and everything on its path: each folder from the root on, and each link with its target. Who may
+write to a folder may exchange what is in it. In a folder with the sticky bit, such as /tmp, they may not touch what
+belongs to others. Root is trusted. Left out: access control lists, which show in the mode as rights of the group.
 """
 
 from __future__ import annotations
@@ -17,13 +16,14 @@ from pathlib import Path
 
 from thumbwise.errors import ThumbwiseError
 
-_MOST_LINKS = 40  # as the system has it
+_MOST_LINKS = 40  # the limit of Linux
 
 
 def refuse_foreign(path: Path, within: Path | None = None) -> None:
-    """Raise ThumbwiseError where another user owns `path` or could exchange it; who may write into it is not asked.
+    """Raise ThumbwiseError if another user owns `path`, or could exchange it for something else.
 
-    Nor of folders `within` one that the caller looks after: only who owns them.
+    Who may write to `path` itself is not checked. Of paths `within` a folder that the caller checks, only the owner is
+    checked.
     """
     trusted = _trusted()
     for place in passed(path):
@@ -43,7 +43,7 @@ def refuse_foreign(path: Path, within: Path | None = None) -> None:
 
 
 def passed(path: Path) -> Iterator[Path]:
-    """Every folder and link on the way to `path`, from the root on, and then that itself."""
+    """Every folder and link on the way to `path`, from the root on, and at last `path`."""
     left, links = list(reversed(path.absolute().parts)), 0
     here = Path(left.pop())
     yield here
@@ -56,7 +56,7 @@ def passed(path: Path) -> Iterator[Path]:
         yield here
         if here.is_symlink():
             if (links := links + 1) > _MOST_LINKS:
-                raise ThumbwiseError(f"{path} leads in a circle of links: mend it.")
+                raise ThumbwiseError(f"{path} leads in a circle of links: repair them.")
             target = here.readlink()
             left += reversed(target.parts[1:] if target.is_absolute() else target.parts)
             here = Path(target.anchor) if target.is_absolute() else here.parent
@@ -68,14 +68,14 @@ def writable_by_others(status: os.stat_result) -> bool:
 
 
 def _open_to_others(status: os.stat_result) -> bool:
-    """The same of a folder on the way, where a group of this user alone is no other, and neither is who uses /tmp."""
+    """Whether others may exchange what is in a folder. A sticky folder and a group of this user alone do not count."""
     if not writable_by_others(status) or status.st_mode & stat.S_ISVTX:
         return False
     return bool(status.st_mode & stat.S_IWOTH) or not _own_group(status.st_gid)
 
 
 def _own_group(gid: int) -> bool:
-    """Whether a group is the one that many systems make for each user, with their name and nobody else in it."""
+    """Whether a group is the one that many systems make for each user: same name, no other member."""
     try:
         group, user = grp.getgrgid(gid), pwd.getpwuid(os.getuid())
     except KeyError:
@@ -84,7 +84,7 @@ def _own_group(gid: int) -> bool:
 
 
 def _trusted() -> set[int]:
-    """Us, root, and in a container without the machine's root what stands for him there."""
+    """This user and root. In a user namespace without the machine's root, also the user id that stands for root."""
     users = {os.getuid(), 0}
     if Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]:
         users.add(int(Path("/proc/sys/kernel/overflowuid").read_text()))

@@ -1,11 +1,11 @@
-"""A watchdog: where the server's event loop stands still, the process is ended, and what started it starts it again.
+"""A watchdog: ends the process if the server's event loop stands still, so that its service manager restarts it.
 
-Such a server answers nobody, `/health/live` included. So its loop says each second that it goes round: to systemd,
-where that started it (`WatchdogSec`), and to a process of our own, which counts. It is a process, since what stands
-still may hold the lock that all of Python's threads need: a regular expression on a long text does. It counts the
-seconds in which it was awake itself and we were not stopped. So nothing ends because a machine slept, a container was
-paused, or somebody pressed Ctrl-Z. What ends says so on stderr, with the stacks of all threads. Left out: a watchdog
-for vLLM, which is the supervisor's.
+Such a server answers nobody, not even `/health/live`. So the loop sends a tick each second: to systemd, if that started
+us (`WatchdogSec`), and to a process of our own, which counts. This is a process and not a thread, because the code that
+stands still may hold the GIL: a regular expression on a long text does. The process counts only seconds in which it was
+awake itself and the server was not stopped. So nothing is ended because the machine slept, a container was paused, or
+somebody pressed Ctrl-Z. Before the server ends, it writes the stacks of all threads to stderr. Left out: a watchdog for
+vLLM, which the supervisor is.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from thumbwise.system import children
 
 TICK = 1.0
 LAST_WORDS = 10.0
-"""Seconds in which a process that was told to end may write its threads' stacks."""
+"""Seconds that a process gets to write its threads' stacks after it was told to end."""
 
 
 @asynccontextmanager
 async def watched(seconds: float) -> AsyncIterator[None]:
-    """Inside the block the loop may stand still for `seconds` (0: for ever), as the watchdog counts them."""
+    """Inside the block, the process is ended if its loop stands still for `seconds` (0: never)."""
     faulthandler.enable()  # at a SIGABRT, systemd's or ours, the stacks are written
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, most))  # and no memory, in which is what people said
-    service = os.environ.pop("NOTIFY_SOCKET", "")  # not for our children
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))  # but no core dump, which would contain what people said
+    service = os.environ.pop("NOTIFY_SOCKET", "")  # our children must not use it
     watch = children.python("-m", "thumbwise.system.watchdog", str(os.getpid()), str(seconds))
     child = subprocess.Popen(watch, stdin=subprocess.PIPE, env=children.safe()) if seconds else None
     notify(service, "READY=1")
@@ -59,13 +59,13 @@ async def _tick(service: str, child: subprocess.Popen[bytes] | None) -> None:
         os.set_blocking(pipe, False)
     while True:
         notify(service, "WATCHDOG=1")
-        with contextlib.suppress(OSError):  # it was ended, or is stopped and does not read
+        with contextlib.suppress(OSError):  # the watching process was ended, or is stopped and does not read
             os.write(pipe, b".")
         await asyncio.sleep(TICK)
 
 
 def notify(service: str, said: str) -> None:
-    """Tell systemd, whose socket is `service`: empty where it did not start us, `@…` in Linux's abstract names."""
+    """Tell systemd, whose socket is `service`: empty if it did not start us, `@…` for an abstract socket of Linux."""
     if service:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.setblocking(False)
@@ -73,14 +73,14 @@ def notify(service: str, said: str) -> None:
 
 
 def stopped(pid: int) -> bool:
-    """Whether somebody stopped the process (Ctrl-Z, a debugger); it can go on."""
+    """Whether somebody stopped the process (Ctrl-Z, a debugger). It can be continued."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "tT"
 
 
 def main(arguments: list[str]) -> int:
-    """Read the ticks of the process `arguments[0]` from stdin, and end it after `arguments[1]` seconds without one."""
+    """Read the ticks of process `arguments[0]` from stdin, and end it after `arguments[1]` seconds without a tick."""
     pid, seconds = int(arguments[0]), float(arguments[1])
-    for ignored in (signal.SIGINT, signal.SIGHUP):  # of the terminal, which are for the server
+    for ignored in (signal.SIGINT, signal.SIGHUP):  # from the terminal; they are for the server
         signal.signal(ignored, signal.SIG_IGN)
     still = 0.0
     while still < seconds:

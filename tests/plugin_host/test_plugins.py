@@ -118,7 +118,7 @@ def test_a_list_of_enabled_plugins_that_is_no_text_enables_none(home: Home, site
     install(site, "thumbwise-brief", "brief", "brief_plugin", BRIEF)
     (home.plugins / "enabled.txt").write_bytes(b"\xff\n")
     (off,) = [found for found in load(home).list() if found.source == "entry point"]
-    assert (off.status, "is no text: remove it" in off.reason) == ("off", True)
+    assert (off.status, "is not text: remove it" in off.reason) == ("off", True)
 
 
 def test_a_name_that_two_packages_bring_runs_neither(home: Home, site: Path) -> None:

@@ -78,7 +78,7 @@ def test_the_lock_is_private_whatever_the_umask(home: Home) -> None:
         with HomeLock(home):
             assert mode(home.lock) == 0o600
             home.lock.chmod(0o666)
-            with pytest.raises(ThumbwiseError, match="or they can write it"):
+            with pytest.raises(ThumbwiseError, match="or others can write it"):
                 running_url(home)
     finally:
         os.umask(before)
