@@ -58,7 +58,7 @@ def refusal(file: Path) -> str:
 # --- the prompts that ship -----------------------------------------------------------------------------
 
 
-def test_requirements_prompts_ship_each_once_and_none_is_a_seed_prompt() -> None:
+def test_enough_prompts_ship_each_once_and_none_is_a_seed_prompt() -> None:
     shipped = rehearsal_prompts()
     asked = {text(p).casefold() for p in shipped}
     assert len(asked) == len(shipped) >= 220
