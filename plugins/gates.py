@@ -27,10 +27,10 @@ MOST = 1000.0
 
 
 def rm_accuracy(evidence: Evidence) -> GateReport:
-    """Votes foretold surely more often than by chance, where "surely" holds for all nights of a home together.
+    """The reward model predicts votes better than chance, at a level that holds for all nights of a home together.
 
-    A reward model that foretells nothing in order is held to its cross-validation, whose error is up to sqrt(2) times
-    what its votes say: what two votes have in common counts in either's fold.
+    A reward model without prequential predictions is held to its cross-validation. The error of that is up to sqrt(2)
+    times what its votes say, because what two votes have in common counts in the fold of each.
     """
     limits = evidence.limits
     if evidence.foretold is not None:
@@ -42,26 +42,27 @@ def rm_accuracy(evidence: Evidence) -> GateReport:
         share, votes, error = evidence.rm_accuracy, evidence.rm_votes, evidence.rm_error
     if not votes:
         detail = (
-            "No vote could be held against a reward model that had not seen its conversation: collect votes in more "
+            "No vote could be compared with a reward model that had not seen its conversation: collect votes in more "
             "conversations."
         )
         return GateReport("rm_accuracy", not limits.min_accuracy, 0.0, limits.min_accuracy, detail)
     coins = 0.5 / math.sqrt(votes)
-    error = coins if error is None else max(error, coins / 2)  # few votes that are all right are no proof
+    error = coins if error is None else max(error, coins / 2)  # a few votes that are all predicted rightly are no proof
     error *= 1 if evidence.foretold is not None else math.sqrt(2)
     low = max(share - ever(limits.level, min(0.25 / error**2, votes)) * error, 0.0)
     detail = (
-        f"The reward model foretold {share:.1%} of {votes} votes, {how} (every pair of a ranking is one): surely "
-        f"{low:.1%} (level {limits.level:g} over the life of a home); over {limits.min_accuracy:.0%} is needed."
+        f"The reward model predicted {share:.1%} of {votes} votes, {how} (each pair of a ranking is a vote). Lower "
+        f"confidence limit: {low:.1%} (level {limits.level:g} over the life of a home); it must be above "
+        f"{limits.min_accuracy:.0%}."
     )
     passed = low > limits.min_accuracy or not limits.min_accuracy
     if not passed and share > limits.min_accuracy:
-        detail += " More votes narrow that."
+        detail += " More votes narrow the interval."
     return GateReport("rm_accuracy", passed, low, limits.min_accuracy, detail)
 
 
 def win_rate(evidence: Evidence) -> GateReport:
-    """Win over stable on held-out prompts, ties half, by the reward model: a proxy for people.
+    """Win rate over stable on held-out prompts by the reward model, a proxy for people; ties count half.
 
     Replies in one conversation are not independent, so the error is over conversations. All policies of a round that
     the gates may be asked about share the level.
@@ -72,8 +73,8 @@ def win_rate(evidence: Evidence) -> GateReport:
     low = max(share - once(limits.level / TRIES) * error, 0.0)
     detail = (
         f"By the reward model (a proxy for people), the candidate wins {share:.1%} of {len(won)} held-out replies in "
-        f"{len(set(groups))} conversations over stable, surely {low:.1%} (level {limits.level:g} over the {TRIES} "
-        f"policies that a round may try); over {limits.min_win_rate:.0%} is needed."
+        f"{len(set(groups))} conversations over stable. Lower confidence limit: {low:.1%} (level {limits.level:g} over "
+        f"the {TRIES} policies that a round may try); it must be above {limits.min_win_rate:.0%}."
     )
     passed = low > limits.min_win_rate or not limits.min_win_rate
     return GateReport("win_rate_proxy", passed, low, limits.min_win_rate, detail)
@@ -85,7 +86,7 @@ def kl(evidence: Evidence) -> GateReport:
 
 
 def chat_kl(evidence: Evidence) -> GateReport:
-    """Nor in the long replies of chat, of whose ends training may have seen nothing."""
+    """The same for long chat replies, whose ends training may not have seen."""
     nats, limit = evidence.chat_kl, evidence.limits.max_kl
     if nats is None:
         return _not_asked("chat_kl", limit)
@@ -101,7 +102,7 @@ def _near(name: str, who: str, of_a_token: float, of_a_reply: float, limit: floa
 
 
 def base_kl(evidence: Evidence) -> GateReport:
-    """Not too far from the base either: many rounds, or a few people's corrections, must not lead away from it.
+    """Not too far from the base: neither many rounds nor a few people's corrections may lead far from it.
 
     Passes where the base is the reference: the round did not begin from stable, and there was no SFT.
     """
@@ -110,8 +111,8 @@ def base_kl(evidence: Evidence) -> GateReport:
         return GateReport("base_kl", True, 0.0, limit, "The reference is the base.")
     nats = evidence.base_kl / max(mean_length(evidence.candidate), 1)
     detail = (
-        f"With what it began from, the candidate is {nats:.2f} nats a token from the base; at most {limit:g} are "
-        "allowed. Raise gates.max_base_kl, or lead less far: set train.begin to base, or train.sft_epochs lower."
+        f"Together with what it began from, the candidate is {nats:.2f} nats a token from the base; at most {limit:g} "
+        "are allowed. Raise gates.max_base_kl, or set train.begin to base, or lower train.sft_epochs."
     )
     return GateReport("base_kl", nats <= limit, nats, limit, detail)
 
@@ -137,8 +138,8 @@ class Two:
         return once(self.limits.level) * clustered_error(parts, self.groups)
 
     def unsure(self, within: bool) -> str:
-        """What to do where an estimate is within its limits and not surely so."""
-        return f" These replies are too few to tell: more {self.more} narrow that." if within else ""
+        """What to do if an estimate is within its limits, and its confidence limit is not."""
+        return f" These replies are too few to tell: more {self.more} narrow the interval." if within else ""
 
 
 def _drafts(evidence: Evidence) -> Two:
@@ -159,7 +160,7 @@ def _groups(groups: Sequence[str], replies: Sequence[Sample]) -> list[str]:
 
 
 def _not_asked(name: str, limit: float) -> GateReport:
-    said = "No reply was asked for at chat length alone: other replies are as long, or gates.chat_prompts is 0."
+    said = "No replies at chat length were needed: the other replies are as long, or gates.chat_prompts is 0."
     return GateReport(name, True, 0.0, limit, said)
 
 
@@ -174,8 +175,8 @@ def _length(name: str, two: Two) -> GateReport:
     passed = shortest <= low and high <= longest
     value, limit = (low, shortest) if low < shortest else (high, longest)
     detail = (
-        f"{len(two.candidate)} {two.what} have {length:.0f} tokens on average, stable's {before:.0f}: surely {low:.2f} "
-        f"to {high:.2f} times as many (level {two.limits.level:g}); {shortest:g} to {longest:g} is allowed."
+        f"{len(two.candidate)} {two.what} have {length:.0f} tokens on average, stable's {before:.0f}. Confidence "
+        f"interval of the ratio: {low:.2f} to {high:.2f} (level {two.limits.level:g}); {shortest:g} to {longest:g} is allowed."
     ) + two.unsure(not passed and shortest <= share <= longest)
     return GateReport(name, passed, value, limit, detail)
 
@@ -187,8 +188,8 @@ def _ends(name: str, two: Two) -> GateReport:
     (rate, of_candidate), (before, of_stable) = two.ratios(lambda reply: reply.finish_reason == "stop", lambda _: 1)
     low = max(rate - before - two.width(of_candidate - of_stable), -1.0)
     detail = (
-        f"{rate:.1%} of {len(two.candidate)} {two.what} end by themselves, {before:.1%} of stable's: surely above "
-        f"{low:+.1%} (level {two.limits.level:g}); {-margin:+.0%} is allowed."
+        f"{rate:.1%} of {len(two.candidate)} {two.what} end by themselves, {before:.1%} of stable's. Confidence "
+        f"limit of the difference: {low:+.1%} (level {two.limits.level:g}); {-margin:+.0%} is allowed."
     ) + two.unsure(low < -margin <= rate - before)
     return GateReport(name, low >= -margin, low, -margin, detail)
 
@@ -202,19 +203,19 @@ def _recurs(name: str, two: Two) -> GateReport:
     )  # fmt: skip
     high = min(rate - before + two.width(of_candidate - of_stable), 1.0)
     detail = (
-        f"{rate:.1%} of the 4-grams of {len(two.candidate)} {two.what} recur within a reply, {before:.1%} of stable's: "
-        f"surely below {high:+.1%} (level {two.limits.level:g}); {margin:+.0%} is allowed."
+        f"{rate:.1%} of the 4-grams of {len(two.candidate)} {two.what} recur within a reply, {before:.1%} of stable's. "
+        f"Confidence limit of the difference: {high:+.1%} (level {two.limits.level:g}); {margin:+.0%} is allowed."
     ) + two.unsure(high > margin >= rate - before)
     return GateReport(name, high <= margin, high, margin, detail)
 
 
 def length(evidence: Evidence) -> GateReport:
-    """Replies neither collapse nor swell (the commonest way to please a reward model)."""
+    """Replies get neither much shorter nor much longer (the commonest way to please a reward model)."""
     return _length("length", _drafts(evidence))
 
 
 def chat_length(evidence: Evidence) -> GateReport:
-    """Nor do chat replies: training may see a short reply's length, and nothing holds a policy to what follows."""
+    """The same for chat replies: training may see short replies only, and nothing controls what follows."""
     return _length("chat_length", _chat(evidence))
 
 
@@ -224,17 +225,17 @@ def finish(evidence: Evidence) -> GateReport:
 
 
 def chat_finish(evidence: Evidence) -> GateReport:
-    """Chat replies do too. As the other gates of chat, passes where none was asked for at that length alone."""
+    """The same for chat replies. All gates of chat pass where no replies at chat length were needed."""
     return _ends("chat_finish_rate", _chat(evidence))
 
 
 def recurrence(evidence: Evidence) -> GateReport:
-    """Replies do not go round in circles."""
+    """Replies do not repeat themselves."""
     return _recurs("repetition", _drafts(evidence))
 
 
 def chat_recurrence(evidence: Evidence) -> GateReport:
-    """Nor do chat replies, which have longer to."""
+    """The same for chat replies, which have more room for it."""
     return _recurs("chat_repetition", _chat(evidence))
 
 

@@ -183,7 +183,7 @@ def test_a_job_killed_at_one_stage_after_another_ends_with_the_digest_of_one_tha
     assert first["version"].rpartition("-")[2] == second["version"].rpartition("-")[2]
     runs = live.assistant.store.rows("SELECT number, outcome FROM runs ORDER BY number")
     assert [row["outcome"] for row in runs] == ["promoted"] * 3
-    assert "came to its end (promoted)" in thumbwise(live, "train", "--resume").stderr
+    assert "has ended (promoted)" in thumbwise(live, "train", "--resume").stderr
 
 
 def test_the_built_in_schedule_runs_the_job_as_a_child_and_keeps_what_it_said(live: Live) -> None:

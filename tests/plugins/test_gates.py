@@ -65,7 +65,7 @@ def test_votes_must_be_foretold_so_often_that_luck_does_it_in_a_tenth_of_homes_e
     report = gates.rm_accuracy(given)
     assert report.passed is passes
     assert report.value == pytest.approx(share - ever(0.1, 0.25 / 0.028**2) * 0.028, abs=1e-4)
-    assert passes or "More votes narrow that" in report.detail
+    assert passes or "More votes narrow the interval" in report.detail
 
 
 def test_a_model_that_has_only_its_cross_validation_needs_more_for_its_folds_know_of_each_other() -> None:
@@ -202,7 +202,7 @@ def test_a_mean_length_is_only_as_sure_as_its_replies_are_many() -> None:
     longer = {"stable": lengths(1, 10, (1, 19)), "candidate": lengths(1.2, 10, (19, 1))}
     few = gates.length(evidence(**longer))
     assert not few.passed
-    assert "too few to tell: more gates.prompts or gates.samples narrow that" in few.detail
+    assert "too few to tell: more gates.prompts or gates.samples narrow the interval" in few.detail
     longer = {"stable": lengths(1, 400, (1, 19)), "candidate": lengths(1.2, 400, (19, 1))}
     assert gates.length(evidence(**longer)).passed
     alone = gates.length(evidence(candidate=lengths(1, 1), stable=lengths(1, 1)))

@@ -1,4 +1,4 @@
-"""What policy algorithms log every iteration: each metric's meaning, what it is a mean over, and when to look.
+"""The metrics that policy algorithms log in every iteration: meaning, mean over what, healthy range.
 
 A metric over tokens is a mean over the response tokens' mask, so pads never count. Limits are for spotting trouble, not
 for judging a candidate (gates do that): each has a sentence on what is probably wrong and what to change.
@@ -63,55 +63,55 @@ _TOO_FAST = "Updates are too large: lower train.learning_rate."
 
 GLOSSARY: dict[str, Metric] = {
     "reward": Metric(
-        "score after shaping, before what a missing end costs; without shaping the reference has mean 0 and deviation "
-        "1, less train.std_penalty deviations of the heads, clipped",
+        "score after shaping, clipped, without the missing-end penalty; without shaping the reference has mean 0 and "
+        "deviation 1, minus train.std_penalty deviations of the heads",
         "replies", "rises",
-        Watch("change", low=0.2, below="The policy did not come to please the reward model: raise train.iterations "
-              "or train.learning_rate; where kl rose all the same, it only drifted."),
+        Watch("change", low=0.2, below="The policy did not learn what the reward model likes: raise "
+              "train.iterations or train.learning_rate. If kl rose nevertheless, it only drifted."),
     ),
     "reward_std": Metric(
-        "deviation of those scores", "replies", "near 1",
-        Watch("value", low=0.3, below="The replies have become alike: raise train.kl_coefficient."),
+        "standard deviation of those scores", "replies", "near 1",
+        Watch("value", low=0.3, below="The replies have become similar to each other: raise train.kl_coefficient."),
     ),
     "best_reward": Metric("score of the replies that were kept (best_of_n)", "replies", "above reward by reward_std"),
     "kl": Metric(
-        "sum over a reply's tokens of the KL of policy to reference over all next tokens", "replies",
+        "KL of the policy to the reference over all next tokens, summed over a reply's tokens", "replies",
         "rises",
     ),
     "kl_token": Metric(
-        "that KL at a token, which is what is steered", "tokens", "rises to train.kl_target",
-        Watch("value", 0.007, 0.23, "The policy hardly moved: raise train.learning_rate or train.iterations.",
+        "that KL per token; the learning rate is steered by it", "tokens", "rises to train.kl_target",
+        Watch("value", 0.007, 0.23, "The policy hardly changed: raise train.learning_rate or train.iterations.",
               "The policy is far from the reference: raise train.kl_coefficient or lower train.learning_rate."),
     ),
     "ratio": Metric(
         "policy / old policy", "tokens", "1",
-        Watch("value", 0.98, 1.02, "Old and new log-probabilities do not belong together.", _TOO_FAST),
+        Watch("value", 0.98, 1.02, "Old and new log-probabilities do not match.", _TOO_FAST),
     ),
-    "ratio_max": Metric("largest of those ratios", "run", "", Watch("value", high=10.0, above=_TOO_FAST)),
+    "ratio_max": Metric("the largest of those ratios", "run", "", Watch("value", high=10.0, above=_TOO_FAST)),
     "clip_fraction": Metric(
-        "1 where that ratio is outside the range (rloo: of a reply, and where the clip binds), else 0", "tokens", "",
+        "share of tokens whose ratio is outside the clip range (rloo: of replies where the clip is active)", "tokens", "",
         Watch("value", high=0.3, above=_TOO_FAST)
     ),
-    "policy_loss": Metric("max(-A r, -A clip(r, 1 - c, 1 + c)) (rloo: a reply's)", "tokens", "near 0, mostly negative"),
-    "dpo_loss": Metric("-log sigmoid of beta times the log ratio of the chosen less the rejected", "pairs", "falls"),
-    "dpo_accuracy": Metric("1 where that difference is positive, before the update", "pairs", "above 0.5"),
+    "policy_loss": Metric("max(-A r, -A clip(r, 1 - c, 1 + c)), A: advantage, r: ratio, c: train.clip (rloo: of a reply)", "tokens", "near 0, mostly negative"),
+    "dpo_loss": Metric("-log sigmoid(beta (log ratio of the chosen reply - log ratio of the rejected one))", "pairs", "falls"),
+    "dpo_accuracy": Metric("share of pairs where that difference is positive, before the update", "pairs", "above 0.5"),
     "kto_loss": Metric(
-        "1 - sigmoid of beta (log ratio - kl) of the desirable, beta (kl - log ratio) of the others", "replies", "falls"
+        "1 - sigmoid(beta (log ratio - kl)) of desirable replies, 1 - sigmoid(beta (kl - log ratio)) of the others", "replies", "falls"
     ),
-    "desirable": Metric("1 where the reward likes a reply better than the reference's mean (kto)", "replies", "rises"),
-    "sft_loss": Metric("-log policy of the kept replies (best_of_n)", "tokens", "falls slowly, as entropy"),
+    "desirable": Metric("share of replies that score above the reference's mean (kto)", "replies", "rises"),
+    "sft_loss": Metric("-log policy of the kept replies (best_of_n)", "tokens", "falls slowly, like entropy"),
     "ptx_loss": Metric("-log policy of the pretraining texts at temperature 1", "tokens", "steady"),
-    "ptx_gamma": Metric("weight of the pretraining gradient beside PPO's", "updates", "steady"),
-    "value_loss": Metric("clipped squared error of the values, halved", "tokens", "falls"),
+    "ptx_gamma": Metric("weight of the pretraining gradient relative to PPO's", "updates", "steady"),
+    "value_loss": Metric("half of the clipped squared error of the values", "tokens", "falls"),
     "explained_variance": Metric(
         "1 - Var(rewards to come - value) / Var(rewards to come), before the update", "tokens", "rises",
         Watch("value", low=0.0, below="The value function is worse than a constant, so advantages are noise: raise "
               "train.value_learning_rate."),
     ),
-    "advantage_std": Metric("deviation of the advantages before they are whitened", "tokens", "0.2 to 2"),
+    "advantage_std": Metric("standard deviation of the advantages, before whitening", "tokens", "0.2 to 2"),
     "entropy": Metric(
         "entropy of the next-token distribution, in nats", "tokens", "falls slowly",
-        Watch("share", 0.5, 1.5, "The policy is becoming certain of everything: raise train.kl_coefficient.",
+        Watch("share", 0.5, 1.5, "The policy's entropy collapses: raise train.kl_coefficient.",
               "The policy is becoming random: lower train.learning_rate."),
     ),
     "length": Metric(
@@ -120,12 +120,12 @@ GLOSSARY: dict[str, Metric] = {
               "Replies are getting long: do people want that? " + _MORE_VOTES),
     ),
     "finish_rate": Metric(
-        "1 where a reply ended by itself, else 0", "replies", "steady or rising",
-        Watch("change", low=-0.1, below="Replies no longer come to an end, although that costs them more and more "
-              "(end_penalty): do people want that? Raise max_tokens, so that votes see whole replies."),
+        "share of replies that ended by themselves", "replies", "steady or rising",
+        Watch("change", low=-0.1, below="Fewer replies end by themselves, although the penalty for that rises "
+              "(end_penalty). Do people want that? Raise max_tokens, so that people see whole replies."),
     ),
     "end_penalty": Metric(
-        "what a reply that was cut off loses; steers ends to somewhat above the reference's, not far below stable's",
+        "penalty of a reply that was cut off; steers the finish rate to somewhat above the reference's, not far below stable's",
         "run", "settles",
     ),
     "repetition": Metric(
@@ -133,37 +133,37 @@ GLOSSARY: dict[str, Metric] = {
         Watch("change", high=0.05, above=_MORE_VOTES),
     ),
     "rollout_kl": Metric(
-        "KL of the policy that sampled to the one that is trained, estimated from the sampled tokens", "tokens", "",
+        "KL of the sampling policy to the trained policy, estimated from the sampled tokens", "tokens", "",
         Watch("value", high=0.01, above="The sampler and the trainer do not hold the same policy: try train.dtype "
               "float32, or another rollout backend."),
     ),
     "abstained": Metric(
-        "replies that the reward had no opinion on", "run", "",
+        "number of replies without a score", "run", "",
         Watch("value", high=0.0, above="A reward plugin gave no score: look at `thumbwise plugins list`."),
     ),
     "policy_grad_norm": Metric(
-        "norm of the policy's gradient before it is scaled down", "updates", "",
+        "norm of the policy's gradient, before clipping", "updates", "",
         Watch("value", high=10.0, above=_TOO_FAST),
     ),
-    "value_grad_norm": Metric("the same of the value function's gradient", "updates", "0.05 to 20"),
-    "learning_rate": Metric("of the policy in this iteration", "run", "0.02 to 4 times the setting, falls to a tenth"),
+    "value_grad_norm": Metric("norm of the value function's gradient, before clipping", "updates", "0.05 to 20"),
+    "learning_rate": Metric("learning rate of the policy in this iteration", "run", "0.02 to 4 times the setting, falls to a tenth"),
     "seconds": Metric("wall time of the iteration", "run", "steady"),
 }  # fmt: skip
 
 # What a whole run has once, at its end: no line of the metrics file, but part of the health panel.
 AT_THE_END: dict[str, Metric] = {
     "rm_accuracy": Metric(
-        "agreement of the reward model with votes that it was not fitted on", "votes", "",
-        Watch("value", low=0.55, below="The reward model knows little more than chance: collect votes before you "
-              "trust what was learned from it."),
+        "accuracy of the reward model on held-out votes", "votes", "",
+        Watch("value", low=0.55, below="The reward model is little better than chance: collect more votes before "
+              "you trust this policy."),
     ),
     "proxy_excess": Metric(
-        "win rate over stable by the reward model, less rm_accuracy", "replies", "",
-        Watch("value", high=0.25, above="The reward model likes the candidate better than it knows people: ask people "
-              "to compare the two before you trust it."),
+        "win rate over stable by the reward model, minus rm_accuracy", "replies", "",
+        Watch("value", high=0.25, above="The reward model likes the candidate more than its own accuracy allows: ask "
+              "people to compare the two versions before you trust it."),
     ),
     "doubted": Metric(
-        "people whose votes count for less than a quarter, since others' contradict them", "people", "",
+        "people whose votes have less than a quarter of their weight, because others' votes contradict them", "people", "",
         Watch("value", high=0.0, above="Somebody votes against the others: look at what they vote for."),
     ),
 }  # fmt: skip

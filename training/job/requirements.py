@@ -1,4 +1,4 @@
-"""Whether there are votes enough to train on, with which algorithm, and what a run says of them in sentences.
+"""Are there enough votes to train, with which algorithm, and the sentences about votes that do not count.
 
 `auto` is PPO, however few votes there are: on the same 300 votes it won 70.3% over start, best-of-n fine-tuning 53.6%
 (training/README.md). Left out: an algorithm for more votes than anybody has given yet.
@@ -20,7 +20,7 @@ NAMED = 5
 
 
 def too_few_votes(snapshot: Snapshot, train: TrainSettings, sampling: Sampling) -> str:
-    """Why there is too little to train on, or nothing."""
+    """A sentence if there are too few votes to train on; else an empty one."""
     votes = snapshot.telling(train, sampling)
     if votes >= train.min_votes:
         return ""
@@ -36,7 +36,7 @@ def too_few_votes(snapshot: Snapshot, train: TrainSettings, sampling: Sampling) 
         return said
     return (
         f"{said} {set_aside_sentence(snapshot.aside)} Get other people to vote, give a program that you trust a key "
-        "(`thumbwise keys create`), or set train.rm_rater_cap to 1, which hears all votes."
+        "(`thumbwise keys create`), or set train.rm_rater_cap to 1, which counts all votes."
     )
 
 
@@ -47,13 +47,13 @@ def other_votes_sentence(otherwise: tuple[int, int], sampling: Sampling) -> str:
     if settings:
         said.append(
             f"Votes on replies sampled with another temperature than {sampling.temperature:g}, with top_p or stop: "
-            f"{settings}. They teach as far as they help, and do not count: leave these out of programs' requests, or "
-            "set temperature to theirs."
+            f"{settings}. They do not count, and train only as far as they help. Leave these fields out of programs' "
+            "requests, or set temperature to theirs."
         )
     if too_long:
         said.append(
-            f"Votes on replies of more than {sampling.longest} tokens (train.max_reply_tokens): {too_long}. They teach "
-            "as far as they help, and do not count: raise the setting, and training samples longer replies too."
+            f"Votes on replies of more than {sampling.longest} tokens (train.max_reply_tokens): {too_long}. They do "
+            "not count, and train only as far as they help. Raise the setting; then training samples longer replies too."
         )
     return " ".join(said)
 
@@ -70,7 +70,7 @@ def corrections_aside_sentence(corrections: int) -> str:
 
 def doubted_sentence(doubted: Mapping[str, int]) -> str:
     """Whose votes the reward model doubts, in a sentence."""
-    return f"Votes that hardly count, for those of others contradict them: {_whose(doubted)}."
+    return f"Votes that hardly count, because others' votes contradict them: {_whose(doubted)}."
 
 
 def _whose(votes: Mapping[str, int]) -> str:
@@ -83,8 +83,8 @@ def check_rank(settings: Settings) -> None:
     rank, most = settings.train.lora_rank, settings.engine.max_lora_rank
     if rank > most:
         raise ThumbwiseError(
-            f"Adapters of rank {rank} (train.lora_rank) cannot be served, for vLLM takes {most} at most "
-            "(engine.max_lora_rank): lower the one, or raise the other, for the assistant too, and restart it."
+            f"Adapters of rank {rank} (train.lora_rank) cannot be served, because vLLM takes at most {most} "
+            "(engine.max_lora_rank): lower the first, or raise the second, also for the assistant, and restart it."
         )
 
 

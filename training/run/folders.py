@@ -1,4 +1,4 @@
-"""What a run leaves on disk so that it can be gone on with: what it was given, and with which settings.
+"""The files of a run that make it possible to resume it: what it was given, and its settings.
 
 `run.json` is written as soon as the assistant has registered the run. A resumed run works with the settings
 it began with, so that it ends with the same adapter as one that was never interrupted. The folder is locked
@@ -136,7 +136,7 @@ def nothing_new(home: Home, folder: Path) -> str:
     ended = [path for path in ended if (path / SNAPSHOT).exists()]
     if not ended or _votes(last := max(ended, key=_number)) != _votes(folder):
         return ""
-    return f"Nobody has voted since {last.name}, which came to its end: a round would learn from the same votes."
+    return f"Nobody has voted since {last.name}, which has ended: a round would learn from the same votes."
 
 
 def _votes(folder: Path) -> set[str]:
@@ -164,13 +164,13 @@ def unfinished(home: Home) -> Path:
     """The folder of the newest run, where it has not come to its end; raises ThumbwiseError where there is none."""
     folders = _runs(home)
     if not folders:
-        raise ThumbwiseError("There is no run to go on with: start one with `thumbwise train`.")
+        raise ThumbwiseError("There is no run to resume: start one with `thumbwise train`.")
     newest = max(folders, key=_number)
     outcome = str(kept(newest / RESULT).get("outcome", "failed"))
     if outcome != "failed":
         raise ThumbwiseError(
-            f"The last run, {newest.name}, came to its end ({outcome.replace('_', ' ')}): there is nothing to go on "
-            "with. `thumbwise train` starts a new one."
+            f"The last run, {newest.name}, has ended ({outcome.replace('_', ' ')}): there is nothing to "
+            "resume. `thumbwise train` starts a new one."
         )
     return newest
 

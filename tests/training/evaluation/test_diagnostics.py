@@ -42,7 +42,7 @@ def test_every_watched_metric_of_a_good_run_is_in_the_panel_and_none_is_diagnose
 @pytest.mark.parametrize(
     ("changes", "metric", "says"),
     [
-        ({"reward": (0.0, 0.05)}, "reward", "did not come to please"),
+        ({"reward": (0.0, 0.05)}, "reward", "did not learn what the reward model likes"),
         ({"reward_std": (1.0, 0.1)}, "reward_std", "become alike"),
         ({"kl_token": (0.0, 0.002)}, "kl_token", "hardly moved"),
         ({"kl_token": (0.0, 0.3)}, "kl_token", "far from the reference"),

@@ -136,7 +136,7 @@ def test_folders_of_runs_of_an_older_build_stand_in_nobodys_way(tmp_path: Path, 
     (last / "result.json").write_text('{"outcome": "rejected"}')
     home = Home.find(tmp_path)
     assert "Nobody has voted since run-1" in nothing_new(home, last)
-    with pytest.raises(ThumbwiseError, match=r"The last run, run-1, came to its end \(rejected\)"):
+    with pytest.raises(ThumbwiseError, match=r"The last run, run-1, has ended \(rejected\)"):
         unfinished(home)
 
 

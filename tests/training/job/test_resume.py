@@ -220,10 +220,10 @@ def test_a_run_is_worked_on_by_one_process_at_a_time(tmp_path: Path, model: Path
 
 def test_there_must_be_something_to_go_on_with(tmp_path: Path, model: Path) -> None:
     assistant = FakeAssistant(make_snapshot(40))
-    with pytest.raises(ThumbwiseError, match="There is no run to go on with: start one with `thumbwise train`"):
+    with pytest.raises(ThumbwiseError, match="There is no run to resume: start one with `thumbwise train`"):
         train(tmp_path, model, assistant, resume=True)
     assert train(tmp_path, model, assistant).outcome == "promoted"
-    with pytest.raises(ThumbwiseError, match=r"run-1, came to its end \(promoted\)"):
+    with pytest.raises(ThumbwiseError, match=r"run-1, has ended \(promoted\)"):
         train(tmp_path, model, assistant, resume=True)
 
 
