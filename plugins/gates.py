@@ -176,7 +176,8 @@ def _length(name: str, two: Two) -> GateReport:
     value, limit = (low, shortest) if low < shortest else (high, longest)
     detail = (
         f"{len(two.candidate)} {two.what} have {length:.0f} tokens on average, stable's {before:.0f}. Confidence "
-        f"interval of the ratio: {low:.2f} to {high:.2f} (level {two.limits.level:g}); {shortest:g} to {longest:g} is allowed."
+        f"interval of the ratio: {low:.2f} to {high:.2f} (level {two.limits.level:g}); {shortest:g} to {longest:g} is "
+        "allowed."
     ) + two.unsure(not passed and shortest <= share <= longest)
     return GateReport(name, passed, value, limit, detail)
 

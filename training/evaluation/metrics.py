@@ -89,14 +89,21 @@ GLOSSARY: dict[str, Metric] = {
     ),
     "ratio_max": Metric("the largest of those ratios", "run", "", Watch("value", high=10.0, above=_TOO_FAST)),
     "clip_fraction": Metric(
-        "share of tokens whose ratio is outside the clip range (rloo: of replies where the clip is active)", "tokens", "",
+        "share of tokens whose ratio is outside the clip range (rloo: of "
+        "replies where the clip is active)", "tokens", "",
         Watch("value", high=0.3, above=_TOO_FAST)
     ),
-    "policy_loss": Metric("max(-A r, -A clip(r, 1 - c, 1 + c)), A: advantage, r: ratio, c: train.clip (rloo: of a reply)", "tokens", "near 0, mostly negative"),
-    "dpo_loss": Metric("-log sigmoid(beta (log ratio of the chosen reply - log ratio of the rejected one))", "pairs", "falls"),
+    "policy_loss": Metric(
+        "max(-A r, -A clip(r, 1 - c, 1 + c)), A: advantage, r: ratio, c: train.clip (rloo: of a reply)", "tokens",
+        "near 0, mostly negative",
+    ),
+    "dpo_loss": Metric(
+        "-log sigmoid(beta (log ratio of the chosen reply - log ratio of the rejected one))", "pairs", "falls",
+    ),
     "dpo_accuracy": Metric("share of pairs where that difference is positive, before the update", "pairs", "above 0.5"),
     "kto_loss": Metric(
-        "1 - sigmoid(beta (log ratio - kl)) of desirable replies, 1 - sigmoid(beta (kl - log ratio)) of the others", "replies", "falls"
+        "1 - sigmoid(beta (log ratio - kl)) of desirable replies, 1 - "
+        "sigmoid(beta (kl - log ratio)) of the others", "replies", "falls"
     ),
     "desirable": Metric("share of replies that score above the reference's mean (kto)", "replies", "rises"),
     "sft_loss": Metric("-log policy of the kept replies (best_of_n)", "tokens", "falls slowly, like entropy"),
@@ -125,7 +132,8 @@ GLOSSARY: dict[str, Metric] = {
               "(end_penalty). Do people want that? Raise max_tokens, so that people see whole replies."),
     ),
     "end_penalty": Metric(
-        "penalty of a reply that was cut off; steers the finish rate to somewhat above the reference's, not far below stable's",
+        "penalty of a reply that was cut off; steers the finish rate to "
+        "somewhat above the reference's, not far below stable's",
         "run", "settles",
     ),
     "repetition": Metric(
@@ -146,7 +154,9 @@ GLOSSARY: dict[str, Metric] = {
         Watch("value", high=10.0, above=_TOO_FAST),
     ),
     "value_grad_norm": Metric("norm of the value function's gradient, before clipping", "updates", "0.05 to 20"),
-    "learning_rate": Metric("learning rate of the policy in this iteration", "run", "0.02 to 4 times the setting, falls to a tenth"),
+    "learning_rate": Metric(
+        "learning rate of the policy in this iteration", "run", "0.02 to 4 times the setting, falls to a tenth",
+    ),
     "seconds": Metric("wall time of the iteration", "run", "steady"),
 }  # fmt: skip
 
@@ -163,7 +173,8 @@ AT_THE_END: dict[str, Metric] = {
               "people to compare the two versions before you trust it."),
     ),
     "doubted": Metric(
-        "people whose votes have less than a quarter of their weight, because others' votes contradict them", "people", "",
+        "people whose votes have less than a quarter of their weight, because "
+        "others' votes contradict them", "people", "",
         Watch("value", high=0.0, above="Somebody votes against the others: look at what they vote for."),
     ),
 }  # fmt: skip

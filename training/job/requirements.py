@@ -53,7 +53,7 @@ def other_votes_sentence(otherwise: tuple[int, int], sampling: Sampling) -> str:
     if too_long:
         said.append(
             f"Votes on replies of more than {sampling.longest} tokens (train.max_reply_tokens): {too_long}. They do "
-            "not count, and train only as far as they help. Raise the setting; then training samples longer replies too."
+            "not count, and train only as far as they help. Raise the setting: training then samples longer replies."
         )
     return " ".join(said)
 
@@ -70,7 +70,7 @@ def corrections_aside_sentence(corrections: int) -> str:
 
 def doubted_sentence(doubted: Mapping[str, int]) -> str:
     """Whose votes the reward model doubts, in a sentence."""
-    return f"Votes that hardly count, because others' votes contradict them: {_whose(doubted)}."
+    return f"Votes that hardly count, because the votes of others contradict them: {_whose(doubted)}."
 
 
 def _whose(votes: Mapping[str, int]) -> str:

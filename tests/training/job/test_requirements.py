@@ -163,7 +163,7 @@ def test_a_dry_run_says_how_many_votes_do_not_count_and_why(tmp_path: Path) -> N
     assert (said.algorithm, said.telling, said.other_settings, said.too_long) == (None, 0, 0, 39)
     assert said.told in said.text()
     assert said.told in said.why
-    assert "raise the setting" in said.told
+    assert "Raise the setting" in said.told
 
 
 def test_the_commands_last_line_says_what_the_dry_run_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
