@@ -252,7 +252,9 @@ def real_by(args: argparse.Namespace, folder: Path, build: Path) -> dict[str, An
 def compared(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Figures of this build by those of an older one, and bars: that it is slower is not shown."""
     build = build_at(args.before)
-    figures = {"gateway alone": alone_by(args, folder, build), "with the model": real_by(args, folder, build)}
+    figures = {"gateway alone": alone_by(args, folder, build)}
+    print(figures, file=sys.stderr)
+    figures["with the model"] = real_by(args, folder, build)
     rates = {"gateway alone: replies a second": figures["gateway alone"]["replies a second"]}
     rates |= {f"{case}: throughput": found["throughput"] for case, found in figures["with the model"].items()}
     bars = [kept.bar(f"{name}, upper end", found["interval"][1], ">=", 1.0) for name, found in rates.items()]
