@@ -1,4 +1,4 @@
-"""Prompts, content-addressed: stored once each, and shortened where nothing came of them."""
+"""Prompts, content-addressed: each stored once, and shortened if no reply came."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FORGET_PROMPT = """
     AND NOT EXISTS (SELECT 1 FROM comparisons WHERE prompt_sha256 = :old)
 """
 KEPT_OF_A_QUESTION, KEPT_OF_A_REQUEST = 20_000, 1_000
-"""Characters of the question that are kept: on a page, whose reader may want it back, and elsewhere."""
+"""Characters of the question that are kept: from a page, where people may want it back, and from elsewhere."""
 
 
 def add_prompt(db: Database, messages: Sequence[Message]) -> str:
@@ -38,10 +38,10 @@ def add_prompt(db: Database, messages: Sequence[Message]) -> str:
 
 
 def shorten(db: Database, message_id: str) -> None:
-    """Keep the question alone of a reply's prompt, and no more than its beginning where it is long.
+    """Keep only the question of a reply's prompt, and only its beginning if it is long.
 
-    For one that ended without a word (vLLM refused it, or its reader left at once): requests that cost nothing would
-    fill the disk. A prompt that others refer to stays.
+    This is for a reply that ended without a word, because vLLM refused it or its reader left at once. Otherwise
+    requests that cost nothing would fill the disk. A prompt that other rows refer to stays.
     """
     (row,) = db.query(_PROMPT_OF, [message_id])
     question = json.loads(row["messages"])[-1:]

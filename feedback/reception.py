@@ -1,10 +1,10 @@
-"""How people took each version: how often it answered, at what length, and what they thought of it.
+"""How people received each version: how often it answered, at what length, and what they thought of it.
 
-Training and its gates see replies cut off at `max_tokens`; only chat shows how long they get where they may run on. So
-lengths are of whole replies outside comparisons, those that a reader stopped or that failed left out. Comparisons draw
-from stable and the canary, or else the version before, blind: what people prefer there is the one measure of progress
-that neither reward model nor judge has a part in. Left out: likert ratings and flags, until a page asks for them; who
-the people are, so somebody who votes often counts as often.
+Training and its gates see replies that are cut at `max_tokens`. Only chat shows how long replies get without this
+limit. So lengths are of whole replies outside comparisons, without those that a reader stopped or that failed.
+Comparisons draw, blind, from stable and the canary, or else the version before. What people prefer there is the only
+measure of progress in which neither reward model nor judge has a part. Left out: likert ratings and flags, until a
+page asks for them; who the people are, so somebody who votes often counts often.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ VERSIONS = "SELECT DISTINCT policy_version AS version FROM replies ORDER BY 1"
 
 @dataclass
 class Preference:
-    """Pairs of drafts, and how many of them the version won; a tie is half."""
+    """Pairs of drafts, and how many of them the version won; a tie counts half."""
 
     won: float = 0.0
     pairs: int = 0
@@ -52,7 +52,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class Reception:
-    """What people met of one version; means and shares are None where there is nothing to take them of."""
+    """What people met of one version; means and shares are None if there are no replies for them."""
 
     version: str
     done: int
@@ -71,7 +71,7 @@ class Reception:
 
 
 def reception(store: Store) -> list[Reception]:
-    """How people took each version that answered somebody, by name; blocking, and off the store's lock."""
+    """How people received each version that answered somebody, by name; blocking, without the store's lock."""
     with store.reading() as db:
         versions = [str(row["version"]) for row in db.query(VERSIONS)]
         said = {row["version"]: row for row in db.query(REPLIES)}

@@ -29,14 +29,14 @@ from thumbwise.errors import ThumbwiseError
 
 LOCAL_USER = "local"
 PROGRAMS = "programs"
-"""The person that all programs without a key are together: anybody can invent as many names as they like."""
+"""All programs without a key together are this one person, because anybody can invent any number of names."""
 NEW_BROWSER = "browser:new"
-"""The person that all browsers are together which came less than a day ago, or have no cookie of ours."""
+"""All browsers that came less than a day ago, or have no cookie of ours, together are this one person."""
 MAX_COMMENT = 4000
 MAX_DRAFTS = 9  # InstructGPT ranked 4 to 9 (arXiv 2203.02155, section 3.2)
 ReplyState = Literal["streaming", "done", "stopped", "failed"]
 REFUSED = "refused"
-"""Finish reason of a reply that failed because vLLM would not take the request: a prompt that is too long, say."""
+"""Finish reason of a reply that failed because vLLM refused the request, for example a prompt that is too long."""
 
 
 def new_id(prefix: str) -> str:
@@ -71,7 +71,7 @@ def is_browser(person: str) -> bool:
 
 @dataclass(frozen=True)
 class Asker:
-    """Who asks or votes. `user` owns the rows: whose chats and votes they are. `person` is whom limits hold for.
+    """Who asks or votes. `user` owns the rows: the chats and votes. `person` is whom limits hold for.
 
     A person is `browser:<id of its cookie>`, `key:<name>`, or PROGRAMS; where names are people, also `name:<user>`.
     """
@@ -79,7 +79,7 @@ class Asker:
     user: str
     person: str
     young: bool = False
-    """A browser that came less than a day ago: whoever throws cookies away would be a new person each time."""
+    """A browser that came less than a day ago: otherwise somebody who deletes cookies would always be a new person."""
 
     @property
     def is_browser(self) -> bool:
@@ -88,7 +88,7 @@ class Asker:
 
     @property
     def counted(self) -> str:
-        """The person that votes and turns count for, as it stays in their rows."""
+        """The person for whom votes and turns count, as it is written in their rows."""
         return NEW_BROWSER if self.young else self.person
 
 
@@ -109,7 +109,7 @@ class Reply:
     error: str | None
     thumb: Literal["up", "down"] | None = None
     cut: Literal["", "length", "context"] = ""
-    """Why a reply that is done broke off: its own limit, or prompt and reply filled all that the model can read."""
+    """Why a reply that is done was cut: by its own limit, or because prompt and reply filled the model's context."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class _Strict(BaseModel):
 
 
 class ThumbValue(_Strict):
-    """A pair vote's younger sibling: up, down, or the vote taken back."""
+    """A vote on one reply: up, down, or the vote taken back."""
 
     thumb: Literal["up", "down", "clear"]
 
@@ -206,7 +206,7 @@ ON_COMPARISONS = {"pair", "rank"}
 TELLING = """(
     f.kind = 'pair' AND json_extract(f.value, '$.choice') <> 'skip'
     OR f.kind = 'rank' AND NOT json_extract(f.value, '$.none_usable'))"""
-"""Which rows `f` of feedback on comparisons say how drafts compare, in SQL."""
+"""SQL: which rows `f` of feedback on comparisons say how drafts compare."""
 Kind = Literal["thumb", "pair", "rank", "edit", "comment", "likert", "flag"]
 
 

@@ -1,6 +1,6 @@
 """The feedback database: replies, comparisons and votes, each acknowledged after COMMIT.
 
-How things are written is in `writer.py`. All methods are thread-safe, and block; async callers go through `run`.
+How rows are written is in `writer.py`. All methods are thread-safe and block. Async callers use `run`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ASKED = """
     UPDATE conversations SET head = :head, asked_at = max(:now, 1 + (
         SELECT max(asked_at) FROM conversations o WHERE o.user_id = conversations.user_id)) WHERE id = :id
 """
-"""Conversations are listed by `asked_at`, and a clock that was set back puts none below one asked before it."""
+"""Conversations are listed by `asked_at`. If the clock was set back, a new question still comes first."""
 COUNTS = """
     SELECT kind, kind = 'pair' AND json_extract(value, '$.choice') IN ('left', 'right') AS untied,
         count(*) AS n, max(seq) AS last FROM feedback GROUP BY 1, 2

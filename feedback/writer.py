@@ -1,13 +1,13 @@
 """How the database is written: one process, one read-write connection, acknowledged after COMMIT.
 
-SQLite through sqlite-utils, WAL with synchronous=FULL, so that what was acknowledged survives a power cut. One lock
-around one connection; whoever gets it commits for everybody who waits for it too (`share`), so that a burst of replies
-costs a few waits for the disk instead of one for each. Long reads have connections of their own, off the lock
-(`reading`), which are read-only: they neither write nor checkpoint. Left out: a second connection that writes, since
+SQLite through sqlite-utils, in WAL mode with synchronous=FULL, so that acknowledged rows survive a power failure. One
+lock guards one connection. The thread that gets the lock also commits for all threads that wait for it (`share`), so a
+burst of replies costs a few waits for the disk and not one for each. Long reads use read-only connections of their own
+without the lock (`reading`); these neither write nor checkpoint. Left out: a second connection that writes, because
 SQLite up to 3.51.2 can corrupt a WAL that several connections write or checkpoint.
 
-An event loop never waits for any of this: it asks in the store's own threads (`run`), or leaves something to be written
-(`later`). With THUMBWISE_DEBUG_LOCKS in the environment, the lock is refused to an event loop's thread.
+An event loop never waits for any of this. It runs work in the store's own threads (`run`), or leaves work to be done
+later (`later`). With THUMBWISE_DEBUG_LOCKS in the environment, the lock is refused to an event loop's thread.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ class Lock:
 
 
 class Writer:
-    """The connection, and transactions over it. All methods are thread-safe; they block, but for `run` and `later`."""
+    """The connection and its transactions. All methods are thread-safe, and all but `run` and `later` block."""
 
     def __init__(self, path: Path) -> None:
-        """Open (or make) the database at `path`; raises ThumbwiseError where it cannot be used, or is another file."""
+        """Open (or make) the database at `path`; raises ThumbwiseError if it cannot be used, or is not a database."""
         self.path = path
         self.lock = Lock()
         self._waiting: deque[tuple[Work, Future[Any]]] = deque()
@@ -94,21 +94,21 @@ class Writer:
             own.apply(self.db)
 
     def close(self) -> None:
-        """Write what was left to be written, and close the connection; the last COMMIT is already on disk."""
+        """Do the work that was left for later, and close the connection; the last COMMIT is already on disk."""
         self._threads.shutdown()
         with self.lock:
             self._settle()
             self.db.close()
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `work` returns, done in a thread of the store's own: for callers on an event loop."""
+        """Return what `work` returns; it runs in one of the store's threads. For callers on an event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, functools.partial(work, *args, **kwargs))
 
     @contextmanager
     def write(self) -> Iterator[Database]:
         """One durable transaction: everything in the block is committed at its end, or nothing is.
 
-        What is owed goes first. Raises ThumbwiseError (507) where the database cannot be written.
+        Work that is owed (see `later`) goes first. Raises ThumbwiseError (507) if the database cannot be written.
         """
         with self.lock:
             try:
@@ -117,7 +117,7 @@ class Writer:
                     self._take_over()
                     for key, work in self._owed.items():
                         _, error = _apart(self.db, work)
-                        if error is not None:  # it never could be written, and must not keep others from it
+                        if error is not None:  # it can never be written, and must not stop others
                             log.error("%s cannot be written: %r", key, error)
                     yield self.db
                 except BaseException:
@@ -133,35 +133,35 @@ class Writer:
                 why = error.strerror if isinstance(error, OSError) else error
                 raise ThumbwiseError(
                     f"The database could not be written ({why}); nothing was saved. "
-                    "Make room or mend the disk, then try again.",
+                    "Make room or repair the disk, then try again.",
                     status=507,
                 ) from error
 
     def share(self, work: Callable[[Database], T]) -> T:
-        """Do `work` in a transaction with what other threads wait to write; what it returned, once that is durable.
+        """Do `work` in one transaction with the work of other waiting threads; return its result once that is durable.
 
-        What `work` raises undoes it alone and is raised here. A database that cannot be written fails all of them, as
-        `write` says.
+        An error of `work` undoes only this work, and is raised here. If the database cannot be written, all of them
+        fail, as in `write`.
         """
         mine: Future[T] = Future()
         self._waiting.append((work, mine))
         with self.lock:
-            if not mine.done():  # else whoever had the lock before has done it
+            if not mine.done():  # else the thread that had the lock before has done it
                 self._commit([self._waiting.popleft() for _ in range(len(self._waiting))])
         return mine.result()
 
     def later(self, key: str, work: Work) -> None:
-        """Have `work` done soon, with all else that is left, in one COMMIT; returns at once. Every read finds it done.
+        """Do `work` soon, in one COMMIT with other work that was left; returns at once. Every read finds it done.
 
-        Where it cannot be written now it is owed: it comes first in the next transaction that succeeds. Until it is
-        written, the first word for `key` counts.
+        If it cannot be written now, it is owed: it comes first in the next transaction that succeeds. Until it is
+        written, later work for the same `key` is ignored.
         """
         self._left.append((key, work))
-        with suppress(RuntimeError):  # closed: the process ends, and the next start sees to it
+        with suppress(RuntimeError):  # closed: the process ends, and the next start takes care of it
             self._threads.submit(self._settle)
 
     def _take_over(self) -> bool:
-        """Owe all that was left to be written; says whether there was anything."""
+        """Make all work that was left owed; returns whether there was any."""
         found = False
         while self._left:
             key, work = self._left.popleft()
@@ -170,18 +170,18 @@ class Writer:
         return found
 
     def _settle(self) -> None:
-        """Write what was left, unless this thread is in the midst of a transaction, which began with that."""
+        """Write what was left, unless this thread is inside a transaction, which began with that."""
         with self.lock:
             if not self._left or self.db.conn.in_transaction or not self._take_over():
                 return
-            with suppress(ThumbwiseError), self.write():  # where it cannot be, it is owed
+            with suppress(ThumbwiseError), self.write():  # if it cannot be written, it stays owed
                 pass
 
     def _commit(self, batch: list[tuple[Work, Future[Any]]]) -> None:
         try:
             with self.write() as db:
                 outcomes = [_apart(db, work) for work, _ in batch]
-        except BaseException as error:  # nobody may wait forever
+        except BaseException as error:  # nobody may wait for ever
             for _, future in batch:
                 future.set_exception(error)
             return
@@ -193,9 +193,9 @@ class Writer:
 
     @contextmanager
     def reading(self) -> Iterator[Database]:
-        """A read-only connection in one read transaction: everything as it is now, while others go on writing.
+        """A read-only connection in one read transaction: the state of now, while others continue to write.
 
-        It takes no lock, so what reads long belongs here: exports, statistics. Fetch rows as they are needed, by
+        It takes no lock, so use it for long reads such as exports and statistics. Fetch rows as they are needed, by
         `query`, and not all at once.
         """
         refuse_on_loop()
@@ -205,15 +205,17 @@ class Writer:
             db = Database(connection)
             db.execute(f"PRAGMA trusted_schema = {PRAGMAS['trusted_schema']}")
             db.execute("BEGIN")
-            db.execute("SELECT 1 FROM sqlite_schema").fetchone()  # BEGIN alone does not choose the moment
+            db.execute(
+                "SELECT 1 FROM sqlite_schema"
+            ).fetchone()  # BEGIN alone does not fix the moment; the first read does
             yield db
         finally:
             connection.close()  # which ends the transaction
 
     def backup(self, path: Path) -> None:
-        """Copy the database as it is now to `path`, while others go on writing; durable when this returns.
+        """Copy the database as it is now to `path`, while others continue to write; durable when this returns.
 
-        Raises ThumbwiseError where there is something already, or it cannot be written.
+        Raises ThumbwiseError if `path` exists, or cannot be written.
         """
         if path.exists():
             raise ThumbwiseError(f"{path} is there already: name another file.", status=409)
@@ -240,7 +242,7 @@ class Writer:
 
 
 def _opened(path: Path) -> Database:
-    """The connection, with its PRAGMAs; raises ThumbwiseError where the file cannot be used as it is."""
+    """The connection with its PRAGMAs set; raises ThumbwiseError if the file cannot be used."""
     connection = None
     try:
         connection = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
@@ -249,7 +251,7 @@ def _opened(path: Path) -> Database:
         for name, value in PRAGMAS.items():
             db.execute(f"PRAGMA {name} = {value}")
         db.execute("BEGIN IMMEDIATE")
-        db.execute("PRAGMA user_version = 0")  # where it may not be written, this says so; BEGIN does not
+        db.execute("PRAGMA user_version = 0")  # this fails if the file may not be written; BEGIN does not
         db.rollback()
     except (sqlite3.DatabaseError, OSError) as error:
         if connection is not None:
@@ -271,7 +273,7 @@ def _unusable(path: Path, error: sqlite3.DatabaseError | OSError) -> str:
 
 
 def _apart(db: Database, work: Work) -> tuple[Any, Exception | None]:
-    """Do `work` so that its error undoes it alone and is returned; one of the disk is everybody's and is raised."""
+    """Do `work`; its own error undoes only this work and is returned. An error of the disk is raised."""
     try:
         with db.atomic():
             return work(db), None

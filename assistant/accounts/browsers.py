@@ -1,10 +1,10 @@
-"""Which browser it is: a random id in a cookie, for counting votes and limits until there are accounts.
+"""Tells browsers apart by a random id in a cookie, to count votes and limits until there are accounts.
 
-The cookie holds the id and when it was given, signed with a secret of the home. So the server keeps no table, and
-nobody can invent an id, or one that is old. An id says nothing about who may read what: all browsers share the chats
-of `local`. A browser that came less than a day ago counts together with all other new ones, or whoever throws the
-cookie away after every vote would be a new person each time. One without a cookie is new too, and shares its limits
-with all that have none. Left out: telling apart several people who use one browser.
+The cookie holds the id and the time when it was given, signed with a secret of the home. So the server needs no table,
+and nobody can invent an id, or make one look older. An id says nothing about who may read what: all browsers share the
+chats of `local`. Browsers that came less than a day ago count as one person: otherwise somebody who deletes the cookie
+after every vote would be a new person each time. A browser without a cookie is new too, and shares its limits with all
+others without one. Left out: telling apart several people who use one browser.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 YOUNG_SECONDS = 24 * 3600
 KEPT_SECONDS = 400 * 24 * 3600
-"""As long as browsers keep a cookie at most; each page load begins it anew."""
+"""The longest time that browsers keep a cookie; each page load starts it again."""
 
 
 class Browsers:
@@ -34,28 +34,28 @@ class Browsers:
 
     def __init__(self, secret: str) -> None:
         self._signer = TimestampSigner(secret, salt="browser")
-        # Browsers send a host's cookies to all of its ports: two assistants of one machine must not overwrite theirs.
+        # Browsers send a host's cookies to all its ports: two assistants on one machine need different names.
         self.name = f"thumbwise_{sha256(secret)[:8]}"
 
     def new(self) -> str:
-        """A cookie's text with an id that nobody has."""
+        """The text of a cookie with a new id."""
         return self._signer.sign(secrets.token_urlsafe(12)).decode()
 
     def known(self, text: str) -> bool:
-        """Whether a cookie's text is one that this home gave."""
+        """Whether this home signed a cookie's text."""
         return self._signer.validate(text)
 
     def asker(self, text: str) -> Asker:
-        """Who asks with this cookie; one that is missing or not ours is as good as none."""
+        """Who asks with this cookie; a cookie that is not ours counts as none."""
         try:
             id_, given = self._signer.unsign(text, return_timestamp=True)
         except BadSignature:
             return Asker(LOCAL_USER, NEW_BROWSER, young=True)
-        young = time.time() - given.timestamp() < YOUNG_SECONDS  # also where the clock was set back
+        young = time.time() - given.timestamp() < YOUNG_SECONDS  # also if the clock was set back
         return Asker(LOCAL_USER, f"browser:{id_.decode()}", young)
 
     def text_in(self, cookies: Mapping[str, str]) -> str:
-        """The cookie's text among a request's cookies, or nothing."""
+        """The cookie's text among a request's cookies, or an empty text."""
         return cookies.get(self.name, "")
 
     def asker_of(self, request: Request) -> Asker:
@@ -63,18 +63,18 @@ class Browsers:
         return self.asker(self.text_in(request.cookies))
 
     def header(self, text: str) -> str:
-        """The Set-Cookie header that keeps `text` for as long as may be."""
+        """The Set-Cookie header that keeps `text` as long as browsers allow."""
         return f"{self.name}={text}; Max-Age={KEPT_SECONDS}; Path=/; HttpOnly; SameSite=Lax"
 
 
 class Cookies:
-    """ASGI middleware that gives every browser which opens a page its cookie, or keeps the one that it has."""
+    """ASGI middleware that gives a cookie to every browser that opens a page, or renews the one that it has."""
 
     def __init__(self, app: ASGIApp, browsers: Browsers) -> None:
         self.app, self.browsers = app, browsers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on; a page that is answered carries the cookie."""
+        """Pass the request on, and set the cookie in the answer if that is a page."""
         headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
         if scope.get("method") != "GET" or "text/html" not in headers.get("accept", ""):
             await self.app(scope, receive, send)

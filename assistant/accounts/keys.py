@@ -1,10 +1,10 @@
 """API keys: who an API client is, and what it may do.
 
-A key is 256 random bits, so its plain SHA-256 is what is kept (a slow hash guards words that people choose, and these
-are none). It names the client in every row that it causes (`name`, or `name/user` where the request's `user` field
-says who is behind it), may do what its scopes say, and can be revoked, which takes effect with the next request. From
-the first key on no request is answered without one, also when all are revoked. A revoked name is never given out
-again, nor one that has rows from before there were keys, since its rows are another's. Left out: when a key was last
+A key is 256 random bits, so its plain SHA-256 is stored. (A slow hash protects passwords that people choose; a key is
+not one.) The key names the client in every row that it causes: `name`, or `name/user` with the request's `user` field.
+It may do what its scopes allow. It can be revoked, which takes effect with the next request. From the first key on, no
+request is answered without one, even when all keys are revoked. A revoked name is never used again. Neither is a name
+that has rows from before there were keys, because these rows belong to somebody else. Left out: when a key was last
 used, which would cost a commit for every request.
 """
 
@@ -51,7 +51,7 @@ def m001_api_keys(db: Database) -> None:
 
 @dataclass(frozen=True)
 class Key:
-    """One key as the record has it; its text is not kept."""
+    """One key as it is stored; its text is not."""
 
     name: str
     scopes: tuple[str, ...]
@@ -72,20 +72,20 @@ class Keys:
         self._read()
 
     def _read(self) -> None:
-        """Keep what the database says, so that a request waits for no vote's commit."""
+        """Read all keys into memory, so that a request does not wait for the commit of a vote."""
         with self.store.lock:
             rows = self.store.rows("SELECT * FROM api_keys ORDER BY created_at, name")
             self._by_hash = {str(row["sha256"]): _key(row) for row in rows}
 
     def create(self, name: str, scopes: Sequence[str] = SCOPES) -> str:
-        """Make a key and return its text, this once. Raises ThumbwiseError for a bad name or scope, or Conflict."""
+        """Make a key and return its text, which is not stored. Raises ThumbwiseError (name, scope) or Conflict."""
         if not NAME.fullmatch(name):
             raise ThumbwiseError(
                 "A key's name has 1 to 32 lower-case letters, digits, dots, dashes and underscores: choose another."
             )
         if not scopes or (wrong := sorted(set(scopes) - set(SCOPES))):
             raise ThumbwiseError(
-                f"{', '.join(wrong) if scopes else 'Nothing'} is no scope: use {' and '.join(SCOPES)}."
+                f"{', '.join(wrong) if scopes else 'Nothing'} is not a scope: use {' and '.join(SCOPES)}."
             )
         text = PREFIX + secrets.token_urlsafe(32)
         with self.store.write() as db:
@@ -103,7 +103,7 @@ class Keys:
         return text
 
     def revoke(self, name: str) -> None:
-        """Refuse a key from now on; raises NotFound. Revoking it once more changes nothing."""
+        """Refuse a key from now on; raises NotFound. Revoking it again changes nothing."""
         with self.store.write() as db:
             if not list(db.query("SELECT 1 FROM api_keys WHERE name = ?", [name])):
                 raise NotFound(f"There is no key {name[:64]!r}. `thumbwise keys list` names them all.")
@@ -115,11 +115,11 @@ class Keys:
         return list(self._by_hash.values())
 
     def needed(self) -> bool:
-        """Whether API clients must have one: there is a key, or was."""
+        """Whether API clients need a key: there is one, or there was."""
         return bool(self._by_hash)
 
     def check(self, text: str, scope: str) -> Key:
-        """The key that `text` is; raises 401 where it is none or revoked, 403 where it may not do `scope`."""
+        """The key with this text; raises 401 if there is none or it is revoked, 403 if it does not have `scope`."""
         key = self._by_hash.get(_hash(text))
         if key is None or key.revoked_at is not None:
             raise ThumbwiseError(

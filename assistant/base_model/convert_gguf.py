@@ -1,7 +1,7 @@
-"""Turn one GGUF file into bfloat16 safetensors, its tokenizer and chat template beside them.
+"""Convert one GGUF file into bfloat16 safetensors, with tokenizer and chat template.
 
 Run by `thumbwise.base_model.prepare` as a process of its own (`python -m thumbwise.base_model.convert_gguf GGUF OUT`),
-so that the assistant never carries torch's memory.
+so that the assistant itself never needs the memory of torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 def convert(gguf: Path, out: Path) -> None:
     """Write config, weights (bfloat16), tokenizer and chat template of `gguf` into the folder `out`.
 
-    Raises ValueError where the file carries no chat template, or its model cannot say a word.
+    Raises ValueError if the file has no chat template, or the converted model writes nothing.
     """
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     model = AutoModelForCausalLM.from_pretrained(

@@ -1,4 +1,4 @@
-"""Download a chat model's files from Hugging Face, and nothing that could run.
+"""Download a chat model's files from Hugging Face, but nothing that could run as code.
 
 Run by `thumbwise.base_model.prepare` as a process of its own (`python -m thumbwise.base_model.download NAME OUT`), for
 the hub's client waits for its threads: in the assistant, Ctrl-C would wait for the last file. Why it failed is one line

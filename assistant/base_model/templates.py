@@ -1,8 +1,8 @@
-"""A model's chat template, read from its folder: what it can be given, and whether replies would begin and end.
+"""Checks a model's chat template, read from its folder: its arguments, and whether replies begin and end with it.
 
-Nothing is loaded for it, so that `serve` and `doctor` can say at once what training would find out weeks later.
-vLLM and the training job render templates with the model's tokenizer; here a text of ours shows what comes out.
-Left out: templates that vLLM has for models without one.
+No model is loaded, so `serve` and `doctor` can say at once what training would find out weeks later. vLLM and the
+training job render templates with the model's tokenizer; here we render texts of our own and look at the result. Left
+out: the templates that vLLM has for models without one.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from thumbwise.errors import ThumbwiseError
 
 Format = Literal["string", "openai"]
-"""How a message's text is handed over, in vLLM's words: as it is, or as a list of parts."""
+"""How a template gets a message's text, in vLLM's words: as a string, or as a list of parts."""
 
 MARK = "Paris7q"
-"""A text that no template has of its own."""
+"""A text that is in no template."""
 
 THINKING = {"enable_thinking", "thinking"}
-"""What templates call it."""
+"""The names that templates use for the switch that turns thinking on or off."""
 
 
 def with_text(role: str, text: str, form: Format) -> dict[str, Any]:
-    """A message as a template takes it."""
+    """A message in the format that a template takes."""
     return {"role": role, "content": text if form == "string" else [{"type": "text", "text": text}]}
 
 

@@ -1,6 +1,6 @@
-"""Whether training can take a model, by its configuration alone: said when it is first served, not weeks later.
+"""Whether a model can be trained, by its configuration: so that operators hear it at the first start, not weeks later.
 
-The training job itself finds out more, with the weights at hand. Left out: what is only known by running it.
+The training job checks more, because it has the weights. Left out: what can only be found out by running the model.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _STATES = (
 
 
 def check(folder: Path, config: dict[str, Any]) -> None:
-    """Raise ThumbwiseError where the model of `config` in `folder` can be served but not trained."""
+    """Raise ThumbwiseError if the model in `folder` with this `config` can be served but not trained."""
     if why := next(_reasons(config), ""):
         raise ThumbwiseError(f"{folder.name} {why}")
 
 
 def _reasons(config: dict[str, Any]) -> Iterator[str]:
-    """What is in the way, each with what to do."""
+    """Each reason why it cannot be trained, with what to do."""
     whole = config
     text = config.get("text_config")
     if isinstance(text, dict):

@@ -1,4 +1,4 @@
-"""What a model's files say about it without being loaded: its layers' shapes, and how many tokens it can read."""
+"""Reads a model's layer shapes and context length from its files, without loading the model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 INDEX = "model.safetensors.index.json"
 Shapes = dict[str, tuple[int, int]]
 """(out, in) by a module's full name."""
-# As vLLM has them. A scaling of positions that is not in these makes more of them than the config says.
+# As in vLLM. With a scaling of positions that is not named here, the model has more positions than the config says.
 _LENGTHS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length", "max_seq_length",
     "seq_len",
@@ -29,7 +29,7 @@ _SCALED_ALREADY = (
 
 
 def weight_files(model: Path) -> list[Path]:
-    """The safetensors that are the model's: those of its index, or its one file; others that lie there are not."""
+    """The model's safetensors: those in its index, or its one file. Other files in the folder are not the model's."""
     index, whole = _read(model / INDEX), model / "model.safetensors"
     if isinstance(named := index.get("weight_map"), dict):
         names = {name for name in named.values() if isinstance(name, str) and Path(name).name == name}
@@ -38,7 +38,7 @@ def weight_files(model: Path) -> list[Path]:
 
 
 def base_modules(model: Path) -> Shapes:
-    """Return the shapes of every 2-d weight in a model folder; none where there is nothing readable."""
+    """Return the shape of every 2-d weight in a model folder; empty if nothing is readable."""
     return {
         name.removesuffix(".weight"): (shape[0], shape[1])
         for name, shape in tensors(model).items()
@@ -47,7 +47,7 @@ def base_modules(model: Path) -> Shapes:
 
 
 def tensors(model: Path) -> dict[str, list[int]]:
-    """Return the shape of every tensor in a model folder, by its name, as far as its files can be read."""
+    """Return the shape of every tensor in a model folder, by its name, as far as the files can be read."""
     found: dict[str, list[int]] = {}
     for path in weight_files(model):
         with contextlib.suppress(
@@ -61,7 +61,7 @@ def tensors(model: Path) -> dict[str, list[int]]:
 
 
 def positions(model: Path) -> int | None:
-    """How many tokens the model was made for; None where its config does not say, or leaves it to a scaling."""
+    """How many tokens the model was made for; None if its config does not say, or leaves it to a scaling."""
     config = _read(model / "config.json")
     text = config.get("text_config")
     config = text if isinstance(text, dict) else config
@@ -83,11 +83,11 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def block_modules(model: Path) -> Shapes:
-    """Return the shapes of the linear layers inside its blocks: heads and embeddings are left out."""
+    """Return the shapes of the linear layers inside the blocks, without heads and embeddings."""
     shapes = base_modules(model)
     return {name: shape for name, shape in shapes.items() if any(part.isdecimal() for part in name.split("."))}
 
 
 def linear_layers(model: Path) -> list[str]:
-    """Return the last parts of those layers' names, each once."""
+    """Return the last parts of these layers' names, each once."""
     return sorted({name.rpartition(".")[2] for name in block_modules(model)})

@@ -1,13 +1,13 @@
-"""Launcher between the assistant and vLLM: when either of them dies, nothing of vLLM is left behind.
+"""Launcher between the assistant and vLLM: when either of them dies, no process of vLLM remains.
 
 `python -m thumbwise.engine.child PARENT_PID COMMAND...` starts COMMAND and waits for it. vLLM's server has
-two more processes below it (EngineCore, Worker), and they outlive a server that was killed with -9, with
+two more processes below it (EngineCore, Worker). If the server is killed with -9, they live on and keep
 all of the model's memory. So this process adopts orphans below it (PR_SET_CHILD_SUBREAPER) and ends every
 one of them when the server has ended, or when the assistant has (PR_SET_PDEATHSIG). SIGTERM goes on to the
 server alone, which then finishes what it is doing; a second SIGTERM or SIGHUP ends the tree at once.
 
-Linux only, as vLLM is. Left out: `preexec_fn` in the assistant, which is not safe beside threads; here
-there is one thread, and so fork, prctl and exec are.
+Linux only, as vLLM is. Left out: `preexec_fn` in the assistant, which is not safe beside threads; this
+process has one thread, so fork, prctl and exec are safe.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _die_with(parent: int, with_signal: int) -> None:
-    """Ask for `with_signal` when `parent` dies; leave at once where it already has.
+    """Ask for `with_signal` when `parent` dies; exit at once if it is dead already.
 
     Linux sends it when the *thread* that forked us ends. asyncio forks in the thread of the event loop,
     which lives as long as whoever supervises us.
@@ -89,7 +89,7 @@ def _reap(server: int) -> int | None:
 
 
 def _end_children() -> None:
-    """Kill our children, and theirs as they become ours, until there are none."""
+    """Kill our children, and their children as they become ours, until there are none."""
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     while True:
         for pid in children.read_text().split():

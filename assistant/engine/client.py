@@ -1,10 +1,10 @@
 """HTTP client for vLLM's OpenAI server: chat streams, log-probabilities, adapters.
 
-Every request names its model and every sampling field, and every answer's model is compared with the one
-asked for: vLLM serves the base model where `model` is missing, and takes missing fields from the model
-folder. Written for vLLM 0.32, with aiohttp because a piece of a reply costs half of what it does with httpx.
-Left out: `prompt_logprobs` (it ignores temperature, and in a batch with other requests it can fail inside the
-adapter code) and retries (the caller knows what it may repeat).
+Every request names its model and every sampling field, and the model in every answer is compared with the one asked
+for. The reason: if `model` is missing, vLLM serves the base model, and it takes missing fields from the model folder.
+Written for vLLM 0.32. We use aiohttp because a chunk of a reply costs half as much as with httpx. Left out:
+`prompt_logprobs` (it ignores temperature, and in a batch with other requests it can fail inside the adapter code), and
+retries (the caller knows what it may repeat).
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from thumbwise.engine.wire import Unheard, answer, events, refusal, sentence, tr
 from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
 
 SILENCE = 180.0
-"""Seconds without a byte after which a reply counts as failed; one that waits in vLLM's queue is as silent as that."""
+"""Seconds without a byte after which a reply fails. A reply that waits in vLLM's queue is silent too."""
 
 T = TypeVar("T")
 
-_NOT_JSON = "Out of range float values"  # what vLLM says where a log-probability is not a number
+_NOT_JSON = "Out of range float values"  # what vLLM says if a log-probability is not a number
 
-_SPARE_EVENTS = 64  # of a stream, beside one for each token: the role, pieces that are held back, comments
-_LONGEST_TOKEN = 1024  # letters of one token; vocabularies have some of a hundred spaces
-_REST = 2.0  # seconds for what follows the end of a reply
+_SPARE_EVENTS = 64  # of a stream, besides one for each token: the role, text that is held back, comments
+_LONGEST_TOKEN = 1024  # characters of one token; vocabularies have tokens of a hundred spaces
+_REST = 2.0  # seconds to read what follows the end of a reply
 
-# Below the 5 s of a vLLM that is not ours, so that no request is sent into a connection that it just closed.
+# Below the 5 s of a vLLM that is not ours, so that no request is sent on a connection that it has just closed.
 _KEEPALIVE = 2.0
 
 
@@ -53,10 +53,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a reply. The ids of all chunks end with the stop token where the model ended by itself.
+    """A piece of a reply. The ids of all chunks end with the stop token if the model ended the reply itself.
 
-    `prompt_ids` are there in the first chunk only. `logprobs` and `tokens` (their texts) have one entry per id
-    of this chunk, log-probabilities in nats after temperature, or are None where they were not asked for.
+    Only the first chunk has `prompt_ids`. `logprobs` (in nats, after temperature) and `tokens` (their texts) have one
+    entry for each id of this chunk. They are None if they were not asked for.
     """
 
     text: str
@@ -67,14 +67,14 @@ class Chunk:
     logprobs: tuple[float, ...] | None = None
     tokens: tuple[str, ...] | None = None
     context_full: bool = False
-    """Of the last chunk: whether the reply broke off because prompt and reply fill all that the model can read."""
+    """Of the last chunk: whether the reply was cut because prompt and reply fill the model's context."""
 
 
 class EngineClient:
-    """Talks to one vLLM server. One event loop only, that of the first request; `silence` is in seconds.
+    """Talks to one vLLM server, in one event loop only: that of the first request. `silence` is in seconds.
 
-    `api_key` is what vLLM was started with (`--api-key`); it is sent there and nowhere else. `template` is what the
-    model's chat template is given with every conversation.
+    `api_key` is the one that vLLM was started with (`--api-key`); it is sent nowhere else. `template` has the arguments
+    that the model's chat template gets with every conversation.
     """
 
     def __init__(
@@ -85,15 +85,15 @@ class EngineClient:
             raise ValueError("give either uds or base_url")
         self.uds, self.silence, self._template = uds, silence, dict(template or {})
         self.context: int | None = None
-        """Tokens that a prompt and its reply may have together; known once `adapters` was asked."""
+        """Tokens that a prompt and its reply may have together; known after the first call of `adapters`."""
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.heard = time.monotonic()
-        """When vLLM last sent part of an answer, on time.monotonic()'s clock: it lives while this moves."""
+        """When vLLM last sent part of an answer, by time.monotonic(). While this moves, vLLM lives."""
         self._base = (base_url or "http://engine").rstrip("/")
         self._session: aiohttp.ClientSession | None = None
 
     def _http(self) -> aiohttp.ClientSession:
-        """Connections that are kept; aiohttp makes them inside a running loop only."""
+        """The session with its open connections; aiohttp can make it only inside a running loop."""
         if self._session is None:
             kept: dict[str, Any] = {"limit": 0, "keepalive_timeout": _KEEPALIVE}
             self._session = aiohttp.ClientSession(
@@ -107,10 +107,10 @@ class EngineClient:
     async def chat(self, model: str, messages: Sequence[Message], sampling: Sampling) -> AsyncGenerator[Chunk, None]:
         """Stream one reply. Closing the generator closes the stream, and vLLM then drops the request.
 
-        Use `contextlib.aclosing` where the loop may be left early. More tokens than the model has are asked for as
-        that many. Raises EngineUnavailable where vLLM is not there, ThumbwiseError (400) where it refuses the request
-        (`context_length_exceeded`: a prompt that is too long), and EngineFailed for everything else, also where the
-        stream is cut, silent, endless, from another model or no stream of vLLM's.
+        Use `contextlib.aclosing` if the loop may be left early. `max_tokens` is lowered to what the model has. Raises
+        EngineUnavailable if vLLM is not there, ThumbwiseError (400) if it refuses the request
+        (`context_length_exceeded`: the prompt is too long), and EngineFailed for everything else: a stream that is cut,
+        silent, endless, from another model, or not vLLM's.
         """
         longest = sampling.max_tokens if self.context is None else min(sampling.max_tokens, max(1, self.context - 1))
         body = {
@@ -154,7 +154,7 @@ class EngineClient:
     async def next_tokens(self, model: str, contexts: Sequence[Sequence[int]], top: int = 20) -> list[dict[int, float]]:
         """Return the `top` likeliest next tokens after each of `contexts` and their log-probabilities, in nats.
 
-        Taken at temperature 1, in one request. Raises EngineFailed where one is not a number (422) or another model
+        Temperature 1, in one request. Raises EngineFailed if a log-probability is not a number (422), or another model
         answered.
         """
         body = {
@@ -179,9 +179,9 @@ class EngineClient:
         return rows
 
     async def adapters(self) -> dict[str, str]:
-        """Return every served name and the folder that it was loaded from, the base model's included.
+        """Return every served name with the folder that it was loaded from, the base model included.
 
-        Takes note of how long a context the server has (`context`).
+        Sets `context`, the server's context length.
         """
         found = await self._json("GET", "/v1/models")
         try:
@@ -193,24 +193,24 @@ class EngineClient:
         return served
 
     async def load_adapter(self, name: str, path: Path) -> None:
-        """Load the adapter folder `path` under `name`; a name that is already loaded is left as it is.
+        """Load the adapter folder `path` under `name`; a name that is already loaded does not change.
 
-        The path is made absolute, because vLLM takes a relative one that it cannot find for a hub id.
+        The path is made absolute, because vLLM takes a relative path that it cannot find for a hub id.
         """
         try:
             await self._json("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path.absolute())})
-        except EngineUnavailable:  # it restarts: whoever asked may ask again
+        except EngineUnavailable:  # it restarts: the caller may try again
             raise
         except ThumbwiseError as error:
             if "already been loaded" not in str(error):
-                # vLLM says 500 to whatever it will not load; where it is well, that is the version's fault. Where it
-                # said nothing (a folder on a network that hangs), it is not.
+                # vLLM answers 500 to whatever it cannot load. If vLLM is healthy, that is the version's fault. It is
+                # not if vLLM did not answer at all (a network folder that hangs).
                 refused = error.status == 400 or (not isinstance(error, Unheard) and await self.alive())
                 status = 422 if refused else EngineFailed.status
                 raise EngineFailed(f"The policy {name} could not be loaded: {error}", status=status) from None
 
     async def unload_adapter(self, name: str) -> None:
-        """Stop serving `name`; replies in flight finish. A name that is not loaded is an EngineFailed."""
+        """Stop serving `name`; replies in flight finish. Raises EngineFailed if it is not loaded."""
         try:
             await self._json("POST", "/v1/unload_lora_adapter", {"lora_name": name})
         except EngineUnavailable:
@@ -219,7 +219,7 @@ class EngineClient:
             raise EngineFailed(f"The policy {name} could not be unloaded: {error}") from None
 
     async def on_each(self, work: Callable[[Self], Awaitable[T]]) -> list[T]:
-        """Do `work` on every server, which here is this one; `thumbwise.engine.external.Pool` has several."""
+        """Do `work` on every server: here there is one, `thumbwise.engine.external.Pool` has several."""
         return [await work(self)]
 
     def others(self, client: EngineClient) -> bool:
@@ -244,7 +244,7 @@ class EngineClient:
     async def _asked(
         self, method: str, path: str, body: dict[str, Any] | None
     ) -> AsyncGenerator[aiohttp.ClientResponse, None]:
-        """Ask, and give an answer of status 200. No redirect is followed: the prompt is for this server alone."""
+        """Send a request and yield an answer of status 200. No redirect is followed: the prompt is for this server."""
         with translated(self.silence):
             async with self._http().request(method, self._base + path, json=body, allow_redirects=False) as response:
                 if response.status != 200:
@@ -259,7 +259,7 @@ class EngineClient:
 
 
 async def _let_end(stream: AsyncIterator[dict[str, Any]]) -> None:
-    """Read what is left of a finished reply's stream, so that its connection can be used again; it may be anything."""
+    """Read the rest of a finished reply's stream, whatever it is, so that its connection can be used again."""
     with contextlib.suppress(TimeoutError, ThumbwiseError, aiohttp.ClientError):
         async with asyncio.timeout(_REST):
             async for _ in stream:
@@ -297,7 +297,7 @@ def _chunk(event: dict[str, Any], model: str, with_logprobs: bool) -> Chunk | No
     logprobs = tokens = None
     if with_logprobs:
         rows = (choice.get("logprobs") or {}).get("content") or ()
-        if any(row["logprob"] is None for row in rows):  # so NaN is written in JSON
+        if any(row["logprob"] is None for row in rows):  # this is how JSON has NaN
             raise _not_numbers(model)
         logprobs, tokens = tuple(float(row["logprob"]) for row in rows), tuple(str(row["token"]) for row in rows)
         if len(logprobs) != len(ids):
@@ -324,7 +324,7 @@ def _likeliest(model: str, row: dict[str, Any], top: int) -> dict[int, float]:
     found = {int(key.removeprefix("token_id:")): value for key, value in row.items()}
     if any(value is None or math.isnan(value) for value in found.values()):
         raise _not_numbers(model)
-    # vLLM adds the token that it sampled, whatever its rank: only the `top` are the same every time.
+    # vLLM adds the token that it sampled, whatever its rank. Only the `top` are the same every time.
     return dict(sorted(found.items(), key=lambda item: -item[1])[:top])
 
 

@@ -36,8 +36,8 @@ class ExternalEngine(Supervised):
     deploy/README.md says how it is started; it must see the policies under the same paths as we do.
     """
 
-    poll_every = 2.0  # seconds; a restart of vLLM takes far longer, so none is missed
-    most = 30.0  # and at most between two tries at one that answers wrongly
+    poll_every = 2.0  # seconds; a restart of vLLM takes much longer, so none is missed
+    most = 30.0  # seconds; the longest pause between two tries at a server that answers wrongly
 
     def __init__(
         self, url: str, *, silence: float = SILENCE, api_key: str = "", template: Mapping[str, Any] | None = None
@@ -49,7 +49,7 @@ class ExternalEngine(Supervised):
         self.client = EngineClient(uds=socket_path, base_url=base, silence=silence, api_key=api_key, template=template)
 
     def take_out(self, why: str) -> None:
-        """Let it answer nobody until it has been found in order again."""
+        """Send it no requests until it has passed its checks again."""
         if self.state == "ready":
             self._set("restarting", f"vLLM at {self.url} was taken out: {why}")
 
@@ -63,7 +63,7 @@ class ExternalEngine(Supervised):
                 await self._get_ready()
             except EngineUnavailable:
                 await asyncio.sleep(self.poll_every)
-            except Exception as error:  # whatever it is, the next try may do better
+            except Exception as error:  # whatever it is, the next try may succeed
                 wrong += 1
                 self._set(self.state, f"vLLM at {self.url} cannot be used: {told(error)}")
                 await asyncio.sleep(min(self.most, self.poll_every * 2 ** min(wrong - 1, 10)))
@@ -77,11 +77,11 @@ class ExternalEngine(Supervised):
                     self._set("restarting", f"vLLM at {self.url} does not answer.")
 
     async def _alive(self) -> bool:
-        return await self.client.alive() or await self.client.alive()  # one miss may be mere load
+        return await self.client.alive() or await self.client.alive()  # a single miss may just be load
 
 
 class Pool:
-    """What a turn and the policies ask of one `EngineClient`, asked of several servers."""
+    """Several servers with the methods of one `EngineClient` that turns and versions need."""
 
     def __init__(self, members: Sequence[ExternalEngine]) -> None:
         self._members = members
@@ -158,7 +158,7 @@ class Pool:
 
 
 async def _settled(tasks: set[asyncio.Future[T]]) -> None:
-    """Return when all of `tasks` have ended, or PATIENCE after the last news once one of them went well."""
+    """Return when all `tasks` have ended; or, once one went well, when none has ended for PATIENCE seconds."""
     good = False
     while tasks:
         done, tasks = await asyncio.wait(tasks, timeout=PATIENCE if good else None, return_when=asyncio.FIRST_COMPLETED)
@@ -168,7 +168,7 @@ async def _settled(tasks: set[asyncio.Future[T]]) -> None:
 
 
 class Replicas:
-    """Several external vLLM servers, seen as one engine: ready while any of them is."""
+    """Several external vLLM servers as one engine. It is ready while any of them is."""
 
     def __init__(
         self, urls: Sequence[str], *, silence: float = SILENCE, api_key: str = "",
@@ -187,26 +187,26 @@ class Replicas:
 
     @property
     def state(self) -> State:
-        """Ready while one is; else what most of the others are at."""
+        """Ready while one server is; else the most frequent state."""
         states = [member.state for member in self.members]
         return "ready" if "ready" in states else max(states, key=states.count)
 
     @property
     def detail(self) -> str:
-        """A sentence on how many there are, and one on each that does not answer."""
+        """How many servers answer, and a sentence for each that does not."""
         out = [member.detail for member in self.members if member.state != "ready"]
         return " ".join([f"{self.answering} of {len(self.members)} vLLM servers answer.", *out])
 
     @property
     def warning(self) -> str:
-        """The same while some answer and others do not."""
+        """The same, while some servers answer and others do not."""
         return self.detail if 0 < self.answering < len(self.members) else ""
 
     async def start(self) -> None:
-        """Begin to watch every one and return at once."""
+        """Start to watch every server and return at once."""
         for member in self.members:
             await member.start()
 
     async def stop(self) -> None:
-        """End that; the servers go on."""
+        """Stop watching; the servers keep running."""
         await asyncio.gather(*(member.stop() for member in self.members))

@@ -1,8 +1,8 @@
-"""What shows that a server answers with a version, and not with another: its next-token log-probabilities.
+"""Probes: they show that a server answers with a version and not with another model.
 
-They are asked on contexts in the version's manifest, through the same socket as every reply, and must agree with the
-trainer's, and be nearer to them than to the base's: vLLM answers with the base model, status 200, when an adapter
-matches nothing.
+A probe asks for next-token log-probabilities on contexts from the version's manifest, over the same socket as every
+reply. They must agree with the trainer's, and be nearer to them than to the base model's. The reason: vLLM answers with
+the base model and status 200 if the keys of an adapter match nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Probe:
     to_base: float
 
     def check(self, version: str, limit: float) -> None:
-        """Raise ThumbwiseError (422) where these are not the version's own."""
+        """Raise ThumbwiseError (422) if these distances show that another model answered."""
         if not self.to_trainer <= limit:
             raise ThumbwiseError(
                 f"{version} does not answer as it was trained: its probe is {self.to_trainer:.3f} nats from the "
@@ -38,7 +38,7 @@ class Probe:
         if not self.to_trainer < self.to_base:
             raise ThumbwiseError(
                 f"{version} answers like the base model ({self.to_base:.3f} nats from it, "
-                f"{self.to_trainer:.3f} from the trainer): it changes nothing, or was not applied.",
+                f"{self.to_trainer:.3f} from the trainer): it changes nothing, or vLLM did not use it.",
                 status=422,
             )
 
@@ -46,8 +46,8 @@ class Probe:
 def distance(trainer: Mapping[int, float], other: Mapping[int, float]) -> float:
     """Mean |log-probability difference| over the trainer's top tokens, weighted by their probability.
 
-    `trainer` and `other` map token ids to natural log-probabilities at temperature 1. A token that `other`
-    left out is at most as likely as the least likely one that it has.
+    `trainer` and `other` map token ids to natural log-probabilities at temperature 1. A token that is not in `other` is
+    at most as likely as the least likely token in it, whose log-probability is used.
     """
     least = min(other.values())
     weights = {token: math.exp(value) for token, value in trainer.items()}
@@ -56,7 +56,7 @@ def distance(trainer: Mapping[int, float], other: Mapping[int, float]) -> float:
 
 
 async def ask(engine: EngineClient, version: str, probes: Sequence[Mapping[str, Any]]) -> Probe:
-    """Ask an engine for a version's log-probabilities on `probes`, those of its manifest."""
+    """Ask an engine for a version's log-probabilities on `probes`, which are in its manifest."""
     own: list[float] = []
     base: list[float] = []
     try:

@@ -1,7 +1,7 @@
-"""Watching a vLLM server, whoever started it: state, waiting, stopping, and going on whatever happens.
+"""Supervision of a vLLM server, whoever started it: its state, waiting for it, stopping it.
 
-A supervision never ends by itself: what goes wrong in it, or in what is called when vLLM is ready, is told in a
-sentence and tried again after a pause. `engine.py` has the vLLM that we start, `external.py` those of others.
+Supervision never ends by itself. An error in it, or in a callback that runs when vLLM is ready, is told in a sentence,
+and supervision starts again after a pause. `supervisor.py` has the vLLM that we start, `external.py` those of others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from thumbwise.names import BASE
 State = Literal["starting", "ready", "restarting", "failed", "stopped"]
 
 PAUSES = (5.0, 15.0, 60.0)
-"""Seconds between the beginnings of a supervision that fails; the last one for ever."""
+"""Seconds of pause after each failure of the supervision itself; the last one repeats."""
 
 _logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Supervised(ABC):
     """State, waiting and stopping; a subclass brings `_supervise`."""
 
     client: EngineClient
-    warning = ""  # what is not as it should be although people are answered
+    warning = ""  # what is wrong although people are answered
 
     def __init__(self) -> None:
         self.state: State = "starting"
@@ -45,11 +45,11 @@ class Supervised(ABC):
         return int(self.state == "ready")
 
     async def start(self) -> None:
-        """Begin supervision and return at once."""
+        """Start supervision and return at once."""
         self._task = asyncio.create_task(self._run(), name="engine")
 
     async def wait_ready(self, timeout: float) -> None:
-        """Return when ready. Raises EngineUnavailable after `timeout` seconds, EngineFailed when given up."""
+        """Return when ready. Raises EngineUnavailable after `timeout` seconds, EngineFailed in the state "failed"."""
         try:
             async with asyncio.timeout(timeout):
                 while self.state in ("starting", "restarting"):
@@ -62,7 +62,7 @@ class Supervised(ABC):
             raise EngineUnavailable("The engine was stopped.")
 
     async def stop(self) -> None:
-        """End supervision and what it started; safe to call twice."""
+        """Stop supervision and what it started; safe to call twice."""
         self._set("stopped", "The engine is being stopped.")
         if self._task is not None:
             self._task.cancel()
@@ -89,7 +89,7 @@ class Supervised(ABC):
 
     async def _get_ready(self) -> None:
         await self._first_token()
-        await self.client.adapters()  # which tells it how long a context there is
+        await self.client.adapters()  # the client learns from it how long the context is
         for callback in self.on_ready:
             await callback(self.client)
 
@@ -98,14 +98,14 @@ class Supervised(ABC):
         while True:
             try:
                 await self._supervise()
-            except Exception as error:  # a bug in here: nobody awaits this task, and people wait for what it does
-                self._set("restarting", f"The supervision of vLLM failed and begins again: {told(error)}")
+            except Exception as error:  # a bug in this class: nobody awaits this task, but people wait for its work
+                self._set("restarting", f"The supervision of vLLM failed and starts again: {told(error)}")
                 with contextlib.suppress(Exception):
                     await self._release()
             await asyncio.sleep(next(pauses))
 
     def last_lines(self) -> list[str]:
-        """What vLLM said last, for the operator: it may name paths of this machine. Nothing where it is not ours."""
+        """vLLM's last log lines, for the operator only: they may name paths. Empty if we did not start it."""
         return []
 
     @abstractmethod
@@ -113,14 +113,14 @@ class Supervised(ABC):
         """Start, watch and restart, until cancelled."""
 
     async def _release(self) -> None:  # noqa: B027 - an external engine holds nothing
-        """Give back what the supervision holds."""
+        """Release what the supervision holds."""
 
 
 def told(error: Exception) -> str:
-    """What went wrong, in a sentence for everybody; of a bug its kind alone, and the rest goes into the log."""
+    """What went wrong, in a sentence for everybody. Of a bug it names only the type; the rest goes to the log."""
     if isinstance(error, ThumbwiseError):
         return str(error)
-    _logger.error("what is not foreseen", exc_info=error)
+    _logger.error("an unexpected error", exc_info=error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}."
     return f"something went wrong in the assistant ({type(error).__name__}): its log says what."

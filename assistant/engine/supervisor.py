@@ -1,10 +1,10 @@
-"""Starts one vLLM server, keeps it alive, and says whether it may be used.
+"""Starts one vLLM server, keeps it running, and says whether it can be used.
 
-`Engine` owns a child process on a private Unix socket; a vLLM that somebody else runs is in `external.py`. Both
-are "ready" only after a real token came back and every `on_ready` callback has run (that is where the policies
-reload their adapters), and so again after every restart. Written for vLLM 0.32: its only supervisor is a 5 s
-watchdog, it may exit with status 0 after a crash, and it forgets every adapter. Left out: several children, which
-would share the cores and the memory of one machine, and loading the model in this process.
+`Engine` owns a child process on a private Unix socket. For a vLLM that somebody else runs, see `external.py`. Both are
+"ready" only after a real token came back and every `on_ready` callback has run; in these callbacks the versions are
+loaded again. The same holds after every restart. Written for vLLM 0.32: its only supervisor is a 5 s watchdog, it may
+exit with status 0 after a crash, and after a restart it has no adapters. Left out: several children, which would share
+the cores and the memory of one machine, and loading the model in this process.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ _PLUGIN = "thumbwise_cpu_adapters"
 _LOG_LINES = 15
 _LONGEST_SOCKET_PATH = 100  # Linux allows 107 bytes
 _DRAIN = 10  # seconds that vLLM may go on with open replies after SIGTERM
-# Settings of the operator's shell that would open vLLM's development endpoints, make it ask for a key that
-# we do not send, or let it answer for a policy that it does not have.
+# Variables of the operator's shell that would open vLLM's development endpoints, make it ask for a key that we do not
+# send, or let it answer for a version that it has not loaded.
 _DROPPED_ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE",
     "VLLM_ALLOW_INSECURE_SERIALIZATION",
     "VLLM_SKIP_MODEL_NAME_VALIDATION",
     "VLLM_API_KEY",
 }
-# Where compilers keep what they made, unless the operator says otherwise. PyTorch's own place is a folder in /tmp with
-# our name, which anybody may have made before us.
+# Caches of compilers, unless the operator sets another place. PyTorch's default is a folder in /tmp with our user name,
+# which anybody may have made before us.
 _CACHES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton", "VLLM_CACHE_ROOT": "vllm"}
-# Processes of one vLLM talk to each other on ports without any check of who asks: on this machine's loopback alone.
+# The processes of one vLLM talk to each other over ports that check nobody: so only over this machine's loopback.
 _LOOPBACK = {
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
@@ -67,24 +67,25 @@ _NOISE = re.compile(r" (INFO|DEBUG) |^INFO: |nanobind|^ - leaked |^ - \.\.\. ski
 class Engine(Supervised):
     """One vLLM child. `run_dir` gets the socket (mode 0700), `log` its output, one older log beside it.
 
-    `cache` is for what it compiles, and loads again at the next start: nobody else may write there. `template` is what
-    the model's chat template is given.
+    `cache` is for compiled code, which the next start loads again: nobody else may write there. `template` has the
+    arguments of the model's chat template.
 
-    Starts that fail are repeated with growing pauses; after `tries` in a row the state is "failed", until one that is
-    made every `retry` seconds succeeds (what was missing may be memory), and `last_lines` says what vLLM did.
+    A start that fails is repeated after a pause, which grows. After `tries` failures in a row the state is "failed".
+    Then a start is tried every `retry` seconds until one succeeds, because the reason may have been a lack of memory.
+    `last_lines` has the end of vLLM's log.
 
-    It is taken to hang where nobody got a token for `settings.silence` seconds, not even a probe, while its processes
-    did not compute; one that computes has `patience` times as long, since it may be reading long prompts.
+    vLLM counts as hanging if nobody got a token for `settings.silence` seconds, not even the probe, and its processes
+    did not compute. If they compute, the limit is `patience` times as long, because it may be reading long prompts.
     """
 
     tries = 3
     pause = 1.0  # seconds before the second start, doubled each time, at most 60
     retry = 300.0  # seconds between starts once they have failed
-    settled = 60.0  # seconds of being ready after which the pauses start from the beginning
-    probe_every = 15.0  # seconds of silence before a token is asked for, to see whether vLLM hangs
-    patience = 5  # silences, of one that computes
-    busy = 0.2  # cores that it computes on, at least
-    look_every = 5.0  # seconds between two looks at the size of its log
+    settled = 60.0  # seconds of being ready after which the pauses are short again
+    probe_every = 15.0  # seconds of silence after which a token is asked for, to find out whether vLLM hangs
+    patience = 5  # times `settings.silence`, while it computes
+    busy = 0.2  # cores; with less CPU time than this it does not compute
+    look_every = 5.0  # seconds between two checks of its log's size
     grace = _DRAIN + 10.0  # seconds between SIGTERM and SIGKILL at a stop
 
     def __init__(
@@ -182,7 +183,7 @@ class Engine(Supervised):
             try:
                 await self._launch()
                 await self._until_ready()
-            except Exception as error:  # also a bug in a callback: the next start may do better
+            except Exception as error:  # also a bug in a callback: the next start may succeed
                 await self._end(grace=0)
                 failed += 1
                 sentence = f"vLLM could not be started: {told(error)}"
@@ -227,7 +228,7 @@ class Engine(Supervised):
             await asyncio.to_thread(child_logs.bound, self.log)
 
     async def _until_ready(self) -> None:
-        """Return when ready; raises EngineFailed where vLLM ends or the time is up first."""
+        """Return when ready; raises EngineFailed if vLLM ends, or the time is over, before that."""
         assert self._process is not None
         ended = asyncio.ensure_future(self._process.wait())
         ready = asyncio.ensure_future(self._get_ready())
@@ -245,16 +246,16 @@ class Engine(Supervised):
             await asyncio.gather(ended, ready, return_exceptions=True)
 
     async def _until_ended(self) -> str:
-        """Return a sentence when vLLM has ended or hangs."""
+        """Return when vLLM has ended or hangs, with a sentence that says which."""
         assert self._process is not None
         ended = asyncio.ensure_future(self._process.wait())
-        alive, spent = time.monotonic(), self._cpu_seconds()  # when it last was, and what it had computed by then
+        alive, spent = time.monotonic(), self._cpu_seconds()  # when it was last alive, and its CPU time then
         try:
             while True:
                 await asyncio.wait({ended}, timeout=self.probe_every)
                 if ended.done():
                     return f"vLLM ended unexpectedly (status {ended.result()})."
-                # Any byte of any reply shows that it lives; the health check alone would not show a stuck engine.
+                # Any byte of any reply shows that it is alive. vLLM's health check would not show an engine that hangs.
                 if time.monotonic() - self.client.heard < self.probe_every or await self._probe(ended):
                     alive, spent = time.monotonic(), self._cpu_seconds()
                     continue
@@ -267,7 +268,7 @@ class Engine(Supervised):
             await asyncio.gather(ended, return_exceptions=True)
 
     async def _probe(self, ended: asyncio.Future[int]) -> bool:
-        """Whether a token comes while vLLM runs, within the silence that the settings allow."""
+        """Whether a token comes within `settings.silence` seconds, while vLLM runs."""
         token = asyncio.ensure_future(self.client.next_token_logprobs(BASE, [0], top=1))
         either: set[asyncio.Future[Any]] = {ended, token}
         try:
@@ -278,12 +279,12 @@ class Engine(Supervised):
             await asyncio.gather(token, return_exceptions=True)
 
     def _cpu_seconds(self) -> float:
-        """What the processes of vLLM, which are one group, have computed so far."""
+        """CPU time of vLLM's processes so far; they are one process group."""
         pid = self.pid
         return 0.0 if pid is None else children.cpu_seconds(pid)
 
     async def _end(self, grace: float) -> None:
-        """End the child and all below it: SIGTERM, then SIGKILL after `grace` seconds (0: at once)."""
+        """End the child and all processes below it: SIGTERM, then SIGKILL after `grace` seconds (0: at once)."""
         process = self._process
         if self._watch_log is not None:
             self._watch_log.cancel()
@@ -295,17 +296,17 @@ class Engine(Supervised):
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(process.wait(), grace)
             if process.returncode is None:
-                # The launcher ends what is below it; give it a moment before the whole group is killed.
+                # The launcher ends the processes below it. It gets a moment before the whole group is killed.
                 process.send_signal(signal.SIGHUP)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(process.wait(), 5)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
-        self._process = None  # not before: where this is cut off, who ends it next must find it
+        self._process = None  # only now: if this method is cancelled, the next call must still find the process
 
     async def stop(self) -> None:
-        """End supervision, vLLM and all below it; safe to call twice."""
+        """End supervision, vLLM and all processes below it; safe to call twice."""
         await super().stop()
         if self._temporary:
             shutil.rmtree(self._socket_folder, ignore_errors=True)
@@ -315,12 +316,12 @@ class Engine(Supervised):
         self.uds.unlink(missing_ok=True)
 
     def last_lines(self) -> list[str]:
-        """The log's last lines that are neither progress nor what Python prints as it leaves."""
+        """The log's last lines, without progress lines and without what Python prints when it exits."""
         return child_logs.last_lines(self.log, _LOG_LINES, lambda line: line.strip() and not _NOISE.search(line))
 
 
 def _private_folder(run_dir: Path) -> tuple[Path, bool]:
-    """Return a folder for the socket that only we can enter, and whether it is a temporary one."""
+    """Return a folder for the socket that only this user can enter, and whether it is temporary."""
     if len(os.fsencode(run_dir.absolute() / "vllm.sock")) > _LONGEST_SOCKET_PATH:
         return Path(tempfile.mkdtemp(prefix="thumbwise-")), True
     run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,7 +1,7 @@
-"""What comes back from vLLM over HTTP, read with limits; whatever is no answer of vLLM's is told in a sentence.
+"""Reads vLLM's answers over HTTP, with limits. Whatever is not an answer of vLLM becomes an error in one sentence.
 
-Nothing in here trusts the other side: it may be a proxy, another server, or a vLLM that is broken. A body that is
-too long is not read to its end, an event that never ends is given up, and no error but ours leaves this module.
+Nothing here trusts the other side: it may be a proxy, another server, or a broken vLLM. A body that is too long is not
+read to its end. If an event never ends, the reply fails. Only our own errors leave this module.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import orjson
 from thumbwise.errors import EngineFailed, EngineUnavailable, ThumbwiseError
 
 LONGEST_EVENT = 2**20
-"""Bytes of one event; a token with its log-probability takes some hundred."""
+"""Largest event, in bytes. A token with its log-probability takes a few hundred."""
 LONGEST_FIRST = 2**23
-"""Bytes of the first event, which brings the ids of the whole prompt: a letter may take four, and a prompt 200,000."""
+"""Largest first event, in bytes. It has the ids of the whole prompt, which may be four for each of 200,000 letters."""
 LONGEST_ANSWER = 2**23
-"""Bytes of an answer in one piece: the names of all adapters, or the log-probabilities of all probes."""
+"""Largest answer in one piece, in bytes: the names of all adapters, or the log-probabilities of all probes."""
 
-# What vLLM says when its engine process is gone; it goes on about a stack trace that only its log has.
+# What vLLM says when its engine process is gone. The rest of its text is about a stack trace in its own log.
 _DEAD = "EngineCore encountered an issue"
-# What it says of a prompt that is longer than its context, or that fills it and leaves no token for the reply.
+# What it says if the prompt is longer than its context, or fills it and leaves no token for the reply.
 _TOO_LONG = re.compile(r"maximum context length|max_tokens must be at least 1")
 _CONTEXT = re.compile(r"maximum context length (?:is |\()(\d+)")
 
 
 class Unheard(EngineFailed):
-    """The connection to vLLM broke, or stayed silent, before it had said what it thinks of the request."""
+    """The connection to vLLM broke, or stayed silent, before vLLM accepted or refused the request."""
 
 
 async def events(response: aiohttp.ClientResponse, most: int) -> AsyncIterator[dict[str, Any]]:
@@ -57,16 +57,16 @@ async def events(response: aiohttp.ClientResponse, most: int) -> AsyncIterator[d
 
 
 async def answer(response: aiohttp.ClientResponse) -> dict[str, Any]:
-    """Return the JSON of an answer; an adapter's loading is answered with a plain sentence, and gives {}."""
+    """Return the JSON of an answer; {} for other content: the loading of an adapter is answered with a sentence."""
     data = await _body(response)
     if response.content_type != "application/json":
         return {}
     with understood():
-        return _object(json.loads(data))  # takes NaN, which orjson does not and older servers send
+        return _object(json.loads(data))  # accepts NaN, which older servers send and orjson refuses
 
 
 async def refusal(response: aiohttp.ClientResponse) -> ThumbwiseError:
-    """Return the error that an answer with another status than 200 stands for."""
+    """Return the error for an answer whose status is not 200."""
     if 300 <= response.status < 400:
         return EngineFailed(
             f"vLLM's address leads to another one (HTTP {response.status}), where nothing is sent: name that one."
@@ -85,7 +85,7 @@ async def refusal(response: aiohttp.ClientResponse) -> ThumbwiseError:
 
 
 def too_long(found: re.Match[str] | None) -> ThumbwiseError:
-    """The error of a prompt that leaves no room for a reply; `found` has the model's length, where vLLM told it."""
+    """The error for a prompt that leaves no room for a reply; `found` has the context length, if vLLM told it."""
     tokens = f" ({found[1]} tokens)" if found else ""
     return ThumbwiseError(
         f"The prompt is too long, longer than the model can read{tokens}: start a new conversation, or shorten it.",
@@ -106,7 +106,7 @@ def sentence(told: Any) -> str:
 
 @contextlib.contextmanager
 def understood() -> Iterator[None]:
-    """Turn what reading an answer of another shape raises into an EngineFailed."""
+    """Turn the errors from reading an answer of another shape into EngineFailed."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:

@@ -1,10 +1,14 @@
 """A policy version's folder: checked before it is written, written whole or not at all, never changed.
 
-What is refused here would otherwise be answered by vLLM with the base model and status 200 (keys that
-match nothing), or break its engine (a rank too large), or run code (pickles), or spoil what other versions
-say: on CPU, a NaN that one request leaves in vLLM's key-value cache reaches whoever gets that block next.
-Only the three known files are accepted, from bytes in memory, so there is no path, link or archive to
-escape from.
+What is refused here would otherwise do harm in vLLM:
+
+- keys that match nothing: vLLM answers with the base model and status 200;
+- a rank that is too large breaks its engine;
+- pickles run code;
+- values that are not finite spoil the replies of other versions: on CPU, a NaN that one request leaves in vLLM's
+  key-value cache reaches the request that gets this block next.
+
+Only the three known files are accepted, and from bytes in memory. So no path, link or archive can lead elsewhere.
 """
 
 from __future__ import annotations
@@ -31,13 +35,13 @@ KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 MAX_BYTES = 2 * 1024**3
 MAX_JSON = 8 * 1024**2
 LARGEST = 1000.0
-"""Largest weight and scale of an adapter: far more than training makes, far less than a flipped exponent does."""
+"""Largest weight and scale of an adapter: far above what training makes, far below a flipped exponent bit."""
 _NEEDED = {
     "version", "number", "parent", "base_digest", "snapshot_id", "algorithm", "n_labels", "metrics",
     "created_at", "files", "probes",
 }  # fmt: skip
 _LEAST, _LEAST_OF_TOP = -1e6, -100.0
-"""Log-probabilities of a probe: any, and that of its likeliest token, which at least one of a vocabulary has."""
+"""Lower limits of a probe's log-probabilities: of any token, and of its likeliest token."""
 _PROBE = ("context_ids", "top_ids", "top_logprobs", "base_top_logprobs")
 
 
@@ -79,7 +83,7 @@ def _check_manifest(manifest: dict[str, Any]) -> None:
         raise _refused(f"{MANIFEST} has no {', '.join(missing)}")
     wrong = [name for name, fits in _KINDS.items() if not fits(manifest[name])]
     if wrong:
-        raise _refused(f"{', '.join(wrong)} in {MANIFEST} is not of the kind that it has to be")
+        raise _refused(f"{', '.join(wrong)} in {MANIFEST} has the wrong type or is out of range")
     if not isinstance(manifest["files"], dict) or set(manifest["files"]) != {WEIGHTS, CONFIG}:
         raise _refused(f"the files in {MANIFEST} are not {WEIGHTS} and {CONFIG}")
     if not manifest["probes"]:
@@ -134,7 +138,9 @@ def _check_config(config: dict[str, Any], max_rank: int) -> None:
     if not isinstance(config.get("r"), int) or not 1 <= config["r"] <= max_rank:
         raise _refused(f"rank {config.get('r')} is outside 1 to {max_rank} (setting engine.max_lora_rank)")
     alpha = config.get("lora_alpha", 1)
-    if type(alpha) not in (int, float) or not 0 < alpha <= LARGEST:  # also Infinity and NaN, which Python's JSON reads
+    if (
+        type(alpha) not in (int, float) or not 0 < alpha <= LARGEST
+    ):  # refuses Infinity and NaN too, which Python's JSON accepts
         raise _refused(f"lora_alpha {alpha!r:.40} is outside 0 to {LARGEST:g}")
     if any(name in str(config.get("target_modules")) for name in ("lm_head", "embed")):
         raise _refused("adapters on lm_head or embeddings cannot be served")
@@ -169,7 +175,8 @@ def _check_weights(data: bytes, modules: dict[str, tuple[int, int]], rank: int) 
 def write(root: Path, version: str, files: dict[str, bytes]) -> Path:
     """Write a checked version under `root`: side folder, fsync, rename, `manifest.json` last.
 
-    A complete folder with the same bytes is success (the call may be repeated); with others, a Conflict.
+    If a complete folder with the same bytes exists, that is success, so the call may be repeated. Other bytes are a
+    Conflict.
     """
     folder = root / version
     if (folder / MANIFEST).is_file():
@@ -181,7 +188,7 @@ def write(root: Path, version: str, files: dict[str, bytes]) -> Path:
         )
     side = root / f".incoming-{version}"
     shutil.rmtree(side, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)  # left without its manifest by a crash: never complete
+    shutil.rmtree(folder, ignore_errors=True)  # a crash left it without its manifest: it was never complete
     try:
         side.mkdir(mode=0o700)
         for name in (WEIGHTS, CONFIG):
@@ -203,7 +210,7 @@ def write(root: Path, version: str, files: dict[str, bytes]) -> Path:
 
 
 def _sealed(folder: Path) -> Path:
-    """Take the right to write from a complete version's files."""
+    """Make a complete version's files read-only."""
     for path in folder.iterdir():
         path.chmod(0o400)
     return folder

@@ -1,8 +1,8 @@
-"""What the home's folders have and its database lacks: the database may have been restored from an older copy.
+"""Versions that are in the home's folders but not in its database, because an older copy of that was restored.
 
-Numbers are never given twice, so a run's is above those of all versions and runs on disk too. Versions that the
-database does not know are taken in once, as far as they are whole and of this base model: none of them takes traffic,
-and an operator may promote one. Left out: what people said of them, which only the lost database knew.
+Numbers are never used twice, so the number of a run is also above those of all versions and runs on disk. Versions that
+the database does not know are recorded once, if they are complete and of this base model. None of them takes traffic;
+an operator may promote one. Left out: what people said about them, which only the lost database knew.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ FOUND = "it was on disk when an older database was restored: promote it by hand,
 
 
 def highest(home: Home) -> int:
-    """The highest number of a version or run in the home's folders; 0 where there is none."""
+    """The highest number of a version or run in the home's folders; 0 if there is none."""
     named = (names.VERSION.fullmatch(path.name) for path in home.policies.iterdir())
     numbers = [int(name[1]) for name in named if name]
     for path in home.runs.glob(f"*/{names.RUN_RECORD}"):
         try:
             numbers.append(int(json.loads(path.read_text())["given"]["number"]))
-        except (OSError, ValueError, KeyError, TypeError):  # another build's, or damaged
+        except (OSError, ValueError, KeyError, TypeError):  # of another build, or damaged
             continue
     return max(numbers, default=0)
 
 
 def unknown(home: Home, versions: Versions, model: PreparedModel, engine: EngineSettings) -> list[dict[str, Any]]:
-    """The manifests of versions on disk that the record lacks, oldest first; those that it can't have are logged."""
+    """The manifests of versions on disk that the record does not have, oldest first; unusable ones are logged."""
     known = {version.version for version in versions.all()}
     numbers = {version.number for version in versions.all()} | versions.runs.numbers()
     manifests: list[dict[str, Any]] = []
@@ -55,7 +55,7 @@ def unknown(home: Home, versions: Versions, model: PreparedModel, engine: Engine
             manifests.append(_checked(path, model, engine.max_lora_rank))
             numbers.add(int(name[1]))
         except (ThumbwiseError, OSError) as error:
-            log.warning("%s is on disk, and the database does not know it; it is left alone: %s", path.name, error)
+            log.warning("%s is on disk, but the database does not know it; it is not used: %s", path.name, error)
     return manifests
 
 
@@ -66,12 +66,12 @@ def _checked(path: Path, model: PreparedModel, max_rank: int) -> dict[str, Any]:
 
 
 def take_in(versions: Versions, manifests: list[dict[str, Any]]) -> None:
-    """Record them, as retired or, where a gate had refused them, as rejected; blocking."""
+    """Record them as retired, or as rejected if a gate had refused them; blocking."""
     for manifest in manifests:
         version, refused = manifest["version"], _refused(manifest.get("gates"))
         versions.stage(manifest, None)
         versions.set_state(version, State.REJECTED if refused else State.RETIRED, " ".join(refused) or FOUND)
-        log.warning("%s was on disk, and the database did not know it: it is listed now, and unused", version)
+        log.warning("%s was on disk, but the database did not know it: it is listed now, and takes no traffic", version)
 
 
 def _refused(gates: object) -> list[str]:

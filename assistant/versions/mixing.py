@@ -1,10 +1,10 @@
-"""Whether a vLLM keeps policies apart in one batch: asked before it takes any traffic.
+"""Checks, before a vLLM takes traffic, that it keeps versions apart which are in one batch.
 
-vLLM 0.32's own code for adapters on CPU gives a request to the base model the weights of the last adapter slot where
-both are in one batch, and nothing says so (`thumbwise.cpu_adapters` does not). So every slot is filled with an adapter
-of random weights (rank 1), and the base and all of them answer a few contexts, first one request at a time and then all
-at once. A vLLM that passed keeps one of those adapters under the name CHECKED, and is not checked again. Left out:
-which of the policies got whose weights.
+vLLM 0.32's own code for adapters on CPU gives a request to the base model the weights of the last adapter slot if both
+are in one batch, and reports no error. (`thumbwise.cpu_adapters` does not do that.) So the check fills every slot with
+an adapter of random weights (rank 1). The base and all adapters answer a few contexts, first one request at a time and
+then all at once. A vLLM that passed keeps one of these adapters under the name CHECKED, and is not checked again. Left
+out: which version got whose weights.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from thumbwise.names import BASE, CONFIG, WEIGHTS
 CHECKED = "thumbwise-checked"
 TOP = 20
 TOLERANCE = 0.3
-"""Nats that the same policy may answer differently in a batch. SmolLM2-135M in bfloat16: 0.00, and 1.65 where mixed."""
+"""Nats by which a version may answer differently in a batch. SmolLM2-135M in bfloat16: 0.00, and 1.65 if mixed."""
 LEAST = 0.05
-"""Nats that an adapter must change the answer to one context at least. There, each of four changed one by 2.5."""
+"""Nats by which an adapter must change at least one answer. There, each of four changed one by 2.5."""
 CONTEXTS = tuple(tuple(range(start, start + 8)) for start in (10, 40, 70))
 
 
@@ -50,7 +50,7 @@ def random_adapter(shapes: Mapping[str, tuple[int, int]], folder: Path, seed: in
 
 
 async def check(client: EngineClient, model: Path, slots: int, scratch: Path) -> None:
-    """Raise EngineFailed where base and adapters answer otherwise in one batch than alone, or alike.
+    """Raise EngineFailed if base and adapters answer differently in one batch than alone, or all answer the same.
 
     `slots` is vLLM's max_loras; `model` the folder that it serves; `scratch` one that it can read.
     """

@@ -1,10 +1,10 @@
-"""What the database knows about policy versions: their states, the pointer, the runs and the lease.
+"""The database record of policy versions: their states, the pointer, the log of its moves.
 
-The pointer (which version is `stable`, and which is `canary` for what share of people) is one row that moves by
-compare-and-set; every move is logged with its reason, and rollback follows that log. Numbers and names are never
-reused. What touches files or the engine is in `thumbwise.versions.lifecycle`; this file is only the record. All of it
-but the log is kept in memory too, made anew with every change: reading it waits for nothing, so an event loop may. Left
-out: more than one canary at a time, which would each need their own people.
+The pointer says which version is `stable`, and which is `canary` for what share of people. It is one row, and moves by
+compare-and-set. Every move is logged with its reason, and rollback follows that log. Numbers and names are never
+reused. Files and engines are the business of `thumbwise.versions.lifecycle`; this is only the record. All of it except
+the log is also in memory, and is read again after every change. So reading waits for nothing, and an event loop may do
+it. Left out: more than one canary at a time, because each would need its own people.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from thumbwise.versions.migrations import migrations
 from thumbwise.versions.runs import Runs
 from thumbwise.versions.states import State, before
 
-MOVES = ("promote", "rollback")  # of the stable version; what is logged besides is about canaries
+MOVES = ("promote", "rollback")  # moves of the stable version; the other entries of the log are about canaries
 
 _LAST_REPLY = "(SELECT coalesce(max(rowid), 0) FROM replies)"
 _LAST_VOTE = "(SELECT coalesce(max(seq), 0) FROM feedback)"
@@ -35,9 +35,10 @@ _LAST_VOTE = "(SELECT coalesce(max(seq), 0) FROM feedback)"
 
 @dataclass(frozen=True)
 class Pointer:
-    """Who answers whom. `canary` answers the `share` of people that `rollout` draws, since `since` (UTC ns).
+    """Which version answers whom. `canary` answers the `share` of people that `rollout` draws, since `since` (UTC ns).
 
-    The browser's people are all LOCAL_USER: of them conversations are drawn, or one person would get it or nobody.
+    All people in browsers are LOCAL_USER. Among them conversations are drawn: otherwise all of them would get the
+    canary, or nobody.
     """
 
     stable: str
@@ -46,14 +47,14 @@ class Pointer:
     rollout: str
     since: int
     from_reply: int = 0
-    """The last reply (its rowid) from before the canary began."""
+    """The last reply (its rowid) before the canary began."""
     from_vote: int = 0
-    """The last vote (its seq) from before the canary began."""
+    """The last vote (its seq) before the canary began."""
     swapped_at: int | None = None
-    """The last vote from before stable was promoted; None where the last move was a rollback."""
+    """The last vote (its seq) before stable was promoted; None if the last move was a rollback."""
 
     def version_for(self, user: str, conversation_id: str | None = None) -> str:
-        """The version that answers `user` there: the same one for as long as the rollout lasts."""
+        """The version that answers `user` in this conversation: the same one for the whole rollout."""
         if self.canary is None:
             return self.stable
         who = conversation_id if conversation_id and user == LOCAL_USER else user
@@ -83,19 +84,19 @@ class Version:
 
 @dataclass(frozen=True)
 class _Record:
-    """What the database says, between two changes."""
+    """What the database says, from one change to the next."""
 
     pointer: Pointer
     stable_since: float | None
     versions: Mapping[str, Version]
     promoted_from: Mapping[str, str]
-    """What was stable before each version's last promotion."""
+    """By version: what was stable before its last promotion."""
 
 
 class Versions:
     """The record of versions, pointer and runs, in the feedback database.
 
-    What changes it blocks; `log` does too. All else is read from memory.
+    Methods that change it block, and so does `log`. All others read from memory.
     """
 
     def __init__(self, store: Store) -> None:
@@ -116,9 +117,9 @@ class Versions:
         )
 
     def bind(self, digest: str, name: str) -> None:
-        """Say which base model BASE is; raises Conflict once there are replies or versions, and they are another's.
+        """Write down which model the base is; raises Conflict if there are replies or versions of another model.
 
-        Replies are stored as token ids, and adapters fit the model that they were trained on.
+        Replies are stored as token ids, and adapters fit only the model that they were trained on.
         """
         with self.store.write() as db:
             known = next(iter(db.query("SELECT digest, name FROM base")), None)
@@ -134,7 +135,7 @@ class Versions:
 
     @contextmanager
     def _changing(self) -> Iterator[Database]:
-        """A transaction that changes the record; whatever became of it, what is read from now on is what is there."""
+        """A transaction that changes the record; the copy in memory is read again, whether it succeeds or not."""
         with self.store.lock:
             try:
                 with self.store.write() as db:
@@ -143,7 +144,7 @@ class Versions:
                 self._record = self._read()
 
     def pointer(self) -> Pointer:
-        """Who answers whom; each turn reads it once."""
+        """Which version answers whom; each turn reads it once."""
         return self._record.pointer
 
     def stable(self) -> str:
@@ -166,7 +167,7 @@ class Versions:
         return found
 
     def stage(self, manifest: dict[str, Any], run_id: str | None) -> None:
-        """Record a version whose folder is complete; once more with the same name changes nothing."""
+        """Record a version whose folder is complete; a second call with the same name changes nothing."""
         with self._changing() as db:
             db.execute(
                 "INSERT INTO policies (version, number, run_id, parent, state, algorithm, created_at, data_sha256,"
@@ -192,7 +193,7 @@ class Versions:
     ) -> None:
         """Make `new` stable if `expect` still is, in one transaction; raises Conflict if it is not.
 
-        A canary was judged beside the old stable version: whichever is on ends with it.
+        A canary ends too, because it was compared with the old stable version.
         """
         with self._changing() as db:
             moved = db.execute(
@@ -209,10 +210,10 @@ class Versions:
         fault_point("pointer_moved")
 
     def start_canary(self, version: str, expect: str, share: float, reason: str, actor: str = "operator") -> None:
-        """Let `version` answer `share` of people while `expect` is stable; raises Conflict where it is not.
+        """Let `version` answer `share` of people while `expect` is stable; raises Conflict if it is not.
 
-        It takes the place of another canary: it has learned from all that the other one had. Where it is on already,
-        only the share changes: who has it keeps it where the share grows, and what they said of it still counts.
+        It replaces another canary, because it has learned from all that the other one learned from. If it is the canary
+        already, only the share changes. If the share grows, who has it keeps it, and what they said still counts.
         """
         with self._changing() as db:
             moved = db.execute(
@@ -230,7 +231,7 @@ class Versions:
             _log(db, "canary", expect, version, reason, actor)
 
     def withdraw_canary(self, version: str, reason: str, actor: str = "operator") -> None:
-        """End a canary as rejected; nothing happens where it is none any more."""
+        """End a canary as rejected; nothing happens if it is not the canary any more."""
         with self._changing() as db:
             ended = db.execute(
                 "UPDATE pointer SET canary = NULL, share = 0, generation = generation + 1 WHERE canary = ?", [version]
@@ -241,10 +242,10 @@ class Versions:
                 _log(db, "withdraw", version, stable, reason, actor)
 
     def before(self, version: str) -> str | None:
-        """The version to go back to from `version`: stable before that was last promoted, and not rejected since.
+        """The version to go back to from `version`: the one that was stable before its last promotion.
 
-        Rejected ones are passed over. Where that comes round (A, B, then A again), it is the base, before which
-        there may be none: None.
+        Rejected versions are skipped. If the search goes in a circle (A, B, then A again), it is the base. None if
+        there is no version before the base.
         """
         record, at, passed = self._record, version, {version}
         while (at := record.promoted_from.get(at, "")) and at not in passed:

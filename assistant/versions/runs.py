@@ -1,8 +1,8 @@
-"""The record of training runs: a number that is never reused, and a lease that lets one of them publish at a time.
+"""The record of training runs: a number that is never reused, and a lease that lets one run publish at a time.
 
-A job renews its lease while it works. One that was killed or lost its lease can be gone on with, under a fresh lease,
-which voids the old one. How long a lease still holds is counted by this process's own clock, which nobody sets; the
-time in the table is for the next process. The table is made with those of the versions (`thumbwise.versions.record`).
+A job renews its lease while it works. A run whose job was killed or lost its lease can be resumed with a fresh lease,
+which voids the old one. This process measures a lease with its monotonic clock, which nobody can set. The time in the
+table is for the next process. The table is made in `thumbwise.versions.migrations`.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class Runs:
         self._until: dict[str, float] = {}  # when each unended run's lease ends, in monotonic seconds
 
     def _hold(self, run_id: str, seconds: float) -> float:
-        """Let a run hold its lease for so long from now; returns until when, in UTC seconds, for the table."""
+        """Let a run hold its lease for `seconds` from now; returns the end in UTC seconds, for the table."""
         self._until[run_id] = time.monotonic() + seconds
         return time.time() + seconds
 
     def _unended(self) -> dict[str, bool]:
-        """Runs without an outcome, the newest first, and whether somebody works on them."""
+        """Runs without an outcome, newest first, and whether a job works on them."""
         found = {}
         for row in self.store.rows("SELECT id, lease_until FROM runs WHERE outcome IS NULL ORDER BY number DESC"):
-            if row["id"] not in self._until:  # it began before this process; the clock may have been set since
+            if row["id"] not in self._until:  # it began before this process; the clock may have been set since then
                 self._hold(row["id"], min(row["lease_until"] - time.time(), LEASE_SECONDS))
             found[str(row["id"])] = self._until[row["id"]] > time.monotonic()
         return found
@@ -56,7 +56,7 @@ class Runs:
     def begin(self, snapshot_id: str, seconds: float, above: int = 0) -> Run:
         """Register a run and give it the lease; raises Conflict while another run's lease is live.
 
-        Its number is `above` all that the folders have: the database may be an older copy.
+        Its number is higher than `above`, the highest in the home's folders: the database may be an older copy.
         """
         run = {"id": new_id("run"), "snapshot_id": snapshot_id, "lease": secrets.token_urlsafe(18)}
         with self.store.write() as db:
@@ -106,17 +106,17 @@ class Runs:
         return {int(row["number"]) for row in self.store.rows("SELECT number FROM runs")}
 
     def last_begun(self) -> float | None:
-        """When the newest run was registered, in UTC seconds; None where there was none."""
+        """When the newest run was registered, in UTC seconds; None if there is none."""
         rows = self.store.rows("SELECT started_at FROM runs ORDER BY number DESC LIMIT 1")
         return rows[0]["started_at"] / 1e9 if rows else None
 
     def interrupted(self) -> bool:
-        """Whether the newest run has no outcome and nobody works on it any more."""
+        """Whether the newest run has no outcome, and no job works on it any more."""
         newest = self.store.rows("SELECT id FROM runs ORDER BY number DESC LIMIT 1")
         return bool(newest) and self._unended().get(newest[0]["id"]) is False
 
     def abandon(self, reason: str) -> None:
-        """End what `interrupted` found as failed."""
+        """End the interrupted runs as failed."""
         with self.store.write() as db:
             for run_id, live in self._unended().items():
                 if not live:
@@ -125,7 +125,7 @@ class Runs:
                     )
 
     def renew(self, run_id: str, lease: str, seconds: float) -> None:
-        """Extend a run's lease; raises Conflict where the lease is not this run's any more."""
+        """Extend a run's lease; raises Conflict if the lease is not this run's any more."""
         self.check_lease(lease, run_id)
         until = self._hold(run_id, seconds)
         with self.store.write() as db:
@@ -134,7 +134,8 @@ class Runs:
     def check_lease(self, lease: str, run_id: str | None = None) -> str:
         """Return the id of the run that holds `lease`; raises Conflict for a stale or foreign one.
 
-        One that ran out (the machine slept) holds until another run begins, which ends this one, or it is resumed.
+        A lease that ran out, for example because the machine slept, stays valid until another run begins or this run
+        is resumed.
         """
         rows = self.store.rows("SELECT id FROM runs WHERE lease=? AND outcome IS NULL", [lease])
         if not rows or (run_id is not None and rows[0]["id"] != run_id):
@@ -154,7 +155,7 @@ class Runs:
             )
 
     def check_name(self, run_id: str, version: str, number: int) -> None:
-        """Raise Conflict where `number` is not the run's, or the run has handed over another version already."""
+        """Raise Conflict if `number` is not the run's, or the run has already handed over another version."""
         run = self.store.rows(
             "SELECT runs.number, policies.version FROM runs LEFT JOIN policies ON policies.run_id = runs.id"
             " WHERE runs.id = ?",

@@ -112,7 +112,7 @@ def test_only_a_hash_is_kept_and_a_name_is_given_out_once(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "scopes", "says"),
     [("App", ["chat"], "lower-case"), ("a/b", ["chat"], "lower-case"), ("", ["chat"], "lower-case"),
-     ("app", ["root"], "root is no scope"), ("app", [], "Nothing is no scope")],
+     ("app", ["root"], "root is not a scope"), ("app", [], "Nothing is not a scope")],
 )  # fmt: skip
 def test_a_bad_name_or_scope_is_refused_with_what_to_do(
     tmp_path: Path, name: str, scopes: list[str], says: str

@@ -65,7 +65,7 @@ async def test_a_bug_in_the_supervision_itself_is_not_its_end(stubbed, monkeypat
     monkeypatch.setattr(supervised, "PAUSES", (0.05,))
     (stubbed.uds.parent / "go").touch()
     await stubbed.start()
-    await until(lambda: "begins again: something went wrong" in stubbed.detail)
+    await until(lambda: "starts again: something went wrong" in stubbed.detail)
     await until(lambda: stubbed.state == "ready")
     assert next(bugs, None) is None
 

@@ -161,7 +161,7 @@ async def test_what_cannot_be_taken_in_is_left_alone_and_named(
         (world.home.policies / version / "adapter_model.safetensors").write_bytes(b"")
     before = world.versions.all()
     assert taken_in(world).all() == before
-    assert f"{version} is on disk, and the database does not know it; it is left alone" in caplog.text
+    assert f"{version} is on disk, but the database does not know it; it is not used" in caplog.text
 
 
 async def test_a_runs_number_is_above_those_of_all_runs_on_disk_whatever_wrote_them(world: World) -> None:
