@@ -1,7 +1,7 @@
 """The chat page, for its script `chat.js`: conversations, streaming, stop, thumbs with a comment.
 
-What the browser and the server hold is told in `thumbwise.pages`. Left out: editing and regenerating, reasons to tick,
-search.
+What the browser and the server hold is explained in `thumbwise.pages`. Left out: editing and regenerating, reasons to
+tick, search.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The comparison page, for its script `compare.js`: two drafts of one prompt, blind until the vote.
 
 Until the vote is stored, the browser gets the texts and the comparison's id, and nothing else. Which version wrote
-which draft stays on the server. What the browser and the server hold is told in `thumbwise.pages`. Left out: more than
-two drafts, follow-up turns.
+which draft stays on the server. What the browser and the server hold is explained in `thumbwise.pages`. Left out: more
+than two drafts, follow-up turns.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class ComparePage:
     # -- what the page shows -------------------------------------------------------------------------
 
     async def _stored(self, user: str, comparison_id: str | None) -> StoredComparison | None:
-        """Return the comparison, or None if this user has none of that id with two drafts."""
+        """Return the comparison, or None if this user has no comparison of two drafts with this id."""
         if comparison_id is None:
             return None
         try:

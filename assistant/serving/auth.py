@@ -165,8 +165,8 @@ def _with_headers(send: Send) -> Send:
 def key_of(keys: Keys, authorization: str | None, scope: str) -> Key | None:
     """Return the API key of a request, or None while no key is needed. Raises 401 and 403.
 
-    OpenAI's clients must send some text as a key. Text that is no key of ours counts as no key. It is enough until the
-    first key is made.
+    OpenAI's clients must send some text as a key. Text that is not one of our keys counts as no key. It is enough until
+    the first key is made.
     """
     text = bearer(authorization)
     if text.startswith(PREFIX):
