@@ -189,7 +189,7 @@ def test_a_plugin_of_a_package_is_enabled_and_disabled(
 @pytest.mark.parametrize(
     ("source", "status", "sentence"),
     [
-        (BRIEF, 0, "is in order: judge brief."),
+        (BRIEF, 0, "is valid: judge brief."),
         ("1 / 0", 1, "fails to load: ZeroDivisionError"),
         (BRIEF.replace("register_judges", "register_judge"), 1, "did you mean register_judges?"),
         (BRIEF.replace("[-len(response) for response in responses]", "0.5"), 1, "two finite numbers"),
