@@ -89,7 +89,8 @@ def measured_page() -> str:
 
 def _what_for(bench: str) -> str:
     """The first paragraph of a benchmark's docstring: what it measures."""
-    text = ast.get_docstring(ast.parse((RESULTS.parent / f"{bench}.py").read_text()))
+    (script,) = RESULTS.parent.rglob(f"{bench}.py")
+    text = ast.get_docstring(ast.parse(script.read_text()))
     assert text is not None
     return " ".join(text.split("\n\n")[0].split())
 
