@@ -202,7 +202,7 @@ def train(
         chat_max_tokens=CHAT,
         chat_template_kwargs=template or {},
     )
-    with nullcontext() if curves else patch("thumbwise.training.job.handover.draw", lambda rows, path: None):
+    with nullcontext() if curves else patch("thumbwise.training.job.handover.draw_curves", lambda rows, path: None):
         return run_training(
             home,
             settings,
