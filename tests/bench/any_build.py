@@ -63,6 +63,7 @@ def serve(folder: Path, config: str, client: Any) -> None:
 def _http() -> Any:
     """The HTTP protocol that `thumbwise serve` has; the first builds had uvicorn's own."""
     try:
-        return either("serving.connections", "connections").Patient
+        module = either("serving.connections", "connections")
+        return module.TimedProtocol if hasattr(module, "TimedProtocol") else module.Patient
     except ModuleNotFoundError:
         return "auto"
