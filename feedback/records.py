@@ -211,7 +211,7 @@ Kind = Literal["thumb", "pair", "rank", "edit", "comment", "likert", "flag"]
 
 
 class FeedbackRequest(_Strict):
-    """One vote as it arrives: exactly one target, and a value that fits its kind."""
+    """One piece of feedback as it arrives: exactly one target, and a value that fits its kind."""
 
     kind: Kind
     message_id: str | None = None

@@ -266,7 +266,7 @@ class Store(Writer):
     # -- feedback ------------------------------------------------------------------------------------
 
     def add_feedback(self, asker: Asker, key: str, request: FeedbackRequest) -> tuple[str, bool]:
-        """Store one vote; returns (feedback id, whether it is new). Durable when this returns.
+        """Store one piece of feedback; returns (feedback id, whether it is new). Durable when this returns.
 
         The same key and body give the same id again; the same key with another body is a Conflict. A
         comparison takes one vote, because versions are revealed after it.

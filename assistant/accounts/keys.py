@@ -3,9 +3,9 @@
 A key is 256 random bits, so its plain SHA-256 is stored. (A slow hash protects passwords that people choose; a key is
 not one.) The key names the client in every row that it causes: `name`, or `name/user` with the request's `user` field.
 It may do what its scopes allow. It can be revoked, which takes effect with the next request. From the first key on, no
-request is answered without one, even when all keys are revoked. A revoked name is never used again. Neither is a name
-that has rows from before there were keys, because these rows belong to somebody else. Left out: when a key was last
-used, which would cost a commit for every request.
+request to the API is answered without one, even when all keys are revoked. A revoked name is never used again. Neither
+is a name that has rows from before there were keys, because these rows belong to somebody else. Left out: when a key
+was last used, which would cost a commit for every request.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""TODO."""
+"""One turn, blind drafts, and the limits on replies in flight."""

@@ -1,4 +1,4 @@
-"""Every setting, declared once: name, default, help. The command line, the docs and the tests read this.
+"""Every setting, declared once: name, default, help. `config.toml`, the environment and the docs follow from it.
 
 Order of precedence: defaults < config.toml in the home < THUMBWISE_* environment < command line. An
 unknown key is an error wherever it comes from. Left out: per-user settings (they belong to accounts).

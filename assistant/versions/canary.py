@@ -53,7 +53,7 @@ LAST = "SELECT (SELECT max(rowid) FROM replies) AS reply, (SELECT max(seq) FROM 
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Review:
     """What to do with a canary now; both are empty while it goes on."""
 
     against: str = ""
@@ -131,7 +131,7 @@ class Rollout:
         if value != "clear" and _assigned(row, pointer):
             self.thumbs.add(row["person"], row["policy_version"] == pointer.canary, value == "down")
 
-    def judgement(self, since: int) -> Judgement:
+    def review(self, since: int) -> Review:
         """What to do now; the rollout began at `since` (UTC ns)."""
         alpha = self.settings.level / TESTS
         failed, thumbs, blind = self.replies, self.thumbs, self.blind.stream
@@ -146,8 +146,8 @@ class Rollout:
         enough = self.settings.people == 1  # then one person's opinion is
         against += [said for stream, said in rejecting if enough or not stream.depends_on_one_person(alpha)]
         if against:
-            return Judgement(against="; ".join(against))
-        return Judgement(ready=self._ready(since, bool(rejecting)))
+            return Review(against="; ".join(against))
+        return Review(ready=self._ready(since, bool(rejecting)))
 
     def _ready(self, since: int, one_against: bool) -> str:
         need, turns = self.settings, self.replies.test.all.turns
@@ -169,7 +169,7 @@ def _assigned(row: dict[str, Any], pointer: Pointer) -> bool:
     return mine and row["policy_version"] in (pointer.canary, pointer.stable)
 
 
-class Judge:
+class Reviewer:
     """Tests the canary, or the version that has just become stable; keeps what it has read. Blocking."""
 
     def __init__(self, store: Store, settings: CanarySettings) -> None:
@@ -177,7 +177,7 @@ class Judge:
         self._rollout: Rollout | None = None
         self._swap: Blind | None = None
 
-    def canary(self, pointer: Pointer) -> Judgement:
+    def canary(self, pointer: Pointer) -> Review:
         """What to do with the canary now."""
         known, self._rollout = self._rollout, None  # an error half-way: next time everything is read again
         if known is None or known.rollout != pointer.rollout:
@@ -185,7 +185,7 @@ class Judge:
         with self.store.reading() as db:
             known.read(db, pointer)
         self._rollout = known
-        return known.judgement(pointer.since)
+        return known.review(pointer.since)
 
     def swap(self, new: str, old: str, since: int) -> str:
         """Why `new`, stable since a vote, should give way to `old`, the version before it; or nothing."""

@@ -21,7 +21,7 @@ from thumbwise.faults import fault_point
 from thumbwise.logs import event
 from thumbwise.names import BASE
 from thumbwise.versions import artifacts
-from thumbwise.versions.canary import Judge
+from thumbwise.versions.canary import Reviewer
 from thumbwise.versions.loading import Loading
 from thumbwise.versions.precedence import RollbacksFirst, RolledBack
 from thumbwise.versions.record import Pointer, Versions
@@ -63,7 +63,7 @@ class Policies:
         self.warning = ""  # shown on the pages while another version than the recorded one answers
         self._missing: str | None = None  # the version before the stable one, where it could not be loaded
         self._pointer = RollbacksFirst()
-        self._judge = Judge(versions.store, settings.canary)
+        self._reviewer = Reviewer(versions.store, settings.canary)
 
     async def _change(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Change the record, in a thread of the store's."""
@@ -184,7 +184,7 @@ class Policies:
         if pointer.canary is None:
             await self._review_swap(pointer)
             return
-        found = await asyncio.to_thread(self._judge.canary, pointer)  # off the lock
+        found = await asyncio.to_thread(self._reviewer.canary, pointer)  # off the lock
         if found.against:
             async with self._pointer.change():
                 if self.versions.pointer() == pointer:
@@ -197,7 +197,7 @@ class Policies:
         before = self.versions.before(pointer.stable)
         if pointer.swapped_at is None or pointer.stable == BASE or before is None or not self.settings.canary.rollback:
             return
-        against = await asyncio.to_thread(self._judge.swap, pointer.stable, before, pointer.swapped_at)
+        against = await asyncio.to_thread(self._reviewer.swap, pointer.stable, before, pointer.swapped_at)
         if against:
             with suppress(Conflict):  # it moved meanwhile
                 await self.rollback(against, expect=pointer.stable, actor="review")

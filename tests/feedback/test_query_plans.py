@@ -29,7 +29,7 @@ from thumbwise.feedback.records import REFUSED, FeedbackRequest
 from thumbwise.feedback.store import Store
 from thumbwise.names import BASE
 from thumbwise.settings.canary import CanarySettings
-from thumbwise.versions.canary import Judge
+from thumbwise.versions.canary import Reviewer
 from thumbwise.versions.record import Versions
 
 FULL_READS = {
@@ -182,13 +182,13 @@ def test_keys_runs_and_versions_are_found_by_index(large: Store, monkeypatch: py
 
 
 def test_what_a_version_is_judged_by_is_found_by_index(large: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    versions, judge = Versions(large), Judge(large, CanarySettings())
+    versions, reviewer = Versions(large), Reviewer(large, CanarySettings())
     versions.start_canary(BASE, BASE, 0.5, "of the same kind")
     asked = large.start_reply(asker(), ASK, BASE, {})
     with traced(large, monkeypatch) as said:
-        judge.canary(versions.pointer())  # looks again at the one that streams
-        judge.canary(versions.pointer())
-        judge.swap(BASE, "policy-0001-01", 0)
+        reviewer.canary(versions.pointer())  # looks again at the one that streams
+        reviewer.canary(versions.pointer())
+        reviewer.swap(BASE, "policy-0001-01", 0)
         large.finish_reply(asked, "done", text="Yes.", finish_reason="stop")
     assert len(said.readers) > 5
     check(large, said, sorts=True)

@@ -121,7 +121,7 @@ async def test_only_turns_of_assigned_people_outside_comparisons_count(world: Wo
     found = counted(world)
     counts = [(t.turns, t.bad, t.old_turns, t.old_bad) for t in (found.replies.test.all, found.thumbs.test.all)]
     assert counts == [(1, 0, 1, 1), (1, 1, 0, 0)]
-    assert found.judgement(0).against == ""
+    assert found.review(0).against == ""
 
 
 # --- how it ends ------------------------------------------------------------------------------------------

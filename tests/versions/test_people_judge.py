@@ -18,7 +18,7 @@ from thumbwise.feedback.records import NEW_BROWSER, PROGRAMS
 from thumbwise.names import BASE
 from thumbwise.serving.assistant import Assistant
 from thumbwise.settings.canary import CanarySettings
-from thumbwise.versions.canary import AGAIN, LAST, PAIRS, THUMBS, TURNS, Judge
+from thumbwise.versions.canary import AGAIN, LAST, PAIRS, THUMBS, TURNS, Reviewer
 
 FEW = {"turns": 30, "people": 5, "judgements": 4, "each": 20, "max_age": "1d"}
 
@@ -62,7 +62,7 @@ async def test_one_client_alone_cannot_sabotage_a_canary_whatever_names_it_gives
     await world.policies.review()
     assert world.versions.pointer().canary == version
     alone = CanarySettings(people=1)  # a home of one person: theirs is the last word
-    assert counted(world, alone).judgement(0).against
+    assert counted(world, alone).review(0).against
 
 
 async def test_at_its_greatest_age_a_canary_that_few_people_met_becomes_stable_and_says_so(
@@ -88,21 +88,22 @@ async def test_a_clock_that_is_set_back_loses_no_turn_and_no_row_is_read_twice(
 ) -> None:
     before = turn(world, PEOPLE[0], BASE)
     version = await canary(world)
-    on, off, judge = people_of(world, version), people_of(world, BASE), Judge(world.versions.store, CanarySettings())
+    on, off = people_of(world, version), people_of(world, BASE)
+    reviewer = Reviewer(world.versions.store, CanarySettings())
     monkeypatch.setattr("thumbwise.feedback.store.now_ns", lambda: time.time_ns() - 3600 * 10**9)
     thumb(world, PEOPLE[0], before, "down")
     streams = world.versions.store.start_reply(asker(person := next(on)), PROMPT, version, {})
     for n in range(6):
         turn(world, next(on), version, "failed" if n == 2 else "done")
         turn(world, next(off), BASE)
-        judge.canary(world.versions.pointer())
+        reviewer.canary(world.versions.pointer())
     world.versions.store.finish_reply(streams, "failed", text="", finish_reason=None)
     thumb(world, person, turn(world, person, version), "down")
     read = []
-    judge.store.reading = _spied(judge.store.reading, read)  # type: ignore[method-assign]
-    judge.canary(world.versions.pointer())
+    reviewer.store.reading = _spied(reviewer.store.reading, read)  # type: ignore[method-assign]
+    reviewer.canary(world.versions.pointer())
     assert len(read) == 3  # what was streaming, the turn after it, and the thumb
-    found, anew = judge._rollout, counted(world)
+    found, anew = reviewer._rollout, counted(world)
     assert found is not None
     for one, other in ((found.replies, anew.replies), (found.thumbs, anew.thumbs)):
         assert sorted(one.outcomes) == sorted(other.outcomes)
