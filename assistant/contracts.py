@@ -1,9 +1,10 @@
 """The typed contracts between the loop and its plugins.
 
-Plain data first: nothing here imports torch, so that a judge or a gate stays a ten-line file. Scores and
-label sets are NumPy; tensors appear only inside a reward model or a policy algorithm. What was left out:
-label kinds, advantages and losses as separate plugins (one readable algorithm a file is easier to swap
-than five registries).
+Nothing here imports torch, so a judge or a gate stays a ten-line file. Scores and label sets are NumPy. Tensors appear
+only inside a reward model or a policy algorithm.
+
+Left out: label kinds, advantages and losses as separate plugins. One readable algorithm per file is easier to exchange
+than five registries.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from thumbwise.settings.training import TrainSettings
 
 @dataclass(frozen=True)
 class Scores:
-    """A reward model's opinion of N samples: `value` f32[N] (NaN = no opinion), `std` f32[N] or None."""
+    """A reward model's opinion of N samples: `value` f32[N] (NaN: no opinion), and `std` f32[N] or None."""
 
     value: Floats
     std: Floats | None = None
@@ -36,7 +37,7 @@ class Scores:
 class Comparison:
     """One side-by-side vote. `choice` is left, right, tie or both_bad; `group` keeps a prompt in one fold.
 
-    `user` is the name that it was given under, `person` whom it counts as (empty: the name).
+    `user` is the name under which it was given. `person` is the person that it counts as (empty: the same as `user`).
     """
 
     id: str
@@ -51,7 +52,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Ranking:
-    """K drafts of one prompt in the order they were shown, and the tier of each (0 is best, equal is tied)."""
+    """K drafts of one prompt in the order shown, and the tier of each: 0 is best, equal tiers are tied."""
 
     id: str
     user: str
@@ -75,9 +76,10 @@ class Thumb:
 
 @dataclass(frozen=True)
 class Labels:
-    """What people said, as one snapshot holds it, less the votes of a person over that person's part.
+    """What people said, as one snapshot holds it, without a person's votes beyond that person's part.
 
-    `given` is how many votes each person gave, those too that were set aside; of the others it may be left out.
+    `given` is the number of votes that each person gave, including those that were set aside. People without votes set
+    aside may be missing from it.
     """
 
     comparisons: tuple[Comparison, ...] = ()
@@ -98,15 +100,15 @@ class GateReport:
 
 
 Judge = Callable[[str, list[str]], list[float]]
-"""Scores responses to one prompt, higher is better; stands in for people in rehearsals and evaluation."""
+"""Scores the responses to one prompt; higher is better. It stands in for people in rehearsals and evaluation."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that waits for its reply; `group` (a topic, or the prompt's hash) is never split.
+    """A conversation that waits for its reply. `group` (a topic, or the prompt's hash) is never split.
 
-    `person` asked it, under the name `user`; both are empty for prompts of ours. A rollout backend lets the reply have
-    `max_tokens` at most (None: as many as the run's `max_tokens`).
+    `person` asked it, under the name `user`. Both are empty for prompts that ship with Thumbwise or come from a file.
+    The reply may have `max_tokens` tokens (None: the run's `max_tokens`).
     """
 
     messages: tuple[Message, ...]
@@ -120,13 +122,17 @@ class Prompt:
 class Evidence:
     """What the gates judge: the reward model's cross-validation, and replies to held-out prompts.
 
-    `rm_error` is the accuracy's standard error (None: as of independent votes); what was foretold in order is as in
-    the `FitReport`.
-    `candidate` and `stable` answer the same prompts in the same order, sampled alike; `*_scores` f32[N] are
-    the reward model's. `kl` is in nats a reply, candidate to reference on the candidate's replies, and `base_kl`
-    candidate to base, where the reference is not the base (else None). `chat` and `stable_chat` are as long as chat
-    lets them be; `chat_kl` is as `kl`, on `chat`. `groups` and `chat_groups` say which conversation (`Prompt.group`)
-    each reply of `candidate` and of `chat` is from: replies of one group are not independent.
+    - `rm_accuracy` is the reward model's accuracy in cross-validation, over `rm_votes` votes. `rm_error` is its
+      standard error (None: count the votes as independent).
+    - `foretold`, `foretold_votes` and `foretold_error` are the prequential accuracy, as in `FitReport`. If `foretold`
+      is there, the gate `rm_accuracy` tests it instead of the accuracy in cross-validation.
+    - `candidate` and `stable` answer the same prompts in the same order, with the same sampling. `candidate_scores` and
+      `stable_scores`, f32[N], are the reward model's.
+    - `kl` is in nats a reply, candidate to reference, on the candidate's replies. `base_kl` is candidate to base (None:
+      the reference is the base).
+    - `chat` and `stable_chat` are replies with chat's own length limit. `chat_kl` is `kl` on `chat`.
+    - `groups` and `chat_groups` give the conversation (`Prompt.group`) of each reply of `candidate` and of `chat`.
+      Replies of one group are not independent.
     """
 
     rm_accuracy: float
@@ -156,20 +162,21 @@ class RolloutBackend(Protocol):
     """Samples replies for training, at the run's temperature over the whole vocabulary."""
 
     def sample(self, prompts: Sequence[Prompt], adapter: str | None, seed: int) -> list[Sample]:
-        """One reply a prompt, in order; `adapter` None is the base model; the same seed repeats them."""
+        """One reply to each prompt, in order. `adapter` None is the base. The same seed gives the same replies."""
 
 
 @dataclass(frozen=True)
 class RunContext:
     """What a run gives to the factories of reward models, rollout backends and policy algorithms.
 
-    Rollouts may start from people's `prompts` and from ours, `seed_prompts` (held-out ones are in neither).
-    Replies have `max_tokens` at most, or as many as one of `lengths` says, drawn for each prompt: those are the limits
-    of the replies that people judged, one entry a reply.
-    `backend` makes rollout backends of the run's kind; each samples as the context says that it is given.
-    `rollouts`, `value` (where the reward model offers one) and `finish_rate` (the share of replies that should end by
-    themselves within `max_tokens`: somewhat more than of the reference's, and not much less than of stable's) are
-    filled in as the run comes to have them.
+    - `prompts` (people's) and `seed_prompts` (shipped, or from a file): rollouts may start from both. Held-out prompts
+      are in neither.
+    - `max_tokens`: the most tokens of a reply. If `lengths` is not empty, each prompt's limit is drawn from it instead.
+      `lengths` are the limits of the replies that people judged, one entry for each reply.
+    - `backend` makes rollout backends of the run's kind. Each one samples as the context that it is given says.
+    - `rollouts`, `value` and `finish_rate` are filled in during the run. `value` stays None if the reward model offers
+      none. `finish_rate` is the share of replies that should end by themselves within `max_tokens`: somewhat more than
+      the reference's share, and not much less than stable's.
     """
 
     backbone: Backbone
@@ -186,7 +193,7 @@ class RunContext:
     backend: Callable[[RunContext], RolloutBackend] | None = None
 
     def with_rollouts(self, backend: Callable[[RunContext], RolloutBackend]) -> RunContext:
-        """This context with a rollout backend made by `backend`, and `backend` itself for others like it."""
+        """This context with a rollout backend made by `backend`. `backend` itself is kept to make others like it."""
         return replace(self, backend=backend, rollouts=backend(self))
 
 
@@ -194,9 +201,9 @@ class RunContext:
 class ValueInit:
     """A reward model's linear head on hidden states, from which a value function can start.
 
-    After n response tokens V = bias + sum over layers and dimensions of weight * scale * (sum of h_i - mean, i <= n)
-    / (n + shrink), where h_i is the i-th response token's hidden state at that layer. After the last it is the score,
-    but for what only shows at the end of a reply. `weight`, `mean` and `scale` are f32[layers, hidden].
+    After n response tokens V = bias + sum over layers and dimensions of weight * scale * (sum of h_i - mean, i <= n) /
+    (n + shrink). Here h_i is the i-th response token's hidden state at that layer. After the last token V is the score,
+    except for what only shows at the end of a reply. `weight`, `mean` and `scale` are f32[layers, hidden].
     """
 
     layers: tuple[int, ...]
@@ -209,23 +216,24 @@ class ValueInit:
 
 @runtime_checkable
 class OffersValue(Protocol):
-    """A reward model whose score has a value at every token, or most of it has."""
+    """A reward model whose score, or most of it, has a value at every token."""
 
     def value_init(self) -> ValueInit:
-        """The head that gives `score` at the last response token, but for what only shows there."""
+        """The head that gives `score` at the last response token, except for what only shows at the end."""
 
 
 @dataclass
 class FitReport:
     """How well a reward model fits: held-out accuracy over `n` votes, folds by prompt (chance is 0.5).
 
-    The votes are those on replies sampled as the run samples (`thumbwise.training.data.votes.Sampling`). `error` is
-    that accuracy's standard error; None counts the votes as independent. `details["by"]` may tell it apart: a list of
+    The votes are those on replies sampled as the run samples (`thumbwise.training.data.votes.Sampling`). `error` is the
+    accuracy's standard error; None counts the votes as independent. `details["by"]` may split the accuracy: a list of
     `{"kind": "pair" or "thumb", "tokens": [low, high or None], "votes": n, "accuracy": a, "error": e}`.
 
-    `foretold` is the share of `foretold_votes` votes that was foretold in order, each by a model that was fitted only
-    to votes given before it, in other conversations; `foretold_error` is its standard error. Votes that come later
-    change none of it, so that one may look each night and be fooled no more often. None: the model can't tell.
+    `foretold` is the prequential accuracy: the share of `foretold_votes` votes that were predicted rightly, each by a
+    model fitted only to earlier votes in other conversations. `foretold_error` is its standard error. Later votes
+    change none of it, so looking each night does not make a false alarm likelier. None: the model cannot say. The gate
+    `rm_accuracy` tests `foretold` if it is there.
     """
 
     accuracy: float
@@ -241,7 +249,7 @@ class RewardModel(Protocol):
     """Learns from labels, scores samples. `score` must be deterministic and independent of the batch."""
 
     def fit(self, labels: Labels, seed: int) -> FitReport:
-        """Fit on every label; the report's accuracy comes from cross-validation, never from training votes."""
+        """Fit on every label. The report's accuracy comes from cross-validation, never from training votes."""
 
     def score(self, samples: Sequence[Sample]) -> Scores:
         """Score samples, scaled so that the reference policy's replies have mean 0 and deviation 1."""
@@ -261,11 +269,11 @@ Reward = Callable[[Sequence[Sample]], Scores]
 
 
 class PolicyAlgorithm(Protocol):
-    """Improves the adapter that a round begins with, one `step` an iteration; the job owns the loop and the budget.
+    """Improves the adapter that a round begins with, one `step` per iteration. The job owns the loop and the budget.
 
-    Its factory takes `(context: RunContext, reward: Reward)`; the adapter that it trains is named "policy".
-    `step`'s metrics hold at least `kl`, in nats a reply, of the policy it *began* with, and `length`, the mean number
-    of tokens of those replies.
+    Its factory takes `(context: RunContext, reward: Reward)`. The adapter that it trains is named "policy". The metrics
+    of `step` hold at least `kl`, in nats a reply, and `length`, the mean number of tokens. Both are of the replies of
+    the policy that the step *began* with.
     """
 
     iterations: int
@@ -274,14 +282,14 @@ class PolicyAlgorithm(Protocol):
         """Run one iteration and return its metrics (names from thumbwise.training.evaluation.metrics.GLOSSARY)."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on after a kill: tensors in a flat dict plus plain JSON values."""
+        """Everything needed to resume after a kill: tensors in a flat dict, plus plain JSON values."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
 
 
 class Register(Protocol):
-    """What registration hooks receive: a name and a factory; a duplicate name is an error naming both."""
+    """What registration hooks receive: it takes a name and a factory. A duplicate name is an error that names both."""
 
     def __call__(self, name: str, factory: Callable[..., Any]) -> None:
         """Register `factory` under `name`."""

@@ -1,19 +1,29 @@
 """The built-in reward model: a regularised linear head on the frozen model's hidden states.
 
-Features are the response tokens' hidden states at a few layers spread over the lower half of the model, summed over the
-response (less their mean) and divided by its length plus `rm_shrink`, each dimension scaled to deviation 1; where that
-predicts votes better, the last token's hidden states at two layers, the second one deeper, which say what the whole
-amounts to (whether an answer is true, say); and how the reply ended: its length, that length's logarithm (so that there
-can be a best length), and whether it ended by itself, which a mean hardly shows. The head on running means gives a
-value after every token too, which PPO's value function starts from; what the last token says and how a reply ends is
-credited to its last token. Without the shrinkage the first tokens' values are several times too large. Averaging layers
-was as good as choosing the best one and needs no choice, so the accuracy reported is honest: the L2 strength, and how
-much the last token and the end may count beside what is said on the way, are chosen inside each training fold
-(`Prior`). Comparisons, rankings, ties and thumbs go into one head (`thumbwise.training.reward.heads`), each rater's
-votes with the weight that the others' bear out (`thumbwise.training.reward.reliability`). Accuracy is of votes on
-replies sampled as the run samples, and those choose, inside each training fold too, how much the others weigh (OTHERS).
-Left out: a LoRA reward model (begun from this head, two epochs over 600 votes took its accuracy from 66.8% to 67.0% and
-390 s on two cores), and the comments.
+Features of a reply:
+- Hidden states of the response tokens, at a few layers spread over the lower half of the model. They are summed over
+  the response (minus their mean) and divided by its length plus `rm_shrink`. Each dimension is scaled to deviation 1.
+  Without `rm_shrink` the values of the first tokens are several times too large.
+- The last token's hidden states at two layers, the second one deeper, if they predict votes better. They say what the
+  whole amounts to, for example whether an answer is true.
+- How the reply ended: its length, the logarithm of the length (so that there can be a best length), and whether it
+  ended by itself. A mean hardly shows these.
+
+Value: The head on running means gives a value after every token. PPO's value function starts from it. What the last
+token says and how a reply ends is credited to the last token.
+
+Prior (`Prior`): the L2 strength, and how much the last token and the end may count, are chosen inside each training
+fold. Layers are averaged, which was as good as choosing the best one and needs no choice. So the reported accuracy is
+honest.
+
+Fit: Comparisons, rankings, ties and thumbs go into one head (`thumbwise.training.reward.heads`). Each rater's votes get
+a weight by how well the others' votes agree with them (`thumbwise.training.reward.reliability`).
+
+**Accuracy** counts votes on replies sampled as the run samples. These votes also choose how much all other votes weigh
+(OTHERS), inside each training fold too.
+
+Left out: a LoRA reward model (started from this head, two epochs over 600 votes took its accuracy from 66.8% to 67.0%,
+and 390 s on two cores), and comments.
 """
 
 from __future__ import annotations
@@ -40,18 +50,18 @@ L2_STRENGTHS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 END_SHARES = (1 / 16, 1 / 2)
 LAST_SHARES = (0.0, 1 / 4)
 OTHERS = (1.0, 1 / 2, 1 / 4, 0.0)
-"""What a vote on replies that the run does not sample like may weigh beside one on replies that it does."""
+"""The weights that a vote on replies sampled otherwise may have; a vote on replies sampled as the run samples has 1."""
 DOUBTED = 0.25
-"""Whose votes count for less is named."""
+"""A person whose votes have less weight than this is named."""
 ENDS = 3
-"""How many features say how a reply ended; they are the last."""
+"""The number of features that say how a reply ended. They are the last ones."""
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What is believed of a head before the votes.
+    """What we believe of a head before we see the votes.
 
-    Its L2; the share of a score's variance that is its end's; and the last token's share of what hidden states say.
+    Its L2, the end's share of a score's variance, and the last token's share of what hidden states say.
     """
 
     l2: float
@@ -59,7 +69,7 @@ class Prior:
     last_share: float
 
     def of(self, features: Array) -> Array:
-        """`features` [N, D] scaled so that one L2 does for all; a direction found among those goes back likewise."""
+        """`features` [N, D], scaled so that one L2 fits all. A direction among scaled ones goes back the same way."""
         sizes = [features.shape[1] - ENDS, ENDS]
         scaled: Array = features * np.repeat([(1 - self.end_share) ** 0.5, (self.end_share / ENDS) ** 0.5], sizes)
         return scaled
@@ -70,9 +80,9 @@ PRIORS = tuple(Prior(l2, *shares) for *shares, l2 in product(END_SHARES, LAST_SH
 
 @dataclass(frozen=True)
 class View:
-    """Features for one of LAST_SHARES: hidden states in the span of what the votes see, and ends, [N, n + ENDS].
+    """Features for one of LAST_SHARES, [N, n + ENDS]: hidden states in the span of what the votes see, and ends.
 
-    An L2-regularised solution lies in that span. `back` [n, D] takes directions among them to hidden states' features.
+    An L2-regularised solution lies in that span. `back` [n, D] takes directions in it to features of hidden states.
     """
 
     features: Array
@@ -91,7 +101,7 @@ class BradleyTerry:
         self.backbone = backbone
         self.sampling = Sampling(context.temperature, context.max_tokens, train.max_reply_tokens)
         deepest = min(round(train.rm_depth * len(backbone.layers)), len(backbone.layers) - 1)
-        spread = np.linspace(deepest, 0, train.rm_layers)  # the deepest, where it is one
+        spread = np.linspace(deepest, 0, train.rm_layers)  # the deepest one, if there is any
         self.layers = tuple(sorted({int(layer) for layer in spread.round()}))
         size = (len(self.layers), backbone.hidden_size)
         self.mean: Floats = np.zeros(size, np.float32)
@@ -110,9 +120,9 @@ class BradleyTerry:
         self.details: dict[str, Any] = {}
 
     def fit(self, labels: Labels, seed: int) -> FitReport:
-        """Fit on every label; the accuracy is from nested cross-validation over `rm_folds` folds by prompt.
+        """Fit on every label. The accuracy is from nested cross-validation over `rm_folds` folds by prompt.
 
-        It is of the votes alone that are on replies sampled as the run samples.
+        It counts only votes on replies sampled as the run samples.
         """
         from thumbwise.training.reward.agreement import foretold, report
         from thumbwise.training.reward.heads import fit_head
@@ -163,7 +173,7 @@ class BradleyTerry:
         return Scores(raw[0], raw[1:].std(0).astype(np.float32))
 
     def normalise(self, samples: Sequence[Sample]) -> None:
-        """Shift and scale so that `samples` score mean 0, deviation 1; every head is centred on its own."""
+        """Shift and scale so that `samples` score mean 0, deviation 1. Every head is centred separately."""
         raw, empty = self._raw(samples)
         kept = raw[:, ~empty].astype(np.float64)
         if kept.shape[1] == 0:
@@ -207,9 +217,10 @@ class BradleyTerry:
         return pooled
 
     def _measure(self, samples: Sequence[Sample], votes: Votes) -> Views:
-        """Set means and scales from labelled replies (not from their labels); features for each of LAST_SHARES.
+        """Set means and scales from labelled replies (not from their labels). Returns the features for each of
+        LAST_SHARES.
 
-        Those of hidden states are divided by the root of their number, so that L2 means the same at every width.
+        Features of hidden states are divided by the root of their number, so that L2 means the same at every width.
         """
         from thumbwise.training.reward.heads import observed
 
@@ -253,9 +264,10 @@ class BradleyTerry:
         return raw.astype(np.float32), np.array([not s.response_ids for s in samples], bool)
 
     def _cross_validate(self, views: Views, votes: Votes, seed: int) -> Array:
-        """What a head that never saw a vote's prompt says of it, [n]: left less right, a thumb's own; NaN for nothing.
+        """What a head that never saw a vote's prompt says of the vote, [n].
 
-        All else is chosen inside the other folds.
+        For a comparison that is left minus right, for a thumb the reply's own score, and NaN if the head says nothing.
+        Everything else is chosen inside the other folds.
         """
         from thumbwise.training.data.snapshot import folds
 
@@ -264,7 +276,7 @@ class BradleyTerry:
         return self._foretell(views, votes, parts, "folds of cross-validation", seed)
 
     def _foretell(self, views: Views, votes: Votes, parts: Sequence[tuple[Mask, Mask]], what: str, seed: int) -> Array:
-        """What heads fitted to the first votes of each of `parts` say of its second ones, [n]; NaN for nothing."""
+        """For each of `parts`: what a head fitted to its first votes says of its second ones, [n]; NaN if nothing."""
         from thumbwise.training.reward.heads import fit_head, observed
 
         said = np.full(len(votes.left), np.nan)
@@ -282,7 +294,7 @@ class BradleyTerry:
         return said
 
     def _trust(self, views: Views, votes: Votes, strict: bool = False) -> Array:
-        """A factor for each rater's votes, [raters]; all 1 where `rm_rater_weights` is off or raters are few."""
+        """A factor for each rater's votes, [raters]. All are 1 if `rm_rater_weights` is off or there are few raters."""
         from thumbwise.training.reward.heads import observed
         from thumbwise.training.reward.reliability import rater_weights
 
@@ -291,10 +303,10 @@ class BradleyTerry:
         return rater_weights(observed(views[0.0].features, votes), votes, self.train.rm_rater_cap, strict)
 
     def _choose(self, views: Views, votes: Votes, seed: int) -> tuple[Prior, float]:
-        """The prior, and which of OTHERS, under which held-out votes that tell are likeliest.
+        """The prior, and the one of OTHERS, under which the telling held-out votes are likeliest.
 
-        In turns, because all of both would take four times as long: the prior with all votes, what the others weigh,
-        and where that is less than all, the prior again.
+        They are chosen in turns, because trying all pairs would take four times as long. First the prior with all
+        votes, then the weight of the other votes. If that weight is less than all, the prior is chosen again.
         """
         from thumbwise.training.data.snapshot import folds
         from thumbwise.training.reward.heads import held_out_loss
@@ -316,11 +328,11 @@ class BradleyTerry:
 
 
 def _span(seen: Array) -> Array:
-    """Orthonormal rows [m, D] that span those of `seen` [n, D], but for directions that hardly occur.
+    """Orthonormal rows [m, D] that span those of `seen` [n, D], except directions that hardly occur.
 
-    By the smaller Gram matrix: a singular value decomposition takes four times as long at 1,200 votes. That cannot tell
-    a singular value below a hundred-millionth of the largest from 0, and one below a hundred-thousandth is nothing to
-    any L2.
+    They come from the smaller Gram matrix: a singular value decomposition takes four times as long at 1,200 votes. The
+    Gram matrix cannot tell a singular value below a hundred-millionth of the largest one from 0. That does no harm: a
+    value below a hundred-thousandth means nothing to any L2.
     """
     wide = len(seen) < seen.shape[1]
     squares, vectors = np.linalg.eigh(seen @ seen.T if wide else seen.T @ seen)
@@ -330,7 +342,7 @@ def _span(seen: Array) -> Array:
 
 
 def _inverse(deviation: Floats) -> Floats:
-    """1 / deviation, and 0 where there is none."""
+    """1 / deviation, and 0 where the deviation is 0."""
     return np.where(deviation > 1e-6, 1 / np.maximum(deviation, 1e-6), 0).astype(np.float32)
 
 

@@ -27,10 +27,11 @@ MOST = 1000.0
 
 
 def rm_accuracy(evidence: Evidence) -> GateReport:
-    """The reward model predicts votes better than chance, at a level that holds for all nights of a home together.
+    """The reward model predicts votes better than chance, at a level that holds for all rounds of a home together.
 
-    A reward model without prequential predictions is held to its cross-validation. The error of that is up to sqrt(2)
-    times what its votes say, because what two votes have in common counts in the fold of each.
+    The gate tests the prequential accuracy (`Evidence.foretold`) if the reward model gives one, and else the accuracy
+    in cross-validation. The error of the latter is up to sqrt(2) times what its votes say, because what two votes have
+    in common counts in the fold of each.
     """
     limits = evidence.limits
     if evidence.foretold is not None:

@@ -40,7 +40,7 @@ from thumbwise.training.backbone.logprobs import Head, compare, token_logprobs
 from thumbwise.training.backbone.templates import ChatTemplate
 
 POLICY = "policy"
-BASE = None  # the backbone with every adapter off
+NO_ADAPTER = None  # the backbone with every adapter off
 FROZEN = "ref"  # TRL looks for its reference under this name
 Told = Callable[[str, int, int], None]
 
@@ -83,7 +83,7 @@ class Backbone:
         self.body: Any = base.base_model
         self.layers = _decoder_layers(base)
         self.hidden_size = int(base.get_input_embeddings().weight.shape[1])
-        self.reference: str | None = BASE
+        self.reference: str | None = NO_ADAPTER
         """What the KL is taken to: the base, or a frozen copy of the policy as it began (from stable, or after SFT)."""
         self._lora = {n: m for n, m in base.named_modules() if isinstance(m, LoraLayer)}
         if self.generator is not None:
@@ -95,7 +95,7 @@ class Backbone:
     def _check_head(self, name: str) -> None:
         """Raise ThumbwiseError where a model does more to its logits than `Head` knows of."""
         ids = torch.arange(8)[None] % self.base.config.vocab_size
-        with torch.no_grad(), self.using(BASE):
+        with torch.no_grad(), self.using(NO_ADAPTER):
             whole = self.base(ids).logits.float()
             ours = self.head(self.body(ids).last_hidden_state)
         if not torch.allclose(whole, ours, rtol=1e-2, atol=1e-2 * float(ours.abs().max())):
@@ -249,7 +249,7 @@ class Backbone:
 
     def hidden(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
         """The base's hidden states [B, T, D] of response tokens that enter each decoder layer of `layers`, float32."""
-        with self.using(BASE):
+        with self.using(NO_ADAPTER):
             found = self._run(batch, layers)
         return [at_positions(found[number], batch.at - batch.shared).float() for number in layers]
 

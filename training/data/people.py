@@ -1,10 +1,13 @@
-"""How much of what is learned from may be one person's: votes, corrections and prompts over that are set aside.
+"""How much of what is learned may come from one person. Votes, corrections and prompts beyond that are set aside.
 
-A person is whom the assistant counts as one: a browser, an API key with all the names below it, or all programs
-without a key together. Names below a person divide its part. What is set aside does not come back with less weight:
-a thousand votes at a weight of fifty would still be a thousand votes to cross-validation, and speak more clearly
-than fifty. Which ones stay is by names in turn and by a hash, so the same votes stay every time. What browsers gave
-before they were told apart is of many people, and nobody can add to it: it stays whole.
+A person is whatever the assistant counts as one: a browser, an API key with all the names below it, or all programs
+without a key together. Names below a person share its part.
+
+What is set aside does not come back with less weight. A thousand votes at a weight of fifty would still be a thousand
+votes to cross-validation, and speak more clearly than fifty. Names in turn and a hash decide which ones stay, so the
+same votes stay every time.
+
+What browsers gave before they were told apart is from many people, and nobody can add to it. It stays whole.
 """
 
 from __future__ import annotations
@@ -22,21 +25,21 @@ from thumbwise.feedback.migrations import BROWSERS_BEFORE
 from thumbwise.feedback.records import NEW_BROWSER, PROGRAMS, is_browser
 
 SETTLED = 10
-"""Votes from which somebody is one of a crowd, and others' votes from which a person is not alone."""
+"""With this many votes somebody is one of a crowd. With this many votes of others, a person is not alone."""
 LEAST_CROWD = 5
-"""Settled people below which there is no crowd to hold anybody against."""
+"""With fewer settled people there is no crowd to compare anybody with."""
 A_DAY = 600
-"""Votes, corrections and prompts, together, that one person may have given by hand in a browser's first day."""
+"""The most votes, corrections and prompts, together, that one person may give by hand on a browser's first day."""
 FEW = 50
-"""Votes that nobody is brought below in a crowd: beside a few guests, the one who votes is worth hearing."""
+"""In a crowd nobody is limited to fewer votes: beside a few guests, the person who votes is worth hearing."""
 SHARE = 0.25
-"""Of corrections and prompts, the most that may be one person's where there are several."""
+"""The most of all corrections or prompts that may be one person's, if there are several people."""
 
 Item = TypeVar("Item")
 
 
 def capped(totals: NDArray[np.float64], share: float, least: float) -> NDArray[np.float64]:
-    """Factors [people] that bring nobody's part of the sum over `share`, or over an equal part where that is more.
+    """Factors [people] that limit everybody's part of the sum to `share`, or to an equal part if that is more.
 
     Nobody is brought below `least`.
     """
@@ -57,10 +60,12 @@ def capped(totals: NDArray[np.float64], share: float, least: float) -> NDArray[n
 def vote_limits(weights: Mapping[str, float], counts: Mapping[str, int], share: float, enough: int) -> dict[str, float]:
     """How much weight each person's votes may have, from what they have (`weights`) and how many there are (`counts`).
 
-    In a crowd that is `share` of all, or FEW votes; programs without a key and new browsers have one share together.
-    Fewer people are not held to shares, since one who votes on two machines would lose most of the votes. But programs
-    without a key are held to `share`, or to an equal part, and so are new browsers, which have as many votes as it
-    takes to begin (`enough`), unless they were the one browser that is known. With a `share` of 1 all is heard.
+    - In a crowd: `share` of all weight, or FEW votes. Programs without a key and new browsers have one share together.
+    - With fewer people: no shares, because somebody who votes on two machines would lose most of the votes. But
+      programs without a key are limited to `share`, or to an equal part. So are new browsers, which may have at least
+      the votes that training needs to begin (`enough`). New browsers have no limit if they are most likely the one
+      known browser.
+    - With a `share` of 1: all votes count.
     """
     found = dict(weights)
     if share >= 1:
@@ -84,19 +89,22 @@ def vote_limits(weights: Mapping[str, float], counts: Mapping[str, int], share: 
 
 
 def unknown_as_one(person: str) -> str:
-    """The person, where all who may be anybody are one: what one of them may do, the same program may do twice."""
+    """The person; new browsers and programs without a key count as one.
+
+    What one of them may do, the same program could do twice.
+    """
     return PROGRAMS if person == NEW_BROWSER else person
 
 
 def crowd(counts: Mapping[str, int]) -> bool:
-    """Whether there are people enough to hold each against the others, by how much each gave."""
+    """Whether there are enough people to compare each with the others, by how much each gave."""
     return len({unknown_as_one(person) for person, count in counts.items() if count >= SETTLED}) >= LEAST_CROWD
 
 
 def only_browser(counts: Mapping[str, int]) -> str:
-    """The one browser that new ones were most likely, in its first day; empty where they may be anybody.
+    """The one browser that new browsers most likely were, on its first day; empty if they may be anybody.
 
-    That is so where no other is known, no program without a key is about, and one person may have given as much.
+    There is one if no other browser is known, there is no program without a key, and one person may have given as much.
     """
     known = [
         person
@@ -108,15 +116,15 @@ def only_browser(counts: Mapping[str, int]) -> str:
 
 
 def who(counts: Mapping[str, int]) -> Callable[[str], str]:
-    """Says as whom a person counts where several are about, by how much each gave."""
+    """Maps each person to the person they count as if there are several people; `counts` is how much each gave."""
     browser = only_browser(counts)
     return lambda person: browser if browser and person == NEW_BROWSER else unknown_as_one(person)
 
 
 def alone(counts: Mapping[str, int]) -> bool:
-    """Whether all but one person have too little to be somebody else.
+    """Whether all people except one have given too little to be somebody else.
 
-    Where new browsers were most likely one that is known, what browsers gave before they were told apart was its too.
+    If new browsers were most likely one known browser, what browsers gave before they were told apart was its too.
     """
     browser, joined = only_browser(counts), Counter[str]()
     for person, count in counts.items():
@@ -127,7 +135,7 @@ def alone(counts: Mapping[str, int]) -> bool:
 def equal_parts(counts: Mapping[str, int]) -> dict[str, float]:
     """How many corrections or prompts of each of several people are taken: SHARE of all, or an equal part.
 
-    None where they are all of one person, for that is no part of several people's.
+    0 if they are all of one person: one person's are not a part of several people's.
     """
     whole = {name: float(count) for name, count in counts.items() if name == BROWSERS_BEFORE}
     if len(counts) < 2:
@@ -142,7 +150,7 @@ def within(
 ) -> list[Item]:  # fmt: skip
     """The `items` that stay, in their order: of each person those that come first until `limits` are reached.
 
-    `order` gives an item's name below the person, and its id. Names come in turn, ids in the order of a hash.
+    `order` gives an item's name below the person, and its id. Names take turns; ids are in the order of a hash.
     """
     numbers: dict[str, list[int]] = {}
     for number, item in enumerate(items):
@@ -159,7 +167,7 @@ def within(
 
 
 def _in_turn(numbers: Sequence[int], order: Callable[[int], tuple[str, str]]) -> list[int]:
-    """The first of each name, then the second of each, and so on; within a name by a hash of the id."""
+    """The first of each name, then the second of each, and so on; within a name in the order of a hash of the id."""
     hashed = {number: hashlib.sha256("\n".join(order(number)).encode()).hexdigest() for number in numbers}
     by_name = sorted(numbers, key=lambda number: (order(number)[0], hashed[number]))
     turns = {

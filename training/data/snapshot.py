@@ -1,11 +1,13 @@
-"""A snapshot's bytes to labels and prompts, and which prompts are held out.
+"""Reads a snapshot's bytes into labels and prompts, and decides which prompts are held out.
 
-Nothing here re-encodes text: replies keep the ids they were sampled with (corrections never had any, and are encoded
-by `thumbwise.training.policy.sft`). Prompts are split by group (a
-seed prompt's topic, a person's conversation by how it began), in the order of a hash, so that mostly the same prompts
-are held out as more is said. The split is by prompt alone: a person's votes may be on both sides,
-because holding out people as well would leave a twenty-fifth of a few hundred votes in a fold. Left out:
-comments, which are stored but not learned from yet.
+Nothing here encodes text again: replies keep the ids they were sampled with. Corrections never had ids;
+`thumbwise.training.policy.sft` encodes them.
+
+Prompts are split by group: a seed prompt's topic, or how a person's conversation began. The groups are in the order of
+a hash, so mostly the same prompts stay held out as people say more. The split is by prompt alone: a person's votes may
+be on both sides. Holding out people as well would leave a twenty-fifth of a few hundred votes in a fold.
+
+Left out: comments. They are stored, but training does not learn from them yet.
 """
 
 from __future__ import annotations
@@ -28,12 +30,12 @@ from thumbwise.training.data import people
 from thumbwise.training.data.votes import Sampling, alike, gather, heard, telling, votes_by_person
 
 NO_DAY = date(2024, 7, 26)
-"""Of a snapshot that names none."""
+"""The day of a snapshot that names none."""
 
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A reply as a person corrected it, under the name `user`; `group` keeps a prompt on one side of every split."""
+    """A reply as a person corrected it, under the name `user`. `group` keeps a prompt on one side of every split."""
 
     id: str
     user: str
@@ -45,19 +47,19 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What people said, and the prompts of theirs that rollouts may start from; see `heard`."""
+    """What people said, and the prompts of people that rollouts may start from; see `heard`."""
 
     labels: Labels
     prompts: tuple[Prompt, ...]
     demonstrations: tuple[Demonstration, ...] = ()
     corrections_aside: int = 0
     day: date = NO_DAY
-    """The last day on which somebody asked something new: what a chat template prints that prints the date."""
+    """The last day on which somebody asked something new. A chat template that prints the date prints this one."""
 
     def heard(self, train: TrainSettings) -> Snapshot:
-        """The snapshot without the votes and corrections of a person that are over that person's part.
+        """The snapshot without a person's votes and corrections beyond that person's part.
 
-        Where several people are about, one alone does not make SFT begin: corrections are counted from several.
+        If there are several people, the corrections of one person do not start SFT.
         """
         labels = heard(self.labels, train.thumb_weight, train.rm_rater_cap, train.min_votes)
         about = votes_by_person(self.labels)
@@ -77,31 +79,36 @@ class Snapshot:
 
     @property
     def aside(self) -> dict[str, int]:
-        """How many votes of each person were set aside, the most first."""
+        """How many votes of each person were set aside, largest number first."""
         kept = votes_by_person(replace(self.labels, given={}))
         return dict((Counter(self.labels.given) - kept).most_common())
 
     def telling(self, train: TrainSettings, sampling: Sampling) -> int:
-        """Votes that say which reply is better, of replies sampled as the run samples: a run begins by their number."""
+        """How many votes say which reply is better, on replies sampled as the run samples.
+
+        train.min_votes is compared with their number.
+        """
         return telling(alike(self.labels, sampling), train.thumb_weight)
 
     def otherwise(self, train: TrainSettings, sampling: Sampling) -> tuple[int, int]:
-        """How many more votes say so of replies that were sampled otherwise: with other settings, and too long ones."""
+        """How many more votes say so, on replies that were sampled with other settings, and on replies that are too
+        long.
+        """
         any_length = alike(self.labels, replace(sampling, longest=sys.maxsize))
         with_them = telling(any_length, train.thumb_weight)
         too_long = with_them - self.telling(train, sampling)
         return telling(self.labels, train.thumb_weight) - with_them, too_long
 
     def lengths(self, train: TrainSettings, sampling: Sampling) -> tuple[int, ...]:
-        """How long the replies might be, one entry a reply, on which the votes are that the accuracy is of."""
+        """The token limit of each reply whose votes count for the accuracy."""
         samples, votes = gather(self.labels, train.thumb_weight, sampling)
         rows = np.concatenate([votes.left[votes.telling], votes.right[votes.telling]])
         return tuple(sampling.limit(samples[row]) for row in np.unique(rows[rows >= 0]).tolist())
 
     def drafts(self, version: str, sampling: Sampling) -> list[Sample]:
-        """The replies of `version` that people judged, sampled so and in no way else cut or shaped; each once.
+        """The replies of `version` that people judged and that were sampled as the run samples; each once.
 
-        Not those that might have been longer than a rollout: of them only the short ones are alike.
+        Replies with a higher token limit than a rollout are left out: only the short ones among them would be alike.
         """
         judged, _ = gather(self.labels, thumb_weight=1.0)
         return [
@@ -111,7 +118,7 @@ class Snapshot:
         ]
 
     def sft(self, train: TrainSettings) -> bool:
-        """Whether there are corrected replies enough for a round to begin with SFT."""
+        """Whether there are enough corrected replies for a round to begin with SFT."""
         return len(self.demonstrations) >= train.sft_demonstrations
 
     @property
@@ -143,7 +150,7 @@ def parse(data: bytes) -> Snapshot:
                 drafts = tuple(_sample(draft, messages) for draft in row["drafts"])
                 rankings.append(Ranking(*_by(row), drafts, _tiers(row["tiers"], drafts), person=_person(row)))
             elif row["type"] == "demonstration":
-                if row["text"].strip():  # a blank one, which used to be taken, teaches nothing
+                if row["text"].strip():  # older versions accepted blank ones; they teach nothing
                     demonstrations.append(Demonstration(*_by(row), messages, row["text"], person=_person(row)))
             elif row["type"] == "prompt":
                 prompts.setdefault(_key(messages), Prompt(messages, row["group"], _person(row), row["user"]))
@@ -170,7 +177,7 @@ def _by(row: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _person(row: dict[str, Any]) -> str:
-    """Whom a line counts as; a run that is gone on with may have a snapshot of when each name was a person."""
+    """The person that a line counts as. A resumed run may have an old snapshot, in which each name was a person."""
     return str(row.get("person", row["user"]))
 
 
@@ -213,10 +220,10 @@ def split_prompts(
     own: Sequence[Prompt], seeds: Sequence[Prompt], share: float, wanted: int, seed: int,
     taught: frozenset[str] = frozenset(),
 ) -> PromptSplit:  # fmt: skip
-    """Hold out `share` of the groups, and of their prompts `wanted` (half people's where there are enough).
+    """Hold out `share` of the groups. Of their prompts keep `wanted`, half of them people's if there are enough.
 
-    No group is on both sides, and a seed prompt that a person also wrote counts as theirs. The groups `taught`, which
-    SFT learns from, are not held out. Of several people nobody has more than a part of either side's.
+    No group is on both sides. A seed prompt that a person also wrote counts as that person's. The groups `taught`,
+    which SFT learns from, are not held out. If there are several people, nobody has more than a part of either side.
     """
     theirs = {_key(p.messages) for p in own}
     about = Counter(prompt.person for prompt in own)

@@ -1,6 +1,6 @@
-"""What the gates get to see: candidate and stable on the same held-out prompts, sampled alike.
+"""What the gates see: candidate and stable on the same held-out prompts, with the same sampling.
 
-Left out: scores of replies at chat length, of which votes on drafts say little.
+Left out: scores of replies at chat length, because votes on drafts say little about those.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from thumbwise.contracts import (
 )
 from thumbwise.errors import ThumbwiseError
 from thumbwise.settings.gates import GateSettings
-from thumbwise.training.backbone.backbone import BASE, POLICY
+from thumbwise.training.backbone.backbone import NO_ADAPTER, POLICY
 from thumbwise.training.backbone.batches import chunks
 from thumbwise.training.data.lengths import at_lengths
 from thumbwise.training.evaluation.replies import finish_rate, mean_length, repetition
@@ -35,7 +35,7 @@ from thumbwise.training.evaluation.replies import finish_rate, mean_length, repe
 CHAT_TOKENS = 512
 """The most tokens of a chat reply that the gates look at."""
 AS_LONG = 0.75
-"""Share of the judged replies that must be as long as in chat, so that none need be asked for at that length alone."""
+"""If this share of the judged replies is as long as in chat, no extra replies at chat length are needed."""
 
 
 def kl_to_reference(context: RunContext, samples: Sequence[Sample], adapter: str) -> float:
@@ -44,7 +44,7 @@ def kl_to_reference(context: RunContext, samples: Sequence[Sample], adapter: str
 
 
 def kl_between(context: RunContext, samples: Sequence[Sample], adapter: str, other: str | None) -> float:
-    """The same from `other` (None: the base)."""
+    """The same KL, but from adapter `other` (None: the base) instead of the reference."""
     backbone, total = context.backbone, 0.0
     for part in chunks(len(samples), backbone.micro_batch):
         total += float(backbone.beside(backbone.batch(samples[part]), adapter, other, context.temperature).kl.sum())
@@ -53,12 +53,12 @@ def kl_between(context: RunContext, samples: Sequence[Sample], adapter: str, oth
 
 
 def kl_of_a_token(evidence: Evidence) -> float:
-    """The candidate's KL to the reference, in nats a token: long replies may have more of it."""
+    """The candidate's KL to the reference in nats a token, because long replies may have more of it."""
     return evidence.kl / max(mean_length(evidence.candidate), 1)
 
 
 def wins(evidence: Evidence) -> Floats:
-    """1 where the candidate's reply scores above stable's, 0 below, 0.5 where equal or not scored; f[N]."""
+    """1 if the candidate's reply scores above stable's, 0 if below, 0.5 if equal or not scored; f[N]."""
     difference = evidence.candidate_scores - evidence.stable_scores
     won: Floats = np.where(np.isnan(difference), 0.5, (np.sign(difference) + 1) / 2)
     return won
@@ -74,7 +74,7 @@ class Replies:
 
 @dataclass(frozen=True)
 class Interview:
-    """Held-out prompts, put to versions alike; `longer` is the backend that samples at chat length."""
+    """Held-out prompts, asked of every version with the same sampling; `longer` samples at chat length."""
 
     rollouts: RolloutBackend
     longer: RolloutBackend
@@ -83,7 +83,7 @@ class Interview:
     seed: int
 
     def ask(self, adapter: str | None) -> Replies:
-        """What `adapter` (None: the base) says, each time the same."""
+        """The replies of `adapter` (None: the base), the same each time."""
         drafts = self.rollouts.sample(self.drafts, adapter, self.seed * 10 + 2)
         chat = self.longer.sample(self.chat, adapter, self.seed * 10 + 4) if self.chat else []
         return Replies(tuple(drafts), tuple(chat))
@@ -93,10 +93,11 @@ def interview(
     context: RunContext, backend: Callable[[RunContext], RolloutBackend], held_out: tuple[Prompt, ...],
     limits: GateSettings, chat_tokens: int,
 ) -> Interview:  # fmt: skip
-    """Every one of `held_out` several times, at the lengths that people voted at, and some again at chat's.
+    """Asks each of `held_out` several times at the lengths that people voted at, and some of them again at chat length.
 
-    Those have chat's tokens, CHAT_TOKENS at most: a gate need not read a novel. They are left out where AS_LONG of the
-    lengths are as many already. The lengths are drawn once, so that every version is asked the same.
+    Chat length is chat's token limit, but at most CHAT_TOKENS, because a gate need not read a novel. The chat questions
+    are left out if AS_LONG of the other lengths are already that long. The lengths are drawn once, so that every
+    version is asked the same.
     """
     tokens = min(chat_tokens, CHAT_TOKENS)
     drafts = at_lengths(context, held_out * limits.samples, random.Random(f"gates:{context.train.seed}"))
@@ -115,7 +116,7 @@ def gather_evidence(
     stable: Replies,
     limits: GateSettings,
 ) -> Evidence:
-    """Put `questions` to the candidate (adapter "policy"), as `stable` was asked them."""
+    """Ask `questions` of the candidate (adapter "policy"), as they were asked of `stable`."""
     found = questions.ask(POLICY)
     candidate, chat = found.drafts, found.chat
     return Evidence(
@@ -130,7 +131,7 @@ def gather_evidence(
         rm_error=fit.error,
         chat=chat,
         stable_chat=stable.chat,
-        base_kl=None if context.backbone.reference is BASE else kl_between(context, candidate, POLICY, BASE),
+        base_kl=kl_between(context, candidate, POLICY, NO_ADAPTER) if context.backbone.reference else None,
         groups=tuple(prompt.group for prompt in questions.drafts),
         chat_groups=tuple(prompt.group for prompt in questions.chat),
         chat_kl=kl_to_reference(context, chat, POLICY) if chat else None,
@@ -141,7 +142,7 @@ def gather_evidence(
 
 
 def figures(evidence: Evidence) -> dict[str, Any]:
-    """What a candidate's manifest keeps of its evidence: what was not asked for, or is no other, is left out."""
+    """What a candidate's manifest keeps of its evidence. It leaves out what was not measured."""
     found = {
         "rm_accuracy": evidence.rm_accuracy,
         "rm_votes": evidence.rm_votes,
@@ -175,9 +176,9 @@ def figures(evidence: Evidence) -> dict[str, Any]:
 
 
 def run_gates(gates: Mapping[str, Gate], evidence: Evidence, brought_by: Mapping[str, str]) -> list[GateReport]:
-    """Every gate's report; one that raises has failed, and says so. `brought_by` names each gate's plugin.
+    """Every gate's report. A gate that raises has failed. `brought_by` names each gate's plugin.
 
-    Raises ThumbwiseError where a gate returns no report: then nobody knows whether the policy may go on.
+    Raises ThumbwiseError if a gate returns no report: then nobody knows whether the policy may take traffic.
     """
     reports = []
     for name, gate in gates.items():
@@ -198,7 +199,7 @@ def run_gates(gates: Mapping[str, Gate], evidence: Evidence, brought_by: Mapping
 
 
 def _checked(name: str, report: object, plugin: str) -> GateReport:
-    """`report` with plain types, as JSON can say it; raises ThumbwiseError where it is none."""
+    """`report` with plain types, as JSON needs them. Raises ThumbwiseError if it is no report."""
     wrong = f"{report!r:.200}"
     if isinstance(report, GateReport):
         try:

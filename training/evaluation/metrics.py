@@ -163,7 +163,8 @@ GLOSSARY: dict[str, Metric] = {
 # What a whole run has once, at its end: no line of the metrics file, but part of the health panel.
 AT_THE_END: dict[str, Metric] = {
     "rm_accuracy": Metric(
-        "accuracy of the reward model on held-out votes", "votes", "",
+        "accuracy of the reward model in cross-validation; the gate `rm_accuracy` tests the prequential accuracy if "
+        "there is one", "votes", "",
         Watch("value", low=0.55, below="The reward model is little better than chance: collect more votes before "
               "you trust this policy."),
     ),

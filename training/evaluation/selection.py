@@ -1,9 +1,12 @@
 """Which of a run's policies goes on to the swap: the last one, unless it went too far.
 
-A policy that drifts on after it has learned what people want is what over-optimisation looks like (Gao et al. 2022):
-the proxy rises and the replies get worse. So where the gates refuse the last policy, they are asked about the newest
-one within three quarters of the KL budget, then within half of it, and the round's votes are not lost. Three tries, not
-a search: each look at the held-out prompts makes passing by luck likelier, so the three share the win rate's level.
+Over-optimisation (Gao et al. 2022) looks like this: the policy has learned what people want and drifts on. The proxy
+rises and the replies get worse. So if the gates refuse the last policy, they judge the newest one within three quarters
+of the KL budget, then the newest one within half of it. Otherwise the round's votes would be lost.
+
+There are three tries, not a search. Each look at the held-out prompts makes passing by luck likelier, so the three
+tries share the win rate's level.
+
 Left out: averaging policies.
 """
 
@@ -19,9 +22,9 @@ from thumbwise.contracts import Evidence, Gate, GateReport, PolicyAlgorithm
 from thumbwise.training.evaluation.evaluate import kl_of_a_token, run_gates
 
 SHARES = (0.75, 0.5)
-"""Of the KL budget: what an earlier policy keeps within, furthest first."""
+"""The parts of the KL budget that an earlier policy must be within, furthest first."""
 TRIES = 1 + len(SHARES)
-"""Policies of a round that the gates may be asked about."""
+"""The most policies of one round that the gates judge."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,11 @@ class Selected:
 
 
 def earlier(rows: Sequence[Mapping[str, float]], budget: float, kl: float = math.inf) -> list[int]:
-    """How many iterations the policies to fall back on have behind them, furthest first: the newest in each of SHARES.
+    """The number of iterations behind each policy to fall back on: the newest one within each of SHARES, furthest
+    first.
 
-    `rows` are the iterations' metrics; `kl` there is of the policy that the iteration began with. The untrained policy
-    is none of them, nor is one of a share that a policy at `kl` nats a token keeps within itself.
+    `rows` are the iterations' metrics. Their `kl` is that of the policy that the iteration began with. The untrained
+    policy is never among them. A share is skipped if the policy at `kl` nats a token is itself within it.
     """
     limits = [share * budget for share in SHARES if not share * budget >= kl]
     # a log that was cut off may lack some
@@ -63,11 +67,13 @@ def select(
     stopped: str,
     say: Callable[[str], None],
 ) -> Selected:
-    """Ask the gates about the policy that `algorithm` holds, and set it back where that is what they need.
+    """Ask the gates about the policy that `algorithm` holds. If it must go back, load an earlier state into
+    `algorithm`.
 
-    `last` is the state before the last update, known to be within `budget` (nats a token); `earlier_policies` gives the
-    states to fall back on from a policy so many nats away; `stopped` says why training ended early, if it did;
-    `brought_by` names each gate's plugin.
+    - `last` is the state before the last update. It is known to be within `budget` (nats a token).
+    - `earlier_policies` gives the states to fall back on from a policy at that KL.
+    - `stopped` says why training ended early, if it did.
+    - `brought_by` names each gate's plugin.
     """
     evidence = gather()
     if not kl_of_a_token(evidence) <= budget and not stopped:  # also where it is not a number

@@ -1,7 +1,9 @@
 """Are there enough votes to train, with which algorithm, and the sentences about votes that do not count.
 
-`auto` is PPO, however few votes there are: on the same 300 votes it won 70.3% over start, best-of-n fine-tuning 53.6%
-(training/README.md). Left out: an algorithm for more votes than anybody has given yet.
+`auto` is PPO, however few votes there are: on the same 300 votes PPO won 70.3% over start, best-of-n fine-tuning 53.6%
+(training/README.md).
+
+Left out: an algorithm for more votes than anybody has given yet.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from thumbwise.settings.training import TrainSettings
 from thumbwise.training.data.snapshot import Snapshot
 from thumbwise.training.data.votes import Sampling
 
-AUTO, BEST = "auto", "ppo"
+AUTO, DEFAULT_ALGORITHM = "auto", "ppo"
 NAMED = 5
 """People who are named in a sentence."""
 
@@ -41,19 +43,20 @@ def too_few_votes(snapshot: Snapshot, train: TrainSettings, sampling: Sampling) 
 
 
 def other_votes_sentence(otherwise: tuple[int, int], sampling: Sampling) -> str:
-    """How many votes are on replies that a run does not sample like, and what to do, in sentences."""
+    """How many votes are on replies that were sampled differently from the run's, and what to do, in sentences."""
     settings, too_long = otherwise
     said = []
     if settings:
         said.append(
             f"Votes on replies sampled with another temperature than {sampling.temperature:g}, with top_p or stop: "
-            f"{settings}. They do not count, and train only as far as they help. Leave these fields out of programs' "
-            "requests, or set temperature to theirs."
+            f"{settings}. Training uses them only if they help; they do not count for train.min_votes. Leave these "
+            "fields out of programs' requests, or set temperature to theirs."
         )
     if too_long:
         said.append(
-            f"Votes on replies of more than {sampling.longest} tokens (train.max_reply_tokens): {too_long}. They do "
-            "not count, and train only as far as they help. Raise the setting: training then samples longer replies."
+            f"Votes on replies of more than {sampling.longest} tokens (train.max_reply_tokens): {too_long}. "
+            "Training uses them only if they help; they do not count for train.min_votes. Raise the setting: training "
+            "then samples longer replies."
         )
     return " ".join(said)
 
@@ -70,7 +73,7 @@ def corrections_aside_sentence(corrections: int) -> str:
 
 def doubted_sentence(doubted: Mapping[str, int]) -> str:
     """Whose votes the reward model doubts, in a sentence."""
-    return f"Votes that hardly count, because the votes of others contradict them: {_whose(doubted)}."
+    return f"These votes hardly count, because other people's votes contradict them: {_whose(doubted)}."
 
 
 def _whose(votes: Mapping[str, int]) -> str:
@@ -79,7 +82,7 @@ def _whose(votes: Mapping[str, int]) -> str:
 
 
 def check_rank(settings: Settings) -> None:
-    """Raise ThumbwiseError where the assistant would refuse the adapter after the whole round."""
+    """Raise ThumbwiseError if the assistant would refuse the adapter after the whole round."""
     rank, most = settings.train.lora_rank, settings.engine.max_lora_rank
     if rank > most:
         raise ThumbwiseError(
@@ -89,6 +92,6 @@ def check_rank(settings: Settings) -> None:
 
 
 def choose_algorithm(asked: str, votes: int) -> tuple[str, str]:
-    """The algorithm to train with, and in a sentence what is trained on `votes` that tell."""
-    name = BEST if asked == AUTO else asked
+    """The algorithm to train with, and a sentence about what it learns from; `votes` is the number of telling votes."""
+    name = DEFAULT_ALGORITHM if asked == AUTO else asked
     return name, f"{votes} votes say which reply is better: enough for {name} to learn from."

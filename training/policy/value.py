@@ -1,13 +1,17 @@
-"""The value function: what the reward model's head says of a reply so far, learned on.
+"""The value function: what the reward model's head says of a reply so far, learned further.
 
-V_t is the value of the state *before* response token t. Were it to see that token, it would take the token's own
-merit out of its advantage: with a perfect critic, all of it. It starts as the reward model, so that after n
-tokens V is the score of a reply of those n tokens before any training (InstructGPT, C.4), but for what the score says
-of how a reply ends: that is credited where it ends. It learns by its own optimizer, but for its level and how that
-falls with the tokens that are left: both follow each batch's other replies at once (`level`). It reads the frozen
-backbone's hidden states, as the reward model does: they are computed once for a batch of rollouts, and its
-updates cost next to nothing. Left out: a value function with weights of its own below the head (an adapter on
-the lower half of the model cost a fifth of an iteration, and explained no more of the returns).
+V_t is the value of the state *before* response token t. If V saw that token, it would take the token's own merit out of
+its advantage: with a perfect critic, all of it.
+
+- V starts as the reward model. Before any training, V after n tokens is the score of a reply of those n tokens
+  (InstructGPT, C.4). What the score says of how a reply ends is left out of V: it is credited where the reply ends.
+- V learns by its own optimizer. Only its level, and how the level falls with the tokens that remain, are not learned:
+  both follow each batch's other replies at once (`level`).
+- V reads the frozen backbone's hidden states, as the reward model does. They are computed once for a batch of rollouts,
+  so the updates of V cost next to nothing.
+
+Left out: a value function with weights of its own below the head. An adapter on the lower half of the model cost a
+fifth of an iteration, and explained no more of the returns.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from thumbwise.contracts import Backbone, Sample, ValueInit
 
 
 def adamw(parameters: Sequence[Tensor], lr: float) -> Any:
-    """AdamW as RLHF runs have it: eps 1e-5 (1e-8 is far more aggressive early), betas 0.9 and 0.95, no decay."""
+    """AdamW as in RLHF runs: eps 1e-5 (1e-8 is far more aggressive early), betas 0.9 and 0.95, no weight decay."""
     return torch.optim.AdamW(list(parameters), lr=lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
 
 
@@ -53,7 +57,7 @@ class ValueFunction:
         return {"head.weight": self.weight}
 
     def features(self, samples: Sequence[Sample], width: int) -> Tensor:
-        """What V is linear in, before each of `width` response tokens: [N, width, layers, D] float32."""
+        """The features in which V is linear, before each of `width` response tokens: [N, width, layers, D] float32."""
         found = torch.zeros(len(samples), width, *self.mean.shape)
         for rows, batch, states in self.backbone.states(samples, self.init.layers):
             for layer, (state, mean, scale) in enumerate(zip(states, self.mean, self.scale, strict=True)):
@@ -62,13 +66,16 @@ class ValueFunction:
         return found
 
     def level(self, features: Tensor, mask: Tensor, to_come: Tensor) -> Tensor:
-        """The line under each reply's values, [N, T]: with it they are right on average about the rewards `to_come`.
+        """The line under each reply's values, [N, T]. With it the values are right on average about the rewards
+        `to_come`.
 
-        A value that lags behind a policy that gets better finds every last token better than it expected, whichever it
-        is; with a lambda below 1 only the few tokens before share in that, so it teaches to end. A level and a slope by
-        least squares over the tokens of all other replies: with its own among them, a reply would take part of its
-        merit out of its advantages, the more the longer it is and the fewer there are (of the last token's 2.5% with
-        48 replies of up to 48 tokens, 31% with 4). Where there are no others, the reward model's constant.
+        If the policy improves and the value lags behind, every last token looks better than expected, whichever token
+        it is. With a lambda below 1 only the few tokens before it share in that, so the policy would learn to end.
+
+        The line is a level and a slope, by least squares over the tokens of all *other* replies. With its own tokens
+        among them, a reply would take part of its merit out of its advantages. That part grows with the reply's length
+        and with fewer replies: of the last token's merit 2.5% with 48 replies of up to 48 tokens, 31% with 4. If there
+        are no others, the line is the reward model's constant.
         """
         with torch.no_grad():
             missed = ((to_come - self._head(features)) * mask).double()
@@ -90,5 +97,5 @@ class ValueFunction:
         return found
 
     def _left(self, width: int) -> Tensor:
-        """1, and the share of `width` tokens that are left, before each of them: [width, 2]."""
+        """1, and the share of `width` tokens that remain, before each token: [width, 2]."""
         return torch.stack([torch.ones(width), 1 - torch.arange(width) / width], 1)

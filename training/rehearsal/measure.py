@@ -1,8 +1,8 @@
-"""A rehearsal's own eyes: what versions say to held-out prompts, and what the trainer makes of it.
+"""What a rehearsal measures by itself: replies of versions to held-out prompts, and what the trainer says of them.
 
-Replies are sampled by the job's rollout backend (`train.rollouts`), because whatever is asked through the
-assistant becomes a prompt that later rounds may train on; that serving speaks with the same weights is
-what the probe and the swap watch show.
+Replies are sampled by the job's rollout backend (`train.rollouts`), because whatever is asked through the assistant
+becomes a prompt that later rounds may train on. The probe and the swap monitor show that serving speaks with the same
+weights.
 """
 
 from __future__ import annotations

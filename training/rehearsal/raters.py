@@ -1,9 +1,12 @@
-"""The people of a rehearsal: raters with ids of their own who ask, read, and vote as a judge would, through the API.
+"""The people of a rehearsal: raters with ids of their own who ask, read and vote through the API.
 
-A vote is judge_scores, then flipped with the probability `noise`; an adversary always votes against the judge.
-Every vote is noted in a file before it is sent, under an Idempotency-Key made from its number, so that a
-rehearsal that was cut off goes on without losing or doubling one. What raters do hangs on the seed; what
-the assistant samples does not, so two rehearsals with one seed have the same people, not the same drafts.
+The judge scores the drafts; the vote follows the scores, and is flipped with the probability `noise`. An adversary
+always votes against the judge. Every vote is noted in a file before it is sent, under an Idempotency-Key made from its
+number. So a rehearsal that was cut off continues without losing or doubling a vote.
+
+What raters do depends only on the seed. What the assistant samples does not depend on it, so two rehearsals with one
+seed have the same people, not the same drafts.
+
 Left out: raters who disagree about what is good (one judge stands for all of them).
 """
 

@@ -125,7 +125,7 @@ class SwapMonitor(Seen):
         self.url, self.max_tokens, self.readers = url, min(max_tokens, LONGEST), readers
         self._open = 0
         self._enough = threading.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._all()), name="swap watch", daemon=True)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._all()), name="swap monitor", daemon=True)
 
     def start(self) -> None:
         """Open the streams."""

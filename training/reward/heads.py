@@ -1,10 +1,14 @@
-"""Fit one linear head to comparisons, ties and thumbs: convex but for the ties, deterministic, a fraction of a second.
+"""Fit one linear head to comparisons, ties and thumbs. It is deterministic and takes a fraction of a second.
 
-score(x) = a . x for a reply's features x. A comparison is Bradley-Terry with a bias for the side it was
-shown on, P(left) = sigmoid(score(left) - score(right) + position), a tie is Davidson's; a thumb is P(up) =
-sigmoid(score - threshold - what the rater's own threshold lies above it). Position and thresholds absorb what is not
-about the replies: pairs say nothing about the thresholds, and turning the sides round turns the position bias's
-sign. Left out: a position bias a person.
+The loss is convex except for the ties. With score(x) = a . x for a reply's features x:
+- comparison (Bradley-Terry): P(left) = sigmoid(score(left) - score(right) + position)
+- tie (Davidson): P(tie) = nu / (nu + 2 cosh(d / 2)), with d = score(left) - score(right) + position
+- thumb: P(up) = sigmoid(score - threshold - the rater's own offset)
+
+`position` is the bias for the side a reply was shown on. Position and thresholds absorb what is not about the replies:
+pairs say nothing about the thresholds, and exchanging the sides changes the sign of `position`.
+
+Left out: a position bias per person.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from thumbwise.training.data.votes import Array, Votes
 from thumbwise.training.reward.losses import pair_loss, thumb_loss, tie_loss
 
 NUISANCE_L2 = 1.0
-"""Prior on the biases in units of evidence per vote's mean: keeps one-sided imports from being all bias."""
+"""Prior on the biases, in units of evidence per vote's mean. It keeps one-sided imports from being all bias."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Head:
     offsets: Array | None = None
 
     def margins(self, features: Array, votes: Votes) -> Array:
-        """Log-odds that each comparison with a winner, or thumb, came out as it did; 0 for ties."""
+        """Log-odds that each comparison with a winner, or each thumb, came out as it did; 0 for ties."""
         scores = features @ self.direction
         offsets = self.offsets[votes.rater] if self.offsets is not None else 0.0
         right = np.where(votes.is_thumb, self.threshold + offsets, scores[votes.right] - self.position)
@@ -43,7 +47,7 @@ class Head:
 
 
 def observed(features: Array, votes: Votes) -> Array:
-    """What each vote sees of the features: left less right for comparisons, the reply's own for thumbs; [n, D]."""
+    """What each vote sees of the features, [n, D]: left minus right for comparisons, the reply's own for thumbs."""
     right = np.where(votes.is_thumb[:, None], 0.0, features[votes.right])
     seen: Array = features[votes.left] - right
     return seen
@@ -76,7 +80,7 @@ def _objective(seen: torch.Tensor, votes: Votes, head: torch.Tensor, l2: float, 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Torch on one thread inside the block: products this small are slower on two, let alone on many."""
+    """Torch on one thread inside the block: products this small are slower on two threads, and slower still on more."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -108,7 +112,7 @@ def fit_head(features: Array, votes: Votes, l2: float, smoothing: float) -> Head
 
 
 def held_out_margins(features: Array, votes: Votes, fold: Sequence[int], l2: float, smoothing: float) -> Array:
-    """`Head.margins` of every vote under the head that was fitted without its fold; 0 where there was none."""
+    """`Head.margins` of every vote under the head that was fitted without its fold; 0 if there was no such head."""
     folds, margins = np.asarray(fold), np.zeros(len(votes.left))
     for number in np.unique(folds):
         train, test = votes.pick(folds != number), folds == number

@@ -1,20 +1,22 @@
-"""How far to trust each rater: weights from how their votes fit what all the others' votes say, and a cap.
+"""How far to trust each rater: weights from how well their votes fit all other votes, and a cap.
 
 A rater's vote agrees with the better reply with probability eta: P(left) = eta s(d) + (1 - eta) s(-d) (Chen et al.
-2013, "Pairwise ranking aggregation in a crowdsourced setting", WSDM, equation 6), with d the log-odds by the votes of
-all others, each weighted with what is believed of them. Over a few values of eta with a prior that most people are
-honest this gives a posterior, whose mean of 2 eta - 1 is the information in a vote: 1 for somebody always right, 0 for
-a coin, and below 0 for somebody who votes against, whose votes are then dropped.
+2013, "Pairwise ranking aggregation in a crowdsourced setting", WSDM, equation 6). Here d is the log-odds by the votes
+of all others, each weighted by how far it is believed. The posterior is over a few values of eta, with a prior that
+most people are honest. Its mean of 2 eta - 1 is the information in a vote: 1 for somebody who is always right, 0 for a
+coin, and below 0 for somebody who votes against. Votes below 0 are dropped.
 
-Beliefs hang on each other. Begun with everybody trusted they stay there where contrary votes have made the opinion of
-all no better than chance. So they begin with how far each two raters bear each other out: the leading eigenvector of
-that shows the camps (Dalvi et al. 2013, "Aggregating crowdsourced binary ratings", WWW, for items that several have
-voted on; here votes on different replies meet in a ridge regression on the features). The camp with more people
-in it is believed, of those with ten votes or more: votes are cheap for a program, and so are guests with a vote each.
-Where that would silence many, nothing is chosen, because which camp is right is not in the votes.
+Each belief depends on the others. Suppose that we start by trusting everybody, and contrary votes have made the common
+opinion no better than chance. Then the estimate never leaves that start. So beliefs start from how far each pair of
+raters agrees. The leading eigenvector of the agreements shows the camps (Dalvi et al. 2013, "Aggregating crowdsourced
+binary ratings", WWW, for items that several have voted on; here votes on different replies meet in a ridge regression
+on the features). The camp with more people is believed. Only people with ten votes or more count, because votes are
+cheap for a program, and so are guests with one vote each. If that would silence many people, nothing is chosen, because
+the votes do not say which camp is right.
 
-A rater is a person (`thumbwise.training.data.people`). Left out: turning contrary votes round in the reward model,
-because whoever knows of it could steer by it.
+A rater is a person (`thumbwise.training.data.people`).
+
+Left out: reversing contrary votes in the reward model. Somebody who knows of it could steer by it.
 """
 
 from __future__ import annotations

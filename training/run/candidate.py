@@ -19,7 +19,7 @@ from safetensors.torch import save
 
 from thumbwise.contracts import Backbone, GateReport, Prompt
 from thumbwise.names import CONFIG, MANIFEST, WEIGHTS, version_name
-from thumbwise.training.backbone.backbone import BASE, POLICY
+from thumbwise.training.backbone.backbone import NO_ADAPTER, POLICY
 from thumbwise.training.policy.rollouts import generate
 from thumbwise.training.run.folders import plain
 
@@ -64,7 +64,7 @@ def make_probes(backbone: Backbone, prompts: Sequence[Prompt]) -> list[dict[str,
         going_on = [token for token in reply.ids if token not in backbone.stop_ids]
         ids = [*context, *going_on[: n % 8 + 1]]
         top = backbone.next_logprobs(ids, POLICY).topk(TOP)
-        base = backbone.next_logprobs(ids, BASE)[top.indices]
+        base = backbone.next_logprobs(ids, NO_ADAPTER)[top.indices]
         probes.append(
             {
                 "context_ids": ids,

@@ -26,7 +26,7 @@ from thumbwise.base_model.prepare import prepare
 from thumbwise.home import Home
 from thumbwise.settings import Settings
 from thumbwise.training.backbone.attention import GROUPED
-from thumbwise.training.backbone.backbone import BASE, Backbone
+from thumbwise.training.backbone.backbone import NO_ADAPTER, Backbone
 from thumbwise.training.data.prompts import seed_prompts
 from thumbwise.training.policy.rollouts import BATCH, Generated, generate
 
@@ -38,7 +38,7 @@ LENGTHS = {"draft": (48, BATCH, 0.85), "chat": (256, BATCH // 2, 0.7)}
 def sample(backbone: Backbone, side: str, tokens: int, replies: int) -> tuple[list[Generated], float]:
     """Replies of the base with the attention of `side`, and the seconds that they took."""
     prompts = [backbone.chat.prompt_ids(prompt.messages) for prompt in seed_prompts()[:replies]]
-    with backbone.sampling(BASE) as model:
+    with backbone.sampling(NO_ADAPTER) as model:
         model.set_attn_implementation(side)
         start = time.perf_counter()
         found = generate(

@@ -33,11 +33,10 @@ from thumbwise.base_model.prepare import prepare
 from thumbwise.contracts import Sample
 from thumbwise.engine.supervisor import Engine
 from thumbwise.home import Home
-from thumbwise.names import BASE as SERVED_BASE
-from thumbwise.names import CONFIG, WEIGHTS
+from thumbwise.names import BASE, CONFIG, WEIGHTS
 from thumbwise.settings import Settings
 from thumbwise.settings.engine import EngineSettings
-from thumbwise.training.backbone.backbone import BASE, POLICY, Backbone
+from thumbwise.training.backbone.backbone import NO_ADAPTER, POLICY, Backbone
 from thumbwise.training.data.prompts import seed_prompts
 from thumbwise.training.policy.rollouts import generate
 from thumbwise.training.policy.stepping import imitate
@@ -58,7 +57,7 @@ class Policies:
         self.folder, self.temperature = folder, settings.temperature
         self.backbone = Backbone(folder, settings.train.model_copy(update={"dtype": "bfloat16", "seed": seed}))
         self.prompts = [self.backbone.chat.prompt_ids(prompt.messages) for prompt in seed_prompts()[:SAMPLED]]
-        with self.backbone.sampling(BASE) as model:
+        with self.backbone.sampling(NO_ADAPTER) as model:
             found = self.replies(model, REPLIES, 1.0, seed)
         self.samples = [sample for sample in found if sample.response_ids]
 
@@ -149,7 +148,7 @@ async def served(
             await engine.client.load_adapter("policy", adapter)
             return [
                 [await engine.client.next_token_logprobs(name, context, TOLD) for context in contexts]
-                for name in ("policy", SERVED_BASE)
+                for name in ("policy", BASE)
             ]
         finally:
             await engine.stop()
@@ -172,7 +171,7 @@ def beside_served(policies: Policies, folder: Path, eager: bool) -> dict[str, fl
         pair = [over_told(torch.tensor([row[t] for t in names]), range(len(names))) for row in (p, q)]
         total["served"] += kl(*pair)
     for which in WHICH:
-        both = [policies.of(which, adapter, 1.0) for adapter in (POLICY, BASE)]
+        both = [policies.of(which, adapter, 1.0) for adapter in (POLICY, NO_ADAPTER)]
         total[which] = sum(
             kl(*(over_told(rows[n][t], names) for rows in both)) for (n, t), names in zip(places, tokens, strict=True)
         )
@@ -183,7 +182,7 @@ def whole_kl(policies: Policies) -> dict[str, float]:
     """KL over all tokens at the run's temperature, nats a reply."""
     found = {}
     for which in WHICH:
-        both = [policies.of(which, adapter, policies.temperature) for adapter in (POLICY, BASE)]
+        both = [policies.of(which, adapter, policies.temperature) for adapter in (POLICY, NO_ADAPTER)]
         found[which] = round(sum(kl(p, q) for p, q in zip(*both, strict=True)) / len(policies.samples), 4)
     return found
 
@@ -192,7 +191,7 @@ def rollout_kl(policies: Policies, seed: int) -> dict[str, dict[str, float]]:
     """By token, sampling policy to trainer, and the mean distance of log-probabilities, with and without an adapter."""
     found = {}
     for which in WHICH[1:]:
-        for name, adapter in (("policy", POLICY), ("base", BASE)):
+        for name, adapter in (("policy", POLICY), ("base", NO_ADAPTER)):
             with policies.model(which, adapter) as model:
                 samples = policies.replies(model, SAMPLED, policies.temperature, seed + 1)
             apart = []

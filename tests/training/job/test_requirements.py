@@ -119,7 +119,7 @@ def test_a_dry_run_names_whose_votes_are_set_aside_and_whom_the_last_run_doubted
     assert list(said.aside) == ["programs"]
     assert f"over one person's part: {said.aside['programs']} of programs." in said.text()
     assert said.doubted == {"key:b": 31}
-    assert "others contradict them: 31 of key:b." in said.text()
+    assert "other people's votes contradict them: 31 of key:b." in said.text()
 
 
 @pytest.mark.parametrize("written", ["{", "[]", '{"fit": 1}', '{"fit": {"details": null}}', '{"outcome": "promoted"}'])
