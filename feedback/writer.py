@@ -38,7 +38,7 @@ Work = Callable[[Database], Any]
 log = logging.getLogger(__name__)
 
 THREADS = 8
-"""Of the store's own. What waits in them shares a COMMIT, and nothing else is ever done in them."""
+"""How many threads the store has of its own. Writes that wait in them share a COMMIT. They do nothing else."""
 
 PRAGMAS = {
     "journal_mode": "WAL",
@@ -51,18 +51,18 @@ PRAGMAS = {
 
 
 def on_loop() -> bool:
-    """Whether this thread is in the midst of an event loop's work."""
+    """Whether this thread runs an event loop at this moment."""
     return asyncio._get_running_loop() is not None
 
 
 def refuse_on_loop() -> None:
-    """Raise RuntimeError on an event loop's thread, where the environment asks for it."""
+    """Raise RuntimeError on an event loop's thread, if THUMBWISE_DEBUG_LOCKS is set."""
     if faults.debug_locks() and on_loop():
         raise RuntimeError("The event loop would wait for the database here: do this in a thread (`Writer.run`).")
 
 
 class Lock:
-    """A lock that a thread may take again while it has it. An event loop's thread must not take it."""
+    """A lock that a thread can take again while it holds it. An event loop's thread must not take it."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -94,7 +94,7 @@ class Writer:
             own.apply(self.db)
 
     def close(self) -> None:
-        """Do the work that was left for later, and close the connection; the last COMMIT is already on disk."""
+        """Do the work that was given to `later`, and close the connection; the last COMMIT is already on disk."""
         self._threads.shutdown()
         with self.lock:
             self._settle()
@@ -108,7 +108,7 @@ class Writer:
     def write(self) -> Iterator[Database]:
         """One durable transaction: everything in the block is committed at its end, or nothing is.
 
-        Work that is owed (see `later`) goes first. Raises ThumbwiseError (507) if the database cannot be written.
+        Owed work (see `later`) is written first. Raises ThumbwiseError (507) if the database cannot be written.
         """
         with self.lock:
             try:
@@ -117,7 +117,7 @@ class Writer:
                     self._take_over()
                     for key, work in self._owed.items():
                         _, error = _apart(self.db, work)
-                        if error is not None:  # it can never be written, and must not stop others
+                        if error is not None:  # it can never be written, and must not block other work
                             log.error("%s cannot be written: %r", key, error)
                     yield self.db
                 except BaseException:
@@ -138,30 +138,30 @@ class Writer:
                 ) from error
 
     def share(self, work: Callable[[Database], T]) -> T:
-        """Do `work` in one transaction with the work of other waiting threads; return its result once that is durable.
+        """Do `work` in one transaction with the work of other waiting threads; return its result when it is durable.
 
-        An error of `work` undoes only this work, and is raised here. If the database cannot be written, all of them
-        fail, as in `write`.
+        An error in `work` undoes only this work, and is raised here. If the database cannot be written, all work in
+        the transaction fails, as in `write`.
         """
         mine: Future[T] = Future()
         self._waiting.append((work, mine))
         with self.lock:
-            if not mine.done():  # else the thread that had the lock before has done it
+            if not mine.done():  # otherwise the thread that had the lock before has done it
                 self._commit([self._waiting.popleft() for _ in range(len(self._waiting))])
         return mine.result()
 
     def later(self, key: str, work: Work) -> None:
-        """Do `work` soon, in one COMMIT with other work that was left; returns at once. Every read finds it done.
+        """Do `work` soon, in one COMMIT with other such work; returns at once. `rows` writes it first.
 
-        If it cannot be written now, it is owed: it comes first in the next transaction that succeeds. Until it is
+        If it cannot be written now, it is owed: the next transaction that succeeds writes it first. Until it is
         written, later work for the same `key` is ignored.
         """
         self._left.append((key, work))
-        with suppress(RuntimeError):  # closed: the process ends, and the next start takes care of it
+        with suppress(RuntimeError):  # closed: the process ends, and the next start marks the reply as failed
             self._threads.submit(self._settle)
 
     def _take_over(self) -> bool:
-        """Make all work that was left owed; returns whether there was any."""
+        """Make all work that was given to `later` owed work; returns whether there was any."""
         found = False
         while self._left:
             key, work = self._left.popleft()
@@ -170,7 +170,7 @@ class Writer:
         return found
 
     def _settle(self) -> None:
-        """Write what was left, unless this thread is inside a transaction, which began with that."""
+        """Write the work given to `later`, unless this thread is in a transaction, which began by writing it."""
         with self.lock:
             if not self._left or self.db.conn.in_transaction or not self._take_over():
                 return
@@ -181,7 +181,7 @@ class Writer:
         try:
             with self.write() as db:
                 outcomes = [_apart(db, work) for work, _ in batch]
-        except BaseException as error:  # nobody may wait for ever
+        except BaseException as error:  # otherwise the other threads would wait for ever
             for _, future in batch:
                 future.set_exception(error)
             return
@@ -193,10 +193,10 @@ class Writer:
 
     @contextmanager
     def reading(self) -> Iterator[Database]:
-        """A read-only connection in one read transaction: the state of now, while others continue to write.
+        """A read-only connection in one read transaction: a snapshot of now, while others continue to write.
 
-        It takes no lock, so use it for long reads such as exports and statistics. Fetch rows as they are needed, by
-        `query`, and not all at once.
+        It takes no lock, so use it for long reads such as exports and statistics. Fetch rows one by one with `query`,
+        and not all at once.
         """
         refuse_on_loop()
         uri = f"{self.path.absolute().as_uri()}?mode=ro"
@@ -207,7 +207,7 @@ class Writer:
             db.execute("BEGIN")
             db.execute(
                 "SELECT 1 FROM sqlite_schema"
-            ).fetchone()  # BEGIN alone does not fix the moment; the first read does
+            ).fetchone()  # BEGIN takes no snapshot of the database; the first read does
             yield db
         finally:
             connection.close()  # which ends the transaction
@@ -273,7 +273,7 @@ def _unusable(path: Path, error: sqlite3.DatabaseError | OSError) -> str:
 
 
 def _apart(db: Database, work: Work) -> tuple[Any, Exception | None]:
-    """Do `work`; its own error undoes only this work and is returned. An error of the disk is raised."""
+    """Do `work`. An error in it undoes only this work, and is returned. An error of the disk is raised."""
     try:
         with db.atomic():
             return work(db), None

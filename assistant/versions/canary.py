@@ -3,7 +3,7 @@
 Three tests watch a canary: replies that failed, thumbs down, and blind comparisons with stable. The first two take only
 turns outside comparisons, and only of people to whom the rollout gave their version. Each is anytime-valid
 (`thumbwise.versions.evidence`) and runs at alpha = `canary.level` / 3 (Bonferroni). So the probability that a canary
-which is no worse is ever taken back is at most `canary.level`, however often one looks. The canary is taken back as
+which is no worse is ever taken back is at most `canary.level`, however often we look. The canary is taken back as
 soon as a test rejects its null hypothesis. It becomes stable once enough people met it and judged it, or at a greatest
 age. After that one test goes on, at alpha = `canary.level`: blind comparisons with the version before.
 

@@ -1,8 +1,8 @@
-"""Versions that are in the home's folders but not in its database, because an older copy of that was restored.
+"""Versions that are in the home's folders but not in its database, because an older backup of it was restored.
 
-Numbers are never used twice, so the number of a run is also above those of all versions and runs on disk. Versions that
-the database does not know are recorded once, if they are complete and of this base model. None of them takes traffic;
-an operator may promote one. Left out: what people said about them, which only the lost database knew.
+Numbers are never used twice, so a new run gets a number above those of all versions and runs on disk too. A version
+that the database does not know is recorded once, if it is complete and made for this base model. It takes no traffic;
+an operator can promote it. Left out: what people said about it, because only the lost database had that.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def highest(home: Home) -> int:
 
 
 def unknown(home: Home, versions: Versions, model: PreparedModel, engine: EngineSettings) -> list[dict[str, Any]]:
-    """The manifests of versions on disk that the record does not have, oldest first; unusable ones are logged."""
+    """The manifests of versions on disk that are not in the record, oldest first; unusable ones are logged."""
     known = {version.version for version in versions.all()}
     numbers = {version.number for version in versions.all()} | versions.runs.numbers()
     manifests: list[dict[str, Any]] = []
@@ -48,7 +48,7 @@ def unknown(home: Home, versions: Versions, model: PreparedModel, engine: Engine
         if name is None or path.name in known:
             continue
         try:
-            if not (path / names.MANIFEST).is_file():  # a crash left it: it never was a version
+            if not (path / names.MANIFEST).is_file():  # a crash left this folder: it never became a version
                 continue
             if int(name[1]) in numbers:
                 raise ThumbwiseError(f"Number {int(name[1])} is another's, or its run may still hand it over.")

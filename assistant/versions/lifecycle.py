@@ -1,10 +1,10 @@
 """Receive, promote, reject and roll back policy versions, and restore them when a vLLM server starts.
 
-Which state may follow which is in `thumbwise.versions.states`; what loading and probing are, in
-`thumbwise.versions.loading`. A version takes traffic only after every server that answers people has loaded it and
-answered its probe. Then the pointer moves, by one compare-and-set. With a share of people the version is a canary
-first, and `review` decides what becomes of it. Promotions and restores give way to a rollback
-(`thumbwise.versions.precedence`). Left out: shares that grow by themselves.
+`thumbwise.versions.states` has the states and which may follow which. `thumbwise.versions.loading` loads and probes. A
+version takes traffic only after every server that answers people has loaded it and answered its probe. Then the pointer
+moves, by one compare-and-set. With a share of people, the version is a canary first, and `review` promotes it or takes
+it back. Promotions and restores give way to a rollback (`thumbwise.versions.precedence`). Left out: shares that grow by
+themselves.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Policies:
         self._reviewer = Reviewer(versions.store, settings.canary)
 
     async def _change(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Change the record, in a thread of the store's."""
+        """Change the record, in one of the store's threads."""
         return await self.versions.store.run(work, *args, **kwargs)
 
     def connect(self, model: PreparedModel, engine: EngineClient | Pool) -> None:
@@ -105,11 +105,11 @@ class Policies:
     ) -> Probe | None:
         """Load and probe `version`, then make it stable if `expect_stable` still is. Returns the probe.
 
-        With a `share` of people above 0 it becomes their canary instead. The base is never a canary: it is stable at
-        once. Raises Conflict where the pointer moved, or somebody rolls back meanwhile; where `seen` is given, any move
-        of the pointer since then is a conflict. Raises ThumbwiseError (422) where the probe fails: the version is then
-        rejected, and the stable one goes on answering. A rejected version that was stable once may be tried again,
-        because a failed restore is seldom the version's own fault.
+        With a `share` of people above 0, it becomes their canary instead. The base is never a canary: it is stable at
+        once. Raises Conflict if the pointer moved, or if somebody rolls back meanwhile. If `seen` is given, any move of
+        the pointer since then is a conflict. Raises ThumbwiseError (422) if the probe fails: the version is then
+        rejected, and stable continues to answer. A rejected version that was stable once can be tried again, because a
+        failed restore is seldom the version's own fault.
         """
         async with self._pointer.change():
             if seen is not None and self.versions.pointer() != seen:
@@ -145,10 +145,10 @@ class Policies:
         return probe
 
     async def _load_and_probe(self, version: str) -> Probe:
-        """Load, then probe a version on every server that answers people, and write down each state that it reaches.
+        """Load, then probe a version on every server that answers people, and record each state that it reaches.
 
-        A version whose own fault it is (422) is rejected, also as a canary. Returns the probe that is furthest from the
-        trainer.
+        If the version itself is at fault (422), it is rejected, also if it is the canary. Returns the probe that is
+        furthest from the trainer.
         """
         servers, loading = self.loading.servers(), self.loading
         try:
@@ -178,7 +178,7 @@ class Policies:
     async def review(self) -> None:
         """Take back what people find worse: a canary, or a version that has just become stable.
 
-        A canary that nothing speaks against becomes stable once enough people met and judged it, or it is old enough.
+        A canary becomes stable if no test is against it, and enough people met and judged it or it is old enough.
         """
         pointer = self.versions.pointer()
         if pointer.canary is None:
@@ -193,7 +193,7 @@ class Policies:
             await self.promote(pointer.canary, pointer.stable, found.ready, seen=pointer, actor="review")
 
     async def _review_swap(self, pointer: Pointer) -> None:
-        """Roll back a stable version that people find worse than the one before it; the base is none to take back."""
+        """Roll back a stable version that people find worse than the one before it; the base is never taken back."""
         before = self.versions.before(pointer.stable)
         if pointer.swapped_at is None or pointer.stable == BASE or before is None or not self.settings.canary.rollback:
             return
@@ -210,10 +210,10 @@ class Policies:
         self.plugins.notify("on_rollback", old=canary, new=stable, reason=reason)
 
     async def rollback(self, reason: str, expect: str | None = None, actor: str = "operator") -> tuple[str, str]:
-        """Take the canary back, or where there is none go back to the version that was stable before.
+        """Take the canary back. If there is none, go back to the version that was stable before.
 
-        Returns (old, new). Raises Conflict where `expect` is given and is not what would be taken back: two operators
-        who see the same bad version must not go back two. It waits for no promotion: one under way is dropped.
+        Returns (old, new). Raises Conflict if `expect` is given and is not what would be taken back: two operators who
+        see the same bad version must not go back two versions. It waits for no promotion: one under way is dropped.
         """
         async with self._pointer.rollback():
             stable = self.versions.stable()
@@ -243,18 +243,18 @@ class Policies:
         return old, new
 
     async def _load_again(self, stable: str) -> None:
-        """After a rollback: load what answers where a server has forgotten it, and the one before that."""
+        """After a rollback: load the version that answers on servers that have forgotten it, and the one before it."""
         try:
             if self.loading.engine is not None:
                 await self.loading.engine.on_each(lambda server: self.loading.load(stable, server))
-        except ThumbwiseError as error:  # they answered its probe, and people get answers from it already
+        except ThumbwiseError as error:  # the servers answered its probe, and it answers people already
             log.warning("%s could not be loaded again after the rollback: %s", stable, error)
         await self._load_other(self.versions.before(stable), self.loading.everywhere)
 
     async def _version_before(self, old: str) -> str:
-        """The version to go back to from `old`; one that fails its probe is rejected and passed over.
+        """The version to go back to from `old`; one that fails its probe is rejected and skipped.
 
-        A version that the servers have answered a probe for since they started is kept loaded: then nobody waits.
+        Nobody waits if every server has answered a probe of that version since it started.
         """
         while (new := self.versions.before(old)) is not None:
             try:
@@ -268,7 +268,7 @@ class Policies:
         raise Conflict(f"{old} is the first version: there is nothing to roll back to.")
 
     async def _load_other(self, version: str | None, load: Callable[[str], Awaitable[None]]) -> None:
-        """Load the version before the stable one, for comparisons; they do without it where that fails."""
+        """Load the version before the stable one, for comparisons; if that fails, comparisons do without it."""
         self._missing = None
         try:
             if version is not None:
@@ -278,13 +278,13 @@ class Policies:
             log.warning("%s could not be loaded, so comparisons do without it: %s", version, error)
 
     def live(self) -> list[str]:
-        """Versions that may be shown to people: the stable one, and the canary or else the one before it."""
+        """Versions that may be shown to people: stable, and the canary; without a canary, the one before stable."""
         pointer = self.versions.pointer()
         other = pointer.canary or self.versions.before(pointer.stable)
         return [pointer.stable] if other in (None, self._missing) else [pointer.stable, str(other)]
 
     def loaded(self) -> set[str]:
-        """Versions that every server has: they may be named in a request."""
+        """Versions that every server has: a request can name them."""
         pointer = self.versions.pointer()
         before = self.versions.before(pointer.stable)
         return {BASE, *self.live()} | ({before} if before and before != self._missing else set())
@@ -292,10 +292,9 @@ class Policies:
     async def restore(self, engine: EngineClient) -> None:
         """Load and probe stable, the canary and the version before stable on a server that has just started.
 
-        Where the stable version fails, the pointer goes back until one does not, with a warning on the pages: people
-        get answers, but never silently from another version than the recorded one. A canary that fails is taken back.
-        While other servers answer, the fault is this server's: EngineFailed. A rollback goes first, and then this
-        begins again.
+        If stable fails, the pointer goes back until a version does not fail, with a warning on the pages: people get
+        answers, but never silently from another version than the recorded one. A canary that fails is taken back. If
+        other servers answer, this server is at fault: EngineFailed. A rollback goes first, and then this begins again.
         """
         while True:
             async with self._pointer.change():  # a version published meanwhile would be missing here

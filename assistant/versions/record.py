@@ -2,9 +2,9 @@
 
 The pointer says which version is `stable`, and which is `canary` for what share of people. It is one row, and moves by
 compare-and-set. Every move is logged with its reason, and rollback follows that log. Numbers and names are never
-reused. Files and engines are the business of `thumbwise.versions.lifecycle`; this is only the record. All of it except
-the log is also in memory, and is read again after every change. So reading waits for nothing, and an event loop may do
-it. Left out: more than one canary at a time, because each would need its own people.
+reused. This is only the record: `thumbwise.versions.lifecycle` handles files and engines. All of the record except the
+log is also in memory, and is read again after every change. So reading waits for nothing, and an event loop can do it.
+Left out: more than one canary at a time, because each would need its own people.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Version:
 
 @dataclass(frozen=True)
 class _Record:
-    """What the database says, from one change to the next."""
+    """A copy of the database record, kept in memory until the next change."""
 
     pointer: Pointer
     stable_since: float | None
@@ -117,7 +117,7 @@ class Versions:
         )
 
     def bind(self, digest: str, name: str) -> None:
-        """Write down which model the base is; raises Conflict if there are replies or versions of another model.
+        """Store which model the base is; raises Conflict if there are replies or versions of another model.
 
         Replies are stored as token ids, and adapters fit only the model that they were trained on.
         """
@@ -148,11 +148,11 @@ class Versions:
         return self._record.pointer
 
     def stable(self) -> str:
-        """The version that answers, but for a canary's people."""
+        """The version that answers everybody except the people of a canary."""
         return self.pointer().stable
 
     def stable_since(self) -> float | None:
-        """When the stable version last changed, in UTC seconds; None where it never has."""
+        """When the stable version last changed, in UTC seconds; None if it never changed."""
         return self._record.stable_since
 
     def all(self) -> list[Version]:
@@ -180,7 +180,7 @@ class Versions:
             )  # fmt: skip
 
     def set_state(self, version: str, state: State, reason: str = "") -> None:
-        """Move a version that takes no traffic to another state, if that may follow its own; else nothing changes."""
+        """Move a version that takes no traffic to another state, if that may follow its own; otherwise do nothing."""
         with self._changing() as db:
             db.execute(
                 "UPDATE policies SET state = ?, reason = ? WHERE version = ?"
@@ -212,8 +212,9 @@ class Versions:
     def start_canary(self, version: str, expect: str, share: float, reason: str, actor: str = "operator") -> None:
         """Let `version` answer `share` of people while `expect` is stable; raises Conflict if it is not.
 
-        It replaces another canary, because it has learned from all that the other one learned from. If it is the canary
-        already, only the share changes. If the share grows, who has it keeps it, and what they said still counts.
+        It replaces another canary, because it has learned from everything that the other one learned from. If it is the
+        canary already, only the share changes. If the share grows, those who have it keep it, and what they said still
+        counts.
         """
         with self._changing() as db:
             moved = db.execute(
@@ -274,7 +275,7 @@ def _set(db: Database, version: str, state: State, reason: str) -> None:
 
 
 def _end_canary(db: Database, state: State, reason: str, but: str = "") -> None:
-    """Give the canary, where there is one and it is not `but`, the state in which it ends."""
+    """Give the canary its last state, if there is a canary and it is not `but`."""
     where = "state = ? AND version <> ?"
     db.execute(f"UPDATE policies SET state = ?, reason = ? WHERE {where}", [state, reason, State.CANARY, but])
 
