@@ -1,7 +1,7 @@
-"""How long replies may be: as long as those were that people judged.
+"""Length limits of replies: the same as those of the replies that people judged.
 
-A reward model knows about replies like those that people voted on. So rollouts, the replies on which the reward is
-scaled, and the gates' replies have limits drawn from the votes' own.
+A reward model knows about replies like those that people voted on. So three kinds of replies get limits drawn from the
+votes' own: rollouts, the replies on which the reward is scaled, and the gates' replies.
 """
 
 from __future__ import annotations
@@ -14,6 +14,6 @@ from thumbwise.contracts import Prompt, RunContext
 
 
 def at_lengths(context: RunContext, prompts: Sequence[Prompt], rng: random.Random) -> list[Prompt]:
-    """`prompts`, each with a limit of its reply's tokens drawn from `context.lengths` (or the run's `max_tokens`)."""
+    """`prompts`, each with a token limit for its reply, drawn from `context.lengths` (or the run's `max_tokens`)."""
     lengths = context.lengths or (context.max_tokens,)
     return [replace(prompt, max_tokens=rng.choice(lengths)) for prompt in prompts]

@@ -1,4 +1,4 @@
-"""Files of the operator's own that a run works with: copied into its folder, so that a resumed run has the same."""
+"""The operator's own files, copied into the run's folder, so that a resumed run has the same ones."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from thumbwise.home import write_durably
 
 
 def keep(given: str, kept: Path, read: Callable[[Path], str]) -> str:
-    """Copy the text that `read` finds in the file `given` to `kept`, unless that is done; returns its SHA-256.
+    """Copy the text that `read` finds in the file `given` to `kept`, unless that is done. Returns its SHA-256.
 
-    Empty where no file was given. `read` raises where the file is not what it should be.
+    The result is empty if no file was given. `read` raises if the file is not what it should be.
     """
     if not given:
         return ""

@@ -1,9 +1,12 @@
-"""Prompts that ship and prompts of a file: what rollouts start from, and what simulated people ask in a rehearsal.
+"""Prompts that ship and prompts from a file: where rollouts start, and what simulated people ask in a rehearsal.
 
-A file's lines are checked before anything slow begins, so that a typing mistake costs a second; nothing here
-imports torch. A file without groups gives every prompt its own, the prompt's hash, as the store does; so a split
-needs no flag to know. Left out: conversations of several turns and system prompts, which no rater needs, and a
-choice of what is held out, because two results compare only where it is the same.
+A file's lines are checked before anything slow begins, so a typing mistake costs a second. Nothing here imports torch.
+If a file has no groups, each prompt is a group of its own, named by the prompt's hash, as in the store. So a split
+needs no flag.
+
+Left out:
+- Conversations of several turns and system prompts: no rater needs them.
+- A choice of what is held out: two results can be compared only if it is the same.
 """
 
 from __future__ import annotations
@@ -23,22 +26,22 @@ from thumbwise.settings.training import TrainSettings
 from thumbwise.training.data.operator_files import keep
 
 FEWEST = 40
-"""Under this, holding some out would leave too few to ask."""
+"""With fewer prompts, holding some out would leave too few to ask."""
 INSTEAD = "leave the file out to use the prompts that ship with Thumbwise"
 KEPT = "prompts.jsonl"
-"""The operator's file as the run began with it, in the run's folder."""
+"""The operator's file, as it was when the run began, in the run's folder."""
 
 HELD_OUT_GROUPS = 0.3
 HELD_OUT_ALONE = 30
 
 
 def rehearsal_prompts() -> tuple[Prompt, ...]:
-    """The prompts that simulated people ask unless a file is given, grouped by topic; none is a seed prompt."""
+    """The prompts that simulated people ask if no file is given, grouped by topic. None is a seed prompt."""
     return _shipped("rehearsal")
 
 
 def seed_prompts() -> tuple[Prompt, ...]:
-    """The prompts that ship for rollouts, grouped by topic; simulated people are asked none of them."""
+    """The prompts that ship for rollouts, grouped by topic. Simulated people never ask them."""
     return _shipped("seed")
 
 
@@ -49,9 +52,9 @@ def _shipped(name: str) -> tuple[Prompt, ...]:
 
 
 def keep_prompts(train: TrainSettings, folder: Path) -> str:
-    """Copy the operator's file of prompts into a run's folder, unless that is done; returns its SHA-256.
+    """Copy the operator's file of prompts into a run's folder, unless that is done. Returns its SHA-256.
 
-    Empty where there is none; raises ThumbwiseError where its lines are not right.
+    The result is empty if there is no file. Raises ThumbwiseError if its lines are not right.
     """
 
     def read(path: Path) -> str:
@@ -62,13 +65,13 @@ def keep_prompts(train: TrainSettings, folder: Path) -> str:
 
 
 def check_prompts(train: TrainSettings) -> None:
-    """Read the operator's file of prompts, where there is one: a ThumbwiseError says what is wrong with it."""
+    """Read the operator's file of prompts, if there is one. A ThumbwiseError says what is wrong with it."""
     if train.prompts_file:
         _operators(Path(train.prompts_file), train)
 
 
 def our_prompts(train: TrainSettings, folder: Path) -> tuple[Prompt, ...]:
-    """What rollouts start from beside people's prompts: those that ship, and those that `keep_prompts` kept."""
+    """What rollouts start from besides people's prompts: those that ship, and those that `keep_prompts` kept."""
     own = _operators(folder / KEPT, train) if train.prompts_file else ()
     taken = {prompt.messages[0]["content"] for prompt in own}
     shipped = seed_prompts() if train.packaged_prompts else ()
@@ -76,7 +79,7 @@ def our_prompts(train: TrainSettings, folder: Path) -> tuple[Prompt, ...]:
 
 
 def _operators(path: Path, train: TrainSettings) -> tuple[Prompt, ...]:
-    """Beside the prompts that ship, few are enough. Groups get a prefix, for the store's are hashes."""
+    """Few are enough, because there are also the prompts that ship. Groups get a prefix: the store's are hashes."""
     if train.packaged_prompts:
         found = read_prompts(path, fewest=1)
     else:
@@ -85,9 +88,9 @@ def _operators(path: Path, train: TrainSettings) -> tuple[Prompt, ...]:
 
 
 def read_prompts(path: Path, *, fewest: int = FEWEST, instead: str = INSTEAD) -> tuple[Prompt, ...]:
-    """Read a file of JSON lines {"prompt", "group"?}; of equal prompts the first counts. Raises ThumbwiseError.
+    """Read a file of JSON lines {"prompt", "group"?}. Of equal prompts the first counts. Raises ThumbwiseError.
 
-    `instead` is what else can be done than to write at least `fewest`.
+    `instead` says what else the operator can do than write at least `fewest` prompts.
     """
     prompts: dict[str, Prompt] = {}
     grouped: bool | None = None
@@ -135,7 +138,7 @@ def _read(path: Path) -> str:
 
 
 def _row(line: str) -> tuple[str, str | None]:
-    """One line's prompt and group; the ValueError says what is wrong, to be put after the line's number."""
+    """One line's prompt and group. The ValueError says what is wrong; its text goes after the line's number."""
     try:
         row: Any = json.loads(line)
     except (ValueError, RecursionError):
@@ -150,7 +153,7 @@ def _row(line: str) -> tuple[str, str | None]:
 
 
 def _text(row: dict[str, Any], key: str) -> str:
-    """A value that must be text; blanks around it are dropped, so that they do not make two prompts of one."""
+    """A value that must be text. Blanks around it are dropped, so that they do not make two prompts of one."""
     value = row[key]
     if not isinstance(value, str):
         raise ValueError(f'has a "{key}" that is not a string')
@@ -162,16 +165,16 @@ def _text(row: dict[str, Any], key: str) -> str:
 
 
 def _prompt(text: str, group: str | None) -> Prompt:
-    """A user's first message; without a group it is its own."""
+    """A user's first message; without a group it is a group of its own."""
     messages = (Message(role="user", content=text),)
     return Prompt(messages, prompt_sha256(messages) if group is None else group)
 
 
 def rehearsal_split(prompts: Sequence[Prompt]) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-    """Who is asked and what is held out: by whole groups where the prompts have any, else by prompt.
+    """What is asked and what is held out: by whole groups if the prompts have any, else by prompt.
 
-    The order is that of a hash, so that the same prompts are held out whatever the seed or the file's order. Held-out
-    prompts come in that order too: any first n of them are a mixture of the groups. No prompt is on both sides.
+    The order is that of a hash, so the same prompts are held out whatever the seed or the file's order. Held-out
+    prompts are in that order too, so any first n of them are a mixture of the groups. No prompt is on both sides.
     """
     alone = all(prompt.group == prompt_sha256(prompt.messages) for prompt in prompts)
     ordered = sorted(prompts, key=lambda prompt: prompt_sha256(prompt.messages))

@@ -1,12 +1,14 @@
-"""Labels to votes on numbered replies: comparisons, rankings, ties and thumbs in one table.
+"""Turns labels into votes on numbered replies: comparisons, rankings, ties and thumbs in one table.
 
-Each reply has one row, however often it was judged. "Both bad" is a tie: it says that neither is better. A ranking
-is all of its pairs at once (InstructGPT, equation 1), which together weigh what its drafts can say, K - 1
-comparisons, however many pairs they make.
+Each reply has one row, however often it was judged. "Both bad" is a tie: it says that neither reply is better. A
+ranking is all of its pairs at once (InstructGPT, equation 1). However many pairs there are, together they weigh as much
+as K - 1 comparisons, because that is what the drafts can say.
 
-Votes are alike where their replies were sampled as the run samples: what a reward model knows of others says little
-about what a policy is trained on. In a first try thumbs on chat replies were foretold to 82%, and which of two drafts
-is better was not foretold at all. Left out: comments, and demonstrations, which are no votes.
+Votes are alike if their replies were sampled as the run samples. What a reward model knows of other votes says little
+about what a policy is trained on: in a first try, thumbs on chat replies were predicted to 82%, and which of two drafts
+is better was not predicted at all.
+
+Left out: comments, and demonstrations, which are not votes.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ Ints = NDArray[np.int64]
 Vote = Comparison | Ranking | Thumb
 TIE = 0.5
 FEW = 50
-"""Comparisons with a winner, by weight, below which thumbs are heard as if there were that many; and votes below which
-an accuracy is little more than a guess."""
+"""Thumbs weigh as if there were at least this weight of comparisons with a winner. With fewer votes than this, an
+accuracy is little more than a guess.
+"""
 OUTCOME = {"left": 1.0, "right": 0.0, "tie": TIE, "both_bad": TIE}
 
 
@@ -36,8 +39,8 @@ OUTCOME = {"left": 1.0, "right": 0.0, "tie": TIE, "both_bad": TIE}
 class Sampling:
     """How a run samples: at `temperature`, from the whole vocabulary, up to a stop token of the model's own.
 
-    Replies have up to as many tokens as those had that people judged, `longest` (train.max_reply_tokens) at most;
-    where a judged reply does not say how many it might have had, those were `max_tokens`.
+    Replies have at most as many tokens as the replies that people judged, and at most `longest`
+    (train.max_reply_tokens). If a judged reply does not name its limit, that was `max_tokens`.
     """
 
     temperature: float
@@ -45,16 +48,16 @@ class Sampling:
     longest: int
 
     def alike(self, sample: Sample) -> bool:
-        """Whether a reply that was judged was sampled so; what is not named of its sampling counts as alike."""
+        """Whether a judged reply was sampled as the run samples. What is not known of its sampling counts as alike."""
         so = {"temperature": self.temperature, "top_p": 1.0, "stop": []}
         return len(sample.response_ids) <= self.longest and so.items() <= (so | _sampling(sample)).items()
 
     def limit(self, sample: Sample) -> int:
-        """How many tokens a rollout may have that is to be like it."""
+        """The token limit of a rollout that is to be like this reply."""
         return min(self.asked(sample), self.longest)
 
     def asked(self, sample: Sample) -> int:
-        """How many tokens it might have had."""
+        """The token limit that this reply had."""
         return int(_sampling(sample).get("max_tokens") or self.max_tokens)
 
 
@@ -66,10 +69,14 @@ def _sampling(sample: Sample) -> dict[str, Any]:
 class Votes:
     """Votes on N replies, by row number: comparisons, then thumbs (`right` is -1 for a thumb).
 
-    `good` is 1 where the left reply won or the thumb is up, 0 where not, TIE for a tie; `weight` counts a vote;
-    `group` names its prompt; `rater` [n] is the person who gave it, a number below `raters`; `alike` [n] is whether
-    its replies were sampled as the run samples. `names` are the people's, and `given` [raters] how many votes each
-    gave, with those that were set aside; `when` [n] are ids that sort as the votes were given.
+    - `good` is 1 if the left reply won or the thumb is up, 0 if not, TIE for a tie.
+    - `weight` is how much a vote counts.
+    - `group` names its prompt.
+    - `rater` [n] is the person who gave it, a number below `raters`.
+    - `alike` [n] is whether its replies were sampled as the run samples.
+    - `names` are the people's names.
+    - `given` [raters] is how many votes each gave, including those that were set aside.
+    - `when` [n] are ids that sort in the order in which the votes were given.
     """
 
     left: Ints
@@ -103,7 +110,7 @@ class Votes:
         return replace(self, weight=self.weight * factor)
 
     def with_others(self, factor: float) -> Votes:
-        """The same votes, of which those on replies that were sampled otherwise weigh `factor` times as much."""
+        """The same votes; those on replies that were sampled otherwise weigh `factor` times as much."""
         return self.reweighted(np.where(self.alike, 1.0, factor))
 
     @property
@@ -123,14 +130,14 @@ class Votes:
 
     @property
     def telling(self) -> NDArray[np.bool_]:
-        """The votes that accuracy is counted on: comparisons with a winner and thumbs, of replies sampled alike."""
+        """The votes that accuracy is counted on: comparisons with a winner, and thumbs, on replies that are alike."""
         return np.asarray(self.alike & (self.good != TIE))
 
 
 def gather(labels: Labels, thumb_weight: float, sampling: Sampling | None = None) -> tuple[list[Sample], Votes]:
-    """Unique replies, and the votes on them by row; without `sampling` all are alike.
+    """Unique replies, and the votes on them by row. Without `sampling` all are alike.
 
-    Thumbs together weigh at most what comparisons with a winner do, or FEW of those where there are fewer.
+    Thumbs together weigh at most as much as the comparisons with a winner, or as FEW of them if there are fewer.
     """
     rows: dict[Any, int] = {}
     samples: list[Sample] = []
@@ -175,7 +182,7 @@ def gather(labels: Labels, thumb_weight: float, sampling: Sampling | None = None
 
 
 def alike(labels: Labels, sampling: Sampling) -> Labels:
-    """The votes all of whose replies were sampled so."""
+    """The votes whose replies were all sampled as `sampling` says."""
     return replace(
         labels,
         comparisons=tuple(c for c in labels.comparisons if sampling.alike(c.left) and sampling.alike(c.right)),
@@ -185,9 +192,10 @@ def alike(labels: Labels, sampling: Sampling) -> Labels:
 
 
 def telling(labels: Labels, thumb_weight: float) -> int:
-    """How many votes say which reply is better: what the reward model learns from. Ties only say how near two are.
+    """How many votes say which reply is better. The reward model learns from them; ties only say how near two replies
+    are.
 
-    Thumbs that all say the same tell nothing where there is nothing else, and none where they have no weight.
+    If there are only thumbs and all of them say the same, they tell nothing. Thumbs without weight tell nothing either.
     """
     untied = sum(c.choice in ("left", "right") for c in labels.comparisons)
     untied += sum(len(set(r.tiers)) > 1 for r in labels.rankings)
@@ -196,12 +204,12 @@ def telling(labels: Labels, thumb_weight: float) -> int:
 
 
 def person_of(vote: Vote) -> str:
-    """Whom a vote counts as."""
+    """The person that a vote counts as."""
     return vote.person or vote.user
 
 
 def votes_by_person(labels: Labels) -> Counter[str]:
-    """How many votes each person gave, with those that were set aside; a ranking of K is K - 1."""
+    """How many votes each person gave, including those set aside. A ranking of K drafts is K - 1 votes."""
     found: Counter[str] = Counter()
     votes: list[Vote] = [*labels.comparisons, *labels.thumbs, *labels.rankings]
     for vote in votes:
@@ -210,7 +218,7 @@ def votes_by_person(labels: Labels) -> Counter[str]:
 
 
 def heard(labels: Labels, thumb_weight: float, share: float, enough: int) -> Labels:
-    """The labels without the votes of a person that are over that person's part (`thumbwise.training.data.people`)."""
+    """The labels without a person's votes beyond that person's part (`thumbwise.training.data.people`)."""
 
     def weight(vote: Vote) -> float:
         if isinstance(vote, Ranking):
@@ -232,9 +240,9 @@ def heard(labels: Labels, thumb_weight: float, share: float, enough: int) -> Lab
 
 
 def bootstrap(votes: Votes, rng: np.random.Generator) -> Votes:
-    """The votes, weighted by how often their prompts come when they are drawn again with replacement.
+    """The votes, weighted by how often their prompts are drawn when prompts are drawn again with replacement.
 
-    A draw in which no vote has weight, since those left are not trusted, is drawn again.
+    A draw without any weight is drawn again. That happens if the votes that remain are not trusted.
     """
     names = sorted(set(votes.group))
     while True:

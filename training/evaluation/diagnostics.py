@@ -1,7 +1,9 @@
-"""Whether a run looks healthy: its metrics held against the glossary's limits, in sentences and as curves.
+"""Whether a run looks healthy: its metrics compared with the glossary's limits, in sentences and as curves.
 
-What counts is the mean over the last quarter of the iterations, since one batch of rollouts is mostly luck.
-A finding changes nothing by itself. Left out: alarms while the run goes on (the KL budget stops it anyway).
+The mean over the last quarter of the iterations counts, because one batch of rollouts is mostly luck. A finding changes
+nothing by itself.
+
+Left out: alarms during the run (the KL budget stops it anyway).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ COLUMNS = 4
 
 @dataclass(frozen=True)
 class Finding:
-    """One watched metric: its value at the end (of what its limits are about), and what is wrong, or nothing."""
+    """One watched metric: its value at the end (the one that its limits are about), and what is wrong, or nothing."""
 
     metric: str
     value: float
@@ -34,9 +36,9 @@ class Finding:
 def diagnose(
     rows: Sequence[Mapping[str, float]], at_the_end: Mapping[str, float], details: Mapping[str, str] | None = None
 ) -> list[Finding]:
-    """Every watched metric that the iterations' `rows`, or `at_the_end`, have; those to look at come first.
+    """Every watched metric that the iterations' `rows`, or `at_the_end`, have. Those with a diagnosis come first.
 
-    `details` are sentences that follow a metric's diagnosis where it has one.
+    `details` are sentences that follow a metric's diagnosis if it has one.
     """
     findings = []
     for name, metric in GLOSSARY.items():
@@ -66,7 +68,7 @@ def _finding(name: str, metric: Metric, watch: Watch, value: float) -> Finding:
 
 
 def draw_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
-    """curves.png: every metric by iteration; a band shows the limits of those that are limited by value."""
+    """curves.png: every metric by iteration. A band shows the limits of metrics that are limited by value."""
     from matplotlib.figure import Figure
 
     names = [name for name in GLOSSARY if any(name in row for row in rows)]

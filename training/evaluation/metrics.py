@@ -1,8 +1,10 @@
 """The metrics that policy algorithms log in every iteration: meaning, mean over what, healthy range.
 
 A metric over tokens is a mean over the response tokens' mask, so pads never count. Limits are for spotting trouble, not
-for judging a candidate (gates do that): each has a sentence on what is probably wrong and what to change.
-`thumbwise.training.evaluation.diagnostics` holds a run against them. Left out: limits that hang on the model's size.
+for judging a candidate (gates do that). Each limit has a sentence on what is probably wrong and what to change.
+`thumbwise.training.evaluation.diagnostics` compares a run with the limits.
+
+Left out: limits that depend on the model's size.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from thumbwise.home import write_durably
 class Watch:
     """Limits of a metric's mean over a run's last quarter, and a diagnosis for either side.
 
-    `of` says what is limited: the mean itself, its change from the first quarter, or its share of that.
+    `of` says what is limited: the mean itself, its change from the first quarter, or its ratio to the first quarter.
     """
 
     of: Literal["value", "change", "share"]
@@ -160,7 +162,7 @@ GLOSSARY: dict[str, Metric] = {
     "seconds": Metric("wall time of the iteration", "run", "steady"),
 }  # fmt: skip
 
-# What a whole run has once, at its end: no line of the metrics file, but part of the health panel.
+# Metrics that a whole run has once, at its end: they are in the health panel, not in the metrics file.
 AT_THE_END: dict[str, Metric] = {
     "rm_accuracy": Metric(
         "accuracy of the reward model in cross-validation; the gate `rm_accuracy` tests the prequential accuracy if "
@@ -188,7 +190,7 @@ class MetricsLog:
         self.path = folder / "metrics.jsonl"
 
     def cut(self, iterations: int) -> None:
-        """Keep the lines of the iterations below `iterations` only: a resumed run writes the others again."""
+        """Keep only the lines of the iterations below `iterations`: a resumed run writes the others again."""
         if self.path.exists():
             kept = [row for row in self.rows() if row["iteration"] < iterations]
             write_durably(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
@@ -200,7 +202,7 @@ class MetricsLog:
             file.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every whole line so far, for a power cut may tear the last one; none where there is no file."""
+        """Every whole line so far; none if there is no file. A power cut may leave half a line at the end."""
         found: list[dict[str, Any]] = []
         for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else ():
             with suppress(ValueError):

@@ -8,14 +8,14 @@ from thumbwise.contracts import Sample
 
 
 def repetition(samples: Sequence[Sample], n: int = 4) -> float:
-    """Share of n-grams of token ids that occurred before in the same reply; 0 where there are none."""
+    """Share of n-grams of token ids that occurred before in the same reply; 0 if there are none."""
     found = [grams(sample, n) for sample in samples]
     total = sum(count for _, count in found)
     return sum(recurring for recurring, _ in found) / total if total else 0.0
 
 
 def grams(sample: Sample, n: int = 4) -> tuple[int, int]:
-    """How many of a reply's n-grams occurred before in it, and how many it has."""
+    """How many of a reply's n-grams occurred before in it, and how many n-grams it has."""
     ids = sample.response_ids
     found = [ids[i : i + n] for i in range(len(ids) - n + 1)]
     return len(found) - len(set(found)), len(found)
@@ -32,10 +32,11 @@ def finish_rate(samples: Sequence[Sample]) -> float:
 
 
 def finish_rate_at(lengths: Sequence[int], replies: Sequence[tuple[int, Sample]]) -> float:
-    """The same of replies whose limits are distributed as `lengths`, from `replies` with the limit that each had.
+    """The same share for replies whose limits are distributed as `lengths`, from `replies` with the limit that each
+    had.
 
-    Longer replies end more often, and the ones at hand need not be of those lengths. Lengths of which there is none
-    are left out.
+    Longer replies end more often, and the limits of `replies` need not be distributed like that. Lengths without
+    replies are left out.
     """
     by_limit: dict[int, list[Sample]] = {}
     for limit, sample in replies:
@@ -46,5 +47,5 @@ def finish_rate_at(lengths: Sequence[int], replies: Sequence[tuple[int, Sample]]
 
 
 def eos_penalties(samples: Sequence[Sample], penalty: float) -> list[float]:
-    """`penalty` for every reply cut off by its length limit, 0 for one that ended by itself."""
+    """`penalty` for every reply that its length limit cut off, 0 for a reply that ended by itself."""
     return [0.0 if s.finish_reason == "stop" else penalty for s in samples]

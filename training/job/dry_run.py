@@ -1,8 +1,10 @@
-"""What `thumbwise train` would do with the votes so far, without doing it: no run is registered, nothing trained.
+"""What `thumbwise train` would do with the votes so far, without doing it: no run is registered, nothing is trained.
 
-Torch is not imported, so the answer takes a second. Left out: a guess at how long training takes on a machine
-where it never ran; where it did, the last run's time is told. Whose votes the others contradict takes the model to
-say, so those are told that the last reward model doubted.
+Torch is not imported, so the answer takes a second. Only the model can say whose votes the others contradict. So the
+plan names the people that the last reward model doubted.
+
+Left out: a guess at how long training takes on a machine where it never ran. If it ran before, the plan gives the last
+run's time.
 """
 
 from __future__ import annotations
@@ -34,12 +36,15 @@ from thumbwise.training.run.folders import FIT, RESULT, kept
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a run would learn from, with which plugins, and why (or why not); `algorithm` None: none yet.
+    """What a run would learn from, with which plugins, and why (or why not). `algorithm` None: none yet.
 
-    `aside` are the votes of each person that are over that person's part, `doubted` the people whose votes the last
-    run's reward model found to contradict the others', and how many they gave. `corrections_aside` are corrected
-    replies over one person's part. `telling` are on replies sampled as a run samples; of the votes that would tell too
-    `other_settings` were sampled with others, and `too_long` are on longer replies; `told` says what to do.
+    - `aside` are the votes of each person beyond that person's part.
+    - `doubted` are the people whose votes, by the last run's reward model, contradict the others', and how many they
+      gave.
+    - `corrections_aside` are corrected replies beyond one person's part.
+    - `telling` are the telling votes on replies sampled as a run samples.
+    - `other_settings` and `too_long` are further telling votes, on replies sampled with other settings or on longer
+      replies. `told` says what to do about them.
     """
 
     comparisons: int
@@ -93,7 +98,7 @@ def dry_run(
     algorithm: str,
     transport: httpx.BaseTransport | None = None,
 ) -> DryRun:
-    """Freeze the feedback of the assistant at `url` and say what a round would make of it."""
+    """Freeze the feedback of the assistant at `url`, and say what a round would do with it."""
     plugins.check_training(settings.reward, algorithm, settings.train.rollouts)
     check_rank(settings)
     check_prompts(settings.train)
@@ -115,7 +120,7 @@ def dry_run(
 
 
 def _doubted(home: Home) -> dict[str, int]:
-    """Whom the last run's reward model doubted; an older build's, or a plugin's, may not say."""
+    """The people that the last run's reward model doubted. An older build's, or a plugin's, may not say."""
     fits = sorted(home.runs.glob(f"*/{FIT}"), key=lambda path: (path.stat().st_mtime_ns, path))
     found: Any = kept(fits[-1]) if fits else {}
     for name in ("fit", "details", "doubted"):

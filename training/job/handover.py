@@ -1,4 +1,4 @@
-"""The last stages of a round: health, the candidate with its manifest, and handing it over."""
+"""The last stages of a round: health, the candidate with its manifest, and the handover to the assistant."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CANDIDATE = "candidate.json"
 
 
 def show_health(work: Work, metrics: dict[str, Any], doubted: dict[str, int]) -> None:
-    """Print the health panel, and leave it and the curves in the run's folder."""
+    """Print the health panel. Write it and the curves into the run's folder."""
     rows = MetricsLog(work.folder).rows()
     excess = metrics["win_rate_proxy"] - metrics["rm_accuracy"]
     at_the_end = {"rm_accuracy": metrics["rm_accuracy"], "proxy_excess": excess, "doubted": len(doubted)}
@@ -37,7 +37,7 @@ def show_health(work: Work, metrics: dict[str, Any], doubted: dict[str, int]) ->
 
 
 def kept_candidate(work: Work) -> tuple[Candidate, dict[str, Any], list[GateReport]] | None:
-    """The candidate that an earlier attempt finished; the same bytes, so that it can be published again."""
+    """The candidate that an earlier attempt finished: the same bytes, so that it can be published again."""
     note = read_json(work.folder / CANDIDATE)
     if note is None:
         return None
@@ -49,7 +49,7 @@ def kept_candidate(work: Work) -> tuple[Candidate, dict[str, Any], list[GateRepo
 def keep_candidate(
     work: Work, context: RunContext, snapshot: Snapshot, metrics: dict[str, Any], reports: list[GateReport]
 ) -> Candidate:
-    """The adapter's files and manifest, kept in the run folder too."""
+    """The adapter's files and its manifest. They are kept in the run's folder too."""
     seeds = seed_prompts()
     facts = {
         "parent": work.begun_from,
@@ -67,7 +67,7 @@ def keep_candidate(
             "temperature": work.given.temperature,
             "max_tokens": work.given.max_tokens,
             "chat_template_kwargs": work.settings.chat_template_kwargs,
-            "day": snapshot.day.isoformat(),  # that a chat template printed
+            "day": snapshot.day.isoformat(),  # the day that a chat template printed
         },
         "seed": work.settings.train.seed,
         "metrics": metrics,
@@ -86,7 +86,7 @@ def keep_candidate(
 
 
 def hand_over(work: Work, candidate: Candidate, metrics: dict[str, Any], reports: list[GateReport]) -> TrainResult:
-    """Publish, then promote or reject; a promotion that is refused is a rejection with its reason."""
+    """Publish, then promote or reject. If the promotion is refused, that is a rejection with the reason given."""
     work.progress.stage("handing over")
     work.lease.check()
     version = candidate.version

@@ -1,4 +1,4 @@
-"""What a round's policy starts from, and the stable version that it is compared with."""
+"""Where a round's policy starts, and the stable version that it is compared with."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SFT, SFT_WEIGHTS = "sft.json", "sft.safetensors"
 
 
 def run_sft(work: Work, context: RunContext, snapshot: Snapshot) -> None:
-    """SFT, where corrected replies are enough; it leaves the reference, of which the policy starts as a copy."""
+    """SFT, if there are enough corrected replies. Its result is the reference; the policy starts as a copy of it."""
     backbone = context.backbone
     if not snapshot.sft(work.settings.train):
         return
@@ -44,9 +44,9 @@ def run_sft(work: Work, context: RunContext, snapshot: Snapshot) -> None:
 
 
 def fetch_stable(work: Work) -> Path | None:
-    """The folder of the stable version's adapter (None: it is the base), fetched from the assistant.
+    """The folder of the stable version's adapter, fetched from the assistant. None: stable is the base.
 
-    Raises ThumbwiseError where the policy is to start as a copy of it, and cannot.
+    Raises ThumbwiseError if the policy is to start as a copy of it, and cannot.
     """
     work.lease.check()
     if work.given.stable == BASE:
@@ -65,7 +65,8 @@ def fetch_stable(work: Work) -> Path | None:
 
 
 def start_policy(work: Work, backbone: Backbone, stable: Path | None) -> str | None:
-    """Load stable's adapter, and where `train.begin` says so start the policy as a copy of it, which is the reference.
+    """Load stable's adapter. If `train.begin` says so, start the policy as a copy of it; that copy is the reference
+    too.
 
     Returns the adapter's name (None: stable is the base).
     """

@@ -21,7 +21,7 @@ from thumbwise.training.run.work import Work
 
 
 def fetch_snapshot(work: Work) -> Snapshot:
-    """The votes that the run was given, less what is over one person's part; kept in the run's folder."""
+    """The votes that the run was given, without those beyond one person's part. They are kept in the run's folder."""
     work.progress.stage("snapshot")
     path = work.folder / SNAPSHOT
     if not path.exists() or sha256(path.read_bytes()) != work.given.snapshot_id:
@@ -39,7 +39,7 @@ def fetch_snapshot(work: Work) -> Snapshot:
 
 
 def open_model(work: Work, snapshot: Snapshot) -> tuple[RunContext, Interview]:
-    """The model, the prompts of rollouts and what the held-out ones are asked for."""
+    """The model, the prompts of rollouts, and the questions made from the held-out prompts."""
     train, gates = work.settings.train, work.settings.gates
     keep_file(train, work.folder)
     keep_prompts(train, work.folder)
@@ -81,5 +81,5 @@ def open_model(work: Work, snapshot: Snapshot) -> tuple[RunContext, Interview]:
 
 
 def _short(prompts: Sequence[Prompt], backbone: Backbone, most: int) -> list[Prompt]:
-    """Those of at most `most` tokens: rollouts may start from them."""
+    """The prompts of at most `most` tokens: rollouts may start from them."""
     return [prompt for prompt in prompts if len(backbone.chat.prompt_ids(prompt.messages)) <= most]

@@ -1,10 +1,13 @@
-"""One training run from register to result: the lease, the lock, resuming, and how every failure is told.
+"""One training run from register to result: the lease, the lock, resuming, and the sentence for every failure.
 
-The job talks to the assistant over HTTP only and never opens its database. Everything that it works on is
-in `runs/<run_id>/` of the home. Whatever goes wrong ends the run as failed with one sentence (the
-traceback goes to `error.log` there) and leaves the stable version alone. A run that was killed, stopped or
-met a full disk is gone on with by `resume`, and ends with the same adapter. What a round consists of is in
-`thumbwise.training.job.round`. Left out: several runs at once.
+The job talks to the assistant over HTTP only and never opens its database. All its files are in `runs/<run_id>/` of the
+home. Whatever goes wrong ends the run as failed with one sentence, and leaves the stable version alone. The traceback
+goes to `error.log` there.
+
+A run that was killed, stopped, or met a full disk is resumed by `resume`, and ends with the same adapter.
+`thumbwise.training.job.round` says what a round consists of.
+
+Left out: several runs at once.
 """
 
 from __future__ import annotations
@@ -51,12 +54,14 @@ def run_training(
     transport: httpx.BaseTransport | None = None,
     prepare_model: Preparer = prepare,
 ) -> TrainResult:
-    """Run one round against the assistant at `url`, or go on with the last one, and return how it ended.
+    """Run one round against the assistant at `url`, or resume the last one, and return how it ended.
 
-    With `new_votes` the round is too little where nobody has voted since the last one that came to its end; a
-    run that is gone on with keeps what it was begun with.
-    Raises ThumbwiseError only where the run could not begin (another one holds the lease, no such algorithm
-    or reward model, no answer, nothing to resume); later failures are results with outcome "failed".
+    With `new_votes` the round ends as too little data if nobody has voted since the last round that finished. A resumed
+    run keeps what it began with.
+
+    Raises ThumbwiseError only if the run could not begin: another run holds the lease, there is no such algorithm or
+    reward model, the assistant does not answer, or there is nothing to resume. Later failures are results with the
+    outcome "failed".
     """
     start = time.monotonic()
     plugins = plugins or PluginManager(home).load()
@@ -72,7 +77,7 @@ def run_training(
             check_prompts(settings.train)
             folder, record = _begin(home, client, algorithm, settings, new_votes)
         with working(folder):
-            if ended is not None:  # killed after it had told the assistant, before it could write it down
+            if ended is not None:  # it was killed after it had told the assistant, before it wrote the result
                 write_json(folder / RESULT, ended.as_json())
                 tidy(folder)
                 return ended
@@ -94,7 +99,7 @@ def run_training(
 
 
 def tidy(folder: Path) -> None:
-    """Remove what a run that has come to its end kept to go on from: with a schedule, gigabytes in a month."""
+    """Remove what a finished run kept for resuming. With a schedule that would be gigabytes in a month."""
     for name in ("checkpoints", STABLE):
         shutil.rmtree(folder / name, ignore_errors=True)
 
@@ -114,7 +119,7 @@ def _begin(home: Home, client: OpsClient, algorithm: str, settings: Settings, ne
 
 
 def _resume(folder: Path, record: Record, client: OpsClient) -> tuple[Record, TrainResult | None]:
-    """The run with a fresh lease, and its result where the assistant has it already."""
+    """The run with a fresh lease, and its result if the assistant has it already."""
     with working(folder):
         answer = client.resume(record.given)
         if answer["outcome"] is not None:
@@ -146,7 +151,7 @@ def _guarded(job: Round, folder: Path) -> TrainResult:
 
 
 def _finish(client: OpsClient, record: Record, lease: Lease, result: TrainResult) -> None:
-    """Tell the assistant; where it does not want to hear it any more, the result still stands."""
+    """Tell the assistant. If it no longer accepts the result, the result still stands."""
     if not lease.lost:
         try:
             client.finish(record.given, result.outcome, result.reason)

@@ -1,4 +1,4 @@
-"""The policy's stage: the iterations of the algorithm, within the KL budget, and the policies to fall back on."""
+"""The policy's stage: the algorithm's iterations within the KL budget, and the earlier policies to fall back on."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from thumbwise.training.run.work import Work, seed_all
 
 
 def train_policy(work: Work, algorithm: PolicyAlgorithm) -> tuple[dict[str, Any], str]:
-    """The iterations, within the KL budget: (the last state known to be within it, why it stopped early).
+    """Run the iterations within the KL budget. Returns the last state known to be within it, and why it stopped early.
 
-    The checkpoint of number n is the state after n iterations; the newest two say where to go on.
+    Checkpoint number n is the state after n iterations. The newest two are where a resumed run continues.
     """
     checkpoints, total = Checkpoints(work.folder / "checkpoints"), algorithm.iterations
     kept = checkpoints.numbers()
@@ -50,7 +50,7 @@ def train_policy(work: Work, algorithm: PolicyAlgorithm) -> tuple[dict[str, Any]
 
 
 def _check(name: str, metrics: dict[str, float]) -> None:
-    """Raise ThumbwiseError where a step does not say how far the policy is and how long its replies are."""
+    """Raise ThumbwiseError if a step does not return the policy's KL and the length of its replies."""
     missing = [key for key in ("kl", "length") if not isinstance(metrics, dict) or not is_number(metrics.get(key))]
     if missing:
         raise ThumbwiseError(

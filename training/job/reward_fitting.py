@@ -1,4 +1,4 @@
-"""The reward model's stage: fitted on all votes, then scaled on replies of the reference."""
+"""The reward model's stage: it is fitted on all votes, then scaled on replies of the reference."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from thumbwise.training.run.folders import FIT, read_json, write_json
 from thumbwise.training.run.work import Work, seed_all
 
 CALIBRATION = 64
-"""Replies of the reference on which the reward gets mean 0 and deviation 1."""
+"""The number of the reference's replies on which the reward gets mean 0 and deviation 1."""
 
 
 def fit_reward(work: Work, context: RunContext, snapshot: Snapshot) -> tuple[RewardModel, FitReport, float]:
-    """Fit on all votes, then set mean and deviation on replies of the reference; fit.json says it is done.
+    """Fit on all votes, then set mean and deviation on replies of the reference. fit.json marks the stage as done.
 
-    The third is the share of the reference's replies that come to an end, at the lengths of rollouts: of those, and of
-    its replies that people judged. Of the few alone it is mostly luck, and PPO is steered to it. Where the round begins
-    from stable it is the base's share: counted from stable, what is wanted would rise with every round, and replies
-    become ever shorter.
+    The third result is the share of the reference's replies that end by themselves, at the lengths of rollouts. It
+    counts these replies, and the reference's replies that people judged. The few replies alone would be mostly luck,
+    and PPO is steered to this share. If the round begins from stable, it is the base's share: with stable's, the target
+    would rise every round, and replies would become ever shorter.
     """
     work.progress.stage("reward model")
     name = work.settings.reward
@@ -73,7 +73,7 @@ def fit_reward(work: Work, context: RunContext, snapshot: Snapshot) -> tuple[Rew
 
 
 def _check_opinions(reward: ShapedReward, usual: Sequence[Sample]) -> None:
-    """Raise ThumbwiseError where the reward has no score for most of the reference's replies."""
+    """Raise ThumbwiseError if the reward has no score for most of the reference's replies."""
     known = int(np.isfinite(reward.plain(usual).value).sum())
     if 2 * known < len(usual):
         raise ThumbwiseError(
@@ -83,14 +83,14 @@ def _check_opinions(reward: ShapedReward, usual: Sequence[Sample]) -> None:
 
 
 def ends_aimed_at(work: Work, context: RunContext, usual: float, stable: Replies) -> float:
-    """The share of rollouts that should come to an end, where the share `usual` of the reference's does."""
+    """The target share of rollouts that end by themselves, if the share `usual` of the reference's replies does."""
     chat, lengths = min(work.settings.chat_max_tokens, CHAT_TOKENS), context.lengths or (context.max_tokens,)
     short = sum(length < chat for length in lengths) / len(lengths)
     wanted = ends_wanted(usual, short)
     if work.given.stable != BASE or context.backbone.reference is not None:
-        # Stable may end more often than the reference, and the gates hold the candidate to it.
-        # A sixth of their margin below, most of which their interval takes: with its whole rate, each round's luck
-        # would be the least of the next.
+        # Stable may end more often than the reference, and the gates compare the candidate with stable.
+        # The target is a sixth of their margin below stable's rate; their interval takes most of the margin. With
+        # stable's whole rate as the target, one round's luck would be the minimum of the next round.
         wanted = max(wanted, finish_rate(stable.drafts) - work.settings.gates.max_finish_loss / 6)
     whose = "reference" if work.begun_from == BASE else "base"
     work.progress.say(

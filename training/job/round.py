@@ -1,9 +1,10 @@
 """What a training round consists of, stage by stage: snapshot, SFT, reward model, policy, gates, candidate, swap.
 
-Each stage leaves what it made in the run's folder, whole or not at all, and a stage whose file is there is not
-done again; everything random hangs on the seed and the iteration. So a run that was killed at any moment ends
-with the same adapter as one that was not. Left out: keeping what follows from its inputs in a few minutes
-(replies of stable, evidence), which is done again.
+Each stage writes its result to the run's folder, whole or not at all. A stage whose file is there is not done again.
+Everything random depends only on the seed and the iteration. So a run that was killed at any moment ends with the same
+adapter as one that was not.
+
+Left out: keeping what can be made again in a few minutes (replies of stable, evidence).
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from thumbwise.training.run.work import Work, seed_all
 
 
 class Round(Work):
-    """One round; `run` is the whole story."""
+    """One round. `run` does all of it."""
 
     def run(self) -> TrainResult:
-        """Snapshot to swap, from wherever the last attempt stopped; raises on failure."""
+        """From snapshot to swap, starting where the last attempt stopped. Raises on failure."""
         train = self.settings.train
         snapshot = fetch_snapshot(self)
         if reason := too_few_votes(snapshot, train, self.sampling) or self._nothing_new():

@@ -18,7 +18,7 @@ from thumbwise.training.evaluation.intervals import clustered_mean
 from thumbwise.training.reward.prequential import LEAST, Mask, prequential_accuracy
 
 LENGTHS = ((1, 64), (65, 256), (257, None))
-"""Tokens of a vote's longest reply; None is no limit."""
+"""Upper limits on the tokens of a vote's longest reply; None is no limit."""
 
 
 def report(said: Array, votes: Votes, tokens: Sequence[int]) -> FitReport:
@@ -36,17 +36,17 @@ def report(said: Array, votes: Votes, tokens: Sequence[int]) -> FitReport:
 
 
 def foretold(said: Array, votes: Votes, fit: FitReport) -> FitReport:
-    """`fit` with how often a score `said` of votes by models of the votes before them agrees with those."""
+    """`fit`, plus how often a score `said` of votes, by models of the votes before them, agrees with the votes."""
     right = agreement(said, votes)
     told = ~np.isnan(right)
-    sure = np.where(votes.is_pair, said, 1.0)  # a thumb's own score is against others', and says not how surely
+    sure = np.where(votes.is_pair, said, 1.0)  # a thumb's score says not how sure it is
     groups = [group for group, tells in zip(votes.group, told, strict=True) if tells]
     share, n, error = prequential_accuracy(right[told], sure[told], groups, _coin(said, votes)[told])
     return replace(fit, foretold=share, foretold_votes=n, foretold_error=error)
 
 
 def told(fit: FitReport) -> str:
-    """An accuracy with its parts, in a sentence."""
+    """An accuracy and its parts, as a sentence."""
     if not fit.n:
         return "Reward model: no vote could be held against one that had not seen its conversation."
     parts = [_part(**part) for part in fit.details.get("by", [])]
@@ -71,17 +71,23 @@ def _accuracy(said: Array, votes: Votes) -> tuple[float, float | None, int]:
 
 
 def agreement(said: Array, votes: Votes) -> Array:
-    """How far a score agrees with each vote, [n]; NaN for those that accuracy is not counted on.
+    """How far a score agrees with each vote, [n]; NaN for votes that accuracy is not counted on.
 
-    `said` [n] is what the score says of each: left less right for comparisons, the reply's own for thumbs, NaN for
-    nothing. With a comparison 1, or 0, or 0.5 for equal scores. Thumbs are held against others of the same person (of
-    those with one thumb: against each other's), because lenient and strict people talk of different things, and who a
-    thumb is from would tell its direction. The share of those pairs of an up and a down that are ordered rightly, a
-    stratified area under the ROC curve, is 0.5 for a score that knows nothing, however rare one direction is. What it
-    is above that goes down to what comparisons would show (`as_pairs`). A thumb lies as far from the mean as its
-    pairs together do, times n thumbs / M pairs (so beyond 0 and 1): with one person that makes the variance of the
-    area S10 / m_up + S01 / m_down (DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988, equation 5); with few
-    thumbs each it is up to twice too large, and too small where thumbs of one kind are a handful (`_coin`).
+    `said` [n] is what the score says of each vote: left minus right for comparisons, the reply's own score for thumbs,
+    NaN for nothing.
+
+    A comparison gets 1, 0, or 0.5 for equal scores.
+
+    A thumb is compared with other thumbs of the same person. Thumbs of people with one thumb are compared with each
+    other. The reason: lenient and strict people talk of different things, and who a thumb is from would tell its
+    direction. The measure is the share of pairs of an up and a down that are ordered rightly: a stratified area under
+    the ROC curve. It is 0.5 for a score that knows nothing, however rare one direction is. Its excess over 0.5 is
+    scaled down to what comparisons would show (`as_pairs`).
+
+    A thumb lies as far from the mean as its pairs together do, times n thumbs / M pairs (so it may be below 0 or above
+    1). With one person that makes the variance of the area S10 / m_up + S01 / m_down (DeLong, DeLong and
+    Clarke-Pearson, Biometrics 44, 1988, equation 5). With few thumbs each it is up to twice too large. It is too small
+    if there is only a handful of one kind of thumb (`_coin`).
     """
     found, told = np.full(len(said), np.nan), votes.telling & ~np.isnan(said)
     pair, thumb = votes.is_pair & told, votes.is_thumb & told
@@ -108,11 +114,11 @@ def _against(thumb: Mask, votes: Votes) -> Iterator[tuple[Mask, Mask]]:
 
 
 def _coin(said: Array, votes: Votes) -> Array:
-    """How far the agreement of each vote with a score that knows nothing spreads about a half, [n].
+    """How far each vote's agreement with a score that knows nothing spreads about a half, [n].
 
-    A thumb's is such that n of them spread as their area does, whose variance is then known: M (m_up + m_down + 1) / 12
-    of each person's M = m_up m_down pairs (Mann and Whitney, Ann. Math. Statist. 18, 1947). Where thumbs of one kind
-    are few, what those few show of their own spread is too little.
+    For a thumb, n of them spread as their area does. The variance of the area is then known: M (m_up + m_down + 1) / 12
+    of each person's M = m_up m_down pairs (Mann and Whitney, Ann. Math. Statist. 18, 1947). If there are few thumbs of
+    one kind, the spread that those few show is too small.
     """
     found, thumb = np.full(len(said), LEAST), votes.is_thumb & votes.telling & ~np.isnan(said)
     counts = np.array([(up.sum(), down.sum()) for up, down in _against(thumb, votes)], float).reshape(-1, 2)
@@ -126,19 +132,21 @@ def _coin(said: Array, votes: Votes) -> Array:
 
 
 def as_pairs(ups: float) -> float:
-    """What a thumb's area under the ROC curve is above 0.5 by, to what comparisons are: `ups` of the thumbs are up.
+    """Scales a thumb's excess of the area under the ROC curve over 0.5 to that of comparisons; `ups` is the share of
+    thumbs up.
 
-    A reply that got a thumb up and one that got a thumb down are further apart than any two replies are. Where what
-    people like and the score are normal with correlation r, comparisons are ordered rightly 1/2 + asin(r) / pi of the
-    time, and the area is 1/2 + r pdf(t) / (sqrt(4 pi) ups (1 - ups)) to the first order, with a share `ups` above t:
-    sqrt(2) times as far from 1/2 where half the thumbs are up. Within 1 point up to 70%, 4 below at 80%.
+    A reply that got a thumb up and one that got a thumb down are further apart than any two replies are. Suppose that
+    what people like and the score are normal with correlation r. Then comparisons are ordered rightly 1/2 + asin(r) /
+    pi of the time. With a share `ups` above t, the area is 1/2 + r pdf(t) / (sqrt(4 pi) ups (1 - ups)) to the first
+    order: sqrt(2) times as far from 1/2 if half the thumbs are up. This is within 1 point up to 70%, and 4 points below
+    at 80%.
     """
     normal = NormalDist()
     return 2 / math.sqrt(math.pi) * ups * (1 - ups) / normal.pdf(normal.inv_cdf(ups))
 
 
 def _above(scores: Array, others: Array) -> Array:
-    """How many of `others` each score is above, equal ones half."""
+    """The number of `others` that each score is above; equal ones count half."""
     ranks = [np.searchsorted(np.sort(others), scores, side) for side in ("left", "right")]
     above: Array = (ranks[0] + ranks[1]) / 2
     return above

@@ -1,6 +1,6 @@
 """The losses of a reward model, as pure functions of float32 tensors.
 
-They come back per element, unreduced: the caller divides by the count over the whole batch.
+They return one loss per element, unreduced. The caller divides by the count over the whole batch.
 """
 
 from __future__ import annotations

@@ -32,11 +32,11 @@ from thumbwise.training.data.votes import Array, Votes
 ETA = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
 PRIOR = np.array([0.06, 0.02, 0.06, 0.2, 0.66])
 SCALES = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
-"""Of margins with a root mean square of 1, to log-odds; the likeliest is taken (0: they say nothing)."""
+"""Scales from margins with a root mean square of 1 to log-odds. The likeliest is taken (0: they say nothing)."""
 MOST_SILENCED = 0.2
-"""Of the people with SETTLED votes; where more would be, there are camps."""
+"""The largest share of people with SETTLED votes who may be dropped. If more would be, there are camps."""
 MOST_DROPPED = 0.45
-"""Of the votes as they were given; more are dropped only where so many people with SETTLED votes are believed: MANY."""
+"""The largest share of the votes as given that may be dropped, unless MANY people with SETTLED votes are believed."""
 MANY = 10
 ROUNDS = 10
 NAMED = 8
@@ -44,14 +44,15 @@ NAMED = 8
 
 
 class Camps(ThumbwiseError):
-    """Trust would silence too many people; says who they are."""
+    """Trust would silence too many people. The message says who they are."""
 
 
 def trust(margins: Array, lean: Array, rater: NDArray[np.int64], raters: int, counts: Array) -> Array:
-    """The posterior mean of 2 eta - 1 of each rater as a share of the prior's, [raters].
+    """The posterior mean of 2 eta - 1 of each rater, as a share of the prior's, [raters].
 
-    `margins` [n] are how far others' votes bear each vote out, in any unit; 0 says nothing. `lean` [n] are the log-odds
-    that its rater votes so, whatever is asked; `counts` [n] how many independent votes each is.
+    - `margins` [n] are how far others' votes agree with each vote, in any unit; 0 says nothing.
+    - `lean` [n] are the log-odds that its rater votes so, whatever the question.
+    - `counts` [n] are how many independent votes each one is worth.
     """
     unit = float(np.sqrt((margins**2).mean())) or 1.0
     best, posterior = -np.inf, np.tile(PRIOR, (raters, 1))
@@ -68,7 +69,7 @@ def trust(margins: Array, lean: Array, rater: NDArray[np.int64], raters: int, co
 
 
 class Crowd:
-    """What each rater's votes say, as a direction among the features, and how votes look from there."""
+    """What each rater's votes say, as a direction among the features, and how votes look from that direction."""
 
     def __init__(self, seen: Array, votes: Votes) -> None:
         """`seen` [n, D] is what each vote sees of the features (`heads.observed`)."""
@@ -76,7 +77,7 @@ class Crowd:
         self.sign = np.where(votes.is_tie, 0.0, 2 * votes.good - 1)
         self.totals = np.bincount(votes.rater, votes.weight, votes.raters)
         self.settled = votes.counts >= SETTLED
-        # Where somebody's thumbs turn is their own: only what they like better than the rest of theirs tells.
+        # Everybody has a threshold for thumbs: only what a person likes better than the rest of theirs tells.
         thumbs = np.bincount(votes.rater, thumb, votes.raters)
         ups = np.bincount(votes.rater, thumb * votes.good, votes.raters)
         mean = np.zeros((votes.raters, seen.shape[1]))
@@ -93,14 +94,14 @@ class Crowd:
         self.own = (self.seen * self.directions[votes.rater]).sum(1)
 
     def margins(self, beliefs: Array) -> Array:
-        """How far the others' votes, each rater's times `beliefs` [raters], bear each vote out, [n]."""
+        """How far the others' votes, each rater's times `beliefs` [raters], agree with each vote, [n]."""
         found: Array = self.sign * (self.seen @ (beliefs @ self.directions) - beliefs[self.rater] * self.own)
         return found
 
     def camps(self, factors: Array) -> Array:
-        """Leading eigenvector of the raters' agreement, [raters], its largest part 1; above 0 is the larger camp.
+        """Leading eigenvector of the raters' agreement, [raters], largest entry 1. Entries above 0 are the larger camp.
 
-        `factors` [raters] weigh their votes. The larger camp is that of more settled people.
+        `factors` [raters] weigh their votes. The larger camp is the one with more settled people.
         """
         among = self.agreement * factors[:, None] * factors
         np.fill_diagonal(among, 0.0)
@@ -111,10 +112,10 @@ class Crowd:
 
 
 def rater_weights(seen: Array, votes: Votes, share: float, strict: bool = False) -> Array:
-    """A factor in [0, 1] a rater, [raters]: trust times what the cap leaves; all 1 where there is no crowd.
+    """A factor in [0, 1] for each rater, [raters]: trust times the cap's factor. All are 1 if there is no crowd.
 
-    Nobody has more than `share` of all weight, or than FEW votes where that is more. Only evidence against somebody
-    costs weight: with a few votes each, praise would be luck. Where trust would silence too many, it is left out; with
+    Nobody has more than `share` of all weight, or than FEW votes if that is more. Only evidence against somebody costs
+    weight: with a few votes each, agreement would be luck. If trust would silence too many people, it is left out; with
     `strict` that raises Camps.
     """
     if _people(votes, votes.counts >= SETTLED) < LEAST_CROWD:
@@ -128,7 +129,7 @@ def rater_weights(seen: Array, votes: Votes, share: float, strict: bool = False)
         found: Array = beliefs * factors
         return found
 
-    # A ranking of K is K - 1 votes, not as many as it has pairs; how loud a vote is makes it no surer.
+    # A ranking of K drafts is K - 1 votes, not one for each pair. A stronger vote is not a surer one.
     counts = np.where(votes.is_thumb, 1.0, np.minimum(votes.weight, 1.0))
     everybody = cap(np.ones(votes.raters))
     beliefs = crowd.camps(everybody)
@@ -141,12 +142,12 @@ def rater_weights(seen: Array, votes: Votes, share: float, strict: bool = False)
         return everybody
     dropped = votes.counts[silenced].sum() / max(float(votes.counts.sum()), 1.0)
     if dropped > MOST_DROPPED and _people(votes, settled & ~silenced) < MANY:
-        return everybody  # a handful does not silence whoever gave most of the votes
+        return everybody  # a handful of people cannot silence those who gave most of the votes
     return cap(beliefs.clip(0, 1))
 
 
 def _people(votes: Votes, which: NDArray[np.bool_]) -> int:
-    """How many people the raters `which` are at least: those who may be anybody may all be one."""
+    """The least number of people that the raters `which` are: those who may be anybody may all be one person."""
     names = votes.names or tuple(map(str, range(votes.raters)))
     return len({unknown_as_one(names[number]) for number in np.flatnonzero(which)})
 

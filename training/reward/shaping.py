@@ -1,4 +1,4 @@
-"""What the policy is trained on: the reward model's scores, its caution, and every plugin's `shape_reward`.
+"""What the policy is trained on: the reward model's scores, minus its uncertainty, after every plugin's `shape_reward`.
 
 A failing reward is loud: it ends the run with one sentence and leaves the stable version alone.
 """
@@ -35,7 +35,7 @@ class ShapedReward:
         self.context = context
 
     def __call__(self, samples: Sequence[Sample]) -> Scores:
-        """Score, take off the penalty for disagreement, shape. Raises ThumbwiseError naming what failed."""
+        """Score, subtract the penalty for disagreement, shape. Raises ThumbwiseError that names what failed."""
         scores = self.plain(samples)
         penalty = self.context.train.std_penalty
         if penalty > 0 and scores.std is not None:
@@ -53,7 +53,7 @@ class ShapedReward:
 
 
 def check_fit(name: str, fit: FitReport) -> None:
-    """Raise ThumbwiseError where a reward model's report can be no accuracy of votes."""
+    """Raise ThumbwiseError if a reward model's report cannot be an accuracy of votes."""
     if not isinstance(fit, FitReport):
         wrong = f"{type(fit).__name__} and no FitReport"
     elif not is_number(fit.accuracy) or not -1e-6 <= fit.accuracy <= 1 + 1e-6:
@@ -76,19 +76,19 @@ def check_fit(name: str, fit: FitReport) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is one number, Python's or NumPy's, and finite; a truth value is none."""
+    """Whether it is one finite number, Python's or NumPy's. A boolean is not a number here."""
     real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     return real and math.isfinite(float(value))  # type: ignore[arg-type]
 
 
 def mend(option: str) -> str:
-    """What to do about a plugin that training cannot go on with."""
+    """What to do about a plugin with which training cannot continue."""
     return f"mend the plugin that brings it, or train with another {option}."
 
 
 @contextmanager
 def naming(what: str, option: str) -> Iterator[None]:
-    """Whatever a plugin raises in this block becomes one sentence that names it, but no full disk or memory."""
+    """Whatever a plugin raises in this block becomes one sentence that names it, except a full disk or memory."""
     try:
         yield
     except ThumbwiseError:
@@ -101,7 +101,7 @@ def naming(what: str, option: str) -> Iterator[None]:
 
 
 def named_backend(name: str, make: Callable[[RunContext], RolloutBackend]) -> Callable[[RunContext], RolloutBackend]:
-    """The factory `make` of the rollout backend `name`, whose failures are told as its own wherever it is called."""
+    """The factory `make` of the rollout backend `name`. Its failures name the backend wherever it is called."""
 
     class Named:
         def __init__(self, context: RunContext) -> None:

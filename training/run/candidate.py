@@ -1,8 +1,8 @@
-"""A trained adapter to the three files of a policy version, named by its weights' SHA-256.
+"""Turns a trained adapter into the three files of a policy version, named by its weights' SHA-256.
 
-Plain LoRA in float32 safetensors with PEFT's key names, which is what vLLM reads. The probes are contexts
-with the trainer's next-token log-probabilities (adapter not merged, as vLLM computes, temperature 1), so
-that serving can prove that it speaks with these weights and not with the base model's.
+The adapter is plain LoRA in float32 safetensors with PEFT's key names, which vLLM reads. The probes are contexts with
+the trainer's next-token log-probabilities (adapter not merged, as vLLM computes, temperature 1). With them serving can
+prove that it speaks with these weights and not with the base model's.
 """
 
 from __future__ import annotations
@@ -49,10 +49,12 @@ def adapter_files(backbone: Backbone, model_name: str) -> dict[str, bytes]:
 
 
 def make_probes(backbone: Backbone, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-    """One probe a prompt: its template's ids and 1 to 8 greedy tokens of the policy, then top-20 log-probabilities.
+    """One probe for each prompt: its template's ids and 1 to 8 greedy tokens of the policy, then top-20
+    log-probabilities.
 
-    In this process whatever `train.rollouts` says: a probe holds what the trainer computes, which serving is compared
-    with, and a backend draws at the run's temperature, where a probe wants the likeliest tokens.
+    Probes are computed in this process, whatever `train.rollouts` says. A probe holds what the trainer computes, and
+    serving is compared with that. Also, a backend samples at the run's temperature, and a probe needs the likeliest
+    tokens.
     """
     contexts = [backbone.chat.prompt_ids(prompt.messages) for prompt in prompts]
     with backbone.sampling(POLICY) as model:

@@ -1,10 +1,12 @@
-"""What a killed run goes on from: the state of a policy algorithm after an iteration, whole or not at all.
+"""Checkpoints for a killed run: the state of a policy algorithm after an iteration, whole or not at all.
 
-A state is nested dicts and lists of tensors and plain values, as `PolicyAlgorithm.state_dict` returns it.
-Tensors go to safetensors, everything else to JSON, bit for bit; nothing is pickled, because unpickling runs
-code. A checkpoint is written to a side folder, fsynced and renamed, and the last two are kept: the newest to go
-on from, the one before it as the last policy known to be within the KL budget; and those that the caller names. Left
-out: rollouts of an unfinished iteration, which are made again from their seed.
+A state is nested dicts and lists of tensors and plain values, as `PolicyAlgorithm.state_dict` returns it. Tensors go to
+safetensors, everything else to JSON, bit for bit. Nothing is pickled, because unpickling runs code.
+
+A checkpoint is written to a side folder, fsynced and renamed. The last two are kept: the newest one to continue from,
+the one before it as the last policy known to be within the KL budget. Those that the caller names are kept too.
+
+Left out: rollouts of an unfinished iteration. They are made again from their seed.
 """
 
 from __future__ import annotations
@@ -37,12 +39,12 @@ class Checkpoints:
         folder.mkdir(exist_ok=True, mode=0o700)
 
     def numbers(self) -> list[int]:
-        """Which ones are there, oldest first."""
+        """The numbers of the checkpoints that are there, oldest first."""
         found = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
         return sorted(int(name[1]) for name in found if name)
 
     def save(self, number: int, state: Mapping[str, Any], also: Collection[int] = ()) -> None:
-        """Write the state after `number` iterations, then forget all but the last KEPT and `also`. Raises OSError."""
+        """Write the state after `number` iterations, then delete all but the last KEPT and `also`. Raises OSError."""
         tensors: dict[str, Tensor] = {}
         rest = _pack(state, tensors, "")
         data = save(tensors)
@@ -59,7 +61,7 @@ class Checkpoints:
                 shutil.rmtree(self._path(old))
 
     def load(self, number: int) -> dict[str, Any]:
-        """Read one; raises ThumbwiseError where it was damaged."""
+        """Read one. Raises ThumbwiseError if it is damaged."""
         path = self._path(number)
         data = (path / TENSORS).read_bytes()
         note = json.loads((path / REST).read_text())
@@ -73,7 +75,7 @@ class Checkpoints:
 
 
 def _pack(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
-    """`value` as JSON, with its tensors put into `tensors` under their path."""
+    """`value` as JSON, with its tensors moved into `tensors` under their path."""
     if isinstance(value, Tensor):
         tensors[path] = value.detach().cpu().clone().contiguous()
         return {"tensor": path}

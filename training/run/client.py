@@ -1,8 +1,9 @@
 """The training job's side of the assistant's HTTP API: register, fetch, keep the lease, publish.
 
-Every refusal comes back as one sentence from the assistant. Calls that may be repeated safely are tried
-again while the assistant or its engine restarts. Left out: a lease that is renewed without the job's knowing
-(an expired one is taken up again by `resume`).
+Every refusal comes back as one sentence from the assistant. Calls that can safely be repeated are tried again while the
+assistant or its engine restarts.
+
+Left out: renewing a lease without telling the job (`resume` takes up an expired one again).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import httpx
 from thumbwise.errors import Conflict, ThumbwiseError
 
 WAITS = (2.0, 10.0, 30.0, 60.0, 60.0)
-"""Seconds before each repetition of a call that met a restart: vLLM takes a minute or two, with a large model."""
+"""Seconds before each repetition of a call during a restart: vLLM takes a minute or two, with a large model."""
 
 
 @dataclass(frozen=True)
@@ -61,21 +62,21 @@ class OpsClient:
         self.http.close()
 
     def begin(self) -> Run:
-        """Register a run; raises Conflict while another one holds the lease."""
+        """Register a run. Raises Conflict while another run holds the lease."""
         given = self._call("POST", "/runs").json()
         return Run(**{name: given[name] for name in Run.__dataclass_fields__})
 
     def resume(self, run: Run) -> dict[str, Any]:
-        """Take up a run again: {"lease", "outcome", "reason", "version"}; `outcome` is None where it has none yet.
+        """Take up a run again: {"lease", "outcome", "reason", "version"}. `outcome` is None if there is none yet.
 
-        The lease is a fresh one, so that an earlier process of the run that wakes up late is refused. Raises
-        Conflict while another run holds the lease.
+        The lease is a fresh one, so that an earlier process of the run that wakes up late is refused. Raises Conflict
+        while another run holds the lease.
         """
         answer: dict[str, Any] = self._call("POST", f"/runs/{run.run_id}/resume", repeat=True).json()
         return answer
 
     def take_snapshot(self) -> str:
-        """Freeze the feedback as it is now, without a run; returns the snapshot's id."""
+        """Freeze the feedback of this moment, without a run. Returns the snapshot's id."""
         return str(self._call("POST", "/snapshots").json()["snapshot_id"])
 
     def snapshot(self, snapshot_id: str) -> bytes:
@@ -86,7 +87,7 @@ class OpsClient:
         return data
 
     def heartbeat(self, run: Run) -> None:
-        """Renew the run's lease; raises Conflict where it is lost."""
+        """Renew the run's lease. Raises Conflict if it is lost."""
         self._call("POST", f"/runs/{run.run_id}/heartbeat", json={"lease": run.lease})
 
     def finish(self, run: Run, outcome: str, reason: str) -> None:
@@ -99,15 +100,15 @@ class OpsClient:
         return self._call("GET", f"/policies/{version}/files/{name}", repeat=True).content
 
     def publish(self, run: Run, version: str, files: Mapping[str, bytes]) -> None:
-        """Hand over a candidate's files (by file name); the assistant validates and writes them."""
+        """Hand over a candidate's files (by file name). The assistant validates and writes them."""
         parts = {name.rpartition(".")[0]: (name, data) for name, data in files.items()}
         headers = {"X-Thumbwise-Lease": run.lease}
         self._call("PUT", f"/policies/{version}", files=parts, headers=headers, repeat=True)
 
     def promote(self, run: Run, version: str, expect_stable: str) -> str:
-        """Ask that `version` takes traffic; returns its state then (stable, or canary where a share is set).
+        """Ask that `version` takes traffic. Returns its new state (stable, or canary if a share is set).
 
-        Raises ThumbwiseError (409, 422) where it may not.
+        Raises ThumbwiseError (409, 422) if it may not.
         """
         body = {"expect_stable": expect_stable, "lease": run.lease}
         answer = self._call("POST", f"/policies/{version}/promote", json=body, repeat=True)
@@ -146,7 +147,7 @@ def refusal(answer: httpx.Response) -> ThumbwiseError:
 
 
 class Lease:
-    """Renews a run's lease from a thread of its own; `check` raises once it is lost."""
+    """Renews a run's lease from its own thread. `check` raises once the lease is lost."""
 
     def __init__(self, client: OpsClient, run: Run) -> None:
         self.client = client
@@ -166,12 +167,12 @@ class Lease:
         self._thread.join(timeout=5)
 
     def check(self) -> None:
-        """Raise Conflict with the assistant's sentence where the lease is lost."""
+        """Raise Conflict with the assistant's sentence if the lease is lost."""
         if self.lost:
             raise Conflict(self.lost)
 
     def _renew(self) -> None:
-        """Four times a lease; an assistant that is away for less than a lease does no harm."""
+        """Renew four times per lease. An assistant that is away for less than a lease does no harm."""
         while not self._done.wait(self.run.lease_seconds / 4):
             try:
                 self.client.heartbeat(self.run)

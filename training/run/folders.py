@@ -1,9 +1,10 @@
 """The files of a run that make it possible to resume it: what it was given, and its settings.
 
-`run.json` is written as soon as the assistant has registered the run. A resumed run works with the settings
-it began with, so that it ends with the same adapter as one that was never interrupted. The folder is locked
-while a process works in it. Left out: resuming on another machine (the folder can be copied, but another
-processor may round differently).
+`run.json` is written as soon as the assistant has registered the run. A resumed run works with the settings that it
+began with, so it ends with the same adapter as one that was never interrupted. The folder is locked while a process
+works in it.
+
+Left out: resuming on another machine. The folder can be copied, but another processor may round differently.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ S = TypeVar("S", bound=BaseModel)
 
 @dataclass
 class TrainResult:
-    """How a round ended: `reason` is a sentence, `version` the candidate's name where there is one."""
+    """How a round ended. `reason` is a sentence; `version` is the candidate's name if there is a candidate."""
 
     outcome: Outcome
     reason: str
@@ -57,7 +58,7 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Record:
-    """A run as it began; `algorithm` is as it was asked for (`auto` is decided by the snapshot)."""
+    """A run as it began. `algorithm` is the name that was asked for (the snapshot decides what `auto` is)."""
 
     given: Run
     algorithm: str
@@ -93,9 +94,9 @@ class Record:
 
 
 def read_record(folder: Path) -> Record:
-    """Read run.json; raises ThumbwiseError where another version of Thumbwise wrote it.
+    """Read run.json. Raises ThumbwiseError if another version of Thumbwise wrote it.
 
-    Also where it lacks a setting of today: its default may be another than what the run began with.
+    It raises as well if a setting of today is missing: its default may differ from what the run began with.
     """
     try:
         row = json.loads((folder / RUN_RECORD).read_text())
@@ -115,14 +116,14 @@ def read_record(folder: Path) -> Record:
 
 
 def _as_it_was(kind: type[S], row: dict[str, Any]) -> S:
-    """The settings of `row`, which must name every one; raises ValueError."""
+    """The settings of `row`, which must name every setting. Raises ValueError."""
     if missing := sorted(set(kind.model_fields) - set(row)):
         raise ValueError(f"it lacks {', '.join(missing)}")
     return kind(**row)
 
 
 def kept(path: Path) -> dict[str, Any]:
-    """A JSON object that a run left; empty where it is not there, or cannot be read: older builds wrote otherwise."""
+    """A JSON object that a run left. Empty if the file is missing or unreadable: older builds wrote other formats."""
     try:
         found = read_json(path)
     except (OSError, ValueError):
@@ -131,7 +132,7 @@ def kept(path: Path) -> dict[str, Any]:
 
 
 def nothing_new(home: Home, folder: Path) -> str:
-    """A sentence where the snapshot in `folder` has the votes of the last run that came to its end; else nothing."""
+    """A sentence if the snapshot in `folder` has the same votes as the last finished run; else nothing."""
     ended = [path for path in _runs(home) if kept(path / RESULT).get("outcome") in ("promoted", "rejected")]
     ended = [path for path in ended if (path / SNAPSHOT).exists()]
     if not ended or _votes(last := max(ended, key=_number)) != _votes(folder):
@@ -140,9 +141,9 @@ def nothing_new(home: Home, folder: Path) -> str:
 
 
 def _votes(folder: Path) -> set[str]:
-    """The ids of what people said of replies that is learned from: no comments, and no prompts, which have none.
+    """The ids of what people said of replies and training learns from. Comments are left out, and prompts have no ids.
 
-    A changed mind has a new id; how a line is written may change with an upgrade, which is no vote.
+    A changed mind has a new id. An upgrade may write a line in another way; that is not a vote.
     """
     lines = (folder / SNAPSHOT).read_bytes().split(b"\n")  # str.splitlines would also cut inside what people wrote
     rows = [json.loads(line) for line in lines if line]
@@ -154,14 +155,14 @@ def _runs(home: Home) -> list[Path]:
 
 
 def _number(folder: Path) -> int:
-    """A run's number; -1 where an older build's record does not say."""
+    """A run's number; -1 if an older build's record does not say."""
     given = kept(folder / RUN_RECORD).get("given")
     number = given.get("number") if isinstance(given, dict) else None
     return number if isinstance(number, int) else -1
 
 
 def unfinished(home: Home) -> Path:
-    """The folder of the newest run, where it has not come to its end; raises ThumbwiseError where there is none."""
+    """The folder of the newest run, if it has not finished. Raises ThumbwiseError if there is none."""
     folders = _runs(home)
     if not folders:
         raise ThumbwiseError("There is no run to resume: start one with `thumbwise train`.")
@@ -177,7 +178,7 @@ def unfinished(home: Home) -> Path:
 
 @contextmanager
 def working(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; raises Conflict while another process works in it."""
+    """Lock a run's folder. Raises Conflict while another process works in it."""
     with (folder / "lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -200,7 +201,7 @@ def plain(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all; what a plugin's NumPy numbers are, and not what they look like."""
+    """Write JSON, whole or not at all. A plugin's NumPy numbers are written as plain numbers."""
     write_durably(path, (json.dumps(plain(value), indent=1, sort_keys=True) + "\n").encode())
 
 

@@ -1,4 +1,4 @@
-"""How a run shows where it is: a bar on a terminal, plain lines where stderr is a file or a pipe."""
+"""How a run shows its progress: a bar on a terminal, plain lines if stderr is a file or a pipe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LINE_SECONDS = 20.0
 
 
 class RunProgress:
-    """`stage` names what begins, `update` moves a counted stage on, `part` says where another one is.
+    """`stage` begins a named stage, `update` advances a counted stage, `part` says how far a part of another one is.
 
     Nothing is written to stdout.
     """
@@ -38,7 +38,7 @@ class RunProgress:
         self.start = self.last = time.monotonic()
         self.name = ""
         self.counted = False
-        self.first = (0.0, 0, ("", 0))  # when a count was first heard of, at what, of what
+        self.first = (0.0, 0, ("", 0))  # when a count was first seen, its value then, its total
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -50,20 +50,20 @@ class RunProgress:
         self.bar.stop()
 
     def stage(self, name: str, total: int | None = None, done: int = 0) -> None:
-        """Begin a stage, of `total` steps where that is known, `done` of which were done before."""
+        """Begin a stage of `total` steps, if that is known; `done` of them were done before."""
         self.name, self.counted, self.first = name, total is not None, (0.0, 0, ("", 0))
         self.bar.reset(self.task, total=total, completed=done, description=name, numbers="")
         if not self.live:
             self.say(name)
 
     def update(self, done: int, total: int, metrics: Mapping[str, float]) -> None:
-        """Show that `done` of `total` steps are behind, with the numbers that matter."""
+        """Show that `done` of `total` steps are done, with the numbers that matter."""
         shown = {"reward": "reward", "kl": "KL", "length": "length"}
         numbers = "  ".join(f"{label} {metrics[key]:.2f}" for key, label in shown.items() if key in metrics)
         self._show(self.name, done, total, numbers, always=done in (1, total))
 
     def part(self, what: str, done: int, total: int) -> None:
-        """Show that of `what` this stage does `done` of `total` are behind; parts that are quick make no lines.
+        """Show that `done` of `total` of `what` are done in this stage. Quick parts print no lines.
 
         A stage that counts its own steps shows those instead.
         """
@@ -82,7 +82,7 @@ class RunProgress:
             self.say(f"{name}: {done}/{total}  {numbers}")
 
     def say(self, line: str) -> None:
-        """Write one line, with the seconds since the start where there is no bar."""
+        """Write one line. If there is no bar, it starts with the seconds since the start."""
         self.last = time.monotonic()
         prefix = "" if self.live else f"[{time.monotonic() - self.start:5.0f} s] "
         self.console.print(prefix + visible(line), markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What the stages of a round share: what the run was given, where it works, and whom it talks to."""
+"""What the stages of a round share: what the run was given, its folder, and the client of its assistant."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ class Work:
 
     @property
     def begun_from(self) -> str:
-        """The version that the policy starts as a copy of, and that the KL is to (before any SFT)."""
+        """The version that the policy starts as a copy of. The KL is to it (before any SFT)."""
         return self.given.stable if self.settings.train.begin == "stable" else BASE
 
     @property
     def sampling(self) -> Sampling:
-        """How the run samples, by which it tells which votes are on replies like its own."""
+        """How the run samples. By this it tells which votes are on replies like its own."""
         return Sampling(self.given.temperature, self.given.max_tokens, self.settings.train.max_reply_tokens)
 
 
 def seed_all(seed: int, iteration: int) -> None:
-    """Set the global generators, so that a step hangs on its number and not on what came before it."""
+    """Set the global generators, so that a step depends on its number and not on what came before it."""
     number = seed * 100_003 + iteration
     random.seed(number)
     np.random.seed(number % 2**32)
