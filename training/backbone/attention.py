@@ -1,9 +1,10 @@
 """Attention for generation with fewer key-value heads than query heads (grouped queries), one token at a time.
 
-transformers writes each key-value head out once for every query head that reads it, at every step: for a batch that
-is most of what a step moves in memory. Query heads that share one are put to it here as rows of one query; what that
-saves is measured by `tests/bench/training/generation.py`. Left out: more than one token at a time, which goes to
-transformers' own function.
+At every step transformers copies each key-value head once for every query head that reads it. For a batch that is most
+of the memory that a step moves. Here query heads that share a key-value head are put to it as rows of one query.
+`tests/bench/training/generation.py` measures what that saves.
+
+Left out: more than one token at a time. That goes to transformers' own function.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def grouped_attention(
 ) -> tuple[Tensor, None]:  # fmt: skip
     """`query` [B, heads, T, D] on `key` and `value` [B, groups, L, D]: ([B, T, heads, D], None).
 
-    `attention_mask` [B, 1, T, L] is added or boolean, as in PyTorch's own function; so is `scaling`.
+    `attention_mask` [B, 1, T, L] is added or boolean, as in PyTorch's own function. `scaling` is as there, too.
     """
     rows, heads, steps, size = query.shape
     groups = key.shape[1]

@@ -1,12 +1,17 @@
 """One frozen backbone, and everything that reads it: named LoRA adapters, log-probabilities, hidden states.
 
-PPO speaks of four models; here they are one copy of the weights. The reference is the backbone with its adapters
-off, or a frozen adapter where a round begins from stable or there was an SFT stage; the policy is an adapter; the
-reward model and the value function are linear heads on its hidden states. In float32 a second copy of the linear
-layers' weights samples with an adapter merged in, which is faster. In bfloat16 nothing is merged: a young adapter
-changes a weight by less than bfloat16 can tell apart, and what a float32 copy says is not what the trainer and vLLM
-compute in bfloat16. Frozen weights compute in the run's format; adapters, log-softmax and losses in float32. Left
-out: full fine-tuning and devices other than the one the weights are on.
+PPO speaks of four models. Here they share one copy of the weights:
+- The reference is the backbone with its adapters off, or a frozen adapter if a round begins from stable or had SFT.
+- The policy is an adapter.
+- The reward model and the value function are linear heads on the hidden states.
+
+In float32 a second copy of the linear layers' weights samples with an adapter merged in, which is faster. In bfloat16
+nothing is merged: a young adapter changes a weight by less than bfloat16 can tell apart, and a float32 copy would not
+compute what the trainer and vLLM compute in bfloat16.
+
+Frozen weights compute in the run's format; adapters, log-softmax and losses in float32.
+
+Left out: full fine-tuning, and devices other than the one that holds the weights.
 """
 
 from __future__ import annotations
@@ -46,13 +51,13 @@ Told = Callable[[str, int, int], None]
 
 
 class _Enough(Exception):
-    """Raised by a hook once the deepest wanted hidden state is there: the layers above need not run."""
+    """A hook raises this when the deepest wanted hidden state is there: the layers above need not run."""
 
 
 class Backbone:
     """The frozen model of `folder` with a fresh adapter "policy" (it changes nothing yet).
 
-    `arguments` and `day` are its chat template's: see `ChatTemplate`.
+    `arguments` and `day` are for its chat template: see `ChatTemplate`.
     """
 
     def __init__(
@@ -65,7 +70,7 @@ class Backbone:
         base.requires_grad_(False).eval()
         self.micro_batch = train.micro_batch
         self.told: Told = lambda what, done, total: None
-        """Is told how far slow work is: what it is, and how much of how much is done."""
+        """It is called with the progress of slow work: what the work is, how much is done, and how much there is."""
         self._recent: dict[Any, dict[int, Tensor]] = {}
         self._remembered = -(-train.episodes // train.micro_batch)
         self.stop_ids = _stop_ids(base, self.tokenizer)
@@ -84,7 +89,7 @@ class Backbone:
         self.layers = _decoder_layers(base)
         self.hidden_size = int(base.get_input_embeddings().weight.shape[1])
         self.reference: str | None = NO_ADAPTER
-        """What the KL is taken to: the base, or a frozen copy of the policy as it began (from stable, or after SFT)."""
+        """What the KL is measured to: the base, or a frozen copy of the policy as it began (from stable, after SFT)."""
         self._lora = {n: m for n, m in base.named_modules() if isinstance(m, LoraLayer)}
         if self.generator is not None:
             for name, layer in self._lora.items():  # what takes the merge is the twin's own
@@ -93,7 +98,7 @@ class Backbone:
         self._check_head(folder.name)
 
     def _check_head(self, name: str) -> None:
-        """Raise ThumbwiseError where a model does more to its logits than `Head` knows of."""
+        """Raise ThumbwiseError if a model does more to its logits than `Head` knows of."""
         ids = torch.arange(8)[None] % self.base.config.vocab_size
         with torch.no_grad(), self.using(NO_ADAPTER):
             whole = self.base(ids).logits.float()
@@ -119,15 +124,15 @@ class Backbone:
         return {key: value.detach().clone() for key, value in self.parameters(name).items()}
 
     def restore(self, name: str, state: dict[str, Tensor]) -> None:
-        """Set adapter `name` to what `state` returned."""
+        """Set adapter `name` to the weights that `state` returned."""
         with torch.no_grad():
             for key, value in self.parameters(name).items():
                 value.copy_(state[key])
 
     def begin_as(self, name: str) -> None:
-        """Make the adapter "policy" compute what adapter `name` does, whose rank is the same or less.
+        """Make the adapter "policy" compute what adapter `name` computes. The rank of `name` is the same or smaller.
 
-        What a larger rank has more does nothing yet. Raises ThumbwiseError where `name` changes other layers.
+        The additional dimensions of a larger rank do nothing yet. Raises ThumbwiseError if `name` changes other layers.
         """
         copied = 0
         with torch.no_grad():
@@ -143,7 +148,7 @@ class Backbone:
             raise ThumbwiseError("Stable's adapter changes layers that training leaves alone: set train.begin to base.")
 
     def freeze_reference(self) -> None:
-        """From now on the reference is a frozen copy of the adapter "policy" as it is."""
+        """From now on the reference is a frozen copy of the adapter "policy" in its present state."""
         if FROZEN not in self.peft.peft_config:
             with _seeded(0):
                 self.peft.add_adapter(FROZEN, self.peft.peft_config[POLICY])
@@ -154,9 +159,9 @@ class Backbone:
 
     @contextmanager
     def using(self, adapter: str | None) -> Iterator[None]:
-        """Compute with `adapter`, or with none of them (the base), inside the block.
+        """Compute with `adapter` inside the block, or with no adapter (the base).
 
-        PEFT gives gradients to the active adapter alone, so a loss cannot reach another one's weights.
+        PEFT gives gradients only to the active adapter, so a loss cannot reach the weights of another one.
         """
         if adapter is not None:
             self.peft.base_model.set_adapter(adapter)
@@ -171,7 +176,7 @@ class Backbone:
 
     @contextmanager
     def _mixed_precision(self) -> Iterator[None]:
-        """Multiply by an adapter's float32 weights in bfloat16 where the backbone is: PEFT would cast each input up."""
+        """Multiply by an adapter's float32 weights in bfloat16 if the backbone is: PEFT would cast each input up."""
         weight = self.base.get_output_embeddings().weight
         if weight.dtype != torch.bfloat16:
             yield
@@ -181,9 +186,10 @@ class Backbone:
 
     @contextmanager
     def sampling(self, adapter: str | None) -> Iterator[Any]:
-        """The model that samples from `adapter` (None: the base) inside the block: what the trainer computes too.
+        """The model that samples from `adapter` (None: the base) inside the block. It computes what the trainer
+        computes.
 
-        In float32 a copy with the adapter merged in, else the backbone itself with attention made for sampling.
+        In float32 it is a copy with the adapter merged in, else the backbone itself with attention made for sampling.
         """
         if self.generator is not None:
             self._merge(adapter)
@@ -197,7 +203,7 @@ class Backbone:
             self.base.set_attn_implementation("sdpa")
 
     def _merge(self, adapter: str | None) -> None:
-        """Merge `adapter` into the copy's weights; the backbone itself is not touched."""
+        """Merge `adapter` into the copy's weights. The backbone itself does not change."""
         with torch.no_grad():
             for name, layer in self._lora.items():
                 target = self.generator.get_submodule(name).weight
@@ -225,11 +231,11 @@ class Backbone:
             return self._padded(batch, token_logprobs(*self._last(batch), temperature))
 
     def compared(self, batch: Batch, adapter: str | None, temperature: float) -> Compared:
-        """`adapter` beside the reference on the response tokens, each [B, T], 0 under pads; no gradients."""
+        """`adapter` compared with the reference on the response tokens, [B, T] each, 0 under pads; no gradients."""
         return self.beside(batch, adapter, self.reference, temperature)
 
     def beside(self, batch: Batch, adapter: str | None, other: str | None, temperature: float) -> Compared:
-        """The same with `other` in the reference's place."""
+        """The same comparison, with `other` instead of the reference."""
         with torch.no_grad():
             with self.using(adapter):
                 policy, ids, head = self._last(batch)
@@ -239,7 +245,7 @@ class Backbone:
         return Compared(*(self._padded(batch, x) for x in (found.logp, found.reference, found.entropy, found.kl)))
 
     def _last(self, batch: Batch) -> tuple[Tensor, Tensor, Head]:
-        """Of the real response tokens: hidden states [N, D] that predict them, their ids [N]; and the head."""
+        """For the real response tokens: the hidden states [N, D] that predict them, their ids [N], and the head."""
         top, real = len(self.layers), batch.mask.bool()
         hidden = at_positions(self._run(batch, (top,))[top], batch.before - batch.shared)
         return hidden[real], batch.tokens[real], self.head
@@ -248,16 +254,16 @@ class Backbone:
         return torch.zeros_like(batch.mask).masked_scatter(batch.mask.bool(), values)
 
     def hidden(self, batch: Batch, layers: Sequence[int]) -> list[Tensor]:
-        """The base's hidden states [B, T, D] of response tokens that enter each decoder layer of `layers`, float32."""
+        """The base's hidden states [B, T, D] of response tokens at the input of each layer of `layers`, float32."""
         with self.using(NO_ADAPTER):
             found = self._run(batch, layers)
         return [at_positions(found[number], batch.at - batch.shared).float() for number in layers]
 
     def _run(self, batch: Batch, layers: Sequence[int]) -> dict[int, Tensor]:
-        """What enters each of `layers` at the tokens after the shared ones, [B, L - shared, D].
+        """The inputs of each of `layers` at the tokens after the shared ones, [B, L - shared, D].
 
-        Number len(self.layers) is the head. Layers above the deepest one are not run; what all prompts begin with is
-        run once, and gets the sum of the rows' gradients.
+        Number len(self.layers) is the head. Layers above the deepest one are not run. The part that all prompts begin
+        with is run once, and gets the sum of the rows' gradients.
         """
         cache = DynamicCache(config=self.base.config)
         if batch.shared:
@@ -266,7 +272,7 @@ class Backbone:
         return self._enter(batch.ids[:, batch.shared :], layers, cache)
 
     def _enter(self, ids: Tensor, layers: Sequence[int], cache: DynamicCache) -> dict[int, Tensor]:
-        """Run `ids` after what `cache` holds, up to the deepest of `layers`; what enters each of them."""
+        """Run `ids` after what `cache` holds, up to the deepest of `layers`. Returns the input of each of them."""
         found: dict[int, Tensor] = {}
         caught = [number for number in layers if number < len(self.layers)]
         hooks = [self._catch(number, found, last=number == max(layers)) for number in caught]
@@ -290,10 +296,10 @@ class Backbone:
     def states(
         self, samples: Sequence[Sample], layers: Sequence[int]
     ) -> Iterator[tuple[NDArray[np.intp], Batch, list[Tensor]]]:
-        """Yield what `hidden` returns for all of `samples`, a batch of like lengths at a time, with its rows.
+        """Yield what `hidden` returns for all of `samples`, a batch of similar lengths at a time, with its rows.
 
-        Those of the last batches are remembered: reward model and value function read the same rollouts (the former
-        at more layers, where it does).
+        The last batches are cached, because reward model and value function read the same rollouts. The reward model
+        may read more layers.
         """
         order = np.argsort([len(s.prompt_ids) + len(s.response_ids) for s in samples], kind="stable")
         done = 0
@@ -313,8 +319,12 @@ class Backbone:
     def pooled(
         self, samples: Sequence[Sample], layers: Sequence[int], last: Sequence[int] = ()
     ) -> tuple[Floats, Floats, Floats]:
-        """Of the base's hidden states of response tokens: their sums at `layers`, f32[N, layers, D]; the last token's
-        at `last`, f32[N, last, D], 0 of an empty response; and how many there are, f32[N]."""
+        """Three things from the base's hidden states of response tokens:
+
+        - their sums at `layers`, f32[N, layers, D];
+        - the last token's at `last`, f32[N, last, D], 0 for an empty response;
+        - the number of tokens, f32[N].
+        """
         counts = np.array([len(s.response_ids) for s in samples], np.float32)
         sums = np.zeros((len(samples), len(layers), self.hidden_size), np.float32)
         lasts = np.zeros((len(samples), len(last), self.hidden_size), np.float32)
@@ -343,9 +353,9 @@ def _twin(base: Any) -> Any:
 
 
 def _stop_ids(base: Any, tokenizer: Any) -> frozenset[int]:
-    """Ids that end a reply: the model's own list and the tokenizer's end token, as vLLM takes them.
+    """Ids that end a reply: the model's own list and the tokenizer's end token, as vLLM uses them.
 
-    Raises ThumbwiseError where there are none.
+    Raises ThumbwiseError if there are none.
     """
     named = base.generation_config.eos_token_id
     listed = named if isinstance(named, list) else [named]
@@ -364,7 +374,7 @@ def _decoder_layers(base: Any) -> Any:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Torch's global generator at `seed` inside the block, as it was before after it."""
+    """Torch's global generator at `seed` inside the block. After the block it is as it was before."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

@@ -1,7 +1,8 @@
-"""Stored token ids to padded tensors. Masks come from lengths: a pad token that is also the stop token stays real.
+"""Turns stored token ids into padded tensors. Masks come from lengths: a stop token that is also the pad token stays
+real.
 
-Sequences are padded on the right, so attention needs no mask (it is causal) and positions count from 0;
-only generation pads on the left (`thumbwise.training.policy.rollouts`).
+Sequences are padded on the right, so attention needs no mask (it is causal) and positions count from 0. Only generation
+pads on the left (`thumbwise.training.policy.rollouts`).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def make_batch(samples: Sequence[Sample], pad_id: int, *, extra: int = 0) -> Bat
 
 
 def shared_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens all of `prompts` begin with (a chat template's system text), the last of each left out."""
+    """How many tokens all of `prompts` share at the start (a chat template's system text), without the last of each."""
     first, last = min(prompts), max(prompts)
     most = min(len(prompt) for prompt in prompts) - 1
     return max(0, next((n for n in range(most) if first[n] != last[n]), most))

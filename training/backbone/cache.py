@@ -1,9 +1,12 @@
-"""Keys and values of replies that are being sampled: all of each sequence, with room for what is to come.
+"""Keys and values of replies that are being sampled: all of each sequence, with room for the tokens to come.
 
-transformers copies a layer's keys and values to add a token to them, and for layers with a sliding window keeps those
-within the window. Here a token is written into its place. Everything is kept, so that rows of different lengths can be
-put in line: pads stand on the left of everything, where no window counts them as tokens between two others. Left out:
-layers that keep anything else than keys and values.
+To add a token, transformers copies a layer's keys and values. For layers with a sliding window it keeps only those
+within the window. Here a token is written into its place.
+
+Everything is kept, so that rows of different lengths can be aligned: pads stand on the left of everything, where no
+window counts them as tokens between two others.
+
+Left out: layers that keep something other than keys and values.
 """
 
 from __future__ import annotations
@@ -16,13 +19,13 @@ from transformers import Cache, DynamicLayer
 
 
 class Growing(DynamicLayer):  # type: ignore[misc]
-    """One layer's keys and values, [B, heads, L, D] each; they are views of buffers with room for more."""
+    """One layer's keys and values, [B, heads, L, D] each. They are views of buffers with room for more."""
 
     places = 0
-    """How many tokens there is place for."""
+    """The number of tokens that there is room for."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Add what is new [B, heads, T, D]; all that is there now."""
+        """Add new keys and values [B, heads, T, D]. Returns all of them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._length = 0
@@ -42,13 +45,13 @@ class Growing(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = (buffer[:, :, : self._length] for buffer in self._buffers)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Go on with the rows `indices`."""
+        """Keep only the rows `indices`."""
         if self.is_initialized:
             self._buffers = tuple(buffer[indices] for buffer in self._buffers)
             self._look()
 
     def line_up(self, rows: Tensor, pads: Tensor) -> None:
-        """Go on with `rows`, each moved right by as many places as it has `pads` on its right, [B] both."""
+        """Keep only `rows`, each moved right by as many places as it has `pads` on its right; [B] both."""
         if not self.is_initialized:
             return
         sources = (torch.arange(self._length) - pads[:, None]) % self._length
@@ -62,7 +65,7 @@ class Growing(DynamicLayer):  # type: ignore[misc]
 
 
 def growing(places: int) -> Cache:
-    """A cache with place for so many tokens."""
+    """A cache with room for so many tokens."""
     return Cache(layer_class_to_replicate=type("Placed", (Growing,), {"places": places}))
 
 

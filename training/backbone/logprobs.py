@@ -1,10 +1,11 @@
-"""Log-probabilities of tokens straight from hidden states: logits of all positions are never there at once.
+"""Log-probabilities of tokens straight from hidden states: the logits of all positions never exist at once.
 
-A few rows at a time become logits over the vocabulary, then numbers. Where a gradient is wanted, that of each
-log-probability by its hidden state is computed from the same logits and kept (as wide as the hidden state), so nothing
-is computed twice. The head is frozen and gets no gradient: that is what makes it so simple. What a model does to its
-logits after its output layer belongs to the head here. Left out: entropy's gradient, because no loss here has an
-entropy term.
+A few rows at a time become logits over the vocabulary, then numbers. If a gradient is wanted, the gradient of each
+log-probability by its hidden state is computed from the same logits and kept (as wide as the hidden state). So nothing
+is computed twice. The head is frozen and gets no gradient, which keeps this simple. What a model does to its logits
+after its output layer belongs to the head here.
+
+Left out: entropy's gradient, because no loss here has an entropy term.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from thumbwise.contracts import Compared
 from thumbwise.training.backbone.batches import chunks
 
 ROWS = 128
-"""Hidden states that become logits together."""
+"""The number of hidden states that become logits together."""
 SCALES = ("logit_scale", "lm_head_multiplier", "output_multiplier")
-"""Names that families have for a number which their logits are multiplied by."""
+"""The names that model families use for a factor on their logits."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Head:
 
     @classmethod
     def of(cls, model: Any) -> Head:
-        """The head of a language model, by its configuration; `Backbone` compares it with what the model computes."""
+        """The head of a language model, from its configuration. `Backbone` compares it with what the model computes."""
         config = model.config
         scale = next((float(x) for name in SCALES if (x := getattr(config, name, None)) is not None), 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
@@ -52,7 +53,7 @@ class Head:
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
     def pulled_back(self, slopes: Tensor, logits: Tensor) -> Tensor:
-        """Slopes [N, V] by the logits to slopes [N, D] by the hidden states, float32."""
+        """Turns slopes [N, V] by the logits into slopes [N, D] by the hidden states, float32."""
         if self.cap is not None:
             slopes = slopes * (1 - (logits / self.cap) ** 2)
         return (slopes.to(self.layer.weight.dtype) @ self.layer.weight).float() * self.scale
@@ -68,7 +69,7 @@ def _rows(hidden: Tensor, head: Head, temperature: float) -> Iterator[tuple[slic
 class _TokenLogprobs(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, ids: Tensor, head: Head, temperature: float) -> Tensor:
-        """Keeps d logp / d hidden = (W[id] - p W) / temperature, with what the head does after W, where wanted."""
+        """Keeps d logp / d hidden = (W[id] - p W) / temperature if wanted, with what the head does after W."""
         logp = hidden.new_empty(len(ids), dtype=torch.float32)
         slopes = torch.empty_like(hidden, dtype=torch.float32) if ctx.needs_input_grad[0] else None
         for part, row, logits in _rows(hidden, head, temperature):
@@ -95,11 +96,12 @@ def token_logprobs(hidden: Tensor, ids: Tensor, head: Head, temperature: float) 
 
 
 def compare(policy: Tensor, reference: Tensor, ids: Tensor, head: Head, temperature: float) -> Compared:
-    """Policy and reference by their hidden states [N, D], at tokens `ids` [N]; what it returns is [N].
+    """Policy and reference by their hidden states [N, D], at tokens `ids` [N]. What it returns is [N].
 
-    `kl` is the whole sum over the vocabulary, sum_v p(v) log(p(v) / q(v)), after the tokens that were sampled: summed
-    over a reply it has the mean of log(p / q) of its tokens, and less variance (the Rao-Blackwellized estimator of
-    Amini, Vieira and Cotterell 2025, "Better estimation of the Kullback-Leibler divergence between language models").
+    `kl` is the whole sum over the vocabulary, sum_v p(v) log(p(v) / q(v)), after the tokens that were sampled. Summed
+    over a reply it has the same mean as log(p / q) of the reply's tokens, and less variance. It is the
+    Rao-Blackwellized estimator of Amini, Vieira and Cotterell 2025, "Better estimation of the Kullback-Leibler
+    divergence between language models".
     """
     found = policy.new_empty(4, len(ids), dtype=torch.float32)
     with torch.no_grad():

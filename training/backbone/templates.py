@@ -1,8 +1,10 @@
 """Conversations to token ids and back: the model's chat template, as serving renders it, with one date for a run.
 
-A run repeats itself: what it renders on another day must be the same. So templates that print the date print the one
-that the run was given. Replies that people wrote end with the token with which the template ends a turn, which need
-not be the tokenizer's end token (Gemma, Phi), and what they typed never becomes a control token.
+A run is repeatable: it must render the same on another day. So templates that print the date print the date that the
+run was given.
+
+Replies that people wrote end with the token with which the template ends a turn. That need not be the tokenizer's end
+token (Gemma, Phi). What people typed never becomes a control token.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from thumbwise.errors import ThumbwiseError
 
 
 class ChatTemplate:
-    """The template of `tokenizer` with the operator's `arguments`, on the day `day` (None: today's).
+    """The template of `tokenizer` with the operator's `arguments`, on the day `day` (None: today).
 
-    A reply ends at one of `stop_ids`. Raises ThumbwiseError where the template leaves out what people write.
+    A reply ends at one of `stop_ids`. Raises ThumbwiseError if the template leaves out what people write.
     """
 
     def __init__(
@@ -28,7 +30,7 @@ class ChatTemplate:
     ) -> None:  # fmt: skip
         self.tokenizer, self.stop_ids = tokenizer, stop_ids
         self._given: dict[str, Any] = dict(arguments or {})
-        if day is not None:  # what a template is given goes before what it finds
+        if day is not None:  # arguments of a template take precedence over its globals
             self._given["strftime_now"] = datetime.combine(day, time(12)).strftime
         self._format = self._find_format()
         self._end = self._find_end()
@@ -40,8 +42,9 @@ class ChatTemplate:
     def reply_ids(self, messages: Sequence[Message], text: str) -> tuple[int, ...]:
         """The ids of `text` as the reply to `messages`, up to the token that ends it.
 
-        Of the template with the reply, what follows the prompt. Where that is not to be had (a template that rewrites
-        what came before, or a text with a control token's name in it), the text alone, and then the turn's end.
+        They are what follows the prompt when the template renders the conversation with the reply. That is not always
+        possible: a template may rewrite what came before, or the text may contain the name of a control token. Then
+        they are the text alone, plus the end of the turn.
         """
         text = text.strip()
         plain: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -57,7 +60,7 @@ class ChatTemplate:
         return ids
 
     def _up_to_end(self, ids: Sequence[int]) -> list[int]:
-        """`ids` to their first stop id, or nothing where there is none."""
+        """`ids` up to the first stop id, or nothing if there is none."""
         end = next((n for n, token in enumerate(ids, 1) if token in self.stop_ids), 0)
         return list(ids[:end])
 
@@ -69,21 +72,21 @@ class ChatTemplate:
         return text
 
     def _with_reply(self, messages: Sequence[Message], text: str) -> list[int]:
-        """The ids of the conversation and its reply; none where the template takes no replies."""
+        """The ids of the conversation and its reply; none if the template takes no replies."""
         try:
             return self._ids(self._render([*messages, Message(role="assistant", content=text)], begin=False))
-        except Exception:  # a template is somebody's program
+        except Exception:  # a template is somebody's program and may raise anything
             return []
 
     def _find_format(self) -> Format:
-        """Whether a message's text is handed over as it is or as a list of parts: whichever comes out."""
+        """Whether a message's text is passed as plain text or as a list of parts: whichever the template prints."""
         marked = [Message(role="user", content=MARK)]
         said = "it leaves out what people write"
         for form in ("string", "openai"):
             try:
                 if MARK in self._render(marked, begin=True, form=form):
                     return form
-            except Exception as error:  # a template is somebody's program
+            except Exception as error:  # a template is somebody's program and may raise anything
                 said = " ".join(str(error).split())[:200]
         raise ThumbwiseError(
             f"The model's chat template cannot be used ({said}): mend chat_template.jinja in its folder, or choose "
@@ -95,7 +98,7 @@ class ChatTemplate:
         question, answer = Message(role="user", content="?"), Message(role="assistant", content=MARK)
         try:
             after = self._render([question, answer], begin=False).rpartition(MARK)[2]
-        except Exception:  # takes no replies: then the tokenizer's end token has to do
+        except Exception:  # it takes no replies: use the tokenizer's end token
             after = ""
         eos = self.tokenizer.eos_token_id
         return self._up_to_end(self._ids(after)) or [int(eos) if eos is not None else min(self.stop_ids)]

@@ -1,9 +1,10 @@
 """The formulas of PPO, as pure functions of float32 tensors.
 
-Shapes: B replies, T response positions; `mask` [B, T] is 1 on real response tokens and is made from
-lengths, never from `ids != pad`. Losses come back per element, unreduced: whoever calls them divides by
-the count over the whole batch, so that micro-batches of unequal length do not change the gradient. Left
-out: dual clipping. The pretraining term is in `ptx.py`.
+Shapes: B replies, T response positions. `mask` [B, T] is 1 on real response tokens; it is made from lengths, never from
+`ids != pad`. Losses are returned per element, unreduced. The caller divides by the count over the whole batch, so
+micro-batches of unequal length do not change the gradient. The pretraining term is in `ptx.py`.
+
+Left out: dual clipping.
 """
 
 from __future__ import annotations
@@ -42,14 +43,14 @@ def kl_k3(logp: Tensor, ref_logp: Tensor) -> Tensor:
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` where `mask` is 1 (0 where it is 1 nowhere): a scalar."""
+    """Mean of `values` where `mask` is 1: a scalar. It is 0 if the mask is 0 everywhere."""
     return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
 def token_rewards(score: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Tensor:
     """Rewards [B, T]: -beta * kl at every response token, plus `score` [B] at the last one.
 
-    A row without response tokens gets none of its score: there is no token that could have earned it.
+    A row without response tokens gets none of its score: no token could have earned it.
     """
     rewards = -beta * kl * mask
     last = (mask.sum(1).long() - 1).clamp(min=0)
@@ -61,8 +62,8 @@ def token_rewards(score: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Tenso
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation on response tokens: (advantages, returns), both [B, T], 0 under pads.
 
-    delta_t = r_t + gamma V_{t+1} - V_t, A_t = delta_t + gamma lam A_{t+1} (Schulman 2016); the value after
-    the last response token is 0, whatever lies in the pads.
+    delta_t = r_t + gamma V_{t+1} - V_t, A_t = delta_t + gamma lam A_{t+1} (Schulman 2016). The value after the last
+    response token is 0, whatever the pads contain.
     """
     rewards, values = rewards * mask, values * mask
     advantages = torch.zeros_like(rewards)
@@ -90,10 +91,11 @@ def ratio_of(logp: Tensor, old_logp: Tensor) -> Tensor:
 
 
 def sampling_weights(logp: Tensor, sampled_logp: Tensor) -> Tensor:
-    """min(pi / mu, 2) per token, mu being what sampled it: truncated importance sampling (Ionides 2008).
+    """min(pi / mu, 2) per token, where mu is the policy that sampled it: truncated importance sampling (Ionides 2008).
 
-    What samples and what is trained are the same policy in different arithmetic, or in different programs. So verl
-    (`rollout_is`) and TRL's GRPO (`vllm_importance_sampling_correction`) weigh a token's loss; 2 is verl's threshold.
+    The policy that samples and the policy that is trained are the same, but in different arithmetic or in different
+    programs. So verl (`rollout_is`) and TRL's GRPO (`vllm_importance_sampling_correction`) weight a token's loss. 2 is
+    verl's threshold.
     """
     return ratio_of(logp, sampled_logp).clamp(max=SAMPLING_WEIGHT)
 
@@ -126,25 +128,29 @@ def warmup(step: int, steps: int) -> float:
 
 
 def annealing(step: int, steps: int) -> float:
-    """Learning-rate factor: linear from 1 at step 0 to 0.1 at the last of `steps` (as OpenAI's lm-human-preferences
-    has it, to 0; Huang et al. 2024, The N implementation details of RLHF with PPO)."""
+    """Learning-rate factor: linear from 1 at step 0 to 0.1 at the last of `steps`.
+
+    OpenAI's lm-human-preferences does the same, down to 0 (Huang et al. 2024, The N implementation details of RLHF with
+    PPO).
+    """
     return 1 - 0.9 * step / max(1, steps - 1)
 
 
 ENDS = 1.5
-"""Odds of an end within a draft that a policy needs, times the reference's, to end as often as that in chat.
+"""A policy that is to end in chat as often as the reference needs these odds of an end within a draft, times the
+reference's.
 
-Nothing holds a policy to what it was after a draft's length. In five runs 9 to 25 points less of its chat replies than
-of stable's came to an end where its drafts ended as often as the reference's or less often, and 2 to 12 points more
-where they ended 1.5 times as often (docs/experiments.md).
+Nothing keeps a policy near the reference after a draft's length. In five runs, drafts ended as often as the reference's
+or less often, and then 9 to 25 points less of the chat replies than of stable's ended by themselves. If drafts ended
+1.5 times as often, it was 2 to 12 points more (docs/experiments.md).
 """
 
 
 def ends_wanted(usual: float, short: float = 1.0) -> float:
-    """The share of replies that should come to an end, where the share `usual` of the reference's does.
+    """The target share of replies that end by themselves, if the share `usual` of the reference's replies does.
 
-    `short` is the share of the replies that may not be as long as chat's. Those that may hold the policy to how often
-    it ends there, so the fewer are short, the nearer to `usual`.
+    `short` is the share of replies with a lower limit than chat's. The others keep the policy near the reference's
+    share there. So the fewer replies are short, the nearer the target is to `usual`.
     """
     odds: float = ENDS**short
     return odds * usual / (odds * usual + 1 - usual)
@@ -152,12 +158,12 @@ def ends_wanted(usual: float, short: float = 1.0) -> float:
 
 @dataclass
 class MissingEnd:
-    """What a reply that was cut off loses, in deviations of the score: steered to the rate of ends `usual`.
+    """The penalty of a reply that was cut off, in deviations of the score. It is steered to the share `usual` of ends.
 
-    How much votes like replies that are cut off differs: a fixed penalty that is too little for one reward model
-    makes the next one's replies short, which nobody asked for. `of` answers to a batch at once, in proportion to what
-    it lacks; that alone settles below `usual` where votes like longer replies, so `value` sums up what batches lacked.
-    Without `usual` it stays `value`.
+    How much votes like replies that are cut off differs. A fixed penalty that is too low for one reward model makes the
+    next one's replies short, and nobody asked for that. `of` reacts to one batch at once, in proportion to the ends
+    that it lacks. That alone would settle below `usual` if votes like longer replies, so `value` sums up what batches
+    lacked. Without `usual` the penalty stays `value`.
     """
 
     value: float
@@ -165,16 +171,16 @@ class MissingEnd:
 
     AT_ONCE = 6.0
     EACH_TIME = 3.0
-    """By how much it is raised where no reply comes to an end and all should; for that batch, and from then on."""
+    """How far the penalty rises if no reply ends and all should: AT_ONCE for that batch, EACH_TIME from then on."""
     MOST = 4.0
-    """No more is summed up, so that it comes down soon where ends were out of reach for a while."""
+    """The sum goes no higher, so that it falls soon after a time in which the target could not be reached."""
 
     def of(self, rate: float) -> float:
-        """The penalty in a batch of which the share `rate` came to an end, never below 0."""
+        """The penalty in a batch of which the share `rate` ended by themselves; never below 0."""
         return max(0.0, self.value + self.AT_ONCE * self._lacking(rate))
 
     def update(self, rate: float) -> None:
-        """Move the penalty after a batch of which the share `rate` came to an end."""
+        """Update the penalty after a batch of which the share `rate` ended by themselves."""
         self.value = min(max(0.0, self.value + self.EACH_TIME * self._lacking(rate)), max(self.MOST, self.value))
 
     def _lacking(self, rate: float) -> float:
@@ -185,10 +191,11 @@ class MissingEnd:
 class Pace:
     """A factor on the policy's learning rate that brings its KL to `target` nats a token at the end of the schedule.
 
-    KL grows as the square of the way that was gone. How far a rate takes the policy hangs on how clear the reward is,
-    and lessens as it nears what the reward likes, so it is measured over the last WINDOW iterations: the factor is
-    what would go the way that is left in the rates that are left. An iteration raises it by `gain` at most, and at
-    most halves it, because a KL of few replies is a noisy one. A `gain` of 1 leaves the rate alone.
+    KL grows as the square of the distance that the policy has moved. How far a learning rate moves the policy depends
+    on how clear the reward is, and gets less as the policy nears what the reward likes. So it is measured over the last
+    WINDOW iterations. The factor is the one that covers the remaining distance with the remaining learning rates. One
+    iteration raises it by `gain` at most, and at most halves it, because a KL of few replies is noisy. A `gain` of 1
+    leaves the rate alone.
     """
 
     target: float
@@ -196,23 +203,23 @@ class Pace:
     value: float = 1.0
     gone: float = 0.0
     marks: tuple[tuple[float, float], ...] = ()
-    """Rates gone through, and the way, at the last WINDOW updates; `gone` are the rates until now."""
+    """The sum of rates used and the distance, at the last WINDOW updates. `gone` is the sum of rates until now."""
 
     WINDOW = 4
     CUT = 2.0
     LIMITS = (0.02, 4.0)
 
     def update(self, kl: float, ahead: Sequence[float], *, steer: bool = True) -> None:
-        """Move the factor before an iteration whose policy is at `kl`.
+        """Update the factor before an iteration whose policy is at `kl`.
 
-        `ahead` are the rates, of this iteration and those after it, that the factor is for. Where `steer` is False,
-        how far it has come is noted and the factor stays.
+        `ahead` are the rates of this iteration and of those after it, without the factor. If `steer` is False, the
+        distance so far is noted and the factor stays.
         """
         way = math.sqrt(max(kl, 0.0))
         if steer and self.gain > 1 and self.marks:
             rates, went = self.gone - self.marks[0][0], way - self.marks[0][1]
             left = max(0.0, math.sqrt(self.target) - way)
-            to_come = self.value * sum(ahead) * max(went, 0.0) / rates  # the way, at this pace
+            to_come = self.value * sum(ahead) * max(went, 0.0) / rates  # the distance, at this pace
             change = min(max(left / max(to_come, 1e-9), 1 / self.CUT), self.gain)
             self.value = min(max(self.value * change, self.LIMITS[0]), self.LIMITS[1])
         self.marks = (*self.marks, (self.gone, way))[-self.WINDOW :]

@@ -1,11 +1,14 @@
 """PPO-ptx: the gradient of the pretraining objective, added to PPO's before one optimizer step.
 
-Its texts are what the reference says at temperature 1 to our prompts, and a file of the operator's own. At
-temperature 1 the gradient of a text's log-likelihood is 0 in expectation where the policy is the reference, so the
-term holds the policy to what the model could say before, and teaches nothing by itself. InstructGPT's fixed
-coefficient (27.8, arXiv 2203.02155, equation 2) fits its losses' scales; here the term is a share of PPO's own
-gradient by norm, which means the same at every model size and batch. Left out: PPO and this term in steps of their
-own (InstructGPT, appendix C.4, accumulates them), and a pretraining corpus, which nobody has on a laptop.
+The texts are replies of the reference to our prompts at temperature 1, and a file of the operator's own. At temperature
+1 the gradient of a text's log-likelihood is 0 in expectation as long as the policy is the reference. So the term keeps
+the policy near what the model could say before, and teaches nothing by itself.
+
+InstructGPT's fixed coefficient (27.8, arXiv 2203.02155, equation 2) fits the scales of its losses. Here the term is a
+share of PPO's own gradient by norm, which means the same at every model size and batch.
+
+Left out: PPO and this term in separate steps (InstructGPT, appendix C.4, accumulates them), and a pretraining corpus,
+which nobody has on a laptop.
 """
 
 from __future__ import annotations
@@ -28,19 +31,19 @@ from thumbwise.training.data.operator_files import keep
 from thumbwise.training.policy.stepping import by_group, imitate
 
 KEPT = "ptx.txt"
-"""The operator's file as the run began with it, in the run's folder."""
+"""The operator's file, as it was when the run began, in the run's folder."""
 TEXTS = 192
-"""Replies of the reference that the texts are drawn from: each comes about three times in a run."""
+"""The number of the reference's replies that texts are drawn from. Each comes about three times in a run."""
 WINDOW = 128
-"""Tokens of an operator's file that are one text."""
+"""The number of tokens of one text from the operator's file."""
 MOST, SLICES = 2_000_000, 200
-"""Characters of an operator's file that are read, and pieces that they come from."""
+"""How many characters of an operator's file are read, and from how many pieces."""
 MEMORY = 0.9
-"""Of the running means of both gradients' norms: one minibatch's norm alone is mostly luck."""
+"""Decay of the running means of both gradients' norms. The norm of one minibatch alone is mostly luck."""
 
 
 class Pretraining:
-    """The texts, and `add_gradient`; everything random hangs on the run's seed."""
+    """The texts, and `add_gradient`. Everything random depends on the run's seed."""
 
     def __init__(self, context: RunContext) -> None:
         train = context.train
@@ -53,15 +56,15 @@ class Pretraining:
         """Running means of the norms of PPO's gradient and of this one's; 0 before the first step."""
 
     def draw(self, rng: random.Random) -> list[Sample]:
-        """`train.ptx_batch` texts, half of them from the operator's file where there is one."""
+        """`train.ptx_batch` texts, half of them from the operator's file if there is one."""
         theirs = rng.choices(self.own, k=self.batch // 2) if self.own else []
         return theirs + rng.choices(self.texts, k=self.batch - len(theirs))
 
     def add_gradient(self, weights: Mapping[str, Tensor], texts: Sequence[Sample]) -> dict[str, float]:
-        """Add gamma times the gradient of the texts' loss to `weights`' gradients; returns metrics.
+        """Add gamma times the gradient of the texts' loss to `weights`' gradients. Returns metrics.
 
-        The loss is -log policy(token) at temperature 1, a mean over tokens; gamma = share |g_ppo| / |g_ptx| over
-        running means of the norms. With a share of 0 the gradients stay as they are, bit for bit.
+        The loss is -log policy(token) at temperature 1, a mean over tokens. gamma = share |g_ppo| / |g_ptx|, over
+        running means of the norms. With a share of 0 the gradients do not change, bit for bit.
         """
         ppo = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights.values()]
         for weight in weights.values():
@@ -78,16 +81,16 @@ class Pretraining:
         return {"ptx_loss": loss, "ptx_gamma": gamma}
 
     def state_dict(self) -> dict[str, Any]:
-        """The running means; texts follow from the seed."""
+        """The running means. The texts follow from the seed."""
         return {"ptx_norms": list(self.norms)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Continue from what `state_dict` returned."""
         self.norms = list(state["ptx_norms"])
 
 
 def general_chat(context: RunContext, wanted: int, purpose: str) -> list[Sample]:
-    """About `wanted` replies of the reference at temperature 1 to our prompts (people's, where there are none)."""
+    """About `wanted` replies of the reference at temperature 1 to our prompts (people's, if there are none)."""
     assert context.backend is not None
     seed = context.train.seed
     rng = random.Random(f"{seed}:{purpose}")
@@ -98,9 +101,9 @@ def general_chat(context: RunContext, wanted: int, purpose: str) -> list[Sample]
 
 
 def keep_file(train: TrainSettings, folder: Path) -> str:
-    """Copy the operator's file into a run's folder, unless that is done; returns its SHA-256 (empty: no file).
+    """Copy the operator's file into a run's folder, unless that is done. Returns its SHA-256 (empty: no file).
 
-    Raises ThumbwiseError where it cannot be read.
+    Raises ThumbwiseError if it cannot be read.
     """
     return keep(train.ptx_file, folder / KEPT, _read)
 
@@ -113,10 +116,11 @@ def _read(path: Path) -> str:
 
 
 def windows(path: Path, tokenizer: Any) -> list[Sample]:
-    """A text file cut into texts of WINDOW tokens; raises ThumbwiseError where it has fewer.
+    """A text file cut into texts of WINDOW tokens. Raises ThumbwiseError if it has fewer tokens.
 
-    The first token of a text is its context, so every other one is learned from. Of a long file SLICES pieces at equal
-    distances, MOST characters in all: a run draws some hundred texts, and a tokenizer wants a hundred bytes a token.
+    The first token of a text is its context, and all others are learned. Of a long file, SLICES pieces at equal
+    distances are read, MOST characters in all: a run draws some hundred texts, and a tokenizer needs a hundred bytes a
+    token.
     """
     text = path.read_text(encoding="utf-8")
     if len(text) > MOST:

@@ -1,9 +1,11 @@
 """Rollouts in process: sample replies from an adapter, or from the base, with the run's own backbone.
 
-The loop is our own, because a training rollout must be plain sampling at the run's temperature over the
-whole vocabulary (no top-k, top-p or penalties: those distributions are not the policy's), must give back
-token ids, and must repeat with its seed. About three times as fast as `generate` on CPU, mostly for
-sampling by inverse CDF. Left out: continuous batching (rows that ended leave a batch, and none come in).
+The loop is our own, for three reasons. A training rollout must be plain sampling at the run's temperature over the
+whole vocabulary (top-k, top-p or penalties would sample another distribution than the policy's). It must return token
+ids. And it must repeat with its seed. It is about three times as fast as `generate` on CPU, mostly because it samples
+by inverse CDF.
+
+Left out: continuous batching (rows that ended leave a batch, and none come in).
 """
 
 from __future__ import annotations
@@ -36,10 +38,10 @@ class Generated:
 
 
 def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One token id a row of `logits` [B, V] and its log-probability, both [B], at `temperature`.
+    """One token id for each row of `logits` [B, V] and its log-probability, both [B], at `temperature`.
 
-    By inverse CDF, which on CPU is several times as fast as `multinomial`; 0 takes the likeliest token, with
-    its log-probability at temperature 1.
+    It samples by inverse CDF, which on CPU is several times as fast as `multinomial`. Temperature 0 takes the likeliest
+    token, with its log-probability at temperature 1.
     """
     chances = torch.softmax(logits.float() / (temperature or 1.0), -1)
     if temperature == 0:
@@ -54,11 +56,15 @@ def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> tupl
 def prefill(
     model: Any, prompts: Sequence[Sequence[int]], pad_id: int, room: int
 ) -> tuple[Tensor, Cache, Tensor, Tensor]:
-    """Logits after each of B prompts [B, V]; their keys and values, with `room` for so many tokens more; which of
-    these are real tokens', [B, L + room]; and how long the prompts are [B].
+    """Run B prompts, and return four things:
 
-    Equal prompts are run once, and so is what all of them begin with. They are read with pads on the right, which
-    disturb nothing, and kept with pads on the left of everything: a sliding window counts places, so that a pad
+    - the logits after each prompt, [B, V];
+    - their keys and values, with `room` for that many more tokens;
+    - which of these belong to real tokens, [B, L + room];
+    - the prompts' lengths, [B].
+
+    Equal prompts are run once, and so is the part that all of them begin with. Prompts are read with pads on the right,
+    which change nothing. They are kept with pads on the left of everything: a sliding window counts places, so a pad
     between two tokens would push the first one out of it.
     """
     different = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
@@ -91,8 +97,8 @@ def generate(
 ) -> list[Generated]:
     """Continue each of `prompts` (token ids) by at most `max_tokens` (one for all, or one each), sampled together.
 
-    A reply's last id is the first of `stop_ids` that it drew; it leaves the batch there. `told` hears after each step
-    how many tokens each reply that goes on has.
+    A reply's last id is the first of `stop_ids` that it sampled; then it leaves the batch. After each step `told` gets
+    the number of tokens of each reply that continues.
     """
     generator = torch.Generator().manual_seed(seed)
     limits = torch.tensor([max_tokens] * len(prompts) if isinstance(max_tokens, int) else list(max_tokens))
@@ -136,14 +142,14 @@ class InProcess:
         self.max_tokens = context.max_tokens
 
     def sample(self, prompts: Sequence[Prompt], adapter: str | None, seed: int) -> list[Sample]:
-        """One reply a prompt, in order, from `adapter` (None: the base); the same seed repeats them."""
+        """One reply to each prompt, in order, from `adapter` (None: the base). The same seed gives the same replies."""
         with self.backbone.sampling(adapter) as model:
             return self._sample(model, prompts, adapter, seed)
 
     def _sample(self, model: Any, prompts: Sequence[Prompt], adapter: str | None, seed: int) -> list[Sample]:
         tokenizer = self.backbone.tokenizer
         limits = [self.max_tokens if prompt.max_tokens is None else prompt.max_tokens for prompt in prompts]
-        order = sorted(range(len(prompts)), key=lambda n: limits[n])  # replies of one batch are of like lengths
+        order = sorted(range(len(prompts)), key=lambda n: limits[n])  # replies of one batch have similar lengths
         ids = [self.backbone.chat.prompt_ids(prompt.messages) for prompt in prompts]
         samples: dict[int, Sample] = {}
         for n, part in enumerate(chunks(len(prompts), BATCH)):
@@ -174,6 +180,6 @@ class InProcess:
         return [samples[row] for row in range(len(prompts))]
 
     def _told(self, part: slice, prompts: int, longest: int, tokens: int) -> None:
-        """So many replies are done as would be if those of `part`, written side by side, were written in turn."""
+        """How many whole replies the work so far equals, if those of `part`, written together, were written in turn."""
         now = min(part.stop, prompts) - part.start
         self.backbone.told("replies written", part.start + now * tokens // longest, prompts)

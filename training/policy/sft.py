@@ -1,12 +1,16 @@
-"""The first of the recipe's steps: supervised fine-tuning on demonstrations, here replies that people corrected.
+"""The recipe's first step: supervised fine-tuning (SFT) on demonstrations, here replies that people corrected.
 
-A few epochs on the corrections, with a share of general chat (the reference's own replies at temperature 1, whose
-gradient is 0 in expectation at first) so that the model does not forget the rest (InstructGPT, appendix C.3: two
-epochs with 10% pretraining mix). A fifth of the prompts is held out, and the epoch whose held-out loss is least is
-kept; where none is below the base's, nothing is. What is kept becomes the reference, frozen, of which the policy
-starts as a copy. Left out: choosing the epoch by the reward model's score (section 3.5), which is fitted after this;
-and corrections as comparisons with the reply that they correct, because that reward model would learn to tell
-people's writing from the model's.
+It runs a few epochs on the corrections. A share of general chat keeps the model from forgetting the rest (InstructGPT,
+appendix C.3: two epochs with 10% pretraining mix). General chat here is the reference's own replies at temperature 1,
+whose gradient is at first 0 in expectation.
+
+A fifth of the prompts is held out, and the epoch with the least held-out loss is kept. If no epoch is below the base's
+loss, nothing is kept. What is kept becomes the frozen reference, and the policy starts as a copy of it.
+
+Left out:
+- Choosing the epoch by the reward model's score (section 3.5): the reward model is fitted after SFT.
+- Corrections as comparisons with the reply that they correct: that reward model would learn to tell people's writing
+  from the model's.
 """
 
 from __future__ import annotations
@@ -29,16 +33,17 @@ from thumbwise.training.policy.stepping import descend, imitate
 from thumbwise.training.policy.value import adamw
 
 FOLDS = 5
-"""One of them is held out."""
+"""The prompts are divided into so many folds, and one fold is held out."""
 BATCH = 16
-"""Texts of one update."""
+"""The number of texts in one update."""
 
 
 @dataclass(frozen=True)
 class SFTReport:
-    """Demonstrations learned from, the epoch that was kept (0: none), and the held-out loss before and after each.
+    """The number of demonstrations, the epoch that was kept (0: none), and the held-out loss before and after each
+    epoch.
 
-    No losses where the demonstrations were too long, or of one conversation, so that none could be held out.
+    There are no losses if the demonstrations were too long, or of one conversation, so that none could be held out.
     """
 
     demonstrations: int
@@ -59,7 +64,7 @@ class SFTReport:
 
 
 def encode(demonstrations: Sequence[Demonstration], backbone: Backbone, longest: int) -> list[tuple[str, Sample]]:
-    """Group and sample of each demonstration, ended as the template ends a reply; those over `longest` are left out."""
+    """Group and sample of each demonstration, ended as the template ends a reply. Those over `longest` are left out."""
     found = []
     for demo in demonstrations:
         prompt, ids = backbone.chat.prompt_ids(demo.prompt), backbone.chat.reply_ids(demo.prompt, demo.text)
@@ -71,11 +76,11 @@ def encode(demonstrations: Sequence[Demonstration], backbone: Backbone, longest:
 def learn(
     context: RunContext, demonstrations: Sequence[Demonstration], check: Callable[[], None] = lambda: None
 ) -> SFTReport:
-    """Fine-tune the adapter "policy"; it ends as the best epoch left it. `check` is called before every update."""
+    """Fine-tune the adapter "policy". It ends as the best epoch left it. `check` is called before every update."""
     train, backbone = context.train, context.backbone
     encoded = encode(demonstrations, backbone, train.max_prompt_tokens)
     fold = folds([group for group, _ in encoded], FOLDS, train.seed)
-    # The fold nearest to a fifth: what people correct most may fill one of its own, and is to be learned from.
+    # Hold out the fold nearest to a fifth. The most corrected prompt may fill a fold alone; it should be learned from.
     out = min(set(fold), key=lambda number: (abs(fold.count(number) - len(fold) / FOLDS), number), default=0)
     own = [sample for (_, sample), number in zip(encoded, fold, strict=True) if number != out]
     held_out = [sample for (_, sample), number in zip(encoded, fold, strict=True) if number == out]
@@ -102,7 +107,7 @@ def learn(
 
 
 def rate(done: float) -> float:
-    """Share of the learning rate when the share `done` of all updates is done: a cosine to a tenth (C.1)."""
+    """Factor on the learning rate when the share `done` of all updates is done: a cosine down to a tenth (C.1)."""
     return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
 
 

@@ -1,4 +1,4 @@
-"""What policy algorithms are made from and have to save, and their learning rate, which is steered by the KL.
+"""The state that policy algorithms have in common and save, and their learning rate, which the KL steers.
 
 Torch is imported late, because plugins are listed without it.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class PolicyState:
-    """The policy's weights, their optimizer, its pace and the missing end's penalty; saved and restored."""
+    """The policy's weights, their optimizer, its pace and the penalty for a missing end; saved and restored."""
 
     policy: dict[str, Tensor]
 
@@ -38,9 +38,9 @@ class PolicyState:
         self.optimizer: Any = adamw(list(self.policy.values()), self.train.learning_rate)
 
     def set_pace(self, iteration: int, kl_token: float) -> float:
-        """Set the policy's learning rate, before an iteration that it began at `kl_token`, and return it.
+        """Set the policy's learning rate before an iteration that begins at `kl_token`, and return it.
 
-        After warm-up, annealing and what `Pace` makes of the KL, so that every algorithm comes to `train.kl_target`.
+        It is after warm-up, annealing and `Pace`'s factor, so that every algorithm reaches `train.kl_target`.
         """
         from thumbwise.training.policy import stepping
 
@@ -50,27 +50,29 @@ class PolicyState:
         return stepping.set_learning_rate(self.optimizer, wanted, self.train, iteration)
 
     def kl_price(self, samples: Sequence[Sample]) -> float:
-        """What a nat of a reply's KL costs: `train.kl_coefficient` is for a nat at every token of replies like these.
+        """What a nat of a reply's KL costs. `train.kl_coefficient` is the cost of a nat at every token of replies like
+        these.
 
-        One price for all replies, so that none pays less for being long. With a price that knows no length, replies of
-        200 tokens at `train.kl_target` would lose to the KL about what the reward can give them.
+        There is one price for all replies, so that no reply pays less for being long. If the price did not depend on
+        length, replies of 200 tokens at `train.kl_target` would lose about as much to the KL as the reward can give
+        them.
         """
         from thumbwise.training.evaluation.replies import mean_length
 
         return self.train.kl_coefficient / max(1.0, mean_length(samples))
 
     def parts(self) -> Parts:
-        """What is trained: an algorithm that trains more than the policy adds it."""
+        """What is trained. An algorithm that trains more than the policy adds its parts."""
         return {"policy": (self.policy, self.optimizer)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The parts, the pace and the missing end's penalty, copied."""
+        """The parts, the pace and the penalty for a missing end, copied."""
         from thumbwise.training.policy.stepping import saved
 
         return saved(self.parts()) | {"pace": asdict(self.pace), "missing_end": self.ends.value}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back, or on, to what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         from thumbwise.training.policy.losses import Pace
         from thumbwise.training.policy.stepping import restore
 

@@ -1,8 +1,9 @@
-"""What every policy algorithm's `step` does alike: draw prompts, sample, score, measure, cut into minibatches.
+"""What every policy algorithm's `step` has in common: draw prompts, sample, score, measure, cut into minibatches.
 
-Functions that an algorithm calls in the order it likes, not a base class with holes to fill in: the loop of
-each stays readable from top to bottom in its own file (`plugins/ppo.py`, `plugins/best_of_n.py`). Left out:
-losses, and what is done with a score, because that is where algorithms differ.
+These are functions that an algorithm calls in the order it likes, not a base class with holes to fill in. So the loop
+of each algorithm stays readable from top to bottom in its own file (`plugins/ppo.py`, `plugins/best_of_n.py`).
+
+Left out: losses, and what is done with a score, because that is where algorithms differ.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from thumbwise.training.evaluation.replies import eos_penalties, finish_rate, me
 from thumbwise.training.policy.losses import MissingEnd, annealing, kl_k3, masked_mean, warmup
 
 Parts = Mapping[str, tuple[Mapping[str, Tensor], Any]]
-"""What an algorithm trains, by name: the weights by name, and their optimizer."""
+"""What an algorithm trains, by name: the weights (by name too) and their optimizer."""
 
 
 # --- rollouts and what they are worth -------------------------------------------------------------------
@@ -35,11 +36,11 @@ Parts = Mapping[str, tuple[Mapping[str, Tensor], Any]]
 def sample_rollouts(
     context: RunContext, iteration: int, prompts: int, replies: int = 1
 ) -> tuple[list[Sample], random.Random]:
-    """Replies of the policy to `prompts` prompts, `replies` in a row to each; and the iteration's own chance.
+    """Replies of the policy to `prompts` prompts, `replies` in a row to each; and the iteration's random generator.
 
-    The replies to one prompt have one limit, of the lengths at which people judged, so that they can be compared. All
-    of it hangs on the run's seed and the iteration's number alone, so that a run goes on from a checkpoint as
-    if it had not stopped.
+    The replies to one prompt share one limit, drawn from the lengths at which people judged, so that they can be
+    compared. All of it depends only on the run's seed and the iteration's number. So a resumed run continues as if it
+    had not stopped.
     """
     assert context.rollouts is not None
     rng = random.Random(f"{context.train.seed}:{iteration}")
@@ -49,20 +50,20 @@ def sample_rollouts(
 
 
 def draw_prompts(context: RunContext, wanted: int, rng: random.Random) -> list[Prompt]:
-    """`wanted` prompts, `own_prompts` of them people's where there are any, drawn as `by_group` does."""
+    """`wanted` prompts, drawn as `by_group` does; `own_prompts` of them are people's, if there are any."""
     own, seeds = context.prompts, context.seed_prompts
     if not own and not seeds:
         raise ThumbwiseError("There is no prompt that rollouts could start from: all of them are held out.")
     n_own = round(context.train.own_prompts * wanted) if own and seeds else (wanted if own else 0)
     drawn = by_group(own, n_own, rng) + by_group(seeds, wanted - n_own, rng)
-    rng.shuffle(drawn)  # minibatches are runs of neighbours
+    rng.shuffle(drawn)  # a minibatch takes neighbours
     return drawn
 
 
 def by_group(prompts: Sequence[Prompt], wanted: int, rng: random.Random) -> list[Prompt]:
-    """`wanted` of `prompts`: no group (a conversation, or a topic) a second time before all groups had their turn.
+    """`wanted` of `prompts`: no group (a conversation, or a topic) comes again before all groups had their turn.
 
-    So a conversation of many turns counts as one. Nor does a prompt come again before all of its group came.
+    So a conversation of many turns counts as one. A prompt comes again only after all of its group.
     """
     groups: dict[str, list[Prompt]] = {}
     for prompt in prompts:
@@ -79,7 +80,7 @@ def by_group(prompts: Sequence[Prompt], wanted: int, rng: random.Random) -> list
 
 
 def missing_end(context: RunContext) -> MissingEnd:
-    """The penalty of a run's replies that are cut off: `missing_eos_penalty` at first; 0 leaves it out, for good."""
+    """The penalty of a run's replies that are cut off: `missing_eos_penalty` at first. 0 switches it off for good."""
     penalty = context.train.missing_eos_penalty
     return MissingEnd(penalty, context.finish_rate if penalty else None)
 
@@ -87,9 +88,10 @@ def missing_end(context: RunContext) -> MissingEnd:
 def shaped_scores(
     reward: Reward, samples: Sequence[Sample], limit: float, ends: MissingEnd
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores [N] float32, clipped at `limit`; what `ends` takes from each [N]; and [N] bool, if there is a score.
+    """Scores [N] float32, clipped at `limit`; what `ends` subtracts from each, [N]; and whether there is a score, [N]
+    bool.
 
-    A score that is not there (NaN) or not finite is 0: look at the third tensor first.
+    A score that is missing (NaN) or not finite is returned as 0: look at the third tensor first.
     """
     value = torch.tensor(reward(samples).value)
     penalty = torch.tensor(eos_penalties(samples, ends.of(finish_rate(samples))))
@@ -98,7 +100,7 @@ def shaped_scores(
 
 @dataclass
 class Measured:
-    """Of N replies, by the trainer's own weights, [N, T] float32: see `Compared`; `mask` is 1 on real tokens."""
+    """Numbers of N replies by the trainer's own weights, [N, T] float32: see `Compared`. `mask` is 1 on real tokens."""
 
     logp: Tensor
     reference: Tensor
@@ -124,9 +126,9 @@ def rollout_metrics(
 ) -> dict[str, float]:
     """What every algorithm logs of its rollouts (`thumbwise.training.evaluation.metrics.GLOSSARY`); all of it finite.
 
-    `score` and `known` are [N], as `shaped_scores` returns them: the penalty for a missing end is steered, so a
-    reward less that would fall while the policy gets better. `kl` is in nats a reply, `kl_token` in nats a token, over
-    all N.
+    `score` and `known` are [N], as `shaped_scores` returns them. The logged reward is without the penalty for a missing
+    end: the penalty is steered, so a reward minus it would fall while the policy gets better. `kl` is in nats a reply,
+    `kl_token` in nats a token, over all N.
     """
     return {
         "reward": float(score[known].mean()) if bool(known.any()) else 0.0,
@@ -144,7 +146,7 @@ def rollout_metrics(
 
 
 def rollout_logp(samples: Sequence[Sample], logp: Tensor) -> Tensor:
-    """The backend's log-probabilities of the tokens, [N, T]; `logp`, the trainer's own, where it reports none."""
+    """The backend's log-probabilities of the tokens, [N, T], or the trainer's own `logp` if it reports none."""
     given = logp.clone()
     for row, sample in enumerate(samples):
         if sample.rollout_logprobs is not None:
@@ -158,7 +160,7 @@ def rollout_logp(samples: Sequence[Sample], logp: Tensor) -> Tensor:
 def minibatches(n: int, train: TrainSettings) -> list[list[slice]]:
     """At most `train.minibatches` of n replies, none empty, each cut into micro-batches; the same every time.
 
-    So old and new log-probabilities are computed in the same shapes, and bfloat16 rounds them alike.
+    So old and new log-probabilities are computed in the same shapes, and bfloat16 rounds them in the same way.
     """
     size = max(1, -(-n // train.minibatches))
     return [
@@ -173,9 +175,10 @@ def minibatches(n: int, train: TrainSettings) -> list[list[slice]]:
 def passes(
     n: int, train: TrainSettings, rng: random.Random, update: Callable[[Sequence[slice]], Mapping[str, float]]
 ) -> dict[str, float]:
-    """`update` on every minibatch of n replies, `epochs` times, each time in another order; its metrics' means.
+    """`update` on every minibatch of n replies, `epochs` times, each time in another order. Returns the metrics' means.
 
-    Of a metric whose name ends in `_max`, the largest. Without replies nothing is called: no metrics.
+    Of a metric whose name ends in `_max` it returns the largest. Without replies nothing is called, and there are no
+    metrics.
     """
     totals: dict[str, list[float]] = {}
     for _ in range(train.epochs):
@@ -194,7 +197,7 @@ def schedule(train: TrainSettings, iteration: int) -> float:
 
 
 def set_learning_rate(optimizer: Any, rate: float, train: TrainSettings, iteration: int) -> float:
-    """Set `rate`, after warm-up and annealing, on `optimizer` and return it."""
+    """Set `rate` on `optimizer`, after warm-up and annealing, and return it."""
     now = rate * schedule(train, iteration)
     for group in optimizer.param_groups:
         group["lr"] = now
@@ -203,9 +206,9 @@ def set_learning_rate(optimizer: Any, rate: float, train: TrainSettings, iterati
 
 @dataclass
 class Scored:
-    """N replies, a number of them in a row to each prompt; [N] what `shaped_scores` has of them; metrics.
+    """N replies, the same number in a row to each prompt; what `shaped_scores` returns for them, [N] each; metrics.
 
-    `reference` [N] is what the reference gives each reply: the sum of its tokens' log-probabilities.
+    `reference` [N] is the sum of the reference's log-probabilities of each reply's tokens.
     """
 
     samples: list[Sample]
@@ -218,7 +221,7 @@ class Scored:
 
 
 def score_replies(context: RunContext, reward: Reward, iteration: int, replies: int, ends: MissingEnd) -> Scored:
-    """About `episodes` rollouts, `replies` to each prompt, scored and measured; `ends` is moved on by them."""
+    """About `episodes` rollouts, `replies` to each prompt, scored and measured. They update `ends`."""
     train = context.train
     samples, rng = sample_rollouts(context, iteration, max(1, train.episodes // replies), replies)
     score, penalty, known = shaped_scores(reward, samples, train.reward_clip, ends)
@@ -229,9 +232,9 @@ def score_replies(context: RunContext, reward: Reward, iteration: int, replies: 
 
 
 def imitate(backbone: Backbone, samples: Sequence[Sample], parts: Sequence[slice], temperature: float) -> float:
-    """Add the gradient of the mean over tokens of -log policy(token) to the policy's; returns that mean.
+    """Add the gradient of the mean over tokens of -log policy(token) to the policy's. Returns that mean.
 
-    One token count for all micro-batches `parts`, so that they change nothing.
+    All micro-batches `parts` are divided by one token count, so how they are cut changes nothing.
     """
     count = max(1, sum(len(sample.response_ids) for part in parts for sample in samples[part]))
     total = 0.0
@@ -243,7 +246,7 @@ def imitate(backbone: Backbone, samples: Sequence[Sample], parts: Sequence[slice
 
 
 def descend(weights: Mapping[str, Tensor], optimizer: Any, max_norm: float) -> float:
-    """One optimizer step with the gradients that are there, scaled down to `max_norm`; their norm before that."""
+    """One optimizer step with the current gradients, scaled down to `max_norm`. Returns their norm before that."""
     norm = torch.nn.utils.clip_grad_norm_(list(weights.values()), max_norm)
     optimizer.step()
     return float(norm)
@@ -262,7 +265,7 @@ def saved(parts: Parts) -> dict[str, Any]:
 
 
 def restore(parts: Parts, state: Mapping[str, Any]) -> None:
-    """Set every part to what `saved` returned, in place; `state` is copied, so that it can be used again."""
+    """Set every part to what `saved` returned, in place. `state` is copied, so it can be used again."""
     for name, (weights, optimizer) in parts.items():
         with torch.no_grad():
             for key, weight in weights.items():

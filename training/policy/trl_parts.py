@@ -1,11 +1,15 @@
-"""TRL's trainers on our backbone: their losses, a micro-batch at a time; rollouts, optimizer and checkpoints are ours.
+"""TRL's trainers on our backbone: TRL computes the losses, a micro-batch at a time; all else is ours.
 
-A TRL trainer owns its loop; a policy algorithm here is asked for one step at a time, must go on from a checkpoint to
+A TRL trainer owns its loop. A policy algorithm here is asked for one step at a time, must resume from a checkpoint to
 the same bits, and shares one frozen backbone with the reward model. So a trainer is made for its `compute_loss`, and
-never trains by itself. Two things are arranged for it: TRL takes the adapter of a PEFT model to be called "default",
-and adds a frozen copy of it as the reference, where ours is the base, or what an SFT stage left; and it imports vLLM
-where that is installed, which costs seconds and is not used. Left out: everything of TRL that is experimental, its
-data sets (one row satisfies it) and its logging.
+never trains by itself. Rollouts, optimizer and checkpoints are ours.
+
+Two things are arranged for TRL:
+- It expects the adapter of a PEFT model to be called "default", and adds a frozen copy of it as the reference. Our
+  reference is the base, or what an SFT stage left.
+- It imports vLLM if that is installed, which costs seconds and is not used.
+
+Left out: everything experimental in TRL, its data sets (one row satisfies it) and its logging.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def _importing() -> Iterator[None]:
-    """TRL imports inside the block, as if vLLM were not there, and quietly."""
+    """Inside the block TRL imports quietly, and as if vLLM were not installed."""
     from trl import import_utils
 
     asked = import_utils.is_vllm_available
@@ -62,7 +66,7 @@ def settings(context: RunContext) -> dict[str, Any]:
 
 
 def build(backbone: Backbone, make: Callable[..., Any], row: dict[str, Any], **arguments: Any) -> Any:
-    """The trainer `make(model=..., **arguments)` on the adapter "policy"; `row` is the data that it asks for."""
+    """The trainer `make(model=..., **arguments)` on the adapter "policy". `row` is the data that it asks for."""
     import datasets
     import torch
 
@@ -70,7 +74,7 @@ def build(backbone: Backbone, make: Callable[..., Any], row: dict[str, Any], **a
     for name in ("trl", "accelerate", "transformers.trainer"):
         logging.getLogger(name).setLevel(logging.ERROR)
     frozen = backbone.state(FROZEN) if backbone.reference == FROZEN else None
-    if frozen is not None:  # TRL makes one of its own, untrained
+    if frozen is not None:  # TRL makes its own one, untrained
         backbone.peft.delete_adapter(FROZEN)
     configs, data = backbone.peft.peft_config, datasets.Dataset.from_list([row])
     configs["default"] = configs[POLICY]
@@ -92,10 +96,10 @@ def build(backbone: Backbone, make: Callable[..., Any], row: dict[str, Any], **a
 def update(
     algorithm: PolicyState, trainer: Any, inputs: Callable[[slice], Any], minibatch: Sequence[slice]
 ) -> tuple[float, float]:
-    """One optimizer step on the mean of the trainer's loss over a minibatch: that loss, and the gradient's norm.
+    """One optimizer step on the mean of the trainer's loss over a minibatch. Returns that loss and the gradient's norm.
 
-    `inputs` returns what the trainer's loss takes, for one micro-batch. Micro-batches are weighted by their size, so
-    that the way in which a minibatch is cut changes nothing.
+    `inputs` returns what the trainer's loss takes for one micro-batch. Micro-batches are weighted by their size, so how
+    a minibatch is cut changes nothing.
     """
     count = sum(part.stop - part.start for part in minibatch)
     loss_sum = 0.0
@@ -110,9 +114,10 @@ def update(
 
 
 def at_temperature(backbone: Backbone, temperature: float) -> None:
-    """Have TRL's losses on `backbone` take log-probabilities at `temperature`: DPO's own knows only temperature 1.
+    """Make TRL's losses on `backbone` use log-probabilities at `temperature`. DPO's own knows only temperature 1.
 
-    TRL computes them from hidden states by a head that it adds to the model, with the model's own bias, scale and cap.
+    TRL computes them from hidden states with a head that it adds to the model, with the model's own bias, scale and
+    cap.
     """
     with _importing():
         from trl.trainer.utils import add_fused_lm_head
@@ -121,7 +126,7 @@ def at_temperature(backbone: Backbone, temperature: float) -> None:
 
 
 def logged(trainer: Any, name: str) -> float:
-    """The mean of what the trainer noted as `name` since the last call, which is then forgotten with all else."""
+    """The mean of what the trainer noted as `name` since the last call. Then all its notes are deleted."""
     trainer.log({})
     found = trainer.state.log_history.pop()
     return float(found[f"eval_{name}"])  # it was never told to train

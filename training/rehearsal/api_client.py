@@ -1,8 +1,10 @@
 """Replies, drafts and votes over the public HTTP API of a running assistant, for the people of a rehearsal.
 
-A call that meets a restarting engine is repeated for up to two minutes, which is safe: asking again makes
-another reply, and a vote carries its Idempotency-Key. Left out: streaming (`thumbwise.training.rehearsal.swap_monitor`
-holds streams, and must not hide a failure by asking again).
+A call that meets a restarting engine is repeated for up to two minutes. That is safe: asking again makes another reply,
+and a vote carries its Idempotency-Key.
+
+Left out: streaming. `thumbwise.training.rehearsal.swap_monitor` holds streams, and must not hide a failure by asking
+again.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from thumbwise.errors import ThumbwiseError
 from thumbwise.training.run.client import refusal
 
 PATIENCE = 120.0
-"""Seconds for which an assistant that is away or busy is asked again."""
+"""For how many seconds an assistant that is away or busy is asked again."""
 AT_ONCE = 24
 Result = TypeVar("Result")
 
@@ -28,7 +30,7 @@ Result = TypeVar("Result")
 class Api:
     """`/v1` of the assistant at `url`; use it as an asynchronous context.
 
-    A draft has at most `max_tokens` tokens, a reply in chat `chat_tokens`: people see the two kinds at these lengths.
+    A draft has at most `max_tokens` tokens, a reply in chat `chat_tokens`. People see the two kinds at these lengths.
     """
 
     def __init__(self, url: str, max_tokens: int, chat_tokens: int) -> None:
@@ -56,11 +58,11 @@ class Api:
         return answer["comparison_id"], [(draft["draft_id"], draft["text"]) for draft in answer["drafts"]]
 
     async def vote(self, key: str, body: dict[str, Any]) -> str:
-        """Give one vote under an Idempotency-Key; returns its id once it is durable."""
+        """Give one vote under an Idempotency-Key. Returns its id once it is durable."""
         return str((await self.post("/v1/feedback", body, {"Idempotency-Key": key}))["feedback_id"])
 
     async def post(self, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> dict[str, Any]:
-        """POST and return the JSON; raises ThumbwiseError with the assistant's sentence."""
+        """POST and return the JSON. Raises ThumbwiseError with the assistant's sentence."""
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
@@ -79,7 +81,7 @@ class Api:
 
 
 def finish(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run `work` to its end; of several tasks' failures the first is raised, as itself."""
+    """Run `work` to its end. If several tasks fail, the first failure is raised, as itself."""
     try:
         return asyncio.run(work)
     except BaseExceptionGroup as group:

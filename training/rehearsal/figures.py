@@ -1,6 +1,8 @@
-"""A rehearsal's figures: a candidate beside start by the judge, and its reward model beside what it was told.
+"""A rehearsal's figures: a candidate against start by the judge, and its reward model against what it was told.
 
-Everything is measured on replies of the length at which people voted. Left out: figures by topic.
+Everything is measured on replies of the length at which people voted.
+
+Left out: figures by topic.
 """
 
 from __future__ import annotations
@@ -17,14 +19,14 @@ from thumbwise.training.rehearsal.win_rates import Scored, Wanted, best_of, by_p
 
 @dataclass(frozen=True)
 class Judged:
-    """Replies to the held-out prompts, in their order, with the judge's scores: a row a prompt."""
+    """Replies to the held-out prompts, in the prompts' order, with the judge's scores: one row per prompt."""
 
     samples: Sequence[Sample]
     scores: Scored
 
 
 def beside_start(candidate: Judged, start: Judged, wanted: Wanted) -> dict[str, Any]:
-    """Win rate, and what replies are like; of start as many replies to a prompt as the candidate has."""
+    """Win rate, and statistics of the replies; of start as many replies to a prompt as the candidate has."""
     rate = win_rate(candidate.scores, start.scores)
     rows = by_prompt(wanted.start(), start.samples)
     beside = [sample for row in rows for sample in row[: wanted.samples]]
@@ -47,13 +49,13 @@ def best_by_reward(start: Scored, rewards: Scored, wanted: Wanted) -> dict[str, 
 
 
 def reward_model(fit: dict[str, Any], wrong: float, start: Scored, rewards: Scored) -> dict[str, Any]:
-    """What the run said of its reward model, cleaned of wrong votes, beside what it is on clean pairs.
+    """The accuracy that the run gave of its reward model, cleaned of wrong votes, and its accuracy on clean pairs.
 
-    `fit` is the report in the run's fit.json; `wrong` is the share of votes that were turned round. A model that is
-    right on a share c of clean votes agrees with c (1 - wrong) + (1 - c) wrong of the noisy ones. That holds for thumbs
-    too, where an up and a down of one person are compared, each turned round with that probability, if both are as
-    common; the rarer one of them is, the more the cleaned figure is too near to a half. The clean pairs are of start's
-    replies to one prompt, as people saw them and as training samples them.
+    `fit` is the report in the run's fit.json. `wrong` is the share of votes that were flipped. A model that is right on
+    a share c of clean votes agrees with c (1 - wrong) + (1 - c) wrong of the noisy ones. That holds for thumbs too,
+    where an up and a down of one person are compared, each flipped with that probability, if both are equally common.
+    The rarer one of them is, the more the cleaned figure is too near to a half. The clean pairs are of start's replies
+    to one prompt, as people saw them and as training samples them.
     """
     clean = pair_accuracy(start, rewards)
     found: dict[str, Any] = {"rm_accuracy": clean.rate, "rm_error": clean.error, "rm_pairs": clean.pairs}
@@ -68,12 +70,12 @@ def reward_model(fit: dict[str, Any], wrong: float, start: Scored, rewards: Scor
 
 
 def mean(rows: Scored) -> float:
-    """Mean over prompts, each with the mean of its replies: they have different numbers of them."""
+    """Mean over prompts, each with the mean of its replies: prompts have different numbers of replies."""
     return sum(sum(row) / len(row) for row in rows) / len(rows)
 
 
 def rounded(figures: dict[str, Any]) -> dict[str, Any]:
-    """Four digits after the point; None for what could not be measured, since JSON has no NaN."""
+    """Four digits after the point. None for what could not be measured, because JSON has no NaN."""
 
     def short(value: Any) -> Any:
         if not isinstance(value, float):

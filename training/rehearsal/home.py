@@ -1,9 +1,11 @@
 """Where a rehearsal works: a folder under the operator's `runs/` with a home of its own, and processes in it.
 
-The operator's database, versions and runs are never opened. Settings and plugins are copied, base models
-shared through a link. The assistant and the job are real processes, started through `thumbwise.engine.child`,
-so that they end with the rehearsal however it ends. Left out: an operator's shaping of vLLM by hand
-(`engine_url` stays in force: the rehearsal's versions are then loaded beside theirs).
+The operator's database, versions and runs are never opened. Settings and plugins are copied, base models are shared
+through a link. The assistant and the job are real processes, started through `thumbwise.engine.child`, so they end when
+the rehearsal ends, however it ends.
+
+Left out: an operator's own changes to vLLM (`engine_url` stays in force: the rehearsal's versions are then loaded
+beside theirs).
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ def make_home(operator: Home, folder: Path) -> Home:
 
 
 def environment(home: Home, max_tokens: int, chat_tokens: int, seed: int) -> dict[str, str]:
-    """What the rehearsal's processes run with: its own home, a free port, its lengths and its seed."""
+    """The settings of the rehearsal's processes: its own home, a free port, its lengths and its seed."""
     return children.safe() | {
         "THUMBWISE_HOME": str(home.root),
         "THUMBWISE_HOST": "127.0.0.1",
@@ -76,13 +78,13 @@ def environment(home: Home, max_tokens: int, chat_tokens: int, seed: int) -> dic
 
 
 def start(arguments: list[str], env: dict[str, str], **pipes: Any) -> subprocess.Popen[str]:
-    """Start a `thumbwise` command that ends with this process, by whatever this one ends."""
+    """Start a `thumbwise` command that ends when this process ends, for whatever reason."""
     command = children.launched(children.python("-m", "thumbwise", *arguments))
     return subprocess.Popen(command, env=env, text=True, start_new_session=True, **pipes)
 
 
 def stop(process: subprocess.Popen[str]) -> None:
-    """End a process in order, and all below it at once where that takes too long."""
+    """End a process in order. If that takes too long, kill it and all below it."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -93,13 +95,13 @@ def stop(process: subprocess.Popen[str]) -> None:
 
 
 def wait_held(process: subprocess.Popen[str]) -> None:
-    """Wait until what `start` started has stopped itself at a fault point (`=stop`), or has ended."""
+    """Wait until the process that `start` started has stopped itself at a fault point (`=stop`), or has ended."""
     while process.poll() is None and not all(_state(pid) in "TX" for pid in _children(process)):
         time.sleep(0.05)
 
 
 def let_go_on(process: subprocess.Popen[str]) -> None:
-    """Let it go on; a job's lease outlasts a minute of standing still."""
+    """Let it continue. A job's lease outlasts a minute of standing still."""
     for pid in _children(process):
         with suppress(ProcessLookupError):
             os.kill(int(pid), signal.SIGCONT)
@@ -112,7 +114,7 @@ def _children(process: subprocess.Popen[str]) -> list[str]:
 
 
 def _state(pid: str) -> str:
-    """A process's state letter as /proc gives it, `X` where it is gone."""
+    """A process's state letter as /proc gives it; `X` if the process is gone."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     return "X"
@@ -122,7 +124,7 @@ def _state(pid: str) -> str:
 def assistant(home: Home, env: dict[str, str], log: Path, patience: float, say: Callable[[str], None]) -> Iterator[str]:
     """A running assistant on `home`: yields its URL once it is ready, within `patience` seconds.
 
-    Until then `say` hears what it is about, whenever that changes.
+    Until then `say` is called with what it is doing, whenever that changes.
     """
     with log.open("a") as file:
         process = start(["serve"], env, stdin=subprocess.DEVNULL, stdout=file, stderr=file)

@@ -29,11 +29,11 @@ from thumbwise.training.policy.rollouts import BATCH
 from thumbwise.training.rehearsal.swap_monitor import Reply
 
 FORCED = 4
-"""Long replies in one forward: they take memory."""
+"""The number of long replies in one forward pass: they take memory."""
 
 
 class Measure:
-    """The base model of `home` with the adapters of its policy versions, loaded as they are asked for."""
+    """The base model of `home` with the adapters of its policy versions, loaded when they are asked for."""
 
     def __init__(self, home: Home, settings: Settings, plugins: PluginManager) -> None:
         self.home, self.settings, self.plugins = home, settings, plugins
@@ -45,7 +45,7 @@ class Measure:
         self._loaded: set[str] = set()
 
     def adapter(self, version: str) -> str | None:
-        """The adapter that a version is here: None for the base."""
+        """The name of a version's adapter here: None for the base."""
         if version == BASE:
             return None
         if version not in self._loaded:
@@ -53,14 +53,14 @@ class Measure:
         return version
 
     def load(self, version: str, folder: Path) -> None:
-        """Know the adapter in `folder` as `version`."""
+        """Register the adapter in `folder` as `version`."""
         self.backbone.load_adapter(version, folder)
         self._loaded.add(version)
 
     def sample(
         self, prompts: Sequence[Prompt], version: str, seed: int, done: Callable[[int], None] = lambda n: None
     ) -> list[Sample]:
-        """One reply of `version` a prompt, in order, at the one sampling setting; the same seed repeats them."""
+        """One reply of `version` to each prompt, in order, at the one sampling setting; repeatable by the seed."""
         backend = self.plugins.get("rollout_backends", self.settings.train.rollouts)(self.context)
         replies: list[Sample] = []
         for number, start in enumerate(range(0, len(prompts), BATCH)):
@@ -72,7 +72,7 @@ class Measure:
     def distances(self, samples: Sequence[Sample], version: str, begun: str) -> dict[str, Any]:
         """KL of `version` to the base and to `begun`, which its round began from, on samples of `version`.
 
-        In nats a reply, and in nats a token: over the samples' mean length.
+        It is in nats a reply, and in nats a token (divided by the samples' mean length).
         """
         tokens, to_base = max(mean_length(samples), 1e-9), self.kl(samples, version, BASE)
         from_begun = to_base if begun == BASE else self.kl(samples, version, begun)
@@ -82,12 +82,12 @@ class Measure:
         }  # fmt: skip
 
     def kl(self, samples: Sequence[Sample], version: str, other: str) -> float:
-        """Nats a reply, `version` to `other`, on samples of `version`."""
+        """KL in nats a reply, `version` to `other`, on samples of `version`."""
         adapter, beside = self.adapter(version), self.adapter(other)
         return 0.0 if adapter is None else kl_between(self.context, samples, adapter, beside)
 
     def rewards(self, samples: Sequence[Sample], run: Path) -> Floats:
-        """Scores f32[N] by the reward model that a run left in its folder; no opinion is the worst."""
+        """Scores f32[N] by the reward model that a run left in its folder. No opinion counts as the worst score."""
         model = self.plugins.get("reward_models", self.settings.reward)(self.context)
         model.load(run)
         value: Floats = np.nan_to_num(model.score(samples).value, nan=-np.inf)
