@@ -1,12 +1,14 @@
 """Best of n: sample several replies to a prompt, keep the best, and fine-tune on it. The loop, top to bottom.
 
-Rejection sampling as RAFT has it (Dong et al. 2023, arXiv 2304.06767, algorithm 1, one reply kept a prompt):
-each iteration samples `best_of` replies a prompt from the policy as it is, and raises the likelihood of the
-best. No value function, no advantages, no ratios, and of the score only its order counts. For fewer things
-that can go wrong it learns from one reply in `best_of`, and nothing in the loss pulls it back to the
-reference but the learning rate, which follows the KL (`Pace`). Left out: a KL term in the score
-(RAFT's variant), keeping more than one reply a prompt, and replies of earlier iterations. Torch is imported
-where a method needs it, so that listing plugins stays cheap.
+This is rejection sampling as in RAFT (Dong et al. 2023, arXiv 2304.06767, algorithm 1, one reply kept per prompt). Each
+iteration samples `best_of` replies to each prompt from the current policy, and raises the likelihood of the best one.
+There is no value function, no advantage and no ratio, and only the order of the scores counts.
+
+Fewer things can go wrong, but it learns from only one reply in `best_of`. Nothing in the loss pulls it back to the
+reference. Only the learning rate limits it, which follows the KL (`Pace`).
+
+Left out: a KL term in the score (RAFT's variant), keeping more than one reply per prompt, and replies of earlier
+iterations. Torch is imported in the methods that need it, so that listing plugins stays cheap.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from thumbwise.training.policy.state import PolicyState
 
 
 def best_replies(scores: Sequence[float], known: Sequence[bool], n: int) -> list[int]:
-    """Index of the best score of every n in a row; the first of equals, none where no score is known."""
+    """Index of the best score of every n in a row: the first of equal ones, and none if no score is known."""
     kept = []
     for start in range(0, len(scores), n):
         candidates = [i for i in range(start, min(start + n, len(scores))) if known[i]]
@@ -45,17 +47,17 @@ class BestOfN(PolicyState):
         kept = [samples[i] for i in best]
         rate = self.set_pace(iteration, metrics["kl_token"])
         metrics |= {"best_reward": float(score[best].mean()) if best else 0.0}
-        metrics |= {"sft_loss": 0.0, "policy_grad_norm": 0.0}  # where nothing was kept
+        metrics |= {"sft_loss": 0.0, "policy_grad_norm": 0.0}  # if nothing was kept
         metrics |= stepping.passes(len(kept), train, rolled.rng, lambda minibatch: self._update(kept, minibatch))
         return metrics | {"learning_rate": rate, "seconds": time.monotonic() - start}
 
     def _update(self, kept: Sequence[Sample], minibatch: Sequence[slice]) -> dict[str, float]:
         """One optimizer step on the mean over tokens of -log policy(token).
 
-        At the run's temperature, at which the replies were sampled and will be: there the gradient of a reply's
-        log-likelihood is 0 in expectation, so that only the choice among replies moves the policy. At
-        temperature 1, replies drawn at 0.7 would teach it to be sharper whatever the reward says: with noise
-        for a reward, a two-layer model's entropy went from 4.8 nats to 0 in 16 iterations (so: to 4.5).
+        It is at the run's temperature, at which the replies were sampled. There the gradient of a reply's
+        log-likelihood is 0 in expectation, so that only the choice among replies moves the policy. At temperature 1,
+        replies drawn at 0.7 would teach the policy to be sharper whatever the reward says. With noise for a reward, a
+        two-layer model's entropy went from 4.8 nats to 0 in 16 iterations (at the run's temperature: to 4.5).
         """
         from thumbwise.training.policy import stepping
 

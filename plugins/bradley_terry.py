@@ -93,7 +93,7 @@ Views = dict[float, View]
 
 
 class BradleyTerry:
-    """Comparisons and thumbs to one score a reply; see the module's docstring."""
+    """Turns comparisons and thumbs into one score per reply; see the module's docstring."""
 
     def __init__(self, context: RunContext) -> None:
         train, backbone = context.train, context.backbone
@@ -101,7 +101,7 @@ class BradleyTerry:
         self.backbone = backbone
         self.sampling = Sampling(context.temperature, context.max_tokens, train.max_reply_tokens)
         deepest = min(round(train.rm_depth * len(backbone.layers)), len(backbone.layers) - 1)
-        spread = np.linspace(deepest, 0, train.rm_layers)  # the deepest one, if there is any
+        spread = np.linspace(deepest, 0, train.rm_layers)  # the deepest layer, if rm_layers is 1
         self.layers = tuple(sorted({int(layer) for layer in spread.round()}))
         size = (len(self.layers), backbone.hidden_size)
         self.mean: Floats = np.zeros(size, np.float32)

@@ -1,8 +1,9 @@
 """Which versions a comparison shows, unless another plugin decides: stable against the canary, or the one before.
 
-Half of the comparisons are two samples of the stable version, which teach the reward model what its replies
-differ in; the other half show whether the last swap was an improvement. With one live version, all are
-samples of it. Left out: choosing by uncertainty, which needs the reward model in the serving process.
+Half of the comparisons are two samples of the stable version. They teach the reward model what its replies differ in.
+The other half show whether the last swap was an improvement. With one live version, all are samples of it.
+
+Left out: choosing by uncertainty, which needs the reward model in the serving process.
 """
 
 from __future__ import annotations

@@ -1,12 +1,16 @@
 """DPO by TRL, online: the policy's own replies, paired by the reward. The loop, top to bottom.
 
-Each iteration samples `replies` replies to a prompt, and pairs the best with the worst, the second best with the
-second worst, and so on (Guo et al. 2024, arXiv 2402.04792, have one pair a prompt and an LLM that judges). The loss is
-TRL's: -log sigmoid(beta (log ratio of the chosen - log ratio of the rejected)), ratios to the reference (Rafailov
-et al. 2023, equation 7), here at the run's temperature. Beta bounds it, and the learning rate, which follows the KL
-(`Pace`). No value function and no advantages; only the order of scores counts. Left out: pairs that people voted on
-(their replies are seldom the policy's own, and the reward model has learned from them already), and pairs of earlier
-iterations. Torch and TRL are imported where a method needs them, so that listing plugins stays cheap.
+Each iteration samples `replies` replies to a prompt. It pairs the best with the worst, the second best with the second
+worst, and so on (Guo et al. 2024, arXiv 2402.04792, have one pair per prompt and an LLM that judges).
+
+The loss is TRL's: -log sigmoid(beta (log ratio of the chosen - log ratio of the rejected)), ratios to the reference
+(Rafailov et al. 2023, equation 7), here at the run's temperature. Beta limits how far the policy moves, and so does the
+learning rate, which follows the KL (`Pace`). There is no value function and no advantage; only the order of scores
+counts.
+
+Left out: pairs that people voted on (their replies are seldom the policy's own, and the reward model has learned from
+them already), and pairs of earlier iterations. Torch and TRL are imported in the methods that need them, so that
+listing plugins stays cheap.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ Pair = tuple[Sample, Sample]
 
 
 def pair_up(samples: Sequence[Sample], scores: Sequence[float], known: Sequence[bool], n: int) -> list[Pair]:
-    """Of every n in a row, best and worst, second best and second worst, …; never two with one score.
+    """Pairs from every n in a row: best and worst, second best and second worst, …; never two with the same score.
 
     Replies without a score or without tokens are in no pair.
     """
@@ -61,7 +65,7 @@ class DPO(PolicyState):
         metrics = rolled.metrics
         pairs = pair_up(rolled.samples, (rolled.score - rolled.penalty).tolist(), rolled.known.tolist(), train.replies)
         rate = self.set_pace(iteration, metrics["kl_token"])
-        metrics |= {"dpo_loss": 0.0, "dpo_accuracy": 0.5, "policy_grad_norm": 0.0}  # where there was no pair
+        metrics |= {"dpo_loss": 0.0, "dpo_accuracy": 0.5, "policy_grad_norm": 0.0}  # if there was no pair
         metrics |= stepping.passes(len(pairs), train, rolled.rng, lambda minibatch: self._update(pairs, minibatch))
         if pairs:
             metrics["dpo_accuracy"] = trl_parts.logged(self.trainer, "rewards/accuracies")

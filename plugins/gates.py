@@ -1,9 +1,10 @@
-"""The built-in gates: is the reward model better than chance, the candidate better than stable, and sane?
+"""The built-in gates: is the reward model better than chance, is the candidate better than stable, and is it sane?
 
-All of them must pass before a version takes traffic. They see votes, the reward model and samples. A gate passes where
-a confidence limit is within its limit; training/evaluation/README.md explains the level. Left out: people's own verdict
-on the candidate (side-by-side votes after a canary), which is the only real one. The win rate here is a proxy: it is by
-the same reward model that the policy was trained on.
+All of them must pass before a version takes traffic. They see votes, the reward model and samples. A gate passes if a
+confidence limit is within the gate's limit; training/evaluation/README.md explains the level.
+
+Left out: people's own verdict on the candidate (side-by-side votes after a canary), which is the only real one. The win
+rate here is a proxy: it is by the same reward model that the policy was trained on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from thumbwise.training.evaluation.replies import grams, mean_length
 from thumbwise.training.evaluation.selection import TRIES
 
 MOST = 1000.0
-"""A share of stable's length over which it does not matter how much."""
+"""A ratio to stable's length above which the exact ratio does not matter."""
 
 
 def rm_accuracy(evidence: Evidence) -> GateReport:
@@ -48,7 +49,7 @@ def rm_accuracy(evidence: Evidence) -> GateReport:
         )
         return GateReport("rm_accuracy", not limits.min_accuracy, 0.0, limits.min_accuracy, detail)
     coins = 0.5 / math.sqrt(votes)
-    error = coins if error is None else max(error, coins / 2)  # a few votes that are all predicted rightly are no proof
+    error = coins if error is None else max(error, coins / 2)  # a few votes, all predicted rightly, prove nothing
     error *= 1 if evidence.foretold is not None else math.sqrt(2)
     low = max(share - ever(limits.level, min(0.25 / error**2, votes)) * error, 0.0)
     detail = (
@@ -66,7 +67,7 @@ def win_rate(evidence: Evidence) -> GateReport:
     """Win rate over stable on held-out prompts by the reward model, a proxy for people; ties count half.
 
     Replies in one conversation are not independent, so the error is over conversations. All policies of a round that
-    the gates may be asked about share the level.
+    the gates may judge share the level.
     """
     limits, won = evidence.limits, wins(evidence)
     groups = _groups(evidence.groups, evidence.candidate)
@@ -87,7 +88,7 @@ def kl(evidence: Evidence) -> GateReport:
 
 
 def chat_kl(evidence: Evidence) -> GateReport:
-    """The same for long chat replies, whose ends training may not have seen."""
+    """The same for long chat replies: training may not have seen how they end."""
     nats, limit = evidence.chat_kl, evidence.limits.max_kl
     if nats is None:
         return _not_asked("chat_kl", limit)
@@ -103,9 +104,9 @@ def _near(name: str, who: str, of_a_token: float, of_a_reply: float, limit: floa
 
 
 def base_kl(evidence: Evidence) -> GateReport:
-    """Not too far from the base: neither many rounds nor a few people's corrections may lead far from it.
+    """Not too far from the base: neither many rounds nor a few people's corrections may lead far away from it.
 
-    Passes where the base is the reference: the round did not begin from stable, and there was no SFT.
+    It passes if the base is the reference: the round did not begin from stable, and there was no SFT.
     """
     limit = evidence.limits.max_base_kl
     if evidence.base_kl is None:
@@ -120,7 +121,7 @@ def base_kl(evidence: Evidence) -> GateReport:
 
 @dataclass(frozen=True)
 class Two:
-    """What two versions said in the same conversations; `more` names the settings that make it more."""
+    """The replies of two versions in the same conversations. `more` names the settings that ask for more replies."""
 
     candidate: tuple[Sample, ...]
     stable: tuple[Sample, ...]
@@ -130,16 +131,16 @@ class Two:
     more: str
 
     def ratios(self, tops: Callable[[Sample], float], bottoms: Callable[[Sample], float]) -> list[tuple[float, Array]]:
-        """A ratio of each version, the candidate's first, and how far each reply pulls it."""
+        """A ratio for each version, the candidate's first, and how far each reply pulls it."""
         sides = self.candidate, self.stable
         return [ratio(*(np.array([of(reply) for reply in side], float) for of in (tops, bottoms))) for side in sides]
 
     def width(self, parts: Array) -> float:
-        """How far from its estimate a difference may be, of which each conversation pulls the estimate so far."""
+        """How far from its estimate a difference may be; `parts` are how far each reply pulls the estimate."""
         return once(self.limits.level) * clustered_error(parts, self.groups)
 
     def unsure(self, within: bool) -> str:
-        """What to do if an estimate is within its limits, and its confidence limit is not."""
+        """What to do if an estimate is within its limits but its confidence limit is not."""
         return f" These replies are too few to tell: more {self.more} narrow the interval." if within else ""
 
 
@@ -156,7 +157,7 @@ def _chat(evidence: Evidence) -> Two:
 
 
 def _groups(groups: Sequence[str], replies: Sequence[Sample]) -> list[str]:
-    """The conversation that each reply is from; where it is not said, that is its prompt."""
+    """The conversation of each reply. If that is not known, it is the reply's prompt."""
     return list(groups) if len(groups) == len(replies) else [repr(reply.prompt) for reply in replies]
 
 
@@ -217,7 +218,7 @@ def length(evidence: Evidence) -> GateReport:
 
 
 def chat_length(evidence: Evidence) -> GateReport:
-    """The same for chat replies: training may see short replies only, and nothing controls what follows."""
+    """The same for chat replies: training may see only short replies, and nothing controls what follows after them."""
     return _length("chat_length", _chat(evidence))
 
 
@@ -227,7 +228,7 @@ def finish(evidence: Evidence) -> GateReport:
 
 
 def chat_finish(evidence: Evidence) -> GateReport:
-    """The same for chat replies. All gates of chat pass where no replies at chat length were needed."""
+    """The same for chat replies. All chat gates pass if no replies at chat length were needed."""
     return _ends("chat_finish_rate", _chat(evidence))
 
 

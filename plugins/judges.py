@@ -1,7 +1,8 @@
 """Built-in judges: rules that score responses and stand in for people in rehearsals and evaluation.
 
-A judge never meets the gates: what it measures must be learned from votes alone. Left out: judges that
-need a model or an account (those are plugins).
+Gates never see a judge: training must learn from votes alone what the judge measures.
+
+Left out: judges that need a model or an account (those are plugins).
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ def _analyzer() -> SentimentIntensityAnalyzer:
 
 
 def concise(prompt: str, responses: list[str]) -> list[float]:
-    """Score each response by its distance from 25 words, less 30 unless it is finished and has at least 8 words."""
+    """Score each response by its distance from 25 words, minus 30 unless it is finished and has at least 8 words."""
     return [_concise(response) for response in responses]
 
 
 def _concise(response: str) -> float:
-    """One score. The 30 is there because the number of words alone would like a reply that is cut off at 25."""
+    """One score. Without the 30, the number of words alone would favour a reply that is cut off at 25."""
     words = len(response.split())
     finished = words >= 8 and response.strip().endswith((".", "!", "?"))
     return float((0 if finished else -30) - abs(words - 25))

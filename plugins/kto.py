@@ -1,12 +1,15 @@
-"""KTO by TRL, online: the policy's own replies, each good or bad by itself, as a thumb says. The loop, top to bottom.
+"""KTO by TRL, online: the policy's own replies, each good or bad by itself, as with a thumb. The loop, top to bottom.
 
-Each iteration samples one reply a prompt. Those that the reward likes better than the reference's on average (a score
-above 0) are desirable, the others not. The loss is TRL's: 1 - sigmoid(beta (log ratio - KL)) of the desirable,
-1 - sigmoid(beta (KL - log ratio)) of the others, ratios to the reference (Ethayarajh et al. 2024, arXiv 2402.01306,
-equation 7), here at the run's temperature. Both kinds weigh the same in an iteration, however few one is. The KL is the
-one that is measured on the replies: TRL's estimate, from replies put after other prompts, is for replies that the
-policy did not say. Left out: thumbs that people gave (the reward model has learned from them), and replies of earlier
-iterations. Torch and TRL are imported where a method needs them, so that listing plugins stays cheap.
+Each iteration samples one reply to each prompt. A reply is desirable if the reward likes it better than the reference's
+replies on average (a score above 0). The loss is TRL's: 1 - sigmoid(beta (log ratio - KL)) for desirable replies, 1 -
+sigmoid(beta (KL - log ratio)) for the others, ratios to the reference (Ethayarajh et al. 2024, arXiv 2402.01306,
+equation 7), here at the run's temperature. Both kinds weigh the same in an iteration, however few replies one kind has.
+
+The KL is measured on the replies. TRL's own estimate puts replies after other prompts, so it is for replies that the
+policy did not give.
+
+Left out: thumbs that people gave (the reward model has learned from them), and replies of earlier iterations. Torch and
+TRL are imported in the methods that need them, so that listing plugins stays cheap.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def balanced(desirable: Sequence[bool]) -> tuple[float, float]:
-    """Weights of desirable and of other replies that make either kind count half; 1 where there is one kind only."""
+    """Weights of desirable and of other replies with which each kind counts half; 1 if there is only one kind."""
     good, n = sum(desirable), len(desirable)
     return (n / (2 * good), n / (2 * (n - good))) if 0 < good < n else (1.0, 1.0)
 
@@ -42,7 +45,7 @@ class KTO(PolicyState):
         trl_parts.at_temperature(self.backbone, context.temperature)
 
     def _make_trainer(self) -> Any:
-        """TRL's trainer, given the KL that we measured where it would estimate one."""
+        """TRL's trainer, with the KL that we measured instead of its own estimate."""
         import torch
 
         from thumbwise.training.policy import trl_parts
@@ -68,7 +71,7 @@ class KTO(PolicyState):
         start, train = time.monotonic(), self.train
         rolled = stepping.score_replies(self.context, self.reward, iteration, 1, self.ends)
         metrics = rolled.metrics
-        # Where an end is lacking costs something, an end is worth as much: the score's 0 stays what divides them.
+        # If a missing end costs something, an end is worth as much. So the score's 0 still divides the two kinds.
         worth = (rolled.score - rolled.penalty + rolled.penalty.mean()).tolist()
         known = rolled.known.tolist()
         rows = [
@@ -82,7 +85,7 @@ class KTO(PolicyState):
         self.kl = max(0.0, metrics["kl"])
         self.trainer.desirable_weight, self.trainer.undesirable_weight = balanced(desirable)
         rate = self.set_pace(iteration, metrics["kl_token"])
-        metrics |= {"kto_loss": 0.0, "policy_grad_norm": 0.0}  # where no reply had a score
+        metrics |= {"kto_loss": 0.0, "policy_grad_norm": 0.0}  # if no reply had a score
         metrics |= stepping.passes(len(rows), train, rolled.rng, lambda minibatch: self._update(rows, minibatch))
         metrics |= {"desirable": sum(desirable) / max(1, len(desirable))}
         return metrics | {"learning_rate": rate, "seconds": time.monotonic() - start}

@@ -1,12 +1,17 @@
-"""PPO with a KL penalty, as InstructGPT has it, on one frozen backbone: the loop, top to bottom.
+"""PPO with a KL penalty, as in InstructGPT, on one frozen backbone: the loop, top to bottom.
 
-Rollouts come from the policy at the run's temperature; the reward is the score at the last response token less beta
-times the KL to the reference at every token; advantages by GAE from a value function that starts as the reward model.
-The learning rate follows the KL (`Pace`), the penalty of replies that were cut off follows their number (`MissingEnd`).
-The formulas are in `thumbwise.training.policy.losses`, and what other algorithms do too in
-`thumbwise.training.policy.stepping`; the pretraining term (PPO-ptx) is `thumbwise.training.policy.ptx`, and `train.ptx`
-0 leaves it out. Left out: rollouts older than one iteration. Torch is imported where a method needs it, so that listing
-plugins stays cheap.
+- Rollouts come from the policy at the run's temperature.
+- The reward is the score at the last response token, minus beta times the KL to the reference at every token.
+- Advantages are by GAE, from a value function that starts as the reward model.
+- The learning rate follows the KL (`Pace`).
+- The penalty of replies that were cut off follows their number (`MissingEnd`).
+
+The formulas are in `thumbwise.training.policy.losses`. What other algorithms do too is in
+`thumbwise.training.policy.stepping`. The pretraining term (PPO-ptx) is in `thumbwise.training.policy.ptx`; `train.ptx`
+= 0 switches it off.
+
+Left out: rollouts older than one iteration. Torch is imported in the methods that need it, so that listing plugins
+stays cheap.
 """
 
 from __future__ import annotations
@@ -31,8 +36,8 @@ if TYPE_CHECKING:
 class Rollout:
     """One batch of N episodes; tensors [N, T] float32. `mask` is 0 for replies without a score too.
 
-    `features` [N, T, layers, D] are what the value function is linear in, above the `line`. `weights` are the tokens'
-    in the policy's loss: other than 1 where what sampled them is not quite the policy.
+    `features` [N, T, layers, D] are the inputs of the linear value function, above the `line`. `weights` are the
+    weights of tokens in the policy's loss. They differ from 1 if what sampled the tokens is not exactly the policy.
     """
 
     samples: list[Sample]
@@ -56,7 +61,7 @@ class PPO(PolicyState):
         super().__init__(context, reward)
         train = self.train
         self.value = ValueFunction(self.backbone, context.value, train.value_learning_rate)
-        # A lambda below 1 believes the values, and a value function that starts from nothing knows nothing.
+        # A lambda below 1 relies on the values, and a value function that starts from nothing knows nothing.
         self.gae_lambda = train.gae_lambda if context.value is not None else 1.0
         self.pretraining = Pretraining(context) if train.ptx > 0 else None
 
@@ -156,11 +161,11 @@ class PPO(PolicyState):
         return {**super().parts(), "value": (self.value.parameters(), self.value.optimizer)}
 
     def state_dict(self) -> dict[str, Any]:
-        """That of every algorithm, and the norms of PPO-ptx."""
+        """The state of every algorithm, and the norms of PPO-ptx."""
         return super().state_dict() | (self.pretraining.state_dict() if self.pretraining else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back, or on, to what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         super().load_state_dict(state)
         if self.pretraining:
             self.pretraining.load_state_dict(state)

@@ -1,12 +1,14 @@
 """RLOO by TRL: REINFORCE with the other replies to the same prompt as the baseline. The loop, top to bottom.
 
-Each iteration samples `replies` replies to a prompt. TRL takes beta times the KL to the reference from each reply's
-score, and the mean of the prompt's other replies from that, and clips the ratio of whole replies (Ahmadian et al.
-2024, arXiv 2402.14740, equation 8; Schulman et al. 2017 for the clip). Where prompts differ more than replies to
-one of them do, that baseline is better than a critic that has just begun; no token is told from another, though.
-The learning rate follows the KL (`Pace`). Left out: sharing log-probabilities with TRL, which computes those of policy
-and reference once more in its own padding. Torch
-and TRL are imported where a method needs them, so that listing plugins stays cheap.
+Each iteration samples `replies` replies to a prompt. From each reply's score TRL subtracts beta times the KL to the
+reference, and then the mean of the prompt's other replies. It clips the ratio of whole replies (Ahmadian et al. 2024,
+arXiv 2402.14740, equation 8; Schulman et al. 2017 for the clip).
+
+If prompts differ more than replies to one of them do, that baseline is better than a critic that has just started. But
+all tokens of a reply get the same advantage. The learning rate follows the KL (`Pace`).
+
+Left out: sharing log-probabilities with TRL, which computes those of policy and reference once more in its own padding.
+Torch and TRL are imported in the methods that need them, so that listing plugins stays cheap.
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ class RLOO(PolicyState):
     def __init__(self, context: RunContext, reward: Reward) -> None:
         super().__init__(context, reward)
         self.samples: Sequence[Sample] = ()
-        self.scores: list[float] = []  # NaN where there is none
+        self.scores: list[float] = []  # NaN if there is none
         self.trainer = self._make_trainer()
 
     def _make_trainer(self) -> Any:
-        """TRL's trainer, given our replies where it would generate, and our scores where it would ask for rewards."""
+        """TRL's trainer, with our replies instead of its generation, and our scores instead of its rewards."""
         from thumbwise.training.policy import trl_parts
 
         trainer, config = trl_parts.load("RLOOTrainer", "RLOOConfig")

@@ -28,7 +28,7 @@ from thumbwise.errors import ThumbwiseError
 from thumbwise.training.rehearsal.api_client import AT_ONCE, Api
 
 DRAWS = 4
-"""Pairs of drafts that a rater looks at before calling it a tie."""
+"""The number of pairs of drafts that a rater looks at before calling it a tie."""
 Kind = Literal["pair", "thumb", "rank"]
 
 
@@ -46,13 +46,13 @@ class Voting:
 
     @property
     def wrong(self) -> float:
-        """The share of votes that are against the judge."""
+        """The share of votes that go against the judge."""
         return self.adversarial + (1 - self.adversarial) * self.noise
 
 
 @dataclass(frozen=True)
 class Rater:
-    """One of the people; `offset` is what their thumb's threshold lies above the bar, in deviations."""
+    """One of the people. `offset` is how far their threshold for a thumb lies above the bar, in deviations."""
 
     id: str
     adversary: bool
@@ -61,7 +61,7 @@ class Rater:
 
 @dataclass(frozen=True)
 class Bar:
-    """Median and deviation of the judge's scores of start's replies, around which thumbs turn."""
+    """Median and deviation of the judge's scores of start's replies. They set the thresholds of thumbs."""
 
     median: float
     deviation: float
@@ -69,7 +69,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Opinion:
-    """A vote about to be sent: the body of `POST /v1/feedback`, and the scores that it rests on."""
+    """A vote before it is sent: the body of `POST /v1/feedback`, and the scores that it is based on."""
 
     body: dict[str, Any]
     scores: tuple[float, ...]
@@ -77,7 +77,7 @@ class Opinion:
 
 
 def judge_scores(name: str, judge: Judge, prompt: Prompt, responses: Sequence[str]) -> list[float]:
-    """The judge's score of each response; raises ThumbwiseError where the plugin fails or gives no numbers."""
+    """The judge's score of each response. Raises ThumbwiseError if the plugin fails or gives no numbers."""
     question = prompt.messages[-1]["content"]
     try:
         scores = [float(score) for score in judge(question, list(responses))]
@@ -94,26 +94,26 @@ def judge_scores(name: str, judge: Judge, prompt: Prompt, responses: Sequence[st
 
 
 def bar(scores: Sequence[float]) -> Bar:
-    """Where thumbs turn, from the judge's scores of start's replies."""
+    """The bar between thumbs up and thumbs down, from the judge's scores of start's replies."""
     return Bar(statistics.median(scores), statistics.pstdev(scores))
 
 
 def make_raters(voting: Voting) -> list[Rater]:
-    """`voting.raters` people, the first share of them adversaries; thresholds are normal with half a deviation."""
+    """`voting.raters` people, the first ones adversaries. Thresholds are normal with half a deviation."""
     rng = random.Random(f"raters:{voting.seed}")
     against = round(voting.adversarial * voting.raters)
     return [Rater(f"rater-{n:02d}", n < against, rng.gauss(0.0, 0.5)) for n in range(voting.raters)]
 
 
 def choose(scores: Sequence[float], wrong: bool) -> str:
-    """A pair's vote: left, right, or tie where both score the same."""
+    """A pair's vote: left, right, or tie if both score the same."""
     if scores[0] == scores[1]:
         return "tie"
     return "left" if (scores[0] > scores[1]) != wrong else "right"
 
 
 def tiers(scores: Sequence[float], wrong: Callable[[], bool]) -> list[list[int]]:
-    """A ranking, best tier first, by a sort whose comparisons may be `wrong`; neighbours that tie share a tier."""
+    """A ranking, best tier first, by a sort whose comparisons may be `wrong`. Neighbours that tie share a tier."""
 
     def compare(a: int, b: int) -> int:
         if scores[a] == scores[b]:
@@ -131,7 +131,7 @@ def tiers(scores: Sequence[float], wrong: Callable[[], bool]) -> list[list[int]]
 
 
 class Crowd:
-    """Gives one round's votes; `notes` is the file that says which were given."""
+    """Gives one round's votes. The file `notes` says which ones were given."""
 
     def __init__(
         self, api: Api, voting: Voting, judge: Callable[[Prompt, Sequence[str]], list[float]],
@@ -145,7 +145,7 @@ class Crowd:
         self.notes = notes
 
     async def vote(self, done: Callable[[int], None] = lambda n: None) -> int:
-        """Give what is missing of the round's votes, AT_ONCE open together; returns how many there are."""
+        """Give the votes of the round that are missing, AT_ONCE at a time. Returns how many there are."""
         given = _read(self.notes)
         finished = sum(note["done"] for note in given.values())
         numbers = iter([n for n in range(self.voting.votes) if n not in given or not given[n]["done"]])
@@ -217,7 +217,7 @@ def _write(file: Any, note: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[int, dict[str, Any]]:
-    """The last note of every vote; a line that a kill cut short is none."""
+    """The last note of every vote. A line that a kill cut short does not count."""
     found: dict[int, dict[str, Any]] = {}
     for line in path.read_text().split("\n") if path.exists() else ():
         try:
@@ -229,5 +229,5 @@ def _read(path: Path) -> dict[int, dict[str, Any]]:
 
 
 def mean_scores(path: Path) -> list[float]:
-    """The judge's mean score of what each vote was about, in the order of the votes' numbers."""
+    """The judge's mean score of the replies of each vote, in the order of the votes' numbers."""
     return [statistics.mean(note["scores"]) for _, note in sorted(_read(path).items())]

@@ -1,6 +1,8 @@
 """What a rehearsal leaves to read: report.md with a table and sample replies, and curves.png.
 
-The replies are the first to twenty evenly spaced held-out prompts, whatever they say. Left out: HTML.
+The sample replies are the first ones to twenty evenly spaced held-out prompts, whatever they say.
+
+Left out: HTML.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ def _cell(key: str, row: dict[str, Any]) -> str:
 
 
 def write_report(folder: Path, report: dict[str, Any], wanted: Wanted) -> Path:
-    """Write report.md and curves.png into the rehearsal's folder; returns the first's path."""
+    """Write report.md and curves.png into the rehearsal's folder. Returns the path of report.md."""
     plan, swap = read_json(folder / "plan.json"), report["swap"]
     voting = plan["voting"]
     parts = [
@@ -83,7 +85,7 @@ def write_report(folder: Path, report: dict[str, Any], wanted: Wanted) -> Path:
 
 
 def _samples(start: list[Sample], replies: list[Sample], wanted: Wanted) -> list[str]:
-    """Before and after on evenly spaced prompts."""
+    """Replies before and after, on evenly spaced prompts."""
     before, after = by_prompt(wanted.start(), start), by_prompt([wanted.samples] * wanted.prompts, replies)
     count = min(SAMPLES, wanted.prompts)
     parts = ["## Replies before and after"]

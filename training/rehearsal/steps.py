@@ -1,8 +1,9 @@
 """The whole loop on simulated people: votes through the API, the job, the swap under open streams, and a verdict.
 
-Each step leaves a file in the rehearsal's folder, and a step whose file is there is not done again: a
-rehearsal that was cut off goes on where it stopped, with the same plan. The judge stands in for people and
-is never seen by the job. Left out: rounds with different people, and several rehearsals of one plan at once.
+Each step leaves a file in the rehearsal's folder, and a step whose file is there is not done again. So a rehearsal that
+was cut off continues where it stopped, with the same plan. The judge stands in for people, and the job never sees it.
+
+Left out: rounds with different people, and several rehearsals of one plan at once.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ from thumbwise.training.run.progress import RunProgress
 
 LEAST_STREAMS = 8
 HELD = {faults.VARIABLE: "published=stop"}
-"""Makes the job wait between publishing and the swap: a swap as quick as a small model's would outrun the readers."""
+"""Makes the job wait between publishing and the swap: the swap of a small model would be over before readers start."""
 CHECKED = 64
-"""Whole replies nearest to a flip that are searched for spans of another version."""
+"""The number of whole replies, nearest to a flip, that are searched for spans of another version."""
 _LINE = re.compile(r"^\[ *\d+ s\] (.*)$")
 _COUNTED = re.compile(r"^\S+: (\d+)/(\d+)")
 _PART = re.compile(r"^(.+, .+): (\d+)/(\d+)")
@@ -50,7 +51,7 @@ _NUMBER = re.compile(r"(reward|KL|length) (-?[\d.]+)")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is rehearsed; two rehearsals with equal plans, prompts, settings and plugin files are the same one."""
+    """What is rehearsed. Two rehearsals with equal plans, prompts, settings and plugin files are the same one."""
 
     judge: str
     voting: Voting
@@ -64,7 +65,7 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        """Of the replies that people vote on, and so of those that are judged: thumbs are given in chat."""
+        """The token limit of the replies that people vote on and the judge scores. Thumbs are given in chat."""
         return self.chat_tokens if self.voting.kind == "thumb" else self.max_tokens
 
     def digest(self, config: str) -> str:
@@ -74,7 +75,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Result:
-    """How a rehearsal ended: the object that `--json` prints, whether it counts as failed, and where it lies."""
+    """How a rehearsal ended: the object that `--json` prints, whether it counts as failed, and its folder."""
 
     report: dict[str, Any]
     problem: str
@@ -82,7 +83,7 @@ class Result:
 
 
 class Clock:
-    """Seconds of work over all attempts, kept in `path`: what a kill takes is at most what came since a tick."""
+    """Seconds of work over all attempts, kept in `path`. A kill loses at most the time since the last tick."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.before, self.start = path, float(read_json(path) or 0.0), time.monotonic()
@@ -90,18 +91,18 @@ class Clock:
     def tick(self) -> float:
         """Note the time, and return it."""
         seconds = round(self.before + time.monotonic() - self.start, 1)
-        self.path.write_text(f"{seconds}\n")  # not durably: it is written often, and a lost tick is no harm
+        self.path.write_text(f"{seconds}\n")  # not durably: it is written often, and a lost tick does no harm
         return seconds
 
 
 def _config(operator: Home) -> str:
-    """What the rehearsal's processes will go by: settings, the environment's too, and loose plugin files."""
+    """What the rehearsal's processes work with: settings, the environment's too, and loose plugin files."""
     settings = Settings.load(operator).model_dump_json(exclude={"host", "port"})
     return settings + "".join(sha256(path.read_bytes()) for path in sorted(operator.plugins.glob("[!_.]*.py")))
 
 
 class Rehearsal:
-    """One rehearsal of `plan`, begun anew or gone on with; `run` does what is missing."""
+    """One rehearsal of `plan`, new or resumed. `run` does what is missing."""
 
     def __init__(self, operator: Home, plan: Plan, progress: RunProgress) -> None:
         self.plan, self.progress = plan, progress
@@ -109,7 +110,9 @@ class Rehearsal:
         given = Settings.load(operator)
         self.plugins.check_training(given.reward, plan.algorithm, given.train.rollouts)
         self.judge = functools.partial(judge_scores, plan.judge, self.plugins.get("judges", plan.judge))
-        self.judge(plan.voters[0], ["Very well, thank you!", "Leave me alone."])  # better now than in the first vote
+        self.judge(
+            plan.voters[0], ["Very well, thank you!", "Leave me alone."]
+        )  # fail now rather than in the first vote
         facts = asdict(plan) | {"prompts": len(plan.voters), "held_out": len(plan.held_out)}
         facts.pop("voters")
         self.folder, self.resumed = home.open_folder(operator, plan.digest(_config(operator)), facts)
@@ -140,7 +143,7 @@ class Rehearsal:
     # --- the steps --------------------------------------------------------------------------------------
 
     def _start_replies(self) -> list[Sample]:
-        """What start says to the held-out prompts, several times each; sampled once."""
+        """Start's replies to the held-out prompts, several to each; sampled once."""
         path = self.folder / "start-replies.jsonl"
         if not path.exists():
             counts = self.plan.wanted.start()
@@ -178,10 +181,10 @@ class Rehearsal:
         return finish(work())
 
     def _train(self, number: int, url: str, folder: Path) -> dict[str, Any]:
-        """Run the job as an operator would, with readers on at its swap; a run that was cut off is resumed."""
+        """Run the job as an operator would, with readers during its swap. A run that was cut off is resumed."""
         self._stage(f"round {number}: training")
         arguments = ["train", "--algorithm", self.plan.algorithm]
-        with suppress(ThumbwiseError):  # there is none, or it came to its end
+        with suppress(ThumbwiseError):  # there is none, or it has finished
             unfinished(self.home)
             arguments = ["train", "--resume"]
         watch = SwapMonitor(url, self.readers_tokens)
@@ -205,9 +208,9 @@ class Rehearsal:
         return result
 
     def _follow(self, job: subprocess.Popen[str], watch: SwapMonitor, log: Path, clock: Clock) -> None:
-        """Show what the job says; when it has published, it is held until replies are being streamed.
+        """Show what the job says. When it has published, it is held until replies are being streamed.
 
-        Readers any earlier would only take the cores from its gates.
+        Earlier readers would only take the cores from its gates.
         """
         with log.open("a") as file:
             for line in job.stderr or ():
@@ -232,7 +235,7 @@ class Rehearsal:
                     self.progress.say(said[1])
 
     def _swap(self, watch: Seen, result: dict[str, Any]) -> dict[str, Any]:
-        """What readers saw of a swap; the versions that were live are the base and all that were promoted."""
+        """What readers saw of a swap. The versions that were live are the base and all that were promoted."""
         self.progress.stage(f"reading {len(watch.replies)} streamed replies")
         versions = [BASE, *(path.parent.name for path in sorted(self.home.policies.glob(f"*/{MANIFEST}")))]
         found = mixed(watch.nearest(CHECKED), versions, self._measure().force)
@@ -248,7 +251,7 @@ class Rehearsal:
         }
 
     def _figures(self, trained: dict[str, Any], start: list[Sample], folder: Path) -> dict[str, Any]:
-        """The candidate beside start, by the judge, on prompts that nobody voted on, as long as people's replies."""
+        """The candidate against start by the judge, on prompts that nobody voted on, as long as people's replies."""
         wanted, version = self.plan.wanted, trained["version"]
         measure, run = self._measure(), self.home.runs / trained["run_id"]
         path = folder / "replies.jsonl"
@@ -302,7 +305,7 @@ class Rehearsal:
 
 
 def total(swaps: Sequence[dict[str, Any] | None]) -> dict[str, int]:
-    """One line about all swaps: the fewest streams that were open across one, and all that was dropped or mixed."""
+    """One line about all swaps: the fewest streams that were open during one, and all that were dropped or mixed."""
     seen = [swap for swap in swaps if swap is not None]
     return {
         "streams": min((swap["streams"] for swap in seen if swap["promoted"]), default=0),

@@ -1,10 +1,14 @@
 """Readers who hold streamed replies open across a swap, and what their replies show about it.
 
-A reply is *dropped* where it ends in an error, without a finish reason, or after 60 s of silence; nothing
-is asked again. It is *mixed* where some span of it fits another live version better than the version that
-it names: the engine's log-probabilities of the sampled tokens are laid beside those that the trainer
-computes for the same tokens under every version. So both are counted by what replies contain, not by what
-the server says about itself. Left out: faults shorter than a span of tokens, which the formats' rounding hides.
+A reply is *dropped* if it ends in an error, without a finish reason, or after 60 s of silence. Nothing is asked again.
+
+A reply is *mixed* if some span of it fits another live version better than the version that it names. To find out, the
+engine's log-probabilities of the sampled tokens are compared with those that the trainer computes for the same tokens
+under every version.
+
+So both are counted by what replies contain, not by what the server says about itself.
+
+Left out: faults shorter than a span of tokens, which the formats' rounding hides.
 """
 
 from __future__ import annotations
@@ -25,9 +29,9 @@ from thumbwise.training.run.folders import read_json, write_json
 READERS = 12
 SPAN = 8
 MARGIN = 0.1
-"""Nats a token by which a span must fit another version better; the engine's bfloat16 differs by far less."""
+"""The margin, in nats a token, by which a span must fit another version better. bfloat16 differs by far less."""
 SILENCE = 60.0
-"""Seconds after which a reader gives up; the assistant waits longer for vLLM."""
+"""After how many seconds a reader gives up. The assistant waits longer for vLLM."""
 LONGEST = 4096
 ASKED = (
     "Tell me a long story about a lighthouse keeper.",
@@ -39,7 +43,7 @@ ASKED = (
 
 @dataclass
 class Reply:
-    """One streamed reply; times are UTC seconds: of the question, of its first token and of its end."""
+    """One streamed reply. Times are UTC seconds: of the question, of its first token and of its end."""
 
     asked: float = 0.0
     begun: float = 0.0
@@ -49,19 +53,19 @@ class Reply:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
-    """When each piece with tokens came, in UTC seconds."""
+    """The times of each piece with tokens, in UTC seconds."""
     finish_reason: str | None = None
     error: str = ""
     wanted: int = 0
-    """Tokens that were asked for."""
+    """The number of tokens that were asked for."""
 
     @property
     def dropped(self) -> bool:
-        """Whether its reader was let down."""
+        """Whether the reply was dropped."""
         return bool(self.error) or self.finish_reason is None
 
     def take(self, event: dict[str, Any]) -> None:
-        """Take in one event of the stream; the first says which version answers, before there is a token."""
+        """Take in one event of the stream. The first one says which version answers, before there is a token."""
         if "error" in event:
             self.error = str(event["error"]["message"])
             return
@@ -84,7 +88,7 @@ class Seen:
     flip: float | None = None
     """When the pointer moved, in UTC seconds, by the assistant's own log."""
     stable: str = ""
-    """The version that it points to since then."""
+    """The version that the pointer names since then."""
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
@@ -94,21 +98,21 @@ class Seen:
 
     @classmethod
     def load(cls, path: Path) -> Seen:
-        """Read what `save` wrote; nothing was seen where there is no such file."""
+        """Read what `save` wrote. If there is no such file, nothing was seen."""
         found = read_json(path)
         return (
             cls() if found is None else cls([Reply(**row) for row in found["replies"]], found["flip"], found["stable"])
         )
 
     def across(self) -> list[Reply]:
-        """Replies that were open while the pointer moved: it had decided on the old version, their end not come."""
+        """Replies that were open while the pointer moved: the old version was chosen, and the reply had not ended."""
         if self.flip is None:
             return []
         span = [reply for reply in self.replies if reply.asked <= self.flip <= reply.ended]
         return [reply for reply in span if reply.version not in ("", self.stable)]
 
     def nearest(self, count: int) -> list[Reply]:
-        """The `count` whole replies that were streamed nearest to the flip (to the end, where there was none)."""
+        """The `count` whole replies that were streamed nearest to the flip (to the end, if there was no flip)."""
         whole = [reply for reply in self.replies if not reply.dropped and reply.token_ids]
         at = self.flip if self.flip is not None else max((reply.ended for reply in whole), default=0.0)
         return sorted(whole, key=lambda r: max(r.begun - at, at - r.ended, 0.0))[:count]
@@ -117,7 +121,7 @@ class Seen:
 class SwapMonitor(Seen):
     """Keeps `readers` replies open at `url` from `start` to `stop`, then asks when the pointer moved.
 
-    What it has seen is complete once `stop` has returned.
+    What it has seen is complete when `stop` has returned.
     """
 
     def __init__(self, url: str, max_tokens: int, readers: int = READERS) -> None:
@@ -137,14 +141,14 @@ class SwapMonitor(Seen):
         return self._thread.ident is not None
 
     def wait_open(self, count: int, patience: float = 120.0) -> bool:
-        """Wait until `count` replies are being streamed, for at most `patience` seconds; says whether they are."""
+        """Wait until `count` replies are being streamed, for at most `patience` seconds. Returns whether they are."""
         deadline = time.monotonic() + patience
         while self._open < count and time.monotonic() < deadline:
             time.sleep(0.05)
         return self._open >= count
 
     def stop(self, linger: float = 1.0) -> None:
-        """Let every reader finish the reply that is open, after `linger` more seconds of asking."""
+        """Ask for `linger` more seconds, then let every reader finish the reply that is open."""
         if not self.watching:
             return
         time.sleep(linger)
@@ -156,14 +160,14 @@ class SwapMonitor(Seen):
             self.flip, self.stable = ready["stable_since"], ready["stable"]
 
     async def _all(self) -> None:
-        # A connection a reply: one that the server closed while we still read would look like a dropped reply.
+        # One connection per reply: if the server closed a shared one while we read, that would look like a dropped reply.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         timeout = httpx.Timeout(SILENCE)
         async with httpx.AsyncClient(base_url=self.url, timeout=timeout, limits=limits, trust_env=False) as http:
             await asyncio.gather(*(self._read(http, number) for number in range(self.readers)))
 
     async def _read(self, http: httpx.AsyncClient, number: int) -> None:
-        # First replies of different lengths: readers in step with each other would all be between two replies at once.
+        # First replies have different lengths: otherwise all readers would be between two replies at the same time.
         length = max(self.max_tokens * (number + 1) // self.readers, 1)
         while not self._enough.is_set():
             reply = Reply(time.time(), messages=[{"role": "user", "content": ASKED[number % len(ASKED)]}])
@@ -185,7 +189,7 @@ class SwapMonitor(Seen):
                 await asyncio.sleep(0.5)
 
     async def _take_all(self, stream: httpx.Response, reply: Reply) -> None:
-        """Read a stream to its end; split at newlines only, since JSON may hold U+2028."""
+        """Read a stream to its end. Lines are split at newlines only, because JSON may hold U+2028."""
         rest = b""
         async for data in stream.aiter_bytes():
             *lines, rest = (rest + data).split(b"\n")
@@ -201,8 +205,8 @@ class SwapMonitor(Seen):
 def strangest_span(own: Sequence[float], other: Sequence[float], span: int = SPAN) -> float:
     """How much better some span of tokens fits `other` than `own`, in nats a token (negative: nowhere better).
 
-    Both are |engine's - trainer's log-probability| per token, of the version that a reply names and of
-    another one. A reply shorter than `span` is one span.
+    Both are |engine's - trainer's log-probability| per token: of the version that a reply names, and of another one. A
+    reply shorter than `span` is one span.
     """
     gains = [a - b for a, b in zip(own, other, strict=True)]
     width = min(span, len(gains))
@@ -214,7 +218,7 @@ Force = Callable[[Sequence[Reply], str], list[list[float]]]
 
 
 def mixed(replies: Sequence[Reply], versions: Sequence[str], force: Force) -> list[tuple[Reply, str, float]]:
-    """The replies of which a span fits another of `versions` better than their own by MARGIN, with which and how."""
+    """The replies with a span that fits another of `versions` better by MARGIN, with which one and how much."""
     found: list[tuple[Reply, str, float]] = []
     replies = [reply for reply in replies if reply.token_ids and reply.version in versions]
     distances: Mapping[str, list[list[float]]] = {

@@ -1,8 +1,9 @@
 """How good a version is by a judge: win rate, best of n, agreement with the reward model.
 
-Judged without noise, on prompts that nobody voted on. Win rates count ties half. Every interval is over prompts,
-because several replies to one prompt are not independent. Left out: people's own votes on live versions, which say
-more and come from serving.
+All are judged without noise, on prompts that nobody voted on. Win rates count ties half. Every interval is over
+prompts, because several replies to one prompt are not independent.
+
+Left out: people's own votes on live versions, which say more and come from serving.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from typing import TypeVar
 from thumbwise.training.evaluation.intervals import clustered_mean
 
 Scored = Sequence[Sequence[float]]
-"""Scores (a judge's, or a reward model's), a row for each prompt."""
+"""Scores (a judge's, or a reward model's), one row per prompt."""
 Item = TypeVar("Item")
 DRAFT = 48
-"""Tokens of a reply for which `Wanted.draws` is meant."""
+"""The number of tokens of a reply that `Wanted.draws` is meant for."""
 LEAST_DRAWS = 20
 
 
 @dataclass(frozen=True)
 class WinRate:
-    """A share of pairs won, ties half, its 95% interval clustered by prompt, and how many replies or draws it is of."""
+    """A share of pairs won, ties half; its 95% interval clustered by prompt; and the number of replies or draws."""
 
     rate: float
     low: float
@@ -49,10 +50,10 @@ def won(ours: float, theirs: float) -> float:
 
 
 def win_rate(ours: Scored, theirs: Scored) -> WinRate:
-    """Hold each of our replies against all of theirs to the same prompt, and count who scores higher.
+    """Compare each of our replies with all of theirs to the same prompt, and count who scores higher.
 
-    All pairs and not one for each reply: on average the same figure, with less luck in it. Prompts are the clusters of
-    its interval.
+    All pairs count, not one for each reply: on average that gives the same figure, with less luck in it. Prompts are
+    the clusters of its interval.
     """
     shares: list[float] = []
     prompts: list[int] = []
@@ -71,8 +72,8 @@ def _over(shares: Sequence[float], prompts: Sequence[int]) -> WinRate:
 def best_of(scores: Scored, rewards: Scored, n: int) -> WinRate:
     """Share of draws in which the best of `n` replies by `rewards` beats one more reply by the judge, ties half.
 
-    Each reply to a prompt is that one more in turn, against the `n` that follow it (in a circle); prompts with no more
-    than `n` replies are left out. Prompts count alike.
+    Each reply to a prompt takes its turn as that one more, against the `n` that follow it (in a circle). Prompts with
+    at most `n` replies are left out. All prompts have equal weight.
     """
     rows: list[float] = []
     draws = 0
@@ -89,10 +90,10 @@ def best_of(scores: Scored, rewards: Scored, n: int) -> WinRate:
 
 
 def pair_accuracy(scores: Scored, rewards: Scored) -> Agreement:
-    """How far `rewards` orders replies to one prompt as the judge does, of pairs with unequal scores.
+    """How far `rewards` orders replies to one prompt as the judge does, over pairs with unequal scores.
 
-    A reply has a share: of the pairs that it is in. The rate is the mean over replies, so a prompt with many replies,
-    whose pairs grow with the square of their number, does not stand for all the others.
+    Each reply has a share: of the pairs that it is in. The rate is the mean over replies. So a prompt with many
+    replies, whose pairs grow with the square of their number, does not outweigh all the others.
     """
     shares: list[float] = []
     prompts: list[int] = []
@@ -122,9 +123,9 @@ class Wanted:
 
     @classmethod
     def at(cls, prompts: int, tokens: int) -> Wanted:
-        """For replies of `tokens` tokens: of longer ones fewer draws of best_of, which are most of all replies.
+        """For replies of `tokens` tokens. Longer replies get fewer draws of best_of, which make up most of all replies.
 
-        A win rate's interval hangs on the number of prompts, and that stays.
+        A win rate's interval depends on the number of prompts, and that stays.
         """
         return cls(prompts, draws=max(LEAST_DRAWS, min(cls.draws, cls.draws * DRAFT // tokens)))
 
