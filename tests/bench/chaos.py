@@ -3,7 +3,7 @@
     python tests/bench/chaos.py [--quick] [--seed S] [--home FOLDER]
 
 A real `thumbwise serve` with its own vLLM (two-layer model), restarted as systemd would; `thumbwise train` again and
-again, gone on with by `--resume` where it was killed; 4 voters that send a vote again, key and all, until it is
+again, resumed by `--resume` if it was killed; 4 voters that send a vote again, key and all, until it is
 acknowledged; 4 readers of streams. 15 kills in under 20 minutes (`--quick`: 5), one process each by -9, mostly after
 everything works again, some before. What is left is then held against what the clients saw. `--home` keeps the home
 with its logs. Left out: power cuts and full disks (tests/loop/test_disk_full.py), kills at named places

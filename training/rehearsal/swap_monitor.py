@@ -160,7 +160,7 @@ class SwapMonitor(Seen):
             self.flip, self.stable = ready["stable_since"], ready["stable"]
 
     async def _all(self) -> None:
-        # One connection per reply: if the server closed a shared one while we read, that would look like a dropped reply.
+        # One connection per reply: if the server closed a shared one, that would look like a dropped reply.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         timeout = httpx.Timeout(SILENCE)
         async with httpx.AsyncClient(base_url=self.url, timeout=timeout, limits=limits, trust_env=False) as http:

@@ -206,5 +206,5 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read what `write_json` wrote, or None where it has not been written."""
+    """Read what `write_json` wrote, or None if it has not been written."""
     return json.loads(path.read_text()) if path.exists() else None

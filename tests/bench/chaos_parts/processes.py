@@ -166,7 +166,7 @@ class Assistant:
 
 
 class Job:
-    """Trains again and again; a run that was killed or failed is gone on with."""
+    """Trains again and again; a run that was killed or failed is resumed."""
 
     tries = 3  # of a run that fails, before a new one is begun
 
@@ -223,7 +223,7 @@ class Job:
             good_enough = self.clients.alive
             if status == -signal.SIGKILL:
                 arguments = ["--resume"]
-            elif result is None:  # refused: nothing to go on with, or a run that must be gone on with
+            elif result is None:  # refused: nothing to resume, or a run that must be resumed
                 if await self.clients.alive():
                     arguments = [] if arguments else ["--resume"]
                 await asyncio.sleep(2)
@@ -257,6 +257,6 @@ class Job:
         return status, json.loads(said[-1]) if said else None
 
     def figures(self) -> dict[str, Any]:
-        """How the runs ended, how often one was gone on with, and why any failed on the way."""
+        """How the runs ended, how often one was resumed, and why any failed on the way."""
         runs = Counter(self.outcomes.values())
         return {"runs": dict(runs), "resumed": self.resumed, "failed_on_the_way": dict(self.reasons)}

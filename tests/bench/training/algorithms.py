@@ -231,7 +231,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         contest = Contest(args, home, Path(folder))
         cases = {}
         for case in args.cases:
-            part = f"{case}-{contest.digest}"  # another machine goes on with it only if its votes are the same
+            part = f"{case}-{contest.digest}"  # another machine continues it only if its votes are the same
             cases[case], _ = kept.part("algorithms", args, part, functools.partial(contest.run, case))
             print(case, cases[case], file=sys.stderr)
     rise = cases.get("ppo+ptx", {}).get("perplexity_rise")

@@ -122,7 +122,7 @@ class Older:
         """The result of its round; ends the program where there is no candidate."""
         found = self.step("train", lambda: self.asked("train"))
         if found["version"] is None:
-            (self.folder / "train.json").unlink()  # it is gone on with the next time
+            (self.folder / "train.json").unlink()  # it is resumed the next time
             sys.exit(f"The older build has no candidate: {found['reason']}")
         return found
 

@@ -1,4 +1,4 @@
-"""A run that was cut off at any stage is gone on with, and ends with the same adapter, bit for bit."""
+"""A run that was cut off at any stage is resumed, and ends with the same adapter, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rehearsal as an operator runs it, on the session's vLLM with the two-layer model: killed, gone on with, read."""
+"""The rehearsal as an operator runs it, on the session's vLLM with the two-layer model: killed, resumed, read."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_rehearsal_that_was_killed_goes_on_where_it_stopped(rehearsed: Rehears
     with sqlite3.connect(rehearsed.folder / "home" / "feedback.db") as db:
         assert db.execute("SELECT count(*), count(DISTINCT idempotency_key) FROM feedback").fetchone() == (120, 120)
         runs = db.execute("SELECT number, outcome FROM runs ORDER BY number").fetchall()
-    assert runs == [(1, "promoted"), (2, "promoted")]  # the run that was killed was gone on with, not begun anew
+    assert runs == [(1, "promoted"), (2, "promoted")]  # the run that was killed was resumed, not begun anew
 
 
 @pytest.mark.engine

@@ -1,7 +1,7 @@
 """Dropped and mixed replies are counted by what they contain: by hand, on a live engine, and with a control.
 
 The control swaps weights in place under an unchanged name, as vLLM's `load_inplace` does: replies under way
-then go on with other weights, nobody is told, and the watch must catch it.
+then go on with other weights, nobody is told, and the monitor must catch it.
 """
 
 from __future__ import annotations

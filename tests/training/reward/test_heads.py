@@ -57,7 +57,7 @@ def test_agreement_with_thumbs_is_what_comparisons_of_the_same_replies_would_sho
 
 
 def test_thumbs_are_held_against_the_same_persons_only() -> None:
-    """One likes all cooking but for the best dish, one dislikes all sums but for the worst: the topic tells nothing."""
+    """One likes all cooking except the best dish, one dislikes all sums except the worst: the topic tells nothing."""
     said = np.array([5.0, 6.0, 7.0, 8.0, 1.0, 2.0, 3.0, 4.0])
     good, rater = [1, 1, 1, 0, 1, 0, 0, 0], [0] * 4 + [1] * 4
     thumbs = votes_on(np.arange(8), np.full(8, -1), good, ("g",) * 8, rater, raters=2)
