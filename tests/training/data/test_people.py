@@ -132,7 +132,7 @@ def test_too_little_says_whose_votes_were_set_aside_and_what_to_do() -> None:
 
 @pytest.mark.parametrize(("people", "votes", "names", "each"), [(1, 600, 4, 25), (1, 5000, 5, 30), (1, 1000, 100, 1)])
 def test_a_few_names_of_a_client_do_not_outweigh_the_browser(people: int, votes: int, names: int, each: int) -> None:
-    """The features and the votes are made up: the votes in the browser are right except a sixth, all others are wrong."""
+    """The features and the votes are made up: the votes in the browser are right except a sixth, all others wrong."""
     given = [("comparison", f"name-{n}", "programs", each) for n in range(names)]
     samples, table = gather(snapshot(*browsers(people, votes), *given).heard(TRAIN).labels, 0.5)
     draws = np.random.default_rng(0)
