@@ -96,7 +96,7 @@ class FolderTemplate:
     def _broken(self, error: Exception) -> ThumbwiseError:
         said = " ".join(f"{error}".split())[:200]
         return ThumbwiseError(
-            f"The chat template of {self.folder.name} cannot be used ({said}): mend chat_template.jinja there, or "
+            f"The chat template of {self.folder.name} cannot be used ({said}): fix chat_template.jinja there, or "
             "choose another model."
         )
 
@@ -117,7 +117,7 @@ class FolderTemplate:
                 why = why or error
         raise why or ThumbwiseError(
             f"The chat template of {self.folder.name} leaves out what people write, as text and as a list of parts: "
-            "mend chat_template.jinja there, or choose another model."
+            "fix chat_template.jinja there, or choose another model."
         )
 
     def render(self, turns: Sequence[tuple[str, str]], form: Format, begin: bool = True) -> str:

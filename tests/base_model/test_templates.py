@@ -63,7 +63,7 @@ def ends(*ids: int) -> Spoil:
         (template("Hello. {% for m in messages %}<|im_start|>{% endfor %}"), "leaves out what people write"),
         (template("{% for m in messages %}{{ m['content']"), "cannot be used .*unexpected end of template"),
         (template("{{ messages | map('nothing') | list }}{{ messages[0].content.x.y }}"), "cannot be used"),
-        (template("{{ raise_exception('no chats') }}"), r"cannot be used \(no chats\): mend chat_template.jinja"),
+        (template("{{ raise_exception('no chats') }}"), r"cannot be used \(no chats\): fix chat_template.jinja"),
         (ends(), "names no token that ends a reply: put its id as eos_token_id"),
         (ends(2), r"would not stop at the end of a reply, .* marks with <\|im_end\|>: add 1 to eos_token_id"),
     ],

@@ -347,7 +347,7 @@ def test_going_round_in_circles_is_caught(side: str) -> None:
     ],
 )  # fmt: skip
 def test_a_gate_without_a_report_ends_the_run_with_its_plugins_name(returned: object, says: str) -> None:
-    with pytest.raises(ThumbwiseError, match="mend the plugin mine, then `thumbwise train --resume`") as raised:
+    with pytest.raises(ThumbwiseError, match="fix the plugin mine, then `thumbwise train --resume`") as raised:
         run_gates({"odd": lambda _: returned}, evidence(), {"odd": "mine"})  # type: ignore[dict-item, return-value]
     assert "The gate odd returned" in str(raised.value)
     assert says in str(raised.value)
@@ -356,7 +356,7 @@ def test_a_gate_without_a_report_ends_the_run_with_its_plugins_name(returned: ob
 def test_a_gate_that_fails_refuses_the_version_and_names_its_plugin() -> None:
     (report,) = run_gates({"odd": lambda _: 1 / 0}, evidence(), {"odd": "mine"})  # type: ignore[dict-item, return-value]
     assert not report.passed
-    assert "mend the plugin mine" in report.detail
+    assert "fix the plugin mine" in report.detail
     numpys = GateReport("odd", np.bool_(True), np.float32(1), 1, "Fine.")  # type: ignore[arg-type]
     assert run_gates({"odd": lambda _: numpys}, evidence(), {}) == [GateReport("odd", True, 1.0, 1.0, "Fine.")]
 

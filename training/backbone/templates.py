@@ -89,7 +89,7 @@ class ChatTemplate:
             except Exception as error:  # a template is somebody's program and may raise anything
                 said = " ".join(str(error).split())[:200]
         raise ThumbwiseError(
-            f"The model's chat template cannot be used ({said}): mend chat_template.jinja in its folder, or choose "
+            f"The model's chat template cannot be used ({said}): fix chat_template.jinja in its folder, or choose "
             "another model (`--model`)."
         )
 

@@ -31,7 +31,7 @@ LEAST_CROWD = 5
 A_DAY = 600
 """The most votes, corrections and prompts, together, that one person may give by hand on a browser's first day."""
 FEW = 50
-"""In a crowd nobody is limited to fewer votes: beside a few guests, the person who votes is worth hearing."""
+"""In a crowd nobody is limited to fewer votes: if there are only a few guests, the regular voter should count."""
 SHARE = 0.25
 """The most of all corrections or prompts that may be one person's, if there are several people."""
 

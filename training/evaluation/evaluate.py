@@ -188,7 +188,7 @@ def run_gates(gates: Mapping[str, Gate], evidence: Evidence, brought_by: Mapping
         except ThumbwiseError as error:
             report = GateReport(name, False, 0.0, 0.0, str(error))
         except Exception as error:
-            detail = f"The gate {name} itself failed ({type(error).__name__}: {error}): mend {plugin}."
+            detail = f"The gate {name} itself failed ({type(error).__name__}: {error}): fix {plugin}."
             report = GateReport(name, False, 0.0, 0.0, detail)
         reports.append(_checked(name, report, plugin))
     if not reports:
@@ -211,5 +211,5 @@ def _checked(name: str, report: object, plugin: str) -> GateReport:
             return GateReport(str(report.name), bool(report.passed), value, limit, str(report.detail))
     raise ThumbwiseError(
         f"The gate {name} returned {wrong} instead of a GateReport whose `passed` is True or False and whose value and "
-        f"limit are numbers: mend {plugin}, then `thumbwise train --resume` goes on from here."
+        f"limit are numbers: fix {plugin}, then `thumbwise train --resume` continues from here."
     )

@@ -86,7 +86,7 @@ def select(
     kept = copy.deepcopy(algorithm.state_dict())
     for state in earlier_policies(kl_of_a_token(evidence)):
         refused = " ".join(report.detail for report in found.reports if not report.passed)
-        say(f"This policy is refused; the gates are asked about an earlier one. {refused}")
+        say(f"This policy is refused; the gates judge an earlier one. {refused}")
         algorithm.load_state_dict(state)
         evidence = gather()
         found = Selected(evidence, run_gates(gates, evidence, brought_by), "gates")

@@ -74,7 +74,7 @@ def start_policy(work: Work, backbone: Backbone, stable: Path | None) -> str | N
         return None
     backbone.load_adapter(STABLE, stable)
     if work.begun_from != BASE:
-        work.progress.say(f"The policy begins as {work.given.stable}, and is held near to it.")
+        work.progress.say(f"The policy begins as {work.given.stable}, and is kept near it.")
         backbone.begin_as(STABLE)
         backbone.freeze_reference()
     return STABLE

@@ -77,8 +77,8 @@ def _check_opinions(reward: ShapedReward, usual: Sequence[Sample]) -> None:
     known = int(np.isfinite(reward.plain(usual).value).sum())
     if 2 * known < len(usual):
         raise ThumbwiseError(
-            f"Reward model {reward.name} has a score for only {known} of {len(usual)} usual replies, and half of them "
-            f"is the least to train on: {mend('--reward')}"
+            f"Reward model {reward.name} has a score for only {known} of {len(usual)} usual replies; training needs at "
+            f"least half of them: {mend('--reward')}"
         )
 
 

@@ -59,7 +59,7 @@ class SFTReport:
             )
         said = f"SFT on {self.demonstrations} corrected replies: held-out loss {self.losses[0]:.3f}"
         if self.epoch == 0:
-            return f"{said}, and not lower in any of {len(self.losses) - 1} epochs: nothing is kept of it"
+            return f"{said}, and not lower in any of {len(self.losses) - 1} epochs: nothing is kept"
         return f"{said} -> {self.losses[self.epoch]:.3f} after epoch {self.epoch}"
 
 

@@ -1,4 +1,4 @@
-"""A rehearsal's figures: a candidate against start by the judge, and its reward model against what it was told.
+"""A rehearsal's figures: a candidate compared with start by the judge, and its reward model with what it was told.
 
 Everything is measured on replies of the length at which people voted.
 

@@ -83,12 +83,12 @@ def judge_scores(name: str, judge: Judge, prompt: Prompt, responses: Sequence[st
         scores = [float(score) for score in judge(question, list(responses))]
     except Exception as error:
         raise ThumbwiseError(
-            f"The judge {name} failed ({type(error).__name__}: {error}): mend the plugin that brings it."
+            f"The judge {name} failed ({type(error).__name__}: {error}): fix the plugin that brings it."
         ) from error
     if len(scores) != len(responses) or not all(math.isfinite(score) for score in scores):
         raise ThumbwiseError(
             f"The judge {name} must return one finite number for each of {len(responses)} responses, and returned "
-            f"{str(scores)[:100]}: mend the plugin that brings it."
+            f"{str(scores)[:100]}: fix the plugin that brings it."
         )
     return scores
 

@@ -1,6 +1,6 @@
 """How far a reward model agrees with votes that it was not fitted on: over all, by kind of vote and by length.
 
-Left out: parts by how long replies might have been, because how long they are is what they say and shows.
+Left out: parts by the replies' token limit. Their actual length says what matters, and people can see it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def foretold(said: Array, votes: Votes, fit: FitReport) -> FitReport:
 def told(fit: FitReport) -> str:
     """An accuracy and its parts, as a sentence."""
     if not fit.n:
-        return "Reward model: no vote could be held against one that had not seen its conversation."
+        return "Reward model: no vote could be compared with a model that had not seen its conversation."
     parts = [_part(**part) for part in fit.details.get("by", [])]
     few = f" That is few: below {FEW} an accuracy is little more than a guess." if fit.n < FEW else ""
     by = f" ({', '.join(parts)})" if len(parts) > 1 else ""
@@ -105,7 +105,7 @@ def agreement(said: Array, votes: Votes) -> Array:
 
 
 def _against(thumb: Mask, votes: Votes) -> Iterator[tuple[Mask, Mask]]:
-    """Thumbs up and thumbs down that are held against each other, [n] each: one person's, or of those with one."""
+    """Thumbs up and thumbs down that are compared, [n] each: of one person, or of people with one thumb."""
     often = np.bincount(votes.rater[thumb], minlength=votes.raters) > 1
     stratum = np.where(often[votes.rater], votes.rater, -1)
     for number in np.unique(stratum[thumb]):

@@ -157,7 +157,7 @@ def _two_camps(votes: Votes, silenced: NDArray[np.bool_], settled: NDArray[np.bo
     whose = f" ({', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''})" if names else ""
     against, among = _people(votes, silenced), _people(votes, settled)
     return (
-        f"The votes are of two camps, and which of them is right is not in the votes: {against} of {among} people with "
+        f"The votes form two camps, and they do not say which camp is right: {against} of {among} people with "
         f"{SETTLED} votes or more contradict the others{whose}. Look at what they vote for; "
-        "train.rm_rater_weights = false in config.toml hears both sides alike."
+        "train.rm_rater_weights = false in config.toml counts both sides equally."
     )

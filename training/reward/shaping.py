@@ -57,19 +57,19 @@ def check_fit(name: str, fit: FitReport) -> None:
     if not isinstance(fit, FitReport):
         wrong = f"{type(fit).__name__} and no FitReport"
     elif not is_number(fit.accuracy) or not -1e-6 <= fit.accuracy <= 1 + 1e-6:
-        wrong = f"an accuracy of {fit.accuracy!r:.40}, which is no share"
+        wrong = f"an accuracy of {fit.accuracy!r:.40}, which is not a share"
     elif not is_number(fit.n) or fit.n < 0 or fit.n != int(fit.n):
-        wrong = f"an accuracy of {fit.n!r:.40} votes, which is no number of them"
+        wrong = f"an accuracy of {fit.n!r:.40} votes, which is not a number of votes"
     elif fit.error is not None and (not is_number(fit.error) or fit.error < 0):
-        wrong = f"a standard error of {fit.error!r:.40}, which is none"
+        wrong = f"a standard error of {fit.error!r:.40}, which is not one"
     elif fit.foretold is not None and (not is_number(fit.foretold) or not -1e-6 <= fit.foretold <= 1 + 1e-6):
-        wrong = f"{fit.foretold!r:.40} as what was foretold of votes, which is no share"
+        wrong = f"a `foretold` of {fit.foretold!r:.40}, which is not a share"
     elif not is_number(fit.foretold_votes) or fit.foretold_votes < 0 or fit.foretold_votes != int(fit.foretold_votes):
-        wrong = f"{fit.foretold_votes!r:.40} foretold votes, which is no number of them"
+        wrong = f"a `foretold_votes` of {fit.foretold_votes!r:.40}, which is not a number of votes"
     elif not is_number(fit.foretold_error) or fit.foretold_error < 0:
-        wrong = f"a standard error of what was foretold of {fit.foretold_error!r:.40}, which is none"
+        wrong = f"a `foretold_error` of {fit.foretold_error!r:.40}, which is not a standard error"
     elif not isinstance(fit.details, dict):
-        wrong = f"details that are {type(fit.details).__name__} and no dict"
+        wrong = f"details that are {type(fit.details).__name__} and not a dict"
     else:
         return
     raise ThumbwiseError(f"Reward model {name} returned {wrong} from fit: {mend('--reward')}")
@@ -83,7 +83,7 @@ def is_number(value: object) -> bool:
 
 def mend(option: str) -> str:
     """What to do about a plugin with which training cannot continue."""
-    return f"mend the plugin that brings it, or train with another {option}."
+    return f"fix the plugin that brings it, or train with another {option}."
 
 
 @contextmanager

@@ -98,7 +98,7 @@ def test_a_reward_model_that_says_nothing_sensible_ends_the_run_before_the_polic
     result, trained = ended(tmp_path, model, REWARD.format(method=method, does=does), reward="odd")
     assert result.reason.startswith("Reward model odd ")
     assert says in result.reason
-    assert result.reason.endswith("mend the plugin that brings it, or train with another --reward.")
+    assert result.reason.endswith("fix the plugin that brings it, or train with another --reward.")
     assert not trained
 
 

@@ -207,7 +207,7 @@ def test_an_unknown_judge_or_algorithm_is_one_sentence(tmp_path: Path, monkeypat
     said = refused(monkeypatch, home, "--algorithm", "magic").stderr
     assert "There is no policy algorithm named 'magic'" in said
     said = refused(monkeypatch, home, "--judge", "broken").stderr
-    assert "The judge broken failed (ZeroDivisionError: division by zero): mend the plugin that brings it." in said
+    assert "The judge broken failed (ZeroDivisionError: division by zero): fix the plugin that brings it." in said
     assert list(home.runs.iterdir()) == []
 
 
