@@ -193,7 +193,7 @@ def test_a_failed_gate_rejects_the_candidate_with_its_sentence(tmp_path: Path, m
     assistant = FakeAssistant(make_snapshot(40))
     result = train(tmp_path, model, assistant, gates={"max_length": 0.01, "min_length": 0.0})
     assert result.outcome == "rejected"
-    assert "times as many (level 0.1); 0 to 0.01 is allowed" in result.reason
+    assert "(level 0.1); 0 to 0.01 is allowed" in result.reason
     assert [r["version"] for r in assistant.rejected] == [result.version]
     assert assistant.promoted == []
     assert assistant.finished[0]["outcome"] == "rejected"
