@@ -290,4 +290,4 @@ def test_a_check_that_cannot_look_says_why_and_the_others_do(home: Home, monkeyp
 
     denied.__name__ = "check_disk"
     monkeypatch.setattr(doctor, "check_disk", denied)
-    assert found("disk")["detail"] == "It cannot be looked at: Permission denied (/some/file)."
+    assert found("disk")["detail"] == "It cannot be checked: Permission denied (/some/file)."
