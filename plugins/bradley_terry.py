@@ -9,17 +9,17 @@ Features of a reply:
 - How the reply ended: its length, the logarithm of the length (so that there can be a best length), and whether it
   ended by itself. A mean hardly shows these.
 
-Value: The head on running means gives a value after every token. PPO's value function starts from it. What the last
+Value: the head on running means gives a value after every token. PPO's value function starts from it. What the last
 token says and how a reply ends is credited to the last token.
 
 Prior (`Prior`): the L2 strength, and how much the last token and the end may count, are chosen inside each training
 fold. Layers are averaged, which was as good as choosing the best one and needs no choice. So the reported accuracy is
 honest.
 
-Fit: Comparisons, rankings, ties and thumbs go into one head (`thumbwise.training.reward.heads`). Each rater's votes get
+Fit: comparisons, rankings, ties and thumbs go into one head (`thumbwise.training.reward.heads`). Each rater's votes get
 a weight by how well the others' votes agree with them (`thumbwise.training.reward.reliability`).
 
-**Accuracy** counts votes on replies sampled as the run samples. These votes also choose how much all other votes weigh
+Accuracy: it counts votes on replies sampled as the run samples. These votes also choose how much all other votes weigh
 (OTHERS), inside each training fold too.
 
 Left out: a LoRA reward model (started from this head, two epochs over 600 votes took its accuracy from 66.8% to 67.0%,
@@ -217,8 +217,7 @@ class BradleyTerry:
         return pooled
 
     def _measure(self, samples: Sequence[Sample], votes: Votes) -> Views:
-        """Set means and scales from labelled replies (not from their labels). Returns the features for each of
-        LAST_SHARES.
+        """Set means and scales from labelled replies, not from labels. Returns features for each of LAST_SHARES.
 
         Features of hidden states are divided by the root of their number, so that L2 means the same at every width.
         """

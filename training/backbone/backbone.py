@@ -186,8 +186,7 @@ class Backbone:
 
     @contextmanager
     def sampling(self, adapter: str | None) -> Iterator[Any]:
-        """The model that samples from `adapter` (None: the base) inside the block. It computes what the trainer
-        computes.
+        """The model that samples from `adapter` (None: the base) inside the block; the same as the trainer computes.
 
         In float32 it is a copy with the adapter merged in, else the backbone itself with attention made for sampling.
         """

@@ -1,5 +1,4 @@
-"""Turns stored token ids into padded tensors. Masks come from lengths: a stop token that is also the pad token stays
-real.
+"""Turns stored token ids into padded tensors. Masks come from lengths: a stop token that is also the pad stays real.
 
 Sequences are padded on the right, so attention needs no mask (it is causal) and positions count from 0. Only generation
 pads on the left (`thumbwise.training.policy.rollouts`).

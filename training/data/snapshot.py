@@ -91,9 +91,7 @@ class Snapshot:
         return telling(alike(self.labels, sampling), train.thumb_weight)
 
     def otherwise(self, train: TrainSettings, sampling: Sampling) -> tuple[int, int]:
-        """How many more votes say so, on replies that were sampled with other settings, and on replies that are too
-        long.
-        """
+        """How many more votes say so, on replies sampled with other settings, and on replies that are too long."""
         any_length = alike(self.labels, replace(sampling, longest=sys.maxsize))
         with_them = telling(any_length, train.thumb_weight)
         too_long = with_them - self.telling(train, sampling)

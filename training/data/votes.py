@@ -192,8 +192,7 @@ def alike(labels: Labels, sampling: Sampling) -> Labels:
 
 
 def telling(labels: Labels, thumb_weight: float) -> int:
-    """How many votes say which reply is better. The reward model learns from them; ties only say how near two replies
-    are.
+    """How many votes say which reply is better: what the reward model learns from. Ties only say how near two are.
 
     If there are only thumbs and all of them say the same, they tell nothing. Thumbs without weight tell nothing either.
     """

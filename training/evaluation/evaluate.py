@@ -118,7 +118,7 @@ def gather_evidence(
 ) -> Evidence:
     """Ask `questions` of the candidate (adapter "policy"), as they were asked of `stable`."""
     found = questions.ask(POLICY)
-    candidate, chat = found.drafts, found.chat
+    candidate, chat, reference = found.drafts, found.chat, context.backbone.reference
     return Evidence(
         rm_accuracy=fit.accuracy,
         rm_votes=fit.n,
@@ -131,7 +131,7 @@ def gather_evidence(
         rm_error=fit.error,
         chat=chat,
         stable_chat=stable.chat,
-        base_kl=kl_between(context, candidate, POLICY, NO_ADAPTER) if context.backbone.reference else None,
+        base_kl=None if reference is NO_ADAPTER else kl_between(context, candidate, POLICY, NO_ADAPTER),
         groups=tuple(prompt.group for prompt in questions.drafts),
         chat_groups=tuple(prompt.group for prompt in questions.chat),
         chat_kl=kl_to_reference(context, chat, POLICY) if chat else None,

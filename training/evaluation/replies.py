@@ -32,8 +32,7 @@ def finish_rate(samples: Sequence[Sample]) -> float:
 
 
 def finish_rate_at(lengths: Sequence[int], replies: Sequence[tuple[int, Sample]]) -> float:
-    """The same share for replies whose limits are distributed as `lengths`, from `replies` with the limit that each
-    had.
+    """The same share, if limits are distributed as `lengths`; from `replies` with the limit that each had.
 
     Longer replies end more often, and the limits of `replies` need not be distributed like that. Lengths without
     replies are left out.

@@ -42,8 +42,7 @@ class Selected:
 
 
 def earlier(rows: Sequence[Mapping[str, float]], budget: float, kl: float = math.inf) -> list[int]:
-    """The number of iterations behind each policy to fall back on: the newest one within each of SHARES, furthest
-    first.
+    """The iterations behind each policy to fall back on: the newest one within each of SHARES, furthest first.
 
     `rows` are the iterations' metrics. Their `kl` is that of the policy that the iteration began with. The untrained
     policy is never among them. A share is skipped if the policy at `kl` nats a token is itself within it.
@@ -67,8 +66,7 @@ def select(
     stopped: str,
     say: Callable[[str], None],
 ) -> Selected:
-    """Ask the gates about the policy that `algorithm` holds. If it must go back, load an earlier state into
-    `algorithm`.
+    """Ask the gates about the policy that `algorithm` holds. If they refuse it, `algorithm` may get an earlier one.
 
     - `last` is the state before the last update. It is known to be within `budget` (nats a token).
     - `earlier_policies` gives the states to fall back on from a policy at that KL.

@@ -65,8 +65,7 @@ def fetch_stable(work: Work) -> Path | None:
 
 
 def start_policy(work: Work, backbone: Backbone, stable: Path | None) -> str | None:
-    """Load stable's adapter. If `train.begin` says so, start the policy as a copy of it; that copy is the reference
-    too.
+    """Load stable's adapter. If `train.begin` says so, the policy starts as a copy of it, and it is the reference.
 
     Returns the adapter's name (None: stable is the base).
     """

@@ -40,8 +40,7 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class SFTReport:
-    """The number of demonstrations, the epoch that was kept (0: none), and the held-out loss before and after each
-    epoch.
+    """The number of demonstrations, the epoch that was kept (0: none), and the held-out loss before and after each.
 
     There are no losses if the demonstrations were too long, or of one conversation, so that none could be held out.
     """

@@ -50,8 +50,7 @@ class PolicyState:
         return stepping.set_learning_rate(self.optimizer, wanted, self.train, iteration)
 
     def kl_price(self, samples: Sequence[Sample]) -> float:
-        """What a nat of a reply's KL costs. `train.kl_coefficient` is the cost of a nat at every token of replies like
-        these.
+        """What a nat of a reply's KL costs: `train.kl_coefficient` divided by the mean number of tokens of `samples`.
 
         There is one price for all replies, so that no reply pays less for being long. If the price did not depend on
         length, replies of 200 tokens at `train.kl_target` would lose about as much to the KL as the reward can give

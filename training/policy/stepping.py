@@ -88,8 +88,7 @@ def missing_end(context: RunContext) -> MissingEnd:
 def shaped_scores(
     reward: Reward, samples: Sequence[Sample], limit: float, ends: MissingEnd
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores [N] float32, clipped at `limit`; what `ends` subtracts from each, [N]; and whether there is a score, [N]
-    bool.
+    """Scores [N] float32, clipped at `limit`; what `ends` subtracts, [N]; and whether there is a score, [N] bool.
 
     A score that is missing (NaN) or not finite is returned as 0: look at the third tensor first.
     """

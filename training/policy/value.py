@@ -66,8 +66,7 @@ class ValueFunction:
         return found
 
     def level(self, features: Tensor, mask: Tensor, to_come: Tensor) -> Tensor:
-        """The line under each reply's values, [N, T]. With it the values are right on average about the rewards
-        `to_come`.
+        """The line under each reply's values, [N, T]. With it they are right on average about the rewards `to_come`.
 
         If the policy improves and the value lags behind, every last token looks better than expected, whichever token
         it is. With a lambda below 1 only the few tokens before it share in that, so the policy would learn to end.

@@ -132,8 +132,7 @@ def _coin(said: Array, votes: Votes) -> Array:
 
 
 def as_pairs(ups: float) -> float:
-    """Scales a thumb's excess of the area under the ROC curve over 0.5 to that of comparisons; `ups` is the share of
-    thumbs up.
+    """Scales the excess over 0.5 of a thumb's area under the ROC curve to that of comparisons; `ups`: share of ups.
 
     A reply that got a thumb up and one that got a thumb down are further apart than any two replies are. Suppose that
     what people like and the score are normal with correlation r. Then comparisons are ordered rightly 1/2 + asin(r) /

@@ -55,8 +55,7 @@ def prequential_splits(when: Sequence[str], groups: Sequence[Hashable]) -> list[
 def prequential_accuracy(
     right: Array, said: Array, clusters: Sequence[Hashable], coin: Array | float = LEAST
 ) -> tuple[float, int, float]:
-    """The share of votes that were predicted rightly (`right` of each, 0 to 1), their number, and the share's standard
-    error.
+    """The share of votes predicted rightly (`right` of each, 0 to 1), their number, and the share's standard error.
 
     Each vote is weighted by how sure the model was of it: `said` [n], in deviations of the model's scores. If the votes
     are a coin's, a surer model is right no more often. The error is at least that of a coin whose votes each spread by

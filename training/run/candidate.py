@@ -49,8 +49,7 @@ def adapter_files(backbone: Backbone, model_name: str) -> dict[str, bytes]:
 
 
 def make_probes(backbone: Backbone, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-    """One probe for each prompt: its template's ids and 1 to 8 greedy tokens of the policy, then top-20
-    log-probabilities.
+    """One probe per prompt: its template's ids, 1 to 8 greedy tokens of the policy, then top-20 log-probabilities.
 
     Probes are computed in this process, whatever `train.rollouts` says. A probe holds what the trainer computes, and
     serving is compared with that. Also, a backend samples at the run's temperature, and a probe needs the likeliest
