@@ -1,4 +1,6 @@
-"""The states of a policy version, and every way from one to another. Nothing else decides what may follow what.
+"""The states of a policy version, and every way from one to another.
+
+`Versions.set_state` refuses every other way. A test holds the moves of the pointer to the same table.
 
 | state | meaning | takes traffic |
 |---|---|---|

@@ -1,4 +1,4 @@
-"""Results of the long benchmarks: a stopped one goes on from its parts, and one result stays of each measurement."""
+"""What the benchmarks share: a stopped one goes on from its parts, one result stays, processes are told apart."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 
 import kept
+from chaos_parts.processes import name_in
+
+from thumbwise.system import children
 
 ARGS = argparse.Namespace(quick=False, votes=600)
 
@@ -57,3 +60,9 @@ def test_a_new_result_takes_the_place_of_older_codes_but_not_of_other_arguments_
     with pytest.raises(SystemExit):
         kept.report("bench", ARGS, lambda: {"bars": []})
     assert {path.name for path in results.iterdir()} == {new.name, f"{stem}-far.json", "bench-000000-old.json"}
+
+
+def test_the_processes_of_a_vllm_are_told_apart_by_their_command_lines() -> None:
+    server = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server", "--enable-lora"]
+    lines = [" ".join(command) for command in (children.launched(server), server, ["VLLM::EngineCore"])]
+    assert [name_in(line) for line in lines] == ["launcher", "server", "core"]

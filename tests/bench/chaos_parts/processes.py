@@ -20,8 +20,10 @@ from chaos_parts.clients import Clients
 
 from thumbwise.home import Home
 from thumbwise.names import RUN_RECORD
+from thumbwise.system import children
 from thumbwise.training.run.folders import RESULT, read_json
 
+LAUNCHER = children.launched([])[-2]  # the module, before the parent's process id
 COMMAND = str(Path(executable).with_name("thumbwise"))
 RESTART_SECONDS = 5.0  # RestartSec of deploy/thumbwise.service
 ENDED = 10**9
@@ -64,10 +66,14 @@ def below(pid: int) -> list[int]:
 def name_of(pid: int) -> str:
     """What a process of vLLM is, or nothing for one that does not matter."""
     try:
-        line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        return name_in(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
     except OSError:
         return ""
-    names = {"engine_child": "launcher", "api_server": "server", "EngineCore": "core", "Worker": "worker"}
+
+
+def name_in(line: str) -> str:
+    """What the process with this command line is. A launcher's line holds the server's, so it is looked for first."""
+    names = {LAUNCHER: "launcher", "api_server": "server", "EngineCore": "core", "Worker": "worker"}
     if "resource_tracker" in line:
         return ""
     return next((name for part, name in names.items() if part in line), line[:40].strip())

@@ -123,9 +123,9 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_e
 @pytest.mark.engine
 @pytest.mark.timeout(900)
 def test_a_rehearsal_that_was_killed_goes_on_where_it_stopped(rehearsed: Rehearsed) -> None:
-    assert "is begun in" in rehearsed.first_said[0]
+    assert "starts in" in rehearsed.first_said[0]
     said = rehearsed.done.stderr
-    assert "goes on where it stopped in" in said
+    assert "continues where it stopped in" in said
     assert "replies of start" not in said  # done before
     assert f"{VOTES}/{VOTES}" in said
     with sqlite3.connect(rehearsed.folder / "home" / "feedback.db") as db:
