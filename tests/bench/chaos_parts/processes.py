@@ -20,10 +20,10 @@ from chaos_parts.clients import Clients
 
 from thumbwise.home import Home
 from thumbwise.names import RUN_RECORD
-from thumbwise.system import children
+from thumbwise.system.children import launched
 from thumbwise.training.run.folders import RESULT, read_json
 
-LAUNCHER = children.launched([])[-2]  # the module, before the parent's process id
+LAUNCHER = launched([])[-2]  # the module, before the parent's process id
 COMMAND = str(Path(executable).with_name("thumbwise"))
 RESTART_SECONDS = 5.0  # RestartSec of deploy/thumbwise.service
 ENDED = 10**9
