@@ -15,7 +15,7 @@ from thumbwise.accounts.browsers import Cookies
 from thumbwise.api import health, ops, public
 from thumbwise.pages import build, mount_options, routes
 from thumbwise.serving import responses
-from thumbwise.serving.auth import Guard
+from thumbwise.serving.guard import Guard
 
 if TYPE_CHECKING:
     from thumbwise.serving.assistant import Assistant
@@ -33,7 +33,7 @@ def create_api(assistant: Assistant) -> FastAPI:
     app = FastAPI(title="Thumbwise", version=__version__, lifespan=lifespan, openapi_url=None)
     app.add_middleware(CORSMiddleware)  # allows nobody; if the parent has one, Gradio does not add its own
     app.add_middleware(Cookies, browsers=assistant.browsers)
-    app.add_middleware(Guard, token=assistant.token, keys=assistant.keys)
+    app.add_middleware(Guard, who=assistant.who)
     responses.install(app)
     app.include_router(public.router(assistant))
     app.include_router(ops.router(assistant))

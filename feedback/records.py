@@ -32,6 +32,8 @@ PROGRAMS = "programs"
 """All programs without a key together are this one person, because anybody can invent any number of names."""
 NEW_BROWSER = "browser:new"
 """All browsers that came less than a day ago, or have no cookie of ours, together are this one person."""
+ACCOUNT = "usr_"
+"""How the ids of accounts begin. Nobody else's name may begin so."""
 MAX_COMMENT = 4000
 MAX_DRAFTS = 9  # InstructGPT ranked 4 to 9 (arXiv 2203.02155, section 3.2)
 ReplyState = Literal["streaming", "done", "stopped", "failed"]
@@ -73,18 +75,17 @@ def is_browser(person: str) -> bool:
 class Asker:
     """Who asks or votes. `user` owns the rows: the chats and votes. `person` is whom limits hold for.
 
-    A person is `browser:<id of its cookie>`, `key:<name>`, or PROGRAMS; where names are people, also `name:<user>`.
+    Where there are accounts, both are the account's id; names below its API keys are `<id>/<name>`, and count for it.
+    Else a person is `browser:<id of its cookie>`, `key:<name>`, or PROGRAMS; where names are people, also
+    `name:<user>`.
     """
 
     user: str
     person: str
     young: bool = False
     """A browser that came less than a day ago: otherwise somebody who deletes cookies would always be a new person."""
-
-    @property
-    def is_browser(self) -> bool:
-        """Whether it asks from a page."""
-        return is_browser(self.person)
+    page: bool = False
+    """Whether it asks from a page. Programs never take every place from the pages."""
 
     @property
     def counted(self) -> str:

@@ -21,7 +21,6 @@ from starlette.requests import cookie_parser
 from thumbwise.feedback.records import LOCAL_USER, NEW_BROWSER, Asker, sha256
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 YOUNG_SECONDS = 24 * 3600
@@ -50,17 +49,13 @@ class Browsers:
         try:
             id_, given = self._signer.unsign(text, return_timestamp=True)
         except BadSignature:
-            return Asker(LOCAL_USER, NEW_BROWSER, young=True)
+            return Asker(LOCAL_USER, NEW_BROWSER, young=True, page=True)
         young = time.time() - given.timestamp() < YOUNG_SECONDS  # also if the clock was set back
-        return Asker(LOCAL_USER, f"browser:{id_.decode()}", young)
+        return Asker(LOCAL_USER, f"browser:{id_.decode()}", young, page=True)
 
     def text_in(self, cookies: Mapping[str, str]) -> str:
         """The cookie's text among a request's cookies, or an empty text."""
         return cookies.get(self.name, "")
-
-    def asker_of(self, request: Request) -> Asker:
-        """Who asks from a page."""
-        return self.asker(self.text_in(request.cookies))
 
     def header(self, text: str) -> str:
         """The Set-Cookie header that keeps `text` as long as browsers allow."""

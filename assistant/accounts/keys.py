@@ -18,8 +18,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlite_utils import Database, Migrations
-
+from thumbwise.accounts.migrations import migrations
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.records import LOCAL_USER
 
@@ -32,22 +31,6 @@ PREFIX = "tw-"
 SCOPES = ("chat", "feedback")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 
-migrations = Migrations("accounts")
-
-
-@migrations()
-def m001_api_keys(db: Database) -> None:
-    """Keys by the hash of their text."""
-    db.executescript("""
-        CREATE TABLE api_keys (
-            name TEXT PRIMARY KEY,
-            sha256 TEXT NOT NULL UNIQUE,
-            scopes TEXT NOT NULL,             -- JSON list
-            created_at TEXT NOT NULL,         -- ISO 8601, UTC
-            revoked_at TEXT
-        ) STRICT;
-    """)
-
 
 @dataclass(frozen=True)
 class Key:
@@ -57,6 +40,8 @@ class Key:
     scopes: tuple[str, ...]
     created_at: str
     revoked_at: str | None
+    user_id: str | None = None
+    """The account that it belongs to; None in `local`."""
 
     def as_json(self) -> dict[str, Any]:
         """The key as plain JSON."""

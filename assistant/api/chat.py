@@ -15,7 +15,7 @@ import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from thumbwise.api.asker import Authorization, asker_of
+from thumbwise.api.asker import asker_of
 from thumbwise.api.models import Chat, plain
 from thumbwise.chat.admission import EventStream, unless_disconnected
 from thumbwise.chat.turns import PUBLIC_NAME, Turn
@@ -106,8 +106,8 @@ def router(assistant: Assistant) -> APIRouter:
     api = APIRouter()
 
     @api.post("/v1/chat/completions")
-    async def chat_completions(request: Chat, http: Request, authorization: Authorization = None) -> Response:
-        asker = asker_of(assistant, authorization, "chat", request.user)
+    async def chat_completions(request: Chat, http: Request) -> Response:
+        asker = asker_of(assistant, http, request.user)
         conversations = assistant.conversations
         sampling, training = request.sampling(conversations.sampling()), request.store is not False
         turn = await conversations.begin(
@@ -133,13 +133,11 @@ def router(assistant: Assistant) -> APIRouter:
         return JSONResponse(body)
 
     @api.get("/v1/models")
-    async def models(authorization: Authorization = None) -> dict[str, Any]:
-        asker_of(assistant, authorization, "chat", None)
+    async def models() -> dict[str, Any]:
         return {"object": "list", "data": [_model(name) for name in _names(assistant)]}
 
     @api.get("/v1/models/{name}")
-    async def one_model(name: str, authorization: Authorization = None) -> dict[str, Any]:
-        asker_of(assistant, authorization, "chat", None)
+    async def one_model(name: str) -> dict[str, Any]:
         if name not in _names(assistant):
             raise NotFound(f"There is no model {name[:80]!r}: `/v1/models` lists all of them.", code="model_not_found")
         return _model(name)

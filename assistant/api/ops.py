@@ -13,10 +13,11 @@ from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from thumbwise import names
+from thumbwise.accounts.principal import Principal, principal_of
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.reception import reception
 from thumbwise.feedback.snapshot import snapshot_path, take_snapshot
-from thumbwise.serving.auth import check_token
+from thumbwise.serving.guard import no_operator
 from thumbwise.versions import artifacts
 from thumbwise.versions.found import highest
 from thumbwise.versions.runs import LEASE_SECONDS, Outcome
@@ -83,13 +84,17 @@ class RollbackBody(_Body):
     expect: str | None = None
 
 
+def _operator(request: Request) -> Principal:
+    principal = principal_of(request)
+    if not principal.may("operator"):
+        raise no_operator()
+    return principal
+
+
 def router(assistant: Assistant) -> APIRouter:
     """Return the routes of `assistant`."""
 
-    def token(request: Request) -> None:
-        check_token(request, assistant.token)
-
-    api = APIRouter(prefix="/ops/api", dependencies=[Depends(token)])
+    api = APIRouter(prefix="/ops/api", dependencies=[Depends(_operator)])
     _add_runs(api, assistant)
     _add_candidates(api, assistant)
     _add_policies(api, assistant)

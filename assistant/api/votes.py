@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Header, Request
 
-from thumbwise.api.asker import Authorization, asker_of
+from thumbwise.api.asker import asker_of
 from thumbwise.api.models import Drafts, Vote, plain
 from thumbwise.chat.admission import unless_disconnected
 from thumbwise.errors import ThumbwiseError
@@ -20,8 +20,8 @@ def router(assistant: Assistant) -> APIRouter:
     api = APIRouter()
 
     @api.post("/v1/comparisons")
-    async def comparisons(request: Drafts, http: Request, authorization: Authorization = None) -> dict[str, Any]:
-        asker = asker_of(assistant, authorization, "chat", request.user)
+    async def comparisons(request: Drafts, http: Request) -> dict[str, Any]:
+        asker = asker_of(assistant, http, request.user)
         opened = await assistant.comparisons.open(
             asker, plain(request.messages), request.k, request.max_tokens, source="api"
         )
@@ -34,10 +34,10 @@ def router(assistant: Assistant) -> APIRouter:
     @api.post("/v1/feedback", status_code=201)
     async def feedback(
         body: Vote,
+        http: Request,
         idempotency_key: Annotated[str | None, Header()] = None,
-        authorization: Authorization = None,
     ) -> dict[str, str]:
-        asker = asker_of(assistant, authorization, "feedback", body.user)
+        asker = asker_of(assistant, http, body.user)
         if idempotency_key is None:
             raise ThumbwiseError("Send an Idempotency-Key header (a fresh UUID per vote), so that a retry is safe.")
         feedback_id = await assistant.store.run(assistant.vote, asker, idempotency_key, body.vote)

@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, TypeVar
 from fastapi.responses import StreamingResponse
 
 from thumbwise.errors import EngineUnavailable, ThumbwiseError
-from thumbwise.feedback.records import is_browser
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -55,7 +54,7 @@ class Admission:
         self.settings, self.metrics = settings, metrics
         self.draining = False
         """Whether the assistant was asked to stop. Then nothing is admitted."""
-        self._by_person: Counter[str] = Counter()
+        self._by_person: Counter[tuple[str, bool]] = Counter()  # by person, and whether from a page
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -69,17 +68,16 @@ class Admission:
         if self.draining:
             self.metrics.refused.labels("stopping").inc()
             raise EngineUnavailable("The assistant is being stopped: try again in a minute.")
-        limit = self.settings.local_in_flight
-        if self._by_person[asker.person] + wanted > limit:
+        limit, own = self.settings.local_in_flight, sum(self._by_person[asker.person, page] for page in (True, False))
+        if own + wanted > limit:
             self.metrics.refused.labels("user").inc()
             raise ThumbwiseError(
-                f"{self._by_person[asker.person]} of your requests are in progress, and the limit is {limit}: wait "
-                "until one of them has ended.",
+                f"{own} of your requests are in progress, and the limit is {limit}: wait until one of them has ended.",
                 status=429,
             )
         used, places = self.in_flight, self.settings.in_flight
-        if not asker.is_browser:
-            used = sum(count for person, count in self._by_person.items() if not is_browser(person))
+        if not asker.page:
+            used = sum(count for (_, page), count in self._by_person.items() if not page)
             places = max(1, places - math.ceil(places * self.settings.page_share))
         if used + wanted > places or self.in_flight + wanted > self.settings.in_flight:
             self.metrics.refused.labels("all").inc()
@@ -87,15 +85,15 @@ class Admission:
 
     def enter(self, asker: Asker) -> None:
         """Count one more reply of `asker` as in flight, until `leave`."""
-        self._by_person[asker.person] += 1
+        self._by_person[asker.person, asker.page] += 1
         self._idle.clear()
         self.metrics.in_flight.inc()
 
     def leave(self, asker: Asker) -> None:
         """Count one reply of `asker` as ended."""
-        self._by_person[asker.person] -= 1
-        if not self._by_person[asker.person]:
-            del self._by_person[asker.person]
+        self._by_person[asker.person, asker.page] -= 1
+        if not self._by_person[asker.person, asker.page]:
+            del self._by_person[asker.person, asker.page]
         self.metrics.in_flight.dec()
         if not self._by_person:
             self._idle.set()

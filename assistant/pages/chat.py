@@ -19,6 +19,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from thumbwise.accounts.principal import asker_of
 from thumbwise.chat.turns import Turn, check_messages
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.records import MAX_COMMENT, Asker, FeedbackRequest, Reply, new_id
@@ -87,12 +88,11 @@ class ChatPage:
 
     def add_routes(self, router: APIRouter) -> None:
         """Add the routes that the script calls."""
-        asker = self.assistant.browsers.asker_of
 
         @router.get("/chat")
         async def page(request: Request, c: Id | None = None, listed: Listed = 1) -> dict[str, Any]:
             """Return the conversation `c`, or an empty one if `c` is `new`, or the newest without `c`."""
-            user = asker(request).user
+            user = asker_of(request).user
             if c is None:
                 newest = await self.store.run(self.store.conversations, user, 1)
                 c = newest[0][0] if newest else "new"
@@ -100,12 +100,12 @@ class ChatPage:
 
         @router.post("/chat/messages")
         async def ask(request: Request, body: Ask) -> dict[str, Any]:
-            who = asker(request)
+            who = asker_of(request)
             return await self._page(who.user, await self._ask(who, body.conversation, body.text), body.listed)
 
         @router.post("/chat/stop")
         async def stop(request: Request, body: Stop) -> dict[str, Any]:
-            reply = await self._reply(asker(request).user, body.message)
+            reply = await self._reply(asker_of(request).user, body.message)
             if live := self.live.get(reply.id):
                 await live.stop()
             return await self._ended(reply, live)
@@ -113,7 +113,7 @@ class ChatPage:
         @router.post("/chat/thumbs")
         async def thumb(request: Request, body: Thumb) -> dict[str, Any]:
             async with self._voting.of(body.message):
-                return await self._vote(asker(request), body.message, body.thumb)
+                return await self._vote(asker_of(request), body.message, body.thumb)
 
         @router.post("/chat/comments")
         async def comment(request: Request, body: Comment) -> dict[str, str]:
@@ -122,12 +122,13 @@ class ChatPage:
                 raise ThumbwiseError(f"A comment may have at most {MAX_COMMENT} characters: this one has {len(text)}.")
             if text:
                 request_ = FeedbackRequest(kind="comment", message_id=body.message, value={"text": text})
-                await self._store(asker(request), request_)
+                await self._store(asker_of(request), request_)
             return {"said": "Saved. Thank you for the comment." if text else ""}
 
         @router.get("/chat/events")
         async def events(request: Request, c: Id | None = None, reply: Id | None = None) -> Response:
-            return feed(self.watch, lambda: top_of(self.assistant, c), self._pieces(asker(request).user, reply))
+            user = asker_of(request).user
+            return feed(self.watch, lambda: top_of(self.assistant, user, c), self._pieces(user, reply))
 
     # -- what the page shows -------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
+from thumbwise.accounts.principal import asker_of
 from thumbwise.contracts import Message
 from thumbwise.errors import NotFound, ThumbwiseError
 from thumbwise.feedback.records import Asker, FeedbackRequest, StoredComparison, new_id
@@ -83,12 +84,11 @@ class ComparePage:
 
     def add_routes(self, router: APIRouter) -> None:
         """Add the routes that the script calls."""
-        asker = self.assistant.browsers.asker_of
 
         @router.get("/compare")
         async def page(request: Request, c: Id | None = None) -> dict[str, Any]:
             """Return the comparison `c`, or an empty page, and prompts to suggest one after the other."""
-            stored = await self._stored(asker(request).user, c)
+            stored = await self._stored(asker_of(request).user, c)
             if stored is not None and _state(stored)[0] == "failed":
                 stored = None
             first = random.randrange(len(COMPARE))
@@ -96,20 +96,20 @@ class ComparePage:
 
         @router.post("/compare/comparisons")
         async def open_(request: Request, body: Open) -> dict[str, Any]:
-            who = asker(request)
+            who = asker_of(request)
             return await self._page(await self._stored(who.user, await self._open(who, body.text)))
 
         @router.post("/compare/votes")
         async def vote(request: Request, body: Vote) -> dict[str, Any]:
             """Store the vote, then reveal the versions."""
-            who, value = asker(request), {"choice": body.choice, "strength": body.strength}
+            who, value = asker_of(request), {"choice": body.choice, "strength": body.strength}
             asked = FeedbackRequest(kind="pair", comparison_id=body.comparison, value=value)
             await self.store.run(self.assistant.vote, who, new_id("page"), asked)
             return await self._page(await self._stored(who.user, body.comparison))
 
         @router.get("/compare/events")
         async def events(request: Request, follow: Id | None = None) -> Response:
-            pieces = self._pieces(asker(request).user, follow)
+            pieces = self._pieces(asker_of(request).user, follow)
             return feed(self.watch, lambda: blind_top_of(self.assistant), pieces)
 
     # -- what the page shows -------------------------------------------------------------------------

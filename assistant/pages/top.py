@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from thumbwise.feedback.records import LOCAL_USER
 from thumbwise.pages.look import THUMB, html
 from thumbwise.pages.markup import escape, short
 
@@ -58,20 +57,20 @@ def _banner(role: str, state: str, title: str, detail: str) -> str:
     return f'<div class="tw-banner" role="{role}" data-state="{state}"><i></i><div>{words}</div></div>'
 
 
-def read_top(assistant: Assistant, conversation_id: str | None = None) -> Top:
-    """Return what the top of a page should say now. Without a conversation it names the stable version."""
+def read_top(assistant: Assistant, user: str = "", conversation_id: str | None = None) -> Top:
+    """Return what the top of a page should say now to `user`. Without a conversation it names the stable version."""
     status = assistant.status()
     detail = status.detail.partition("\n")[0]  # the lines after it are from vLLM's log, for the operator
     state = assistant.engine.state if assistant.engine is not None else "starting"
     title = "Goodbye" if assistant.admission.draining else _TITLES.get(state, "The engine is starting")
     pointer = assistant.versions.pointer()
-    version = pointer.version_for(LOCAL_USER, conversation_id) if conversation_id else pointer.stable
+    version = pointer.version_for(user, conversation_id) if conversation_id else pointer.stable
     return Top(version, status.ready, title, detail, status.warning.partition("\n")[0])
 
 
-def top_of(assistant: Assistant, conversation_id: str | None = None) -> dict[str, Any]:
+def top_of(assistant: Assistant, user: str, conversation_id: str | None = None) -> dict[str, Any]:
     """Return what the script puts at the top of the chat page."""
-    now = read_top(assistant, conversation_id)
+    now = read_top(assistant, user, conversation_id)
     return {"chip": now.chip(), "banner": now.banner(), "ready": now.ready}
 
 

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from thumbwise import logs
+from thumbwise.accounts.audit import Audit
 from thumbwise.accounts.browsers import Browsers
 from thumbwise.accounts.keys import Keys
+from thumbwise.accounts.sessions import Sessions
+from thumbwise.accounts.users import Users
 from thumbwise.base_model import templates
 from thumbwise.base_model.prepare import PreparedModel, prepare
 from thumbwise.chat.admission import Admission
@@ -28,6 +31,7 @@ from thumbwise.metrics import Metrics
 from thumbwise.plugin_host.deciding import in_background
 from thumbwise.plugin_host.manager import PluginManager
 from thumbwise.serving.schedule import Schedule
+from thumbwise.serving.who import Who
 from thumbwise.settings.values import seconds_of, urls_of
 from thumbwise.versions import found
 from thumbwise.versions.lifecycle import Policies
@@ -69,7 +73,12 @@ class Assistant:
             log.info("%d replies were cut off when the assistant last stopped and are marked failed", cut)
         self.versions = Versions(self.store)
         self.keys = Keys(self.store)
-        self.browsers = Browsers(home.cookie_secret())
+        self.users = Users(self.store)
+        self.sessions = Sessions(self.store, self.users, settings.accounts.session_days)
+        self.audit = Audit(self.store)
+        secret = home.cookie_secret()
+        self.browsers = Browsers(secret)
+        self.who = Who(settings, self.browsers, self.keys, self.users, self.sessions, self.token, secret)
         self.plugins = PluginManager(home).load()
         self.policies = Policies(home, settings, self.versions, self.plugins, self.metrics)
         self.admission = Admission(settings, self.metrics)

@@ -25,6 +25,7 @@ from pydantic_settings import (
 from thumbwise import faults
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home
+from thumbwise.settings.access import AccountSettings, Auth, OidcSettings, ProxySettings, PublicUrl
 from thumbwise.settings.canary import CanarySettings
 from thumbwise.settings.engine import EngineSettings
 from thumbwise.settings.gates import GateSettings
@@ -53,7 +54,14 @@ class Settings(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
-    host: str = Field("127.0.0.1", description="address to listen on; loopback only until there are accounts")
+    auth: Auth = Field(
+        "local",
+        description="way in: `local` (this machine only, no login), `accounts` (login), `proxy` (a header of a proxy)",
+    )
+    public_url: PublicUrl = Field(
+        "", description="address under which people reach the assistant, such as https://chat.example.org/thumbwise"
+    )
+    host: str = Field("127.0.0.1", description="address to listen on; loopback only while `auth` is `local`")
     port: int = Field(7860, ge=0, le=65535, description="port of the pages and the API; 0 picks a free one")
     model: str = Field("default", description="base model: `default`, a Hugging Face id or a folder")
     chat_template_kwargs: Annotated[dict[str, JsonValue], AfterValidator(arguments_of)] = Field(
@@ -101,6 +109,9 @@ class Settings(BaseSettings):
     )
     log_format: Literal["text", "json"] = Field("text", description="format of the server's log: `text` or `json`")
     reward: str = Field("bradley_terry", description="reward model used in training")
+    accounts: AccountSettings = Field(default_factory=AccountSettings)
+    proxy: ProxySettings = Field(default_factory=ProxySettings)
+    oidc: OidcSettings = Field(default_factory=OidcSettings)
     engine: EngineSettings = Field(default_factory=EngineSettings)
     canary: CanarySettings = Field(default_factory=CanarySettings)
     train: TrainSettings = Field(default_factory=TrainSettings)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from typing import Any
+from urllib.parse import urlsplit
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -59,3 +61,34 @@ def arguments_of(given: dict[str, Any]) -> dict[str, Any]:
     except ValueError:
         raise ValueError("nan and inf cannot be sent to a chat template: use other numbers") from None
     return given
+
+
+def public_url(text: str) -> str:
+    """Check the address under which people reach the assistant; returns it without a slash at its end."""
+    if not text:
+        return text
+    try:
+        parts = urlsplit(text)
+        port_is_right = parts.port is None or parts.port > 0
+    except ValueError:
+        parts, port_is_right = urlsplit(""), False
+    if (
+        parts.scheme not in ("http", "https") or not parts.hostname or not port_is_right
+        or parts.query or parts.fragment or parts.username is not None
+    ):  # fmt: skip
+        raise ValueError(f"{text!r} is not an address of a web page: write https://chat.example.org or …/prefix")
+    return text.rstrip("/")
+
+
+def peers_of(text: str) -> str:
+    """Check addresses of proxies and return them separated by commas."""
+    found = [peer.strip() for peer in text.split(",") if peer.strip()]
+    for peer in found:
+        if peer != "unix":
+            try:
+                ipaddress.ip_network(peer)
+            except ValueError:
+                raise ValueError(
+                    f"{peer!r} is no address, network or `unix`: write 127.0.0.1, 10.0.0.0/24 or unix"
+                ) from None
+    return ",".join(found)

@@ -57,7 +57,7 @@ def test_a_browser_counts_with_all_new_ones_for_a_day_and_then_by_itself(later) 
 @given(st.text())
 def test_what_is_no_cookie_of_ours_is_a_new_browser_and_never_an_error(text: str) -> None:
     browsers = Browsers("secret")
-    assert browsers.asker(text) == Asker(LOCAL_USER, NEW_BROWSER, young=True)
+    assert browsers.asker(text) == Asker(LOCAL_USER, NEW_BROWSER, young=True, page=True)
     assert not browsers.known(text)
 
 
@@ -69,7 +69,7 @@ def test_nobody_can_invent_an_id_or_an_older_one(later) -> None:
     id_, given_at, signature = ours.new().split(".")
     old = ".".join([id_, mine.split(".")[1], signature])
     for text in (forged, old, f"{id_}x.{given_at}.{signature}", ours.new().swapcase()):
-        assert ours.asker(text) == Asker(LOCAL_USER, NEW_BROWSER, young=True)
+        assert ours.asker(text) == Asker(LOCAL_USER, NEW_BROWSER, young=True, page=True)
 
 
 def test_a_page_gives_each_browser_a_cookie_which_it_keeps_and_scripts_cannot_read(

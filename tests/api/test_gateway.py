@@ -225,7 +225,7 @@ async def test_programs_without_a_key_share_their_limit_whatever_names_they_give
         await asyncio.sleep(0.01)
     refused = await http.post("/v1/chat/completions", json={"messages": ASK})
     named = await http.post("/v1/chat/completions", json={"messages": ASK, "user": "ann"})
-    assistant.admission.check(Asker("local", "browser:a"))  # another person
+    assistant.admission.check(Asker("local", "browser:a", page=True))  # another person
     engine.gate.set()
     answers = await asyncio.gather(*open_requests)
     assert (refused.status_code, named.status_code) == (429, 429)

@@ -73,9 +73,9 @@ async def test_one_clients_flood_leaves_room_for_others_and_all_programs_leave_r
     assert "6 replies" in said(full)
     assert (refused(assistant, "user"), refused(assistant, "all")) == (1, 1)
     assert len(assistant.store.rows("SELECT 1 FROM replies")) == 6  # who was turned away left nothing behind
-    assistant.admission.check(Asker("local", "browser:a"), 2)  # the places that are kept for the pages
+    assistant.admission.check(Asker("local", "browser:a", page=True), 2)  # the places that are kept for the pages
     with pytest.raises(EngineUnavailable, match="6 replies"):
-        assistant.admission.check(Asker("local", "browser:a"), 3)
+        assistant.admission.check(Asker("local", "browser:a", page=True), 3)
     assistant.engine.client.gate.set()
     assert {task.status_code for task in await asyncio.gather(*tasks)} == {200}
     assert assistant.admission.in_flight == 0
@@ -83,7 +83,7 @@ async def test_one_clients_flood_leaves_room_for_others_and_all_programs_leave_r
 
 
 async def test_no_browser_is_told_of_another_ones_requests(assistant) -> None:
-    first, second = Asker("local", "browser:a", young=True), Asker("local", "browser:b", young=True)
+    first, second = (Asker("local", f"browser:{name}", young=True, page=True) for name in "ab")
     with assistant.admission.reserved(first, 4):
         with pytest.raises(ThumbwiseError, match="4 of your requests"):
             assistant.admission.check(first)

@@ -1,0 +1,1 @@
+"""Plain web pages about accounts: login, invitation, my data. They need neither Gradio nor a script."""

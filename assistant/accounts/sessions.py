@@ -1,0 +1,115 @@
+"""Logins: a random id in a cookie, of which only the hash is stored. They survive a restart and can be ended at once.
+
+All sessions are in memory too, as accounts are, so a request does not wait for the database. The time of the last use
+is written at most once an hour.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from thumbwise.accounts.audit import record
+from thumbwise.accounts.migrations import migrations
+from thumbwise.accounts.users import Account, Users
+from thumbwise.feedback.records import now_ns, sha256
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+    from thumbwise.accounts.principal import Actor
+    from thumbwise.feedback.store import Store
+
+DAY = 24 * 3600 * 10**9
+USED_EVERY = DAY // 24
+"""Nanoseconds between two writes of a session's last use."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """One login. `id` is the SHA-256 of the cookie's text."""
+
+    id: str
+    user_id: str
+    created_at: int
+    used_at: int
+
+
+class Sessions:
+    """All logins, in the feedback database."""
+
+    def __init__(self, store: Store, users: Users, days: float) -> None:
+        self.store, self.users, self.days = store, users, days
+        store.migrate(migrations)
+        self._read()
+
+    def _read(self) -> None:
+        with self.store.lock:
+            rows = self.store.rows("SELECT * FROM sessions")
+            self._by_id = {str(row["sha256"]): _session(row) for row in rows}
+
+    def start(self, user_id: str, actor: Actor, also: Callable[[Database], None] = lambda db: None) -> str:
+        """Log in: make a session and return the cookie's text. Blocks until it is durable."""
+        text, now = secrets.token_urlsafe(32), now_ns()
+        session = Session(sha256(text), user_id, now, now)
+
+        def work(db: Database) -> None:
+            db.table("sessions").insert({"sha256": session.id, "user_id": user_id, "created_at": now, "used_at": now})
+            record(db, actor, "login", user_id)
+            also(db)
+
+        self.store.share(work)
+        self._by_id[session.id] = session
+        return text
+
+    def find(self, text: str) -> tuple[Session, Account] | None:
+        """The session and account of a cookie's text; None if it is unknown or too old, or the account may not log in.
+
+        A pending account is found: it may see that it waits. Safe on an event loop.
+        """
+        session = self._by_id.get(sha256(text)) if text else None
+        if session is None or now_ns() - session.used_at > self.days * DAY:
+            return None
+        account = self.users.find(session.user_id)
+        if account is None or account.state == "disabled":
+            return None
+        return session, account
+
+    def stale(self, session: Session) -> bool:
+        """Whether the time of its last use should be written."""
+        return now_ns() - session.used_at > USED_EVERY
+
+    def use(self, session: Session) -> None:
+        """Write that it was used now. Blocks."""
+        used = replace(session, used_at=now_ns())
+        self.store.share(
+            lambda db: db.execute("UPDATE sessions SET used_at = ? WHERE sha256 = ?", [used.used_at, used.id])
+        )
+        if session.id in self._by_id:
+            self._by_id[session.id] = used
+
+    def end(self, session_id: str, actor: Actor) -> None:
+        """Log out. Ending it again changes nothing."""
+
+        def work(db: Database) -> None:
+            db.execute("DELETE FROM sessions WHERE sha256 = ?", [session_id])
+            record(db, actor, "logout", actor.name)
+
+        self.store.share(work)
+        self._by_id.pop(session_id, None)
+
+    def end_all(self, user_id: str, actor: Actor, but: str = "") -> None:
+        """Log an account out everywhere, except in the session `but`."""
+
+        def work(db: Database) -> None:
+            db.execute("DELETE FROM sessions WHERE user_id = ? AND sha256 <> ?", [user_id, but])
+            record(db, actor, "logout.everywhere", user_id)
+
+        self.store.share(work)
+        self._read()
+
+
+def _session(row: dict[str, Any]) -> Session:
+    return Session(row["sha256"], row["user_id"], row["created_at"], row["used_at"])

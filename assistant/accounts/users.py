@@ -1,0 +1,187 @@
+"""The record of accounts: who they are, their role, and whether they may log in.
+
+All accounts are in memory too, and are read again after every change. So reading waits for nothing, and an event loop
+can do it. A deleted account stays as a tombstone without its name, so that its id never means anybody else.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from thumbwise.accounts.audit import record
+from thumbwise.accounts.migrations import migrations
+from thumbwise.accounts.principal import ROLES, Actor, Role
+from thumbwise.errors import Conflict, NotFound, ThumbwiseError
+from thumbwise.feedback.records import ACCOUNT, LOCAL_USER, new_id, now_ns
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+    from thumbwise.feedback.store import Store
+
+State = Literal["pending", "active", "disabled", "deleted"]
+MAX_NAME = 128
+_NO_OPERATOR = "{} is the last operator: make another one first."
+
+
+@dataclass(frozen=True)
+class Account:
+    """One person's account. `has_password` is False for those who log in by a provider or a proxy only."""
+
+    id: str
+    name: str
+    role: Role
+    state: State
+    has_password: bool
+    created_at: int
+    """UTC nanoseconds."""
+    seen_at: int | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The account as plain JSON."""
+        return asdict(self)
+
+
+def normalized(name: str) -> str:
+    """A name as it is stored and compared; raises ThumbwiseError for one that cannot be a name."""
+    name = unicodedata.normalize("NFKC", name).strip().casefold()
+    if not 1 <= len(name) <= MAX_NAME or not name.isprintable() or "/" in name or name.startswith(ACCOUNT):
+        raise ThumbwiseError(
+            f"A name has 1 to {MAX_NAME} printable characters, no slash, and does not begin with {ACCOUNT}: "
+            "choose another."
+        )
+    if name == LOCAL_USER:
+        raise ThumbwiseError(f"{LOCAL_USER} is the user of this machine: choose another name.")
+    return name
+
+
+class Users:
+    """All accounts, in the feedback database."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        store.migrate(migrations)
+        self._read()
+
+    def _read(self) -> None:
+        with self.store.lock:
+            rows = self.store.rows("SELECT * FROM users ORDER BY created_at, id")
+            self._by_id = {str(row["id"]): _account(row) for row in rows}
+            self._by_name = {account.name: account for account in self._by_id.values()}
+
+    # -- reading: no database, safe on an event loop -------------------------------------------------
+
+    def find(self, user_id: str) -> Account | None:
+        """The account with this id, or None; also a disabled one, never a deleted one."""
+        account = self._by_id.get(user_id)
+        return account if account is not None and account.state != "deleted" else None
+
+    def named(self, name: str) -> Account | None:
+        """The account with this name, or None."""
+        try:
+            account = self._by_name.get(normalized(name))
+        except ThumbwiseError:
+            return None
+        return account if account is not None and account.state != "deleted" else None
+
+    def get(self, name_or_id: str) -> Account:
+        """The account with this name or id; raises NotFound."""
+        if account := self.find(name_or_id) or self.named(name_or_id):
+            return account
+        raise NotFound(f"There is no account {name_or_id[:64]!r}. `thumbwise users list` names them all.")
+
+    def all(self) -> list[Account]:
+        """Every account that is not deleted, oldest first."""
+        return [account for account in self._by_id.values() if account.state != "deleted"]
+
+    def has_operator(self) -> bool:
+        """Whether somebody can operate the assistant: an active account with that role."""
+        return any(account.role == "operator" and account.state == "active" for account in self._by_id.values())
+
+    # -- changing: blocks until it is durable --------------------------------------------------------
+
+    def change(self, work: Callable[[Database], None]) -> None:
+        """Do `work` in one transaction, then read all accounts again. Raises Conflict if it takes the last operator."""
+        with self.store.write() as db:
+            before = _operators(db)
+            work(db)
+            if before and not _operators(db):
+                name = next(iter(before.values()))
+                raise Conflict(_NO_OPERATOR.format(name))
+        self._read()
+
+    def create(
+        self,
+        name: str,
+        role: Role,
+        actor: Actor,
+        *,
+        state: State = "active",
+        password: str | None = None,
+        also: Callable[[Database, str], None] = lambda db, user_id: None,
+    ) -> Account:
+        """Make an account; `password` is its argon2 hash. Raises ThumbwiseError (name) or Conflict (taken).
+
+        `also` gets the database and the new id, in the same transaction.
+        """
+        name, user_id = normalized(name), new_id("usr")
+
+        def work(db: Database) -> None:
+            if list(db.query("SELECT 1 FROM users WHERE name = ?", [name])):
+                raise Conflict(f"There is an account {name} already: choose another name.")
+            row = {"id": user_id, "name": name, "role": role, "state": state, "password": password}
+            db.table("users").insert(row | {"created_at": now_ns()})
+            record(db, actor, "user.create", user_id, role=role, state=state)
+            also(db, user_id)
+
+        self.change(work)
+        return self._by_id[user_id]
+
+    def create_operator(self, name: str, actor: Actor, *, password: str | None = None, also: Any = None) -> Account:
+        """Make the first operator. Raises Conflict if there is one: of two at the same instant, one succeeds."""
+
+        def first(db: Database, user_id: str) -> None:
+            if any(id_ != user_id for id_ in _operators(db)):
+                raise Conflict("There is an operator already: ask for an invitation.")
+            if also is not None:
+                also(db, user_id)
+
+        return self.create(name, "operator", actor, password=password, also=first)
+
+    def set_role(self, user_id: str, role: Role, actor: Actor) -> None:
+        """Change a role; raises NotFound, or Conflict for the last operator."""
+        self._set(user_id, actor, "user.role", role=role)
+
+    def set_state(self, user_id: str, state: Literal["active", "disabled"], actor: Actor) -> None:
+        """Approve or enable (`active`) or disable an account; raises NotFound, or Conflict for the last operator.
+
+        A disabled account's sessions and keys end with the next request, because both look here.
+        """
+        self._set(user_id, actor, f"user.{state}", state=state)
+
+    def _set(self, user_id: str, actor: Actor, action: str, **values: str) -> None:
+        account = self.get(user_id)
+        (column,) = values
+        if column == "role" and values["role"] not in ROLES:
+            raise ThumbwiseError(f"{values['role']} is not a role: use {', '.join(ROLES)}.")
+
+        def work(db: Database) -> None:
+            db.table("users").update(account.id, values)
+            record(db, actor, action, account.id, **values)
+
+        self.change(work)
+
+
+def _operators(db: Database) -> dict[str, str]:
+    found = db.query("SELECT id, name FROM users WHERE role = 'operator' AND state = 'active'")
+    return {row["id"]: row["name"] for row in found}
+
+
+def _account(row: dict[str, Any]) -> Account:
+    return Account(
+        row["id"], row["name"], row["role"], row["state"], row["password"] is not None, row["created_at"],
+        row["seen_at"],
+    )  # fmt: skip

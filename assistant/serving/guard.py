@@ -1,0 +1,115 @@
+"""The guard: the first code that sees a request. It refuses, or says who asks and passes the request on.
+
+All of this is checked before a byte of a body is read. `OPEN` names what answers people who are not logged in.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse
+
+from thumbwise.errors import ThumbwiseError
+from thumbwise.serving.auth import OPS, SAFE_METHODS, body_limit, refusal, too_large
+from thumbwise.serving.responses import error_response
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from thumbwise.accounts.principal import Principal
+    from thumbwise.serving.who import Who
+
+OPEN = {"/login", "/logout", "/setup", "/join", "/health/live", "/health/ready", "/favicon.ico"}
+OPEN_BELOW = ("/oidc/", "/static/")
+"""Paths that answer people who are not logged in."""
+LOGIN_NEEDED = "login_needed"
+"""The code of an answer by which scripts see that the login has ended."""
+
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+"""Headers of every answer: other sites cannot embed or open it, and browsers do not guess its type."""
+
+
+class Guard:
+    """ASGI middleware that refuses a request before anything else sees it, and tells the others who sends it."""
+
+    def __init__(self, app: ASGIApp, who: Who) -> None:
+        self.app, self.who = app, who
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer with the refusal."""
+        if scope["type"] == "websocket":  # no route uses websockets
+            await send({"type": "websocket.close"})
+            return
+        if scope["type"] == "http":
+            send = _with_headers(send)
+            try:
+                principal = self._admitted(scope)
+            except ThumbwiseError as error:
+                await self._refused(error, scope)(scope, receive, send)
+                return
+            scope.setdefault("state", {})["principal"] = principal
+            receive = _limited(receive, scope["path"])
+        await self.app(scope, receive, send)
+
+    def _admitted(self, scope: Scope) -> Principal | None:
+        """Return who sends a request that may go on; None for nobody, on an open path. Raises the refusal."""
+        headers, method, path = Headers(scope=scope), scope["method"], scope["path"]
+        if (why := refusal(method, scope["scheme"], path, headers)) is not None:
+            raise why
+        principal = self.who.find(scope)
+        if path.startswith(OPS) and method not in SAFE_METHODS and (principal is None or not principal.may("operator")):
+            raise no_operator()  # before a byte of the body is read: an adapter may be large
+        if principal is None and not is_open(path):
+            raise ThumbwiseError("Log in first.", status=401, code=LOGIN_NEEDED)
+        return principal
+
+    def _refused(self, error: ThumbwiseError, scope: Scope) -> Response:
+        """Return the answer of a refusal: people who open a page are sent to the login."""
+        headers = Headers(scope=scope)
+        if error.code == LOGIN_NEEDED and scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
+            query = scope.get("query_string", b"").decode("latin-1")
+            wanted = scope["path"] + (f"?{query}" if query else "")
+            return RedirectResponse(f"/login?{urlencode({'next': wanted})}", 303)
+        return error_response(error)
+
+
+def is_open(path: str) -> bool:
+    """Whether a path answers people who are not logged in."""
+    return path in OPEN or path.startswith(OPEN_BELOW)
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).update(HEADERS)
+        await send(message)
+
+    return sending
+
+
+def _limited(receive: Receive, path: str) -> Receive:
+    """Return a `receive` that raises if the body is too large, because a body in chunks does not tell its length."""
+    got, most = 0, body_limit(path)
+
+    async def counting() -> Message:
+        nonlocal got
+        message = await receive()
+        got += len(message.get("body", b""))
+        if got > most:
+            raise HTTPException(413, str(too_large(path)))  # FastAPI passes this exception on while it reads a body
+        return message
+
+    return counting
+
+
+def no_operator() -> ThumbwiseError:
+    """The refusal of a request to /ops by anybody else."""
+    return ThumbwiseError("The job's token is missing or wrong: it is in job.token in the home.", status=401)
