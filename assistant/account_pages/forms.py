@@ -21,7 +21,7 @@ _FOLDER = Path(__file__).parent
 @cache
 def _templates() -> Environment:
     templates = Environment(
-        loader=FileSystemLoader(_FOLDER / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     templates.globals["style"] = (_FOLDER / "forms.css").read_text(encoding="utf-8")
@@ -30,6 +30,6 @@ def _templates() -> Environment:
 
 
 def page(template: str, status: int = 200, **values: Any) -> HTMLResponse:
-    """Return the page of `templates/<template>.html`, with its values. Nothing of it may be kept in a cache."""
+    """Return the page of `<template>.html`, with its values. Nothing of it may be kept in a cache."""
     text = _templates().get_template(f"{template}.html").render(values)
     return HTMLResponse(text, status, headers={**HEADERS, "Cache-Control": "no-store"})
