@@ -15,6 +15,7 @@ from thumbwise import logs
 from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home, HomeLock
 from thumbwise.settings import Settings
+from thumbwise.settings.access import check_oidc
 from thumbwise.system.proxies import settle_proxies
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def serve(
     """Start the assistant: the chat page, the API and the engine behind them."""
     home = Home.find()
     settings = Settings.load(home, host=host, port=port, model=model, engine_url=engine_url, train_every=train_every)
+    check_oidc(settings)
     logs.configure(settings.log_format)
     with HomeLock(home) as lock, listen(settings.host, settings.port) as bound:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -50,7 +52,7 @@ def serve(
 
 def listen(host: str, port: int) -> socket.socket:
     """Bind a loopback socket. Raises ThumbwiseError for any other host, and for a port in use."""
-    from thumbwise.serving.auth import is_loopback
+    from thumbwise.settings.values import is_loopback
 
     if not is_loopback(host):
         raise ThumbwiseError(

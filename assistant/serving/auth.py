@@ -12,13 +12,13 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from thumbwise.errors import NotFound, ThumbwiseError
 from thumbwise.feedback.records import ACCOUNT, LOCAL_USER
+from thumbwise.settings.values import is_loopback
 from thumbwise.versions.artifacts import MAX_BYTES, MAX_JSON
 
 if TYPE_CHECKING:
@@ -40,16 +40,6 @@ MAX_OPS_BODY = MAX_BYTES + 4 * MAX_JSON
 GRADIO = "/gradio_api/"
 GRADIO_CALLS = {f"{GRADIO}{call}" for call in ("queue/join", "cancel", "reset")}
 """What our pages post to Gradio. Its other routes cannot be removed. One stores uploaded files, others run code."""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` (a name or an address, no port) is this machine's loopback."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def refusal(method: str, scheme: str, path: str, headers: Headers) -> ThumbwiseError | None:

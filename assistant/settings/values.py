@@ -92,3 +92,27 @@ def peers_of(text: str) -> str:
                     f"{peer!r} is no address, network or `unix`: write 127.0.0.1, 10.0.0.0/24 or unix"
                 ) from None
     return ",".join(found)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` (a name or an address, no port) is this machine's loopback."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def issuer_url(text: str) -> str:
+    """Check the URL of an OpenID Connect provider: https, because http lets others read and change logins."""
+    try:
+        parts = urlsplit(text)
+        host = parts.hostname or ""
+    except ValueError:
+        parts, host = urlsplit(""), ""
+    if text and (not host or parts.scheme not in ("http", "https") or parts.query or parts.fragment):
+        raise ValueError(f"{text!r} is not a provider's address: write https://login.example.org")
+    if parts.scheme == "http" and not is_loopback(host):
+        raise ValueError(f"{text!r} is not protected on its way: use https, or a provider on this machine")
+    return text
