@@ -4,6 +4,8 @@ No part of a reply is shown before its row is committed. Its last chunk is not s
 pages and the API both use this module, so every reply is stored with the version that wrote it. A reply that is cut off
 (stopped, disconnected, failed) keeps the text that was shown, and is never trained on. Left out: retries inside a turn.
 A reader should see an error rather than two half replies.
+
+A temporary turn has no row, and no line in the log. All else is the same: version, sampling, admission and metrics.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from thumbwise.engine.client import Chunk, Sampling
 from thumbwise.errors import TOO_LONG, NotFound, ThumbwiseError
-from thumbwise.feedback.records import REFUSED, ReplyState
+from thumbwise.feedback.records import REFUSED, ReplyState, new_id
 from thumbwise.logs import event
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PUBLIC_NAME = "thumbwise"
+TEMPORARY = "tmp"
+"""How the ids of temporary turns begin. No row has one."""
 DRAFT = "draft"
 """The version that metrics name for every draft of a comparison."""
 MAX_MESSAGES = 200
@@ -64,7 +68,7 @@ class Prefetch:
 
 @dataclass(frozen=True)
 class Turn:
-    """A reply that is being generated, or will be. Its row is committed."""
+    """A reply that is being generated, or will be. Its row is committed, unless it is temporary."""
 
     message_id: str
     version: str
@@ -77,6 +81,8 @@ class Turn:
     """When the reply was asked for, on the monotonic clock."""
     draft: bool = False
     """Whether it is a draft of a comparison. That is blind until its vote, so metrics must not tell who writes it."""
+    temporary: bool = False
+    """Whether it is stored nowhere. Then `message_id` names only the reply that is being written."""
 
     @property
     def label(self) -> str:
@@ -155,17 +161,21 @@ class Conversations:
         conversation_id: str | None = None,
         parent_id: str | None = None,
         training: bool = True,
+        temporary: bool = False,
     ) -> Turn:
         """Send the request to vLLM, and commit the reply's row meanwhile. Raises ThumbwiseError for a bad request.
 
         If the last message is the assistant's, the reply continues it. Such a reply is only half of one, so it is kept
-        out of training, like a reply that was requested with `training=False`.
+        out of training, like a reply that was requested with `training=False`. Of a `temporary` turn nothing is stored.
         """
         check_messages(messages, may_continue=True)
         engine, asked = self.require_engine(), time.monotonic()
         self.admission.check(asker)
         version = self.resolve(model, asker.user, conversation_id)
         prefetch = Prefetch(engine.chat(version, messages, sampling))
+        if temporary:
+            id_ = new_id(TEMPORARY)
+            return Turn(id_, version, tuple(messages), sampling, conversation_id, prefetch, asked, temporary=True)
         row = self.store.run(
             self.store.start_reply,
             asker,
@@ -220,7 +230,8 @@ class Conversations:
             state, failure = "failed", error
             raise
         except Exception as error:  # a bug: the reply failed, it was not stopped
-            log.exception("the reply %s failed", turn.message_id)
+            # The traceback may quote the prompt, so a temporary turn leaves only the error's kind.
+            log.error("the reply %s failed: %s", turn.message_id, type(error).__name__, exc_info=not turn.temporary)
             state, failure = "failed", ThumbwiseError(_BUG, status=500)
             raise failure from error
         finally:
@@ -230,10 +241,13 @@ class Conversations:
             if state != "done":
                 self._finish(turn, written, state, failure, wait=False)
             self.admission.leave(asker)  # last: whoever sees the free place also sees the end of the reply
-            _log_reply(turn, state, len(written.response_ids), time.monotonic() - turn.asked, failure)
+            if not turn.temporary:
+                _log_reply(turn, state, len(written.response_ids), time.monotonic() - turn.asked, failure)
 
     async def _done(self, turn: Turn, written: _Written) -> None:
         """Commit a whole reply, also if its reader leaves meanwhile. If that commit fails, it is tried again later."""
+        if turn.temporary:
+            return
         ending = asyncio.ensure_future(self.store.run(self._finish, turn, written, "done"))
 
         def retry_if_failed(ended: asyncio.Future[None]) -> None:
@@ -267,6 +281,8 @@ class Conversations:
         *,
         wait: bool = True,
     ) -> None:
+        if turn.temporary:
+            return
         self.store.finish_reply(
             turn.message_id,
             state,

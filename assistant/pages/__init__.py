@@ -9,7 +9,7 @@ Who holds what, and which answer still counts:
 2. The browser holds only what it shows: a conversation or a comparison. It names this in each request. The server
    believes no such name: it checks in the database that the row belongs to the asker.
 3. The server holds only replies that are being written, each in a task of its own. A page that is loaded again follows
-   the same reply. The stored row replaces it at the end.
+   the same reply. The stored row replaces it at the end. (Of a temporary chat there is no row; see `temporary`.)
 4. An epoch is the time in which a page shows one thing. It ends when the reader opens another conversation, and when a
    new message or comparison is shown. An answer is shown only in the epoch of its request, so a late answer never turns
    the page back.

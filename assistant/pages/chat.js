@@ -1,8 +1,9 @@
 "use strict";
 // The chat page: the conversation, its list, thumbs with a comment.
 (() => {
-  const { $, all, ask, whenReady, box, close, fill, listen, untilAnswered, place, showError, restore, sending, set, state, toast, write } = window.thumbwise;
+  const { $, all, ask, post, whenReady, box, close, fill, listen, untilAnswered, place, showError, restore, sending, set, state, toast, write } = window.thumbwise;
   let shown = null; // the conversation on the page; null is a new one
+  let temporary = null; // a temporary chat: its messages are only here (see temporary.py)
   let epoch = 0; // the number of the epoch: rule 4 in __init__.py
   let listed = 1; // the list has this many times thirty conversations
   let commenting = null; // the reply that the comment panel is about
@@ -34,9 +35,12 @@
   };
   const show = (page) => {
     shown = page.conversation;
+    temporary = page.temporary ? { whose: page.temporary, chat: null, said: [], asked: null } : null;
+    document.body.toggleAttribute("data-temporary", temporary !== null);
     log().innerHTML = page.log;
     all("#tw-chat .tw-reply").forEach(codes);
     list(page);
+    set(place("#tw-stored"), page.stored);
     state(page);
     listen(page.events, { frame, end });
     toEnd();
@@ -51,8 +55,13 @@
   const end = (now) => {
     const old = reply(now.reply);
     if (!old) return;
+    if (temporary && old.dataset.state !== "streaming") return; // it is whole here, and nowhere else
     const follow = atEnd();
     const last = old === all("#tw-chat .tw-reply").at(-1);
+    if (temporary?.asked) {
+      if (now.text.trim()) temporary.said.push(temporary.asked, { role: "assistant", content: now.text });
+      temporary.asked = null;
+    }
     old.outerHTML = now.html;
     codes(reply(now.reply));
     if (last) state(now);
@@ -68,14 +77,41 @@
   };
   const open = async (id) => {
     const mine = ++epoch;
+    forget();
     const page = await ask(`/chat?listed=${listed}` + (id === null ? "" : `&c=${encodeURIComponent(id)}`));
     if (mine !== epoch) return;
     panel(null);
     show(page);
   };
+  // Nobody can come back to a temporary chat, so its reply need not be written to its end.
+  const forget = () => {
+    if (!temporary) return;
+    const message = temporary.asked && all("#tw-chat .tw-reply").at(-1)?.dataset.reply;
+    if (message) post("/chat/temporary/stop", { message });
+    temporary = null;
+    log().innerHTML = "";
+  };
+  const sendTemporary = async (text, typed) => {
+    const [mine, chat, question] = [epoch, temporary, { role: "user", content: text }];
+    if (chat.asked) throw new Error("A reply is still being written: wait for its end, or stop it.");
+    const sent = { whose: chat.whose, chat: chat.chat, messages: [...chat.said, question] };
+    const page = await ask("/chat/temporary", sent).catch((error) => {
+      if (error.status === 409 && mine === epoch) open("temporary").catch(showError("Not opened"));
+      throw error;
+    });
+    if (mine !== epoch) return post("/chat/temporary/stop", { message: page.reply });
+    if (typed && box().value === text) write("");
+    if (!chat.chat) log().innerHTML = "";
+    Object.assign(chat, { chat: page.chat, asked: question });
+    log().insertAdjacentHTML("beforeend", page.log);
+    state(page);
+    listen(page.events, { frame, end });
+    toEnd();
+  };
   const send = (text, typed) =>
     sending(async () => {
       if (!text.trim()) return;
+      if (temporary) return sendTemporary(text, typed);
       const mine = epoch;
       const page = await ask("/chat/messages", { conversation: shown, text, listed });
       if (typed && box().value === text) write("");
@@ -133,6 +169,7 @@
     if (button?.matches("#tw-chat .tw-copy-code")) return copy(button);
     if (!button || button.closest(".tw-text")) return; // nothing inside a message is a control
     if (button.id === "tw-new") return close(), open("new").catch(showError("Not opened"));
+    if (button.id === "tw-temporary") return close(), open("temporary").catch(showError("Not opened"));
     if (button.id === "tw-older") return (listed += 1), ask(`/chat?c=${shown ?? "new"}&listed=${listed}`).then(list).catch(showError("Not opened"));
     if (button.id === "tw-send") return send(box().value, true);
     if (button.id === "tw-stop") return stop();
@@ -144,7 +181,7 @@
   };
   const stop = async () => {
     const id = all("#tw-chat .tw-reply[data-state=streaming]").at(-1)?.dataset.reply;
-    const now = id && (await ask("/chat/stop", { message: id }).catch(showError("Not stopped")));
+    const now = id && (await ask(temporary ? "/chat/temporary/stop" : "/chat/stop", { message: id }).catch(showError("Not stopped")));
     if (now) end(now);
   };
 
@@ -155,5 +192,7 @@
     const named = new URLSearchParams(location.search).get("c");
     await untilAnswered(() => open(named).catch((error) => ([400, 404].includes(error.status) ? open(null) : Promise.reject(error))));
     restore();
+    addEventListener("pagehide", () => temporary && (forget(), write("")));
+    addEventListener("pageshow", (event) => event.persisted && document.body.hasAttribute("data-temporary") && location.reload());
   });
 })();

@@ -19,7 +19,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from thumbwise.accounts.principal import asker_of
+from thumbwise.accounts.principal import asker_of, principal_of
 from thumbwise.chat.turns import Turn, check_messages
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.records import MAX_COMMENT, Asker, FeedbackRequest, Reply, new_id
@@ -30,6 +30,7 @@ from thumbwise.pages.locks import Locks
 from thumbwise.pages.look import html
 from thumbwise.pages.markup import escape, render_once
 from thumbwise.pages.security import Id
+from thumbwise.pages.temporary import TemporaryChats, temporary_page
 from thumbwise.pages.top import STORED, place_top, top_of
 from thumbwise.pages.view import excerpt, list_html, log_html, prompt_of, reply_html, status_of
 
@@ -82,21 +83,27 @@ class ChatPage:
         self.assistant, self.watch = assistant, watch
         self.store = assistant.store
         self.live: dict[str, Live[str]] = {}  # replies that are being written, by message id
+        self.temporary = TemporaryChats(assistant, watch)
         self._asking = Locks()  # by conversation
         self._voting = Locks()  # by reply: votes are stored in the order of the clicks, and the last one counts
         self._voted_at: dict[str, float] = {}  # by message id: when the last thumb was stored, on the monotonic clock
 
     def add_routes(self, router: APIRouter) -> None:
         """Add the routes that the script calls."""
+        self.temporary.add_routes(router)
 
         @router.get("/chat")
         async def page(request: Request, c: Id | None = None, listed: Listed = 1) -> dict[str, Any]:
-            """Return the conversation `c`, or an empty one if `c` is `new`, or the newest without `c`."""
-            user = asker_of(request).user
-            if c is None:
+            """Return the conversation `c`, an empty one if `c` is `new` or `temporary`, or the newest without `c`."""
+            principal = principal_of(request)
+            user, keeps = principal.asker.user, self.keeps(principal.asker.user)
+            if c is None and keeps:
                 newest = await self.store.run(self.store.conversations, user, 1)
                 c = newest[0][0] if newest else "new"
-            return await self._page(user, None if c == "new" else c, listed)
+            new = c in (None, "new", "temporary")
+            page = await self._page(user, None if new else c, listed)
+            temporary = c == "temporary" or (new and not keeps)
+            return page | (temporary_page(principal) if temporary else {})
 
         @router.post("/chat/messages")
         async def ask(request: Request, body: Ask) -> dict[str, Any]:
@@ -130,6 +137,10 @@ class ChatPage:
             user = asker_of(request).user
             return feed(self.watch, lambda: top_of(self.assistant, user, c), self._pieces(user, reply))
 
+    def keeps(self, user: str) -> bool:
+        """Whether this user's chats are stored."""
+        return True
+
     # -- what the page shows -------------------------------------------------------------------------
 
     async def _page(self, user: str, id_: str | None, listed: int) -> dict[str, Any]:
@@ -151,6 +162,7 @@ class ChatPage:
         return {
             "conversation": id_, "query": f"c={id_ or 'new'}", "state": state, "said": said, "log": log,
             "list": list_html(titles[:most]), "older": len(titles) > most, "events": _events(id_, path),
+            "stored": STORED,
         }  # fmt: skip
 
     async def _reply(self, user: str, message_id: str) -> Reply:
@@ -269,6 +281,7 @@ def place_chat() -> None:
     gr.Navbar(visible=False)
     with gr.Sidebar(width=272, elem_id="tw-side"):
         gr.Button("New chat", elem_id="tw-new")
+        gr.Button("Temporary chat", elem_id="tw-temporary")
         html(elem_id="tw-list")
         gr.Button("Show older", elem_id="tw-older")
     place_top("/")

@@ -19,6 +19,10 @@ window.thumbwise = (() => {
     throw Object.assign(new Error(said?.error?.message ?? "Something went wrong: try again."), { status: answer.status });
   };
 
+  // Sends something on the way out of a page. Nobody waits for the answer.
+  const post = (path, sent) =>
+    fetch("/pages" + path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(sent), keepalive: true }).catch(() => {});
+
   // The first request of a page, again and again until the server answers.
   const untilAnswered = async (work) => {
     for (;;) {
@@ -134,7 +138,9 @@ window.thumbwise = (() => {
   const connect = () => {
     source?.close();
     clearTimeout(retry);
-    if (!address || document.hidden) return;
+    // A temporary reply is nowhere but in this stream, so it goes on also while the page is hidden.
+    const only = "temporary" in document.body.dataset && document.body.dataset.state === "streaming";
+    if (!address || (document.hidden && !only)) return;
     const mine = (source = new EventSource(address));
     const on = (name, handle) => mine.addEventListener(name, (event) => mine === source && handle(JSON.parse(event.data)));
     on("top", top);
@@ -155,7 +161,8 @@ window.thumbwise = (() => {
   // -- typed text survives a reload -----------------------------------------------------------------
   const draft = () => "tw-draft " + location.pathname + location.search;
   const keep = () => {
-    if (box()) sessionStorage.setItem(draft(), box().value); // also when empty: text that was sent must not come back
+    if ("temporary" in document.body.dataset) sessionStorage.removeItem(draft());
+    else if (box()) sessionStorage.setItem(draft(), box().value); // also when empty: text that was sent must not come back
   };
   const restore = () => {
     const kept = sessionStorage.getItem(draft());
@@ -242,5 +249,5 @@ window.thumbwise = (() => {
 
   const whenReady = (parts, begin) => (pages.push([parts, begin]), look());
   // A page sets `key`, which returns the button of a key, and `enter`, which handles the Enter key in a box.
-  return { $, all, ask, whenReady, box, close, enter: null, fill, key: null, listen, untilAnswered, place, showError, restore, say, sending, set, state, toast, write };
+  return { $, all, ask, post, whenReady, box, close, enter: null, fill, key: null, listen, untilAnswered, place, showError, restore, say, sending, set, state, toast, write };
 })();

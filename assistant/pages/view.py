@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from thumbwise.contracts import Message
 from thumbwise.feedback.records import Reply
 from thumbwise.pages.look import COPY, THUMB, THUMB_DOWN, THUMB_UP
-from thumbwise.pages.markup import escape, render, short
+from thumbwise.pages.markup import escape, render, render_once, short
 from thumbwise.pages.prompts import STARTERS
 
 EMPTY = (
@@ -23,6 +23,10 @@ EMPTY = (
         f'<button type="button" class="tw-starter" data-say="{escape(text)}">{name}</button>' for name, text in STARTERS
     )
     + "</div>"
+)
+TEMPORARY = (
+    f'<div class="tw-empty">{THUMB}<h1>Temporary chat</h1><p>Nothing of it is stored, so it is in no list, nothing '
+    "learns from it, and its replies have no thumbs. Loading this page again ends it.</p></div>"
 )
 NOTHING = '<p class="tw-none">There is no reply.</p>'
 _SAID = {
@@ -50,38 +54,41 @@ def prompt_of(path: Iterable[Reply], text: str) -> list[Message]:
     return [*messages, Message(role="user", content=text)]
 
 
-def log_html(path: Sequence[Reply]) -> str:
+def log_html(path: Sequence[Reply], *, temporary: bool = False) -> str:
     """Return the conversation, oldest first. A reply that is being written has no text yet."""
     if not path:
         return EMPTY
-    return "".join(_question_html(reply) + reply_html(reply) for reply in path)
+    return "".join(_question_html(reply, temporary) + reply_html(reply, temporary=temporary) for reply in path)
 
 
-def _question_html(reply: Reply) -> str:
-    text = render(reply.prompt[-1]["content"])
+def _question_html(reply: Reply, temporary: bool) -> str:
+    text = (render_once if temporary else render)(reply.prompt[-1]["content"])
     return f'<div class="tw-ask"><div class="tw-text" data-testid="user" dir="auto">{text}</div></div>'
 
 
-def reply_html(reply: Reply) -> str:
-    """Return one reply: its text, its error, the buttons, and the version that wrote it."""
-    written = render(reply.text) if reply.text.strip() else NOTHING
+def reply_html(reply: Reply, *, temporary: bool = False) -> str:
+    """Return one reply: its text, its error, the buttons, and the version that wrote it.
+
+    A reply that failed has no thumbs, nor has a temporary one. The HTML of a temporary one is kept in no cache.
+    """
+    written = (render_once if temporary else render)(reply.text) if reply.text.strip() else NOTHING
     text = "" if reply.state == "streaming" else written
     why = sentence(reply.error) if reply.state == "failed" else _BROKE_OFF.get(reply.cut, "")
     error = f'<p class="tw-why">{escape(why)}</p>' if why else ""
+    buttons = _buttons(reply, thumbs=reply.state != "failed" and not temporary)
     note = short(reply.policy_version) + (" · stopped" if reply.state == "stopped" else "")
     return (
         f'<article class="tw-reply" data-reply="{escape(reply.id)}" data-state="{reply.state}" '
         f'data-text="{escape(reply.text)}">'
         f'<div class="tw-text" data-testid="bot" dir="auto">{text}</div>{error}'
-        f'<div class="tw-acts">{_buttons(reply)}<span class="tw-note">{escape(note)}</span></div></article>'
+        f'<div class="tw-acts">{buttons}<span class="tw-note">{escape(note)}</span></div></article>'
     )
 
 
-def _buttons(reply: Reply) -> str:
-    """Return the copy button and the thumbs. A reply that failed has no thumbs."""
-    thumbs = [] if reply.state == "failed" else _THUMBS
+def _buttons(reply: Reply, *, thumbs: bool) -> str:
+    """Return the copy button, and the thumbs if wanted."""
     buttons = [f'<button type="button" class="tw-act" data-copy aria-label="Copy">{COPY}</button>']
-    for value, name, given, icon in thumbs:
+    for value, name, given, icon in _THUMBS if thumbs else ():
         on = reply.thumb == value
         buttons.append(
             f'<button type="button" class="tw-act" data-thumb="{value}" data-names="{name},{given}" '
