@@ -81,3 +81,9 @@ CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit
 def m002_people(db: Database) -> None:
     """Accounts, sessions, one-time links, identities at providers, and the audit log."""
     db.executescript(_PEOPLE)
+
+
+@migrations()
+def m010_logins(db: Database) -> None:
+    """Find the logins of the last months, which tell from which addresses an account was used."""
+    db.execute("CREATE INDEX audit_action ON audit (action, at)")

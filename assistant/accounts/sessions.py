@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from thumbwise.accounts.audit import record
 from thumbwise.accounts.migrations import migrations
 from thumbwise.accounts.users import Account, Users
+from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import now_ns, sha256
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 DAY = 24 * 3600 * 10**9
 USED_EVERY = DAY // 24
 """Nanoseconds between two writes of a session's last use."""
+MOST = 100
+"""Sessions of one account. A login beyond them ends those not used for longest: some scripts never log out."""
+
+_MAY_LOG_IN = "SELECT 1 FROM users WHERE id = ? AND state IN ('pending', 'active')"
+_SURPLUS = "SELECT sha256 FROM sessions WHERE user_id = :user ORDER BY used_at DESC LIMIT -1 OFFSET :most"
 
 
 @dataclass(frozen=True)
@@ -44,25 +50,43 @@ class Sessions:
         self.store, self.users, self.days = store, users, days
         store.migrate(migrations)
         self._read()
+        users.after_change.append(self._read)
 
     def _read(self) -> None:
         with self.store.lock:
             rows = self.store.rows("SELECT * FROM sessions")
             self._by_id = {str(row["sha256"]): _session(row) for row in rows}
 
-    def start(self, user_id: str, actor: Actor, also: Callable[[Database], None] = lambda db: None) -> str:
-        """Log in: make a session and return the cookie's text. Blocks until it is durable."""
+    def start(self, user_id: str, actor: Actor, also: Callable[[Database], object] = lambda db: None) -> str:
+        """Log in: make a session and return the cookie's text. Blocks until it is durable.
+
+        Raises ThumbwiseError (403) if the account may not log in. `also` works in the same transaction.
+        """
         text, now = secrets.token_urlsafe(32), now_ns()
         session = Session(sha256(text), user_id, now, now)
 
-        def work(db: Database) -> None:
+        def work(db: Database) -> list[str]:
+            if not list(db.query(_MAY_LOG_IN, [user_id])):
+                raise ThumbwiseError("This account is disabled: ask an operator.", status=403)
+            ended = [row["sha256"] for row in db.query(_SURPLUS, {"user": user_id, "most": MOST - 1})]
+            db.table("sessions").delete_where(f"sha256 IN ({', '.join('?' * len(ended))})", ended)
             db.table("sessions").insert({"sha256": session.id, "user_id": user_id, "created_at": now, "used_at": now})
+            self.users.saw(user_id, now)(db)
             record(db, actor, "login", user_id)
             also(db)
+            return ended
 
-        self.store.share(work)
-        self._by_id[session.id] = session
+        ended = self.store.share(work)
+        with self.store.lock:
+            for each in ended:
+                self._by_id.pop(each, None)
+            self._keep(session)
         return text
+
+    def _keep(self, session: Session) -> None:
+        """Put a session into memory, unless it was ended since. To be called with the store's lock."""
+        if self.store.rows("SELECT 1 FROM sessions WHERE sha256 = ?", [session.id]):
+            self._by_id[session.id] = session
 
     def find(self, text: str) -> tuple[Session, Account] | None:
         """The session and account of a cookie's text; None if it is unknown or too old, or the account may not log in.
@@ -77,18 +101,19 @@ class Sessions:
             return None
         return session, account
 
-    def stale(self, session: Session) -> bool:
-        """Whether the time of its last use should be written."""
-        return now_ns() - session.used_at > USED_EVERY
+    def used(self, session: Session) -> None:
+        """Note that a session was used now, if that was not noted in the last hour. Safe on an event loop."""
+        now = now_ns()
+        if now - session.used_at <= USED_EVERY or session.id not in self._by_id:
+            return
+        self._by_id[session.id] = replace(session, used_at=now)
+        saw = self.users.saw(session.user_id, now)
 
-    def use(self, session: Session) -> None:
-        """Write that it was used now. Blocks."""
-        used = replace(session, used_at=now_ns())
-        self.store.share(
-            lambda db: db.execute("UPDATE sessions SET used_at = ? WHERE sha256 = ?", [used.used_at, used.id])
-        )
-        if session.id in self._by_id:
-            self._by_id[session.id] = used
+        def work(db: Database) -> None:
+            db.execute("UPDATE sessions SET used_at = ? WHERE sha256 = ?", [now, session.id])
+            saw(db)
+
+        self.store.later(f"session {session.id}", work)
 
     def end(self, session_id: str, actor: Actor) -> None:
         """Log out. Ending it again changes nothing."""
@@ -98,7 +123,7 @@ class Sessions:
             record(db, actor, "logout", actor.name)
 
         self.store.share(work)
-        self._by_id.pop(session_id, None)
+        self._read()
 
     def end_all(self, user_id: str, actor: Actor, but: str = "") -> None:
         """Log an account out everywhere, except in the session `but`."""
@@ -108,6 +133,12 @@ class Sessions:
             record(db, actor, "logout.everywhere", user_id)
 
         self.store.share(work)
+        self._read()
+
+    def purge(self) -> None:
+        """Remove the sessions that are too old."""
+        with self.store.write() as db:
+            db.execute("DELETE FROM sessions WHERE used_at < ?", [now_ns() - round(self.days * DAY)])
         self._read()
 
 

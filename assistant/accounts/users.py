@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from thumbwise.accounts.audit import record
@@ -48,7 +48,13 @@ class Account:
 def normalized(name: str) -> str:
     """A name as it is stored and compared; raises ThumbwiseError for one that cannot be a name."""
     name = unicodedata.normalize("NFKC", name).strip().casefold()
-    if not 1 <= len(name) <= MAX_NAME or not name.isprintable() or "/" in name or name.startswith(ACCOUNT):
+    if (
+        not 1 <= len(name) <= MAX_NAME
+        or not name.isprintable()
+        or "/" in name
+        or name.startswith(ACCOUNT)
+        or not name.strip(".")
+    ):
         raise ThumbwiseError(
             f"A name has 1 to {MAX_NAME} printable characters, no slash, and does not begin with {ACCOUNT}: "
             "choose another."
@@ -64,11 +70,14 @@ class Users:
     def __init__(self, store: Store) -> None:
         self.store = store
         store.migrate(migrations)
+        self.after_change: list[Callable[[], None]] = []
+        """What others do after each change, such as reading their own rows again."""
         self._read()
 
     def _read(self) -> None:
         with self.store.lock:
             rows = self.store.rows("SELECT * FROM users ORDER BY created_at, id")
+            self._passwords = {str(row["id"]): row["password"] for row in rows}
             self._by_id = {str(row["id"]): _account(row) for row in rows}
             self._by_name = {account.name: account for account in self._by_id.values()}
 
@@ -97,13 +106,17 @@ class Users:
         """Every account that is not deleted, oldest first."""
         return [account for account in self._by_id.values() if account.state != "deleted"]
 
+    def password_of(self, user_id: str) -> str | None:
+        """The hash of an account's password; None if it has none."""
+        return self._passwords.get(user_id) if self.find(user_id) else None
+
     def has_operator(self) -> bool:
         """Whether somebody can operate the assistant: an active account with that role."""
         return any(account.role == "operator" and account.state == "active" for account in self._by_id.values())
 
     # -- changing: blocks until it is durable --------------------------------------------------------
 
-    def change(self, work: Callable[[Database], None]) -> None:
+    def change(self, work: Callable[[Database], object]) -> None:
         """Do `work` in one transaction, then read all accounts again. Raises Conflict if it takes the last operator."""
         with self.store.write() as db:
             before = _operators(db)
@@ -112,6 +125,8 @@ class Users:
                 name = next(iter(before.values()))
                 raise Conflict(_NO_OPERATOR.format(name))
         self._read()
+        for each in self.after_change:
+            each()
 
     def create(
         self,
@@ -158,7 +173,7 @@ class Users:
     def set_state(self, user_id: str, state: Literal["active", "disabled"], actor: Actor) -> None:
         """Approve or enable (`active`) or disable an account; raises NotFound, or Conflict for the last operator.
 
-        A disabled account's sessions and keys end with the next request, because both look here.
+        Disabling ends the account's sessions and links for good. Its keys are refused while it is disabled.
         """
         self._set(user_id, actor, f"user.{state}", state=state)
 
@@ -169,10 +184,74 @@ class Users:
             raise ThumbwiseError(f"{values['role']} is not a role: use {', '.join(ROLES)}.")
 
         def work(db: Database) -> None:
-            db.table("users").update(account.id, values)
+            db.table("users").update(_present(db, account.id), values)
+            if values != {"state": "active"}:  # a link that an operator made must not outlive the operator's role
+                db.execute("DELETE FROM links WHERE made_by = ? AND used_at IS NULL", [account.id])
+            if values == {"state": "disabled"}:
+                _end_ways_in(db, account.id)
             record(db, actor, action, account.id, **values)
 
         self.change(work)
+
+    def set_password(
+        self,
+        user_id: str,
+        password: str,
+        actor: Actor,
+        *,
+        action: str,
+        but: str = "",
+        also: Callable[[Database], object] = lambda db: None,
+    ) -> None:
+        """Set the hash of a new password. All sessions end except `but`, and links that reset the old password."""
+
+        def work(db: Database) -> None:
+            also(db)
+            db.table("users").update(_present(db, user_id), {"password": password})
+            _end_ways_in(db, user_id, but)
+            record(db, actor, action, user_id)
+
+        self.change(work)
+
+    def renew_password(self, user_id: str, old: str, new: str) -> None:
+        """Put a hash in place of another one of the same password, unless the password was changed meanwhile."""
+        self.change(
+            lambda db: db.execute("UPDATE users SET password = ? WHERE id = ? AND password = ?", [new, user_id, old])
+        )
+
+    def delete(self, user_id: str, actor: Actor, also: Callable[[Database], object] = lambda db: None) -> None:
+        """Delete an account. A tombstone without name, password or identity stays, and the name is free again."""
+
+        def work(db: Database) -> None:
+            # A tombstone's name is its id, which nobody can take as a name.
+            gone = {"name": user_id, "state": "deleted", "role": "user", "password": None}
+            db.table("users").update(_present(db, user_id), gone)
+            _end_ways_in(db, user_id)
+            db.execute("DELETE FROM links WHERE made_by = ? AND used_at IS NULL", [user_id])
+            db.execute("DELETE FROM identities WHERE user_id = ?", [user_id])
+            also(db)
+            record(db, actor, "user.delete", user_id)
+
+        self.change(work)
+
+    def saw(self, user_id: str, at: int) -> Callable[[Database], object]:
+        """Note when an account was last used; returns the work that writes it. Safe on an event loop."""
+        if account := self._by_id.get(user_id):
+            self._by_id[user_id] = self._by_name[account.name] = replace(account, seen_at=at)
+        return lambda db: db.execute("UPDATE users SET seen_at = ? WHERE id = ?", [at, user_id])
+
+
+def _present(db: Database, user_id: str) -> str:
+    """Return the id of an account that is not deleted; raises NotFound."""
+    if not list(db.query("SELECT 1 FROM users WHERE id = ? AND state <> 'deleted'", [user_id])):
+        raise NotFound("This account does not exist any more.")
+    return user_id
+
+
+def _end_ways_in(db: Database, user_id: str, but: str = "") -> None:
+    """End an account's sessions except `but`, and the links that would reset its password."""
+    db.execute("DELETE FROM sessions WHERE user_id = ? AND sha256 <> ?", [user_id, but])
+    db.execute("DELETE FROM links WHERE user_id = ? AND used_at IS NULL", [user_id])
 
 
 def _operators(db: Database) -> dict[str, str]:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from thumbwise import logs
 from thumbwise.accounts.audit import Audit
 from thumbwise.accounts.browsers import Browsers
+from thumbwise.accounts.entry import Entry
 from thumbwise.accounts.keys import Keys
+from thumbwise.accounts.links import Links
 from thumbwise.accounts.sessions import Sessions
 from thumbwise.accounts.users import Users
 from thumbwise.base_model import templates
@@ -75,7 +77,11 @@ class Assistant:
         self.keys = Keys(self.store)
         self.users = Users(self.store)
         self.sessions = Sessions(self.store, self.users, settings.accounts.session_days)
+        self.links = Links(self.store)
+        self.sessions.purge()
+        self.links.purge()
         self.audit = Audit(self.store)
+        self.entry = Entry(settings, self.users, self.sessions, self.links)
         secret = home.cookie_secret()
         self.browsers = Browsers(secret)
         self.who = Who(settings, self.browsers, self.keys, self.users, self.sessions, self.token, secret)
@@ -172,6 +178,7 @@ class Assistant:
             await asyncio.wait(self._tasks)
         if self.engine is not None:
             await self.engine.stop()
+        self.entry.close()
         await asyncio.to_thread(self.store.close)  # writes what still waits to be written
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from thumbwise.accounts.principal import Principal
     from thumbwise.serving.who import Who
 
-OPEN = {"/login", "/logout", "/setup", "/join", "/health/live", "/health/ready", "/favicon.ico"}
+OPEN = {"/login", "/logout", "/setup", "/join", "/reset", "/health/live", "/health/ready", "/favicon.ico"}
 OPEN_BELOW = ("/oidc/", "/static/")
 """Paths that answer people who are not logged in."""
 LOGIN_NEEDED = "login_needed"

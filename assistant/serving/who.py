@@ -93,7 +93,10 @@ class Who:
 
     def _by_session(self, cookies: Mapping[str, str], address: str) -> Principal | None:
         found = self.session(cookies)
-        return principal(found[1], "session", address, session=found[0].id) if found else None
+        if found is None:
+            return None
+        self.sessions.used(found[0])
+        return principal(found[1], "session", address, session=found[0].id)
 
     def session(self, cookies: Mapping[str, str]) -> tuple[Session, Account] | None:
         """Return the session of a request's cookies and its account, or None."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
 from thumbwise.errors import ThumbwiseError
-from thumbwise.settings.values import issuer_url, peers_of, public_url
+from thumbwise.settings.values import attempts, issuer_url, peers_of, public_url
 
 if TYPE_CHECKING:
     from thumbwise.settings import Settings
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Auth = Literal["local", "accounts", "proxy"]
 Role = Literal["user", "reviewer", "operator"]
 SignUp = Literal["closed", "approval", "open"]
+Attempts = Annotated[str, AfterValidator(attempts)]
 PublicUrl = Annotated[str, AfterValidator(public_url)]
 
 
@@ -29,8 +30,14 @@ class AccountSettings(BaseModel):
         "operator must approve each, `open` everybody",
     )
     session_days: float = Field(30.0, gt=0, le=400, description="days until an unused login ends")
-    attempts_per_account: str = Field("10/minute", description="wrong passwords that one account may get")
-    attempts_per_address: str = Field("30/minute", description="login attempts that one address may make")
+    attempts_per_account: Attempts = Field(
+        "10/minute",
+        description="wrong passwords that one account may get from one address; from all addresses together ten times "
+        "as many",
+    )
+    attempts_per_address: Attempts = Field(
+        "30/minute", description="wrong passwords, wrong links and sign-ups that one address may send"
+    )
     settle_days: float = Field(
         7.0, ge=0, description="days during which a new account's votes count for less, unless they are borne out"
     )

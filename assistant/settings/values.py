@@ -116,3 +116,16 @@ def issuer_url(text: str) -> str:
     if parts.scheme == "http" and not is_loopback(host):
         raise ValueError(f"{text!r} is not protected on its way: use https, or a provider on this machine")
     return text
+
+
+def attempts(text: str) -> str:
+    """Check limits of attempts; returns them unchanged."""
+    from limits import parse_many  # here, because most commands need no limits
+
+    try:
+        found = parse_many(text)
+    except ValueError:
+        found = []
+    if not found or min(item.amount for item in found) < 1:
+        raise ValueError(f"{text!r} is not a limit: write 10/minute, or 10/minute;50/hour")
+    return text
