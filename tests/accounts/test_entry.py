@@ -90,7 +90,8 @@ async def test_the_first_operator_is_made_once(tmp_path: Path) -> None:
         )
         cookies = [each for each in both if isinstance(each, str)]
         (error,) = (each for each in both if isinstance(each, ThumbwiseError))
-        assert len(cookies) == 1 and error.status in (403, 409)
+        assert len(cookies) == 1
+        assert error.status in (403, 409)
         (account,) = here.assistant.users.all()
         assert (account.role, whose(here, cookies[0])) == ("operator", account.name)
 
