@@ -219,3 +219,20 @@ def m012_words_from_before(db: Database) -> None:
 def m020_out_of_training(db: Database) -> None:
     """Keep a reply, its prompt and the votes on it out of snapshots (0): a client said so, or it is half a reply."""
     db.execute("ALTER TABLE replies ADD COLUMN training INTEGER NOT NULL DEFAULT 1")
+
+
+@migrations()
+def m040_consents(db: Database) -> None:
+    """What people with an account allow: append-only, the last answer counts."""
+    db.executescript("""
+        CREATE TABLE consents (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT,
+            user_id TEXT NOT NULL,            -- an account
+            keep_chats INTEGER NOT NULL,
+            use_votes INTEGER NOT NULL,
+            use_text INTEGER NOT NULL,
+            terms TEXT NOT NULL,              -- the version of the text that was shown
+            at INTEGER NOT NULL
+        ) STRICT;
+        CREATE INDEX consents_user ON consents (user_id, seq);
+    """)

@@ -66,6 +66,11 @@ def prompt_sha256(messages: Sequence[Message]) -> str:
     return sha256(canonical(list(messages)))
 
 
+def account_of(user: str) -> str | None:
+    """The account that owns a user's rows; None for users without an account."""
+    return user.partition("/")[0] if user.startswith(ACCOUNT) else None
+
+
 def is_browser(person: str) -> bool:
     """Whether a person is a browser, or all new ones."""
     return person.startswith("browser:")

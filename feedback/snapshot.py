@@ -1,4 +1,4 @@
-"""An immutable export of everything consented: the training job's only view of the feedback.
+"""An immutable export of what people consent to at that moment: the training job's only view of the feedback.
 
 One JSON object a line, in the order in which it was said, so that the same feedback always gives the same bytes; the
 SHA-256 of those bytes is the snapshot's id and file name. Replies that failed, were stopped, or are still streaming
@@ -24,20 +24,22 @@ from typing import Any
 from sqlite_utils import Database
 
 from thumbwise.errors import NotFound
+from thumbwise.feedback.consent import Allowed
 from thumbwise.feedback.records import TELLING, canonical, prompt_sha256, tier_of
 from thumbwise.feedback.store import Store
 from thumbwise.home import fsync_folder
 
 _DRAFT = "r.id AS reply_id, r.text, r.response_ids, r.finish_reason, r.policy_version, r.sampling"
 ON_COMPARISONS = f"""
-    SELECT f.seq, f.id, f.user_id, f.person, f.kind, f.value, c.shown, p.messages, {_DRAFT}, r.prompt_ids
+    SELECT f.seq, f.id, f.user_id, f.person, f.kind, f.value, c.user_id AS owner, c.shown,
+        p.messages, {_DRAFT}, r.prompt_ids
     FROM feedback f CROSS JOIN comparisons c ON c.id = f.comparison_id
     CROSS JOIN prompts p ON p.sha256 = c.prompt_sha256 CROSS JOIN replies r ON r.comparison_id = c.id
     WHERE r.state = 'done' AND {TELLING} ORDER BY f.seq
 """
 """A row for each draft. CROSS JOIN: in this order of tables, so that nothing has to be sorted, which needs room."""
 ON_REPLIES = f"""
-    SELECT f.id, f.user_id, f.person, f.kind, f.value, p.messages, {_DRAFT},
+    SELECT f.id, f.user_id, f.person, f.kind, f.value, r.user_id AS owner, p.messages, {_DRAFT},
         CASE WHEN f.kind <> 'edit' THEN r.prompt_ids END AS prompt_ids,
         EXISTS (SELECT 1 FROM feedback g WHERE g.message_id = r.id AND g.kind = 'flag') AS flagged
     FROM current_on_replies f CROSS JOIN replies r ON r.id = f.message_id
@@ -91,16 +93,29 @@ def _private(name: str, flags: int) -> int:
 
 
 def _lines(db: Database) -> Iterator[dict[str, Any]]:
-    """Every line, of one moment."""
-    for _, drafts in groupby(db.query(ON_COMPARISONS), itemgetter("seq")):
-        if line := _on_comparison(list(drafts)):
+    """Every line that people consent to, of one moment.
+
+    A vote needs its voter's consent for votes, and consent for text from whoever asked the question.
+    """
+    allowed = Allowed(db)
+    for _, rows in groupby(db.query(ON_COMPARISONS), itemgetter("seq")):
+        drafts = list(rows)
+        if _may(allowed, drafts[0]) and (line := _on_comparison(drafts)):
             yield line
     for row in db.query(ON_REPLIES):
-        if line := _on_reply(row):
+        if _may(allowed, row) and (line := _on_reply(row)):
             yield line
     for row in db.query(PROMPTS):
+        if not allowed.text(row["user_id"]):
+            continue
         day = datetime.fromtimestamp(row["created_at"] / 1e9, UTC).date().isoformat()
         yield {"type": "prompt", "day": day, **_whose(row), **_prompt(row)}
+
+
+def _may(allowed: Allowed, row: dict[str, Any]) -> bool:
+    """Whether a vote may train; for corrections and comments the voter's own text must be allowed too."""
+    wrote = row["kind"] in ("edit", "comment")
+    return allowed.votes(row["user_id"]) and allowed.text(row["owner"]) and (not wrote or allowed.text(row["user_id"]))
 
 
 def _whose(row: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from thumbwise import logs
-from thumbwise.accounts.audit import Audit
+from thumbwise.accounts.audit import Audit, record
 from thumbwise.accounts.browsers import Browsers
 from thumbwise.accounts.entry import Entry
 from thumbwise.accounts.keys import Keys
@@ -28,6 +28,7 @@ from thumbwise.chat.turns import Conversations
 from thumbwise.engine.external import ExternalEngine, Pool, Replicas
 from thumbwise.engine.supervisor import Engine
 from thumbwise.errors import EngineUnavailable, ThumbwiseError
+from thumbwise.feedback.consent import Consents
 from thumbwise.feedback.store import Store
 from thumbwise.metrics import Metrics
 from thumbwise.plugin_host.deciding import in_background
@@ -82,6 +83,7 @@ class Assistant:
         self.links.purge()
         self.audit = Audit(self.store)
         self.entry = Entry(settings, self.users, self.sessions, self.links)
+        self.consents = Consents(self.store, lambda db, actor, user, given: record(db, actor, "consent", user, **given))
         secret = home.cookie_secret()
         self.browsers = Browsers(secret)
         self.who = Who(settings, self.browsers, self.keys, self.users, self.sessions, self.token, secret)

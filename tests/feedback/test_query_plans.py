@@ -37,8 +37,8 @@ FULL_READS = {
     snapshot.ON_COMPARISONS, snapshot.ON_REPLIES, snapshot.PROMPTS,
 }  # fmt: skip
 """What may read whole tables, on a read-only connection."""
-SMALL = r"json_each|pointer|pointer_log|policies|runs|api_keys|base|(\d+ )?CONSTANT ROWS?|_?sqlite_\w+"
-"""Tables that hold a row for each version, run or key, and lists that a query is given."""
+SMALL = r"json_each|pointer|pointer_log|policies|runs|api_keys|base|consents|later|(\d+ )?CONSTANT ROWS?|_?sqlite_\w+"
+"""Tables that hold a row for each version, run, key or answer of a person, and lists that a query is given."""
 ASK: list[Message] = [{"role": "user", "content": "Why is the sky blue?"}]
 
 
@@ -239,8 +239,8 @@ def test_every_file_that_asks_the_database_is_looked_at_here() -> None:
         if re.search(r"(?:store|db|self)\.(?:rows|query|execute)\(", path.read_text())
     }
     assert asking == {
-        "assistant/accounts/keys.py", "assistant/versions/canary.py", "assistant/versions/migrations.py",
-        "assistant/versions/record.py", "assistant/versions/runs.py", "feedback/migrations.py", "feedback/prompts.py",
-        "feedback/reception.py",
-        "feedback/snapshot.py", "feedback/store.py", "feedback/writer.py",
+        "assistant/accounts/audit.py", "assistant/accounts/keys.py", "assistant/accounts/sessions.py",
+        "assistant/accounts/users.py", "assistant/versions/canary.py", "assistant/versions/migrations.py",
+        "assistant/versions/record.py", "assistant/versions/runs.py", "feedback/consent.py", "feedback/migrations.py",
+        "feedback/prompts.py", "feedback/reception.py", "feedback/snapshot.py", "feedback/store.py", "feedback/writer.py",
     }  # fmt: skip
