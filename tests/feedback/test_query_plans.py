@@ -242,5 +242,6 @@ def test_every_file_that_asks_the_database_is_looked_at_here() -> None:
         "assistant/accounts/audit.py", "assistant/accounts/keys.py", "assistant/accounts/sessions.py",
         "assistant/accounts/users.py", "assistant/versions/canary.py", "assistant/versions/migrations.py",
         "assistant/versions/record.py", "assistant/versions/runs.py", "feedback/consent.py", "feedback/migrations.py",
-        "feedback/prompts.py", "feedback/reception.py", "feedback/snapshot.py", "feedback/store.py", "feedback/writer.py",
+        "feedback/prompts.py", "feedback/reception.py", "feedback/snapshot.py", "feedback/store.py",
+        "feedback/writer.py",
     }  # fmt: skip
