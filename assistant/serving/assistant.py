@@ -16,6 +16,7 @@ from thumbwise import logs
 from thumbwise.accounts.audit import Audit, record
 from thumbwise.accounts.browsers import Browsers
 from thumbwise.accounts.entry import Entry
+from thumbwise.accounts.identities import Identities
 from thumbwise.accounts.keys import Keys
 from thumbwise.accounts.links import Links
 from thumbwise.accounts.sessions import Sessions
@@ -42,6 +43,7 @@ from thumbwise.versions.mixing import check
 from thumbwise.versions.record import Versions
 
 if TYPE_CHECKING:
+    from thumbwise.accounts.oidc import Provider
     from thumbwise.engine.client import EngineClient
     from thumbwise.feedback.records import Asker, FeedbackRequest
     from thumbwise.home import Home
@@ -85,6 +87,8 @@ class Assistant:
         self.entry = Entry(settings, self.users, self.sessions, self.links)
         self.consents = Consents(self.store, lambda db, actor, user, given: record(db, actor, "consent", user, **given))
         secret = home.cookie_secret()
+        self.identities = Identities(self.store, self.users)
+        self.oidc = _provider(settings, secret)
         self.browsers = Browsers(secret)
         self.who = Who(settings, self.browsers, self.keys, self.users, self.sessions, self.token, secret)
         self.plugins = PluginManager(home).load()
@@ -218,3 +222,12 @@ class Assistant:
             event = {"id": feedback_id, "user": asker.user, "person": asker.counted, **request.model_dump()}
             self.plugins.notify("on_feedback", event=event)
         return feedback_id
+
+
+def _provider(settings: Settings, secret: str) -> Provider | None:
+    """Return the OpenID Connect provider of the settings, which is asked nothing before the first login."""
+    if settings.auth != "accounts" or not settings.oidc.issuer:
+        return None
+    from thumbwise.accounts.oidc import Provider  # here, because Authlib is needed for nothing else
+
+    return Provider(settings.oidc, secret)
