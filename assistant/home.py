@@ -71,7 +71,12 @@ class Home:
     def files(self) -> tuple[Path, ...]:
         """The files that a home cannot do without, and those that SQLite keeps beside the database."""
         beside = (self.database.with_name(self.database.name + end) for end in ("-wal", "-shm"))
-        return self.config, self.token, self.browser_secret, self.lock, self.database, *beside
+        return self.config, *self.secrets, self.lock, self.database, *beside
+
+    @property
+    def secrets(self) -> tuple[Path, ...]:
+        """The files that nobody else may read."""
+        return self.token, self.operator, self.browser_secret
 
     def refuse_foreign(self, name: Path) -> None:
         """Raise ThumbwiseError if another user owns something in it, or could put another home at `name`.
@@ -115,6 +120,11 @@ class Home:
         return self.root / "job.token"
 
     @property
+    def operator(self) -> Path:
+        """The command line's bearer token, mode 0600."""
+        return self.root / "operator.token"
+
+    @property
     def browser_secret(self) -> Path:
         """The secret that signs browsers' cookies, mode 0600."""
         return self.root / "browser.secret"
@@ -152,6 +162,10 @@ class Home:
     def job_token(self) -> str:
         """Return the job's bearer token; the first call makes it (0600)."""
         return _secret(self.token)
+
+    def operator_token(self) -> str:
+        """Return the command line's bearer token, which opens all operations; the first call makes it (0600)."""
+        return _secret(self.operator)
 
     def cookie_secret(self) -> str:
         """Return the secret that signs browsers' cookies; the first call makes it (0600)."""
@@ -222,7 +236,7 @@ class HomeLock:
                 + (f" at {where}" if where else "")
                 + ". Stop it first, or set THUMBWISE_HOME to another folder."
             ) from None
-        for secret in (home.token, home.browser_secret):
+        for secret in home.secrets:
             _renew_exposed(secret)
         self.announce(None)
 
@@ -249,7 +263,7 @@ class HomeLock:
 def running_url(home: Home) -> str | None:
     """Return the URL of the assistant that holds the home's lock, or None if nobody holds it.
 
-    Raises ThumbwiseError if others could have written it, because the job's token is sent to that URL.
+    Raises ThumbwiseError if others could have written it, because a token is sent to that URL.
     """
     try:
         with home.lock.open() as file:

@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from thumbwise import __version__
 from thumbwise.accounts.browsers import Cookies
-from thumbwise.api import health, ops, public
+from thumbwise.api import health, ops, own_keys, public
 from thumbwise.pages import build, mount_options, routes
 from thumbwise.serving import responses
 from thumbwise.serving.guard import Guard
@@ -37,6 +37,7 @@ def create_api(assistant: Assistant) -> FastAPI:
     responses.install(app)
     app.include_router(public.router(assistant))
     app.include_router(ops.router(assistant))
+    app.include_router(own_keys.router(assistant))
     app.include_router(health.router(assistant))
     return app
 

@@ -87,3 +87,34 @@ def m002_people(db: Database) -> None:
 def m010_logins(db: Database) -> None:
     """Find the logins of the last months, which tell from which addresses an account was used."""
     db.execute("CREATE INDEX audit_action ON audit (action, at)")
+
+
+_OWNED_KEYS = """
+ALTER TABLE api_keys RENAME TO api_keys_before;
+CREATE TABLE api_keys (
+    id TEXT PRIMARY KEY,              -- key_…
+    name TEXT NOT NULL,
+    user_id TEXT REFERENCES users(id),   -- the owner; NULL: made in `local`
+    prefix TEXT NOT NULL,             -- how its text begins; empty: not known
+    sha256 TEXT NOT NULL UNIQUE,
+    scopes TEXT NOT NULL,             -- JSON list
+    created_at TEXT NOT NULL,         -- ISO 8601, UTC, as are the others
+    expires_at TEXT,
+    used_at TEXT,
+    revoked_at TEXT
+) STRICT;
+INSERT INTO api_keys (id, name, prefix, sha256, scopes, created_at, revoked_at)
+    SELECT 'key_' || name, name, '', sha256, scopes, created_at, revoked_at FROM api_keys_before;
+DROP TABLE api_keys_before;
+-- In `local` the name is in the rows that a key causes, so it is never given out again.
+CREATE UNIQUE INDEX api_keys_local ON api_keys (name) WHERE user_id IS NULL;
+CREATE UNIQUE INDEX api_keys_owned ON api_keys (user_id, name) WHERE user_id IS NOT NULL AND revoked_at IS NULL;
+CREATE TRIGGER api_keys_die AFTER UPDATE OF state ON users WHEN NEW.state = 'deleted'
+    BEGIN DELETE FROM api_keys WHERE user_id = NEW.id; END;
+"""
+
+
+@migrations()
+def m020_keys_of_people(db: Database) -> None:
+    """Keys belong to an account, several each; they die with it."""
+    db.executescript(_OWNED_KEYS)

@@ -28,6 +28,8 @@ class Actor:
 
 COMMAND_LINE = Actor("command line", "command line")
 NOBODY = Actor("nobody", "nobody")
+JOB = "job"
+"""The name of the training job as a principal."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Principal:
     def actor(self) -> Actor:
         """The same, for the audit log."""
         return Actor(self.account or self.name or self.via, self.via, self.address)
+
+    @property
+    def is_job(self) -> bool:
+        """Whether it is the training job, with its token."""
+        return self.via == "token" and self.name == JOB
 
     def may(self, role: Role) -> bool:
         """Whether this role, or a higher one, is given."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import generate_latest
+
+from thumbwise.accounts.principal import require
 
 if TYPE_CHECKING:
     from thumbwise.serving.assistant import Assistant
@@ -31,7 +33,9 @@ def router(assistant: Assistant) -> APIRouter:
         return JSONResponse(body, 200 if status.ready else 503)
 
     @routes.api_route("/metrics", methods=methods)
-    async def metrics() -> Response:
+    async def metrics(request: Request) -> Response:
+        if not assistant.who.local:
+            require(request, "operator")
         assistant.metrics.ready.set(assistant.status().ready)
         assistant.metrics.engines.set(assistant.engine.answering if assistant.engine else 0)
         return Response(generate_latest(assistant.metrics.registry), media_type="text/plain; version=0.0.4")

@@ -1,8 +1,13 @@
-"""Operations: what the training job and the command line call. The bearer token is in the home's `job.token`."""
+"""Operations: what the training job, the command line and operators call.
+
+The command line's token is in the home's `operator.token`, the job's in `job.token`. What the job's token opens is in
+`thumbwise.serving.auth`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -13,11 +18,12 @@ from fastapi.responses import FileResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from thumbwise import names
+from thumbwise.accounts.keys import owner_needed
 from thumbwise.accounts.principal import Principal, principal_of
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.reception import reception
 from thumbwise.feedback.snapshot import snapshot_path, take_snapshot
-from thumbwise.serving.guard import no_operator
+from thumbwise.serving.guard import operator
 from thumbwise.versions import artifacts
 from thumbwise.versions.found import highest
 from thumbwise.versions.runs import LEASE_SECONDS, Outcome
@@ -75,6 +81,10 @@ class KeyBody(_Body):
 
     name: str
     scopes: list[str]
+    user: str | None = None
+    """The owner's name or id; None in `local`."""
+    expires: float | None = None
+    """Seconds from now."""
 
 
 class RollbackBody(_Body):
@@ -85,10 +95,10 @@ class RollbackBody(_Body):
 
 
 def _operator(request: Request) -> Principal:
-    principal = principal_of(request)
-    if not principal.may("operator"):
-        raise no_operator()
-    return principal
+    return operator(principal_of(request))
+
+
+Operator = Annotated[Principal, Depends(_operator)]
 
 
 def router(assistant: Assistant) -> APIRouter:
@@ -172,7 +182,9 @@ def _add_candidates(api: APIRouter, assistant: Assistant) -> None:
         return {"version": version, "state": versions.get(version).state}
 
     @api.post("/policies/{version}/promote")
-    async def promote(version: str, body: PromoteBody) -> dict[str, Any]:
+    async def promote(version: str, body: PromoteBody, principal: Operator) -> dict[str, Any]:
+        if body.lease is None and principal.is_job:
+            raise ThumbwiseError("The job promotes with the lease of its run only: send it.", status=403)
         state, actor = versions.get(version).state, "operator"
         if body.lease is not None:
             actor = await in_thread(versions.runs.check_lease, body.lease)
@@ -234,14 +246,19 @@ def _add_keys(api: APIRouter, assistant: Assistant) -> None:
     keys = assistant.keys
 
     @api.post("/keys", status_code=201)
-    async def create(body: KeyBody) -> dict[str, str]:
-        return {"key": await assistant.store.run(keys.create, body.name, body.scopes)}
+    async def create(body: KeyBody, principal: Operator) -> dict[str, str]:
+        owner = assistant.users.get(body.user).id if body.user else None
+        if owner is None and not assistant.who.local:
+            raise owner_needed()
+        made = functools.partial(keys.create, owner=owner, expires=body.expires, actor=principal.actor)
+        return {"key": await assistant.store.run(made, body.name, body.scopes)}
 
     @api.get("/keys")
     async def listing() -> list[dict[str, Any]]:
-        return [key.as_json() for key in keys.all()]
+        return keys.as_json(assistant.users)
 
     @api.delete("/keys/{name}")
-    async def revoke(name: str) -> dict[str, str]:
-        await assistant.store.run(keys.revoke, name)
+    async def revoke(name: str, principal: Operator, user: str | None = None) -> dict[str, str]:
+        owner = assistant.users.get(user).id if user else None
+        await assistant.store.run(keys.revoke, name, owner, principal.actor)
         return {"revoked": name}

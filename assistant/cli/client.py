@@ -33,8 +33,8 @@ def database(home: Home) -> Iterator[Store]:
 
 
 def call(home: Home, url: str, method: str, path: str, **options: Any) -> Any:
-    """Make one call to `/ops/api` with the job's token. Return the JSON answer, or raise the error's sentence."""
-    headers = {"Authorization": f"Bearer {home.job_token()}"}
+    """Make one call to `/ops/api` with the operator's token. Return the JSON answer, or raise the error's sentence."""
+    headers = {"Authorization": f"Bearer {home.operator_token()}"}
     try:
         # No proxy of the environment: the assistant is on this machine, and nobody else may see the token.
         patience = httpx.Timeout(60, read=900)  # a promotion loads and probes the version in every engine

@@ -228,15 +228,15 @@ def check_processor(home: Home) -> Check:
 
 
 def check_home(home: Home) -> Check:
-    """The home has the chats and the job's token, so nobody else should be able to read or write it."""
+    """The home has the chats and the tokens, so nobody else should be able to read or write it."""
     home.refuse_foreign(named())
     if home.root.exists() and not home.root.is_dir():
         return Check("home", "error", f"{home.root} is a file: set THUMBWISE_HOME to a folder.")
     if writable := home.open_to_others():
         some = " ".join(map(str, writable))
         return Check("home", "error", f"Other users can write {some}: `chmod go-w {some}` (`serve` does it too).")
-    for path, mask in ((home.root, 0o077), (home.token, 0o077), (home.browser_secret, 0o077), (home.lock, 0o077)):
-        if path.exists() and path.stat().st_mode & mask:
+    for path in (home.root, *home.secrets, home.lock):
+        if path.exists() and path.stat().st_mode & 0o077:
             return Check("home", "warning", f"Other users can read {path}: `chmod go-rwx {path}`.")
     return Check("home", "ok", str(home.root) + ("" if home.root.exists() else ", will be made at the first start"))
 

@@ -70,7 +70,7 @@ class Assistant:
     def __init__(self, home: Home, settings: Settings) -> None:
         self.home = home
         self.settings = settings
-        self.token = home.job_token()
+        self.token, self.operator_token = home.job_token(), home.operator_token()
         self.metrics = Metrics()
         self.store = Store(home.database)
         cut = self.store.fail_unfinished()
@@ -90,7 +90,9 @@ class Assistant:
         self.identities = Identities(self.store, self.users)
         self.oidc = _provider(settings, secret)
         self.browsers = Browsers(secret)
-        self.who = Who(settings, self.browsers, self.keys, self.users, self.sessions, self.token, secret)
+        self.who = Who(
+            settings, self.browsers, self.keys, self.users, self.sessions, self.token, self.operator_token, secret
+        )  # fmt: skip
         self.plugins = PluginManager(home).load()
         self.policies = Policies(home, settings, self.versions, self.plugins, self.metrics)
         self.admission = Admission(settings, self.metrics)

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -34,7 +35,14 @@ MAX_BODY = 4 * 1024**2
 MAX_USER = 256
 OPS = "/ops/api/"
 MAX_OPS_BODY = MAX_BYTES + 4 * MAX_JSON
-"""Adapters are larger than MAX_BODY. Only requests with the job's token may send them."""
+"""Adapters are larger than MAX_BODY. Only operators and the job may send them."""
+METRICS = "/metrics"
+_VERSION = r"policies/[^/]+"
+_JOB = re.compile(
+    rf"GET {OPS}(policies|{_VERSION}/files/[^/]+|snapshots/[^/]+)|PUT {OPS}{_VERSION}|(GET|HEAD) {METRICS}"
+    rf"|POST {OPS}(runs|runs/[^/]+/(resume|heartbeat|finish)|snapshots|{_VERSION}/(promote|reject))"
+)
+"""What the job's token opens. A promotion also needs the lease of a run: see `thumbwise.api.ops`."""
 
 
 GRADIO = "/gradio_api/"
@@ -89,9 +97,14 @@ def bearer(authorization: str | None) -> str:
     return token.strip() if kind.lower() == "bearer" else ""
 
 
-def is_job_token(authorization: str | None, token: str) -> bool:
-    """Whether an Authorization header has the job's bearer token."""
+def is_token(authorization: str | None, token: str) -> bool:
+    """Whether an Authorization header has this bearer token."""
     return bool(token) and hmac.compare_digest(bearer(authorization).encode(), token.encode())
+
+
+def job_may(method: str, path: str) -> bool:
+    """Whether the job's token opens a path: what a round of training needs, and nothing else."""
+    return _JOB.fullmatch(f"{method} {path}") is not None
 
 
 def user_of(named: str | None) -> str:

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
 
 from thumbwise.errors import ThumbwiseError
-from thumbwise.serving.auth import OPS, SAFE_METHODS, body_limit, refusal, too_large
+from thumbwise.serving.auth import OPS, SAFE_METHODS, body_limit, job_may, refusal, too_large
 from thumbwise.serving.responses import error_response
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ OPEN_BELOW = ("/oidc/", "/static/")
 """Paths that answer people who are not logged in."""
 LOGIN_NEEDED = "login_needed"
 """The code of an answer by which scripts see that the login has ended."""
+
+HINT = "use the one in operator.token in the home."
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -65,8 +67,10 @@ class Guard:
         if (why := refusal(method, scope["scheme"], path, headers)) is not None:
             raise why
         principal = self.who.find(scope)
-        if path.startswith(OPS) and method not in SAFE_METHODS and (principal is None or not principal.may("operator")):
-            raise no_operator()  # before a byte of the body is read: an adapter may be large
+        if principal is not None and principal.is_job and not job_may(method, path):
+            raise ThumbwiseError(f"The job's token does not open {path[:80]}: {HINT}", status=403)
+        if path.startswith(OPS) and method not in SAFE_METHODS:
+            operator(principal)  # before a byte of the body is read: an adapter may be large
         if principal is None and not is_open(path):
             raise ThumbwiseError("Log in first.", status=401, code=LOGIN_NEEDED)
         return principal
@@ -110,6 +114,10 @@ def _limited(receive: Receive, path: str) -> Receive:
     return counting
 
 
-def no_operator() -> ThumbwiseError:
-    """The refusal of a request to /ops by anybody else."""
-    return ThumbwiseError("The job's token is missing or wrong: it is in job.token in the home.", status=401)
+def operator(principal: Principal | None) -> Principal:
+    """Return who may operate the assistant. Raises 403 for an account without that role, 401 for anybody else."""
+    if principal is not None and principal.may("operator"):
+        return principal
+    if principal is not None and principal.account is not None:
+        raise ThumbwiseError("This needs the role operator: ask an operator for it.", status=403)
+    raise ThumbwiseError(f"This is for operators only. With a token, {HINT}", status=401)

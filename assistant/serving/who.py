@@ -4,8 +4,10 @@ The first way that applies counts:
 
 | way | who |
 |---|---|
-| `Authorization: Bearer` with the token of the home | the job and the command line, as an operator |
+| `Authorization: Bearer` with `operator.token` of the home | the command line, as an operator |
+| the same with `job.token` | the job, as an operator; the guard lets it do only what a round of training needs |
 | `Authorization: Bearer tw-…`, below `/v1` | the owner of the API key |
+| the same, below `/ops/api` and at `/metrics`, not in `local` | the owner, if the key has the scope `operate` |
 | `auth` is `local` | the browser, by its signed cookie; all share the chats of `local` |
 | the cookie of a login | the account that logged in |
 """
@@ -13,23 +15,23 @@ The first way that applies counts:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 
 from thumbwise.accounts.keys import PREFIX
-from thumbwise.accounts.principal import Principal, Via
+from thumbwise.accounts.principal import COMMAND_LINE, JOB, Principal, Via
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import LOCAL_USER, PROGRAMS, Asker, sha256
-from thumbwise.serving.auth import API, bearer, is_job_token
+from thumbwise.serving.auth import API, METRICS, OPS, bearer, is_token
 
 if TYPE_CHECKING:
     from starlette.types import Scope
 
     from thumbwise.accounts.browsers import Browsers
-    from thumbwise.accounts.keys import Keys
+    from thumbwise.accounts.keys import Key, Keys
     from thumbwise.accounts.sessions import Session, Sessions
     from thumbwise.accounts.users import Account, Users
     from thumbwise.settings import Settings
@@ -37,14 +39,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Who:
-    """Finds who sends a request; `secret` is the home's, `token` the job's."""
+    """Finds who sends a request; `secret` is the home's."""
 
     settings: Settings
     browsers: Browsers
     keys: Keys
     users: Users
     sessions: Sessions
-    token: str
+    job_token: str
+    operator_token: str
     secret: str
 
     def __post_init__(self) -> None:
@@ -62,9 +65,10 @@ class Who:
         headers, path = Headers(scope=scope), scope["path"]
         address = str((scope.get("client") or ("", 0))[0])
         authorization = headers.get("authorization")
-        if is_job_token(authorization, self.token):
-            return Principal(Asker(LOCAL_USER, PROGRAMS), "operator", "token", name="token", address=address)
-        if path.startswith(API) and (found := self._by_key(path, bearer(authorization), address)):
+        for name, token in ((JOB, self.job_token), (COMMAND_LINE.name, self.operator_token)):
+            if is_token(authorization, token):
+                return Principal(Asker(LOCAL_USER, PROGRAMS), "operator", "token", name=name, address=address)
+        if (needed := self._scope(path)) and (found := self._by_key(needed, bearer(authorization), address)):
             return found
         cookies = cookie_parser(headers.get("cookie", ""))
         if self.local:
@@ -72,24 +76,45 @@ class Who:
             return Principal(asker, "user", "local", name=LOCAL_USER, address=address)
         return self._by_session(cookies, address)
 
-    def _by_key(self, path: str, text: str, address: str) -> Principal | None:
+    def _scope(self, path: str) -> str | None:
+        """Return the scope that an API key needs for a path; None where a key opens nothing."""
+        if path.startswith(API):
+            return "feedback" if path == f"{API}feedback" else "chat"
+        return "operate" if not self.local and (path.startswith(OPS) or path == METRICS) else None
+
+    def _by_key(self, scope: str, text: str, address: str) -> Principal | None:
         """Return the owner of an API key. OpenAI's clients must send some text: what is not one of ours is none."""
         if text.startswith(PREFIX):
-            key = self.keys.check(text, "feedback" if path == f"{API}feedback" else "chat")
-            if self.local:
-                asker = Asker(key.name, f"key:{key.name}")
-                return Principal(asker, "user", "key", name=key.name, scopes=frozenset(key.scopes), address=address)
-            account = self.users.find(key.user_id) if key.user_id else None
-            if account is None or account.state != "active":
-                raise ThumbwiseError(
-                    "This API key belongs to no active account: make one for your account.", status=401
-                )
-            return principal(account, "key", address, scopes=frozenset(key.scopes))
+            key = self.keys.check(text, scope)
+            found = self._owner(key, address) if key.user_id else self._nobody(key, address)
+            if scope == "operate" and not found.may("operator"):
+                raise ThumbwiseError(f"The owner of the key {key.name} is no operator any more.", status=403)
+            self.keys.use(key)
+            return found
         if self.local and self.keys.needed():
             raise ThumbwiseError(
                 "Send an API key (`Authorization: Bearer tw-…`): `thumbwise keys create` makes one.", status=401
             )
         return None
+
+    def _owner(self, key: Key, address: str) -> Principal:
+        """Return the account of a key. It has its operator's role only for the scope that says so."""
+        account = self.users.find(key.user_id or "")
+        if account is None or account.state != "active":
+            raise ThumbwiseError("This API key belongs to no active account: make one for your account.", status=401)
+        found = principal(account, "key", address, scopes=frozenset(key.scopes))
+        return found if "operate" in key.scopes else replace(found, role="user")
+
+    def _nobody(self, key: Key, address: str) -> Principal:
+        """Return the client of a key without an owner, in `local`."""
+        if not self.local:
+            raise ThumbwiseError(
+                "This API key belongs to no account, because it was made before there were any: `thumbwise users "
+                "adopt` gives it to one, or make one with `thumbwise keys create NAME --user USER`.",
+                status=401,
+            )
+        asker = Asker(key.name, f"key:{key.name}")
+        return Principal(asker, "user", "key", name=key.name, scopes=frozenset(key.scopes), address=address)
 
     def _by_session(self, cookies: Mapping[str, str], address: str) -> Principal | None:
         found = self.session(cookies)

@@ -147,7 +147,7 @@ def test_rows_from_before_there_were_people_count_for_whoever_wrote_them(tmp_pat
         row |= {"comparison_id": compared, "value": "{}", "idempotency_key": f"{message}{compared}"}
         database.table("feedback").insert(row | {"body_sha256": "", "consent": "local", "created_at": 1})
     accounts.apply(database)
-    key = {"name": "app", "sha256": "x", "scopes": "[]", "created_at": "2026-01-01"}
+    key = {"id": "key_app", "prefix": "", "name": "app", "sha256": "x", "scopes": "[]", "created_at": "2026-01-01"}
     database.table("api_keys").insert(key)
     database.close()
     store = Store(path)

@@ -152,7 +152,11 @@ async def test_a_plain_curl_is_read_as_json_and_an_odd_body_is_told_so(http) -> 
     ],
 )
 async def test_half_an_emoji_is_one_sentence_wherever_it_stands(http, assistant, path, body) -> None:
-    headers = {"Authorization": f"Bearer {assistant.token}", "Idempotency-Key": "k", "Content-Type": "application/json"}
+    headers = {
+        "Authorization": f"Bearer {assistant.operator_token}",
+        "Idempotency-Key": "k",
+        "Content-Type": "application/json",
+    }
     if path.startswith("/v1"):
         del headers["Authorization"]
     answer = await http.post(path, content=(body % HALF).encode(), headers=headers)

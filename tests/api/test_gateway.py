@@ -350,7 +350,7 @@ async def test_a_body_that_is_too_large_is_refused_also_where_it_does_not_say_it
     http, assistant, monkeypatch, path: str
 ) -> None:
     monkeypatch.setattr(auth, "MAX_OPS_BODY", MAX_API_BODY)
-    headers = {"Authorization": f"Bearer {assistant.token}"}
+    headers = {"Authorization": f"Bearer {assistant.operator_token}"}
     for body in (b" " * (MAX_API_BODY + 1), in_chunks(2)):
         answer = await http.post(path, content=body, headers=headers)
         assert answer.status_code == 413

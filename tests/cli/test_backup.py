@@ -45,7 +45,7 @@ async def test_a_running_assistant_makes_it_for_its_operator_alone(
 ) -> None:
     body = {"path": str(tmp_path / "copy.db")}
     assert (await http.post("/ops/api/backup", json=body)).status_code == 401
-    operator = {"Authorization": f"Bearer {assistant.token}"}
+    operator = {"Authorization": f"Bearer {assistant.operator_token}"}
     assert (await http.post("/ops/api/backup", json=body, headers=operator)).status_code == 201
     assert (await http.post("/ops/api/backup", json=body, headers=operator)).status_code == 409
     Store(tmp_path / "copy.db").close()

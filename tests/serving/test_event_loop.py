@@ -96,7 +96,7 @@ def test_a_reader_who_hangs_up_during_a_long_read_stops_nobody(tmp_path: Path, t
         try:
             for path in ("/health/live", "/health/ready", "/metrics", "/v1/models"):
                 assert httpx.get(live.url + path, timeout=60).status_code == 200, path
-            operator = {"Authorization": f"Bearer {live.assistant.token}"}
+            operator = {"Authorization": f"Bearer {live.assistant.operator_token}"}
             assert httpx.get(f"{live.url}/ops/api/policies", headers=operator, timeout=60).status_code == 200
             assert not over.is_set()
         finally:

@@ -11,7 +11,7 @@ import pytest
 
 from thumbwise.errors import Conflict, ThumbwiseError
 from thumbwise.home import Home, HomeLock, running_url, write_durably
-from thumbwise.serving.auth import is_job_token
+from thumbwise.serving.auth import is_token
 
 HOLD = """
 import sys
@@ -72,8 +72,8 @@ def test_a_token_that_a_crash_left_empty_is_made_again_and_an_empty_one_opens_no
     home.token.touch()
     assert len(home.job_token()) >= 32
     assert home.job_token() == home.token.read_text()
-    assert not is_job_token(None, "")
-    assert not is_job_token("Bearer ", "")
+    assert not is_token(None, "")
+    assert not is_token("Bearer ", "")
 
 
 def test_a_second_holder_is_refused_and_told_where_the_first_listens(home: Home) -> None:

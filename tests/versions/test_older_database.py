@@ -103,7 +103,7 @@ def test_the_same_votes_train_and_publish_once_more_and_what_was_there_can_be_pr
         assert second.outcome == "promoted", second.reason
         assert (str(first.version)[:11], str(second.version)[:11]) == ("policy-0001", "policy-0002")
         assert str(first.version)[11:] == str(second.version)[11:]  # the same votes make the same adapter
-        operator = {"Authorization": f"Bearer {home.job_token()}"}
+        operator = {"Authorization": f"Bearer {home.operator_token()}"}
         body = {"expect_stable": second.version}
         where = f"{live.url}/ops/api/policies/{first.version}/promote"
         assert httpx.post(where, json=body, headers=operator, timeout=60).status_code == 200

@@ -80,7 +80,7 @@ def promote(world: World, version: str, **rest: Any) -> dict[str, Any]:
 
 
 def ops(world: World, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    token = {"Authorization": f"Bearer {world.live.assistant.token}"}
+    token = {"Authorization": f"Bearer {world.live.assistant.operator_token}"}
     answer = httpx.post(f"{world.live.url}/ops/api/{path}", json=body, headers=token, timeout=60)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
