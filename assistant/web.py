@@ -10,7 +10,7 @@ import gradio as gr
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from thumbwise import __version__
+from thumbwise import __version__, account_pages
 from thumbwise.accounts.browsers import Cookies
 from thumbwise.api import health, ops, own_keys, public
 from thumbwise.pages import build, mount_options, routes
@@ -39,6 +39,7 @@ def create_api(assistant: Assistant) -> FastAPI:
     app.include_router(ops.router(assistant))
     app.include_router(own_keys.router(assistant))
     app.include_router(health.router(assistant))
+    app.include_router(account_pages.routes(assistant))
     return app
 
 

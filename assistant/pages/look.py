@@ -39,7 +39,7 @@ COPY = _LINES.format(
 )
 """The icons of the buttons below a reply: the thumbs, and copy."""
 
-_ICON = (
+ICON = "data:image/svg+xml," + quote(
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="-4 -4 34 34"><rect x="-4" y="-4" width="34" height="34" rx="9" '
     f'fill="#17664f"/><g stroke="#fff" fill="none" stroke-width="2.3" stroke-linecap="round" stroke-linejoin="round">'
     f'<path d="{_PATH}"/></g><rect x="3" y="9.6" width="4.9" height="11.9" rx="1.6" fill="#fff"/></svg>'
@@ -61,10 +61,7 @@ def head() -> str:
     """Return elements for `<head>`: the icon, the scripts, and the style sheets, whose rules Gradio would prefix."""
     styles = "".join(f"<style>{_file(name)}</style>" for name in ("style.css", "messages.css"))
     scripts = "".join(f"<script>{_file(name)}</script>" for name in ("page.js", "chat.js", "compare.js"))
-    return (
-        styles + f'<link rel="icon" href="data:image/svg+xml,{quote(_ICON)}">'
-        '<meta name="color-scheme" content="light dark">' + scripts
-    )
+    return styles + f'<link rel="icon" href="{ICON}"><meta name="color-scheme" content="light dark">' + scripts
 
 
 def _file(name: str) -> str:

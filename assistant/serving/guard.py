@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from thumbwise.accounts.principal import Principal
     from thumbwise.serving.who import Who
 
-OPEN = {"/login", "/logout", "/setup", "/join", "/reset", "/health/live", "/health/ready", "/favicon.ico"}
-OPEN_BELOW = ("/oidc/", "/static/")
-"""Paths that answer people who are not logged in."""
+OPEN = {"/login", "/logout", "/pending", "/setup", "/join", "/reset", "/health/live", "/health/ready"}
+OPEN_BELOW = ("/oidc/",)
+"""Paths that answer people who are not logged in. None of them leads to Gradio."""
 LOGIN_NEEDED = "login_needed"
 """The code of an answer by which scripts see that the login has ended."""
 

@@ -118,7 +118,7 @@ class Who:
 
     def _by_session(self, cookies: Mapping[str, str], address: str) -> Principal | None:
         found = self.session(cookies)
-        if found is None:
+        if found is None or found[1].state != "active":  # a pending account may only see that it waits: /pending
             return None
         self.sessions.used(found[0])
         return principal(found[1], "session", address, session=found[0].id)
