@@ -47,5 +47,6 @@ def create_app(assistant: Assistant) -> FastAPI:
     """Return the whole application: the API, and the pages at `/` and `/compare`."""
     api = create_api(assistant)
     api.mount("/pages", routes(assistant))
-    app: FastAPI = gr.mount_gradio_app(api, build(), path="/", **mount_options())
+    auth = assistant.settings.auth
+    app: FastAPI = gr.mount_gradio_app(api, build(auth), path="/", **mount_options(auth))
     return app

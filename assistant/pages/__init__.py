@@ -14,8 +14,10 @@ Who holds what, and which answer still counts:
    new message or comparison is shown. An answer is shown only in the epoch of its request, so a late answer never turns
    the page back.
 5. `feed.SERVER` names one run of the server. A page that meets another one loads itself again.
+6. With accounts a page is one person's. Its script names the account in each request, and the server refuses it if
+   somebody else is logged in now. What was typed is kept in the browser under the account's id.
 
-Left out: accounts, rating queues and the operator's pages.
+Left out: rating queues and the operator's pages.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI, Request
 
+from thumbwise.pages.account import same_person, shown
 from thumbwise.pages.chat import ChatPage, place_chat
 from thumbwise.pages.compare import ComparePage, place_compare
 from thumbwise.pages.feed import Watch
@@ -34,17 +37,19 @@ from thumbwise.pages.security import PageHeaders, middleware
 from thumbwise.serving import responses
 
 if TYPE_CHECKING:
+    from thumbwise.accounts.principal import Principal
     from thumbwise.serving.assistant import Assistant
+    from thumbwise.settings.access import Auth
 
 
-def build() -> gr.Blocks:
-    """Return the Blocks application with the layout of both pages."""
+def build(auth: Auth = "local") -> gr.Blocks:
+    """Return the Blocks application with the layout of both pages. All people get the same one."""
     # Gradio warns about this in every application with two pages, also without server-side rendering.
     warnings.filterwarnings("ignore", message="SSR mode is not supported")
     with gr.Blocks(title="Thumbwise", analytics_enabled=False, fill_width=True) as demo:
-        place_chat()
+        place_chat(auth)
     with demo.route("Compare", "/compare", show_in_navbar=False):
-        place_compare()
+        place_compare(auth)
     demo.queue(api_open=False)
     # Gradio looks for events a thousand times a second, and for their progress a hundred times. There are none.
     demo._queue.sleep_when_free = demo._queue.progress_update_sleep_when_free = 1.0  # seconds
@@ -54,18 +59,23 @@ def build() -> gr.Blocks:
 def routes(assistant: Assistant) -> FastAPI:
     """Return the application below `/pages`, for the scripts of the pages of one assistant."""
     app = FastAPI(openapi_url=None)
-    app.add_middleware(PageHeaders)
+    app.add_middleware(PageHeaders, more={"Cache-Control": "no-store"})  # each answer is one person's
     responses.install(app)
     router, watch = APIRouter(), Watch(assistant)
+    router.add_api_route("/account", shown)
     ChatPage(assistant, watch).add_routes(router)
     ComparePage(assistant, watch).add_routes(router)
-    app.include_router(router)
+    app.include_router(router, dependencies=[Depends(same_person)])
     return app
 
 
-def mount_options() -> dict[str, Any]:
-    """Return the arguments of `gr.mount_gradio_app`: our look, none of Gradio's services, nothing from other hosts."""
+def mount_options(auth: Auth = "local") -> dict[str, Any]:
+    """Return the arguments of `gr.mount_gradio_app`: our look, none of Gradio's services, nothing from other hosts.
+
+    With accounts every route of Gradio that knows logins asks who is there, for each request.
+    """
     return {
+        "auth_dependency": None if auth == "local" else _account,
         "app_kwargs": {"middleware": middleware(), "openapi_url": None},
         "theme": theme(),
         "head": head(),
@@ -78,3 +88,9 @@ def mount_options() -> dict[str, Any]:
         "mcp_server": False,
         "max_file_size": 1,  # bytes: no page takes files, and the upload route cannot be removed
     }
+
+
+def _account(request: Request) -> str | None:
+    """Return who sends a request, for Gradio; None for nobody, whom the guard has refused before."""
+    principal: Principal | None = request.scope["state"].get("principal")
+    return principal and (principal.account or principal.name)

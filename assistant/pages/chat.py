@@ -24,6 +24,7 @@ from thumbwise.chat.turns import Turn, check_messages
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.records import MAX_COMMENT, Asker, FeedbackRequest, Reply, new_id
 from thumbwise.pages import live as timing
+from thumbwise.pages.account import login_holds, shown
 from thumbwise.pages.feed import Piece, Watch, feed
 from thumbwise.pages.live import Live
 from thumbwise.pages.locks import Locks
@@ -31,11 +32,12 @@ from thumbwise.pages.look import html
 from thumbwise.pages.markup import escape, render_once
 from thumbwise.pages.security import Id
 from thumbwise.pages.temporary import TemporaryChats, temporary_page
-from thumbwise.pages.top import STORED, place_top, top_of
+from thumbwise.pages.top import place_stored, place_top, top_of
 from thumbwise.pages.view import excerpt, list_html, log_html, prompt_of, reply_html, status_of
 
 if TYPE_CHECKING:
     from thumbwise.serving.assistant import Assistant
+    from thumbwise.settings.access import Auth
 
 DOUBLE_CLICK_SECONDS = 0.5  # a second click this soon is a double click, it does not take the vote back
 LISTED = 30  # conversations in the list; a button adds older ones
@@ -103,7 +105,7 @@ class ChatPage:
             new = c in (None, "new", "temporary")
             page = await self._page(user, None if new else c, listed)
             temporary = c == "temporary" or (new and not keeps)
-            return page | (temporary_page(principal) if temporary else {})
+            return page | (temporary_page(principal) if temporary else {}) | shown(request)
 
         @router.post("/chat/messages")
         async def ask(request: Request, body: Ask) -> dict[str, Any]:
@@ -134,8 +136,8 @@ class ChatPage:
 
         @router.get("/chat/events")
         async def events(request: Request, c: Id | None = None, reply: Id | None = None) -> Response:
-            user = asker_of(request).user
-            return feed(self.watch, lambda: top_of(self.assistant, user, c), self._pieces(user, reply))
+            user, holds = asker_of(request).user, login_holds(self.assistant, request)
+            return feed(self.watch, lambda: top_of(self.assistant, user, c), self._pieces(user, reply), holds)
 
     def keeps(self, user: str) -> bool:
         """Whether this user's chats are stored."""
@@ -276,7 +278,7 @@ def _events(conversation_id: str | None, path: list[Reply]) -> str:
     return f"/pages/chat/events?{urlencode(named)}"
 
 
-def place_chat() -> None:
+def place_chat(auth: Auth) -> None:
     """Place the components of the chat page; chat.js fills them and says what the buttons do."""
     gr.Navbar(visible=False)
     with gr.Sidebar(width=272, elem_id="tw-side"):
@@ -284,7 +286,7 @@ def place_chat() -> None:
         gr.Button("Temporary chat", elem_id="tw-temporary")
         html(elem_id="tw-list")
         gr.Button("Show older", elem_id="tw-older")
-    place_top("/")
+    place_top("/", auth)
     html('<div class="tw-log" role="log" aria-live="off" aria-label="Conversation"></div>', elem_id="tw-chat")
     with gr.Column(elem_id="tw-comment"):
         html('<div class="tw-question"></div>')
@@ -302,4 +304,4 @@ def place_chat() -> None:
         )  # fmt: skip
         gr.Button("Stop", elem_id="tw-stop", min_width=0)
         gr.Button("Send", variant="primary", elem_id="tw-send", min_width=0)
-    html(STORED, elem_id="tw-stored")
+    place_stored(auth)

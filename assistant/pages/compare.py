@@ -25,16 +25,18 @@ from thumbwise.contracts import Message
 from thumbwise.errors import NotFound, ThumbwiseError
 from thumbwise.feedback.records import Asker, FeedbackRequest, StoredComparison, new_id
 from thumbwise.pages import live as timing
+from thumbwise.pages.account import login_holds, shown
 from thumbwise.pages.feed import Piece, Watch, feed
 from thumbwise.pages.live import Live
 from thumbwise.pages.look import THUMB, html
 from thumbwise.pages.markup import escape, render, render_once, short
 from thumbwise.pages.prompts import COMPARE
 from thumbwise.pages.security import Id
-from thumbwise.pages.top import STORED, blind_top_of, place_top
+from thumbwise.pages.top import blind_top_of, place_stored, place_top
 
 if TYPE_CHECKING:
     from thumbwise.serving.assistant import Assistant
+    from thumbwise.settings.access import Auth
 
 Pair = tuple[str, str]
 
@@ -92,7 +94,8 @@ class ComparePage:
             if stored is not None and _state(stored)[0] == "failed":
                 stored = None
             first = random.randrange(len(COMPARE))
-            return {**await self._page(stored), "prompts": [*COMPARE[first:], *COMPARE[:first]]}
+            prompts = [*COMPARE[first:], *COMPARE[:first]]
+            return {**await self._page(stored), "prompts": prompts, **shown(request)}
 
         @router.post("/compare/comparisons")
         async def open_(request: Request, body: Open) -> dict[str, Any]:
@@ -110,7 +113,7 @@ class ComparePage:
         @router.get("/compare/events")
         async def events(request: Request, follow: Id | None = None) -> Response:
             pieces = self._pieces(asker_of(request).user, follow)
-            return feed(self.watch, lambda: blind_top_of(self.assistant), pieces)
+            return feed(self.watch, lambda: blind_top_of(self.assistant), pieces, login_holds(self.assistant, request))
 
     # -- what the page shows -------------------------------------------------------------------------
 
@@ -202,10 +205,10 @@ class ComparePage:
         return id_
 
 
-def place_compare() -> None:
+def place_compare(auth: Auth) -> None:
     """Place the components of the comparison page. compare.js fills them and handles the buttons."""
     gr.Navbar(visible=False)
-    place_top("/compare")
+    place_top("/compare", auth)
     with gr.Column(elem_id="tw-compare"):
         html(f'<div class="tw-intro">{THUMB}<h1>Which draft is better?</h1><p>{_ASK}</p></div>', elem_id="tw-intro")
         html(elem_id="tw-examples")
@@ -226,7 +229,7 @@ def place_compare() -> None:
             lines=1, max_lines=6, scale=1, elem_id="tw-box",
         )  # fmt: skip
         gr.Button("Compare", variant="primary", elem_id="tw-go", min_width=0)
-    html(STORED, elem_id="tw-stored")
+    place_stored(auth)
 
 
 def _stage(stored: StoredComparison) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 0.5  # between two checks of the assistant's state
 HEARTBEAT = 25.0  # seconds; proxies disconnect after a minute without data
+LOGIN_SECONDS = 2.0  # between two checks whether the login still holds
 SERVER = uuid4().hex
 """The name of this run of the server: see rule 5 in `thumbwise.pages`."""
 Piece = tuple[str, Any]
@@ -63,13 +64,19 @@ class Watch:
             self._waiting -= 1
 
 
-def feed(watch: Watch, top: Callable[[], dict[str, Any]], pieces: AsyncGenerator[Piece, None]) -> EventStream:
-    """Return a stream that sends `top()` whenever it changes, and `pieces` as they come, and then only the top."""
+def feed(
+    watch: Watch, top: Callable[[], dict[str, Any]], pieces: AsyncGenerator[Piece, None], holds: Callable[[], bool]
+) -> EventStream:
+    """Return a stream that sends `top()` whenever it changes, and `pieces` as they come, and then only the top.
+
+    It ends when `holds()` is false. The page then asks again, and sees that its login has ended.
+    """
 
     async def events() -> AsyncGenerator[bytes, None]:
         told: dict[str, Any] | None = None
+        quiet = 0.0
         async with aclosing(pieces):
-            while True:
+            while holds():
                 if (now := top()) != told:
                     told = now
                     yield _event("top", {**now, "server": SERVER})
@@ -78,11 +85,14 @@ def feed(watch: Watch, top: Callable[[], dict[str, Any]], pieces: AsyncGenerator
                     break
                 if piece[0]:
                     yield _event(*piece)
-        while True:
+        while holds():
             while (now := top()) != told:  # again after each send: no one announces a change that happens meanwhile
                 told = now
                 yield _event("top", {**now, "server": SERVER})
-            if not await watch.changed(HEARTBEAT):
+            wait = min(HEARTBEAT, LOGIN_SECONDS)
+            quiet = 0.0 if await watch.changed(wait) else quiet + wait
+            if quiet >= HEARTBEAT:
+                quiet = 0.0
                 yield b":\n\n"
 
     return EventStream(events())

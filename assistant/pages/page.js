@@ -6,8 +6,10 @@ window.thumbwise = (() => {
   const box = () => $("#tw-box textarea");
 
   // -- requests -------------------------------------------------------------------------------------
+  const named = () => (owner ? { "X-Thumbwise-Account": owner } : {}); // whose page sends it
+  const posting = (sent) => ({ method: "POST", headers: { ...named(), "Content-Type": "application/json" }, body: JSON.stringify(sent) });
   const ask = async (path, sent) => {
-    const options = sent && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(sent) };
+    const options = sent ? posting(sent) : { headers: named() };
     let answer;
     try {
       answer = await fetch("/pages" + path, options);
@@ -16,12 +18,14 @@ window.thumbwise = (() => {
     }
     const said = await answer.json().catch(() => null);
     if (answer.ok) return said;
-    throw Object.assign(new Error(said?.error?.message ?? "Something went wrong: try again."), { status: answer.status });
+    const loggedOut = answer.status === 401 && said?.error?.code === "login_needed";
+    if (loggedOut) ended();
+    throw Object.assign(new Error(said?.error?.message ?? "Something went wrong: try again."), { status: answer.status, loggedOut });
   };
 
   // Sends something on the way out of a page. Nobody waits for the answer.
   const post = (path, sent) =>
-    fetch("/pages" + path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(sent), keepalive: true }).catch(() => {});
+    fetch("/pages" + path, { ...posting(sent), keepalive: true }).catch(() => {});
 
   // The first request of a page, again and again until the server answers.
   const untilAnswered = async (work) => {
@@ -58,7 +62,7 @@ window.thumbwise = (() => {
     toasts.append(note);
     setTimeout(() => note.remove(), 1000 * seconds);
   };
-  const showError = (title) => (error) => toast(error.message, { title, seconds: 10 });
+  const showError = (title) => (error) => error.loggedOut || toast(error.message, { title, seconds: 10 });
 
   // -- what is shown --------------------------------------------------------------------------------
   // Replaces only blocks that changed, so that a selection further up is kept.
@@ -83,12 +87,13 @@ window.thumbwise = (() => {
   let ready = false;
   let busy = false; // a message is on its way
   const buttons = () => {
-    const able = ready && !busy && !("gone" in document.body.dataset);
+    const able = ready && !busy && !("gone" in document.body.dataset) && !("ended" in document.body.dataset);
     for (const button of all("#tw-send, #tw-go")) button.disabled = !able;
     const open = document.body.dataset.state === "ready";
     for (const button of all("#tw-votes button")) button.disabled = !open;
   };
-  const state = ({ state, said, query }) => {
+  const state = ({ state, said, query, account }) => {
+    if (account) know(account);
     document.body.dataset.state = state;
     say(said);
     const wanted = query ? "?" + query : "";
@@ -123,12 +128,14 @@ window.thumbwise = (() => {
     clearTimeout(missed);
     missed = 0;
     delete document.body.dataset.gone;
+    delete document.body.dataset.ended;
     ready = now.ready;
     set(place("#tw-version"), now.chip ?? "");
     set(place("#tw-banner"), now.banner);
     buttons();
   };
   const gone = () => {
+    if ("ended" in document.body.dataset) return;
     document.body.dataset.gone = "";
     set(place("#tw-banner"),
       '<div class="tw-banner" role="status" data-state="waiting"><i></i><div><b>The assistant is not running</b>' +
@@ -141,14 +148,17 @@ window.thumbwise = (() => {
     // A temporary reply is nowhere but in this stream, so it goes on also while the page is hidden.
     const only = "temporary" in document.body.dataset && document.body.dataset.state === "streaming";
     if (!address || (document.hidden && !only)) return;
-    const mine = (source = new EventSource(address));
+    const mine = (source = new EventSource(owner ? address + (address.includes("?") ? "&" : "?") + "account=" + owner : address));
     const on = (name, handle) => mine.addEventListener(name, (event) => mine === source && handle(JSON.parse(event.data)));
     on("top", top);
     on("frame", (frame) => handlers.frame(frame));
     on("end", (end) => handlers.end(end));
     mine.onerror = () => {
       if (mine !== source) return;
+      const refused = owner && mine.readyState === EventSource.CLOSED; // the script does not see why: another request does
       mine.close();
+      if (refused) ask("/account").catch(() => null);
+      if ("ended" in document.body.dataset) return; // until the reader comes back to this page
       missed ||= setTimeout(gone, 1500);
       retry = setTimeout(connect, 1000);
     };
@@ -158,9 +168,41 @@ window.thumbwise = (() => {
     connect();
   };
 
+  // -- who is logged in -----------------------------------------------------------------------------
+  // The account whose page this is; empty without accounts. Others who log in in this browser must not get its text.
+  let owner = "";
+  const know = (account) => {
+    if (owner && owner !== account.id) return location.reload();
+    owner = account.id;
+    set(place("#tw-account"), account.menu);
+    for (const key of Object.keys(sessionStorage)) {
+      if (key.startsWith("tw-draft ") && !key.startsWith(`tw-draft ${owner} `)) sessionStorage.removeItem(key);
+    }
+  };
+  // The login has ended: logged out elsewhere, disabled, too old. The page stays, with what was typed.
+  const ended = () => {
+    if ("ended" in document.body.dataset) return;
+    document.body.dataset.ended = "";
+    clearTimeout(missed);
+    clearTimeout(retry);
+    missed = 0;
+    keep();
+    const base = new URL("./", location.href).pathname; // both pages are directly below the assistant's address
+    const next = encodeURIComponent(location.pathname.slice(base.length - 1) + location.search);
+    // Nothing of a temporary chat is kept when the page is left.
+    const how = "temporary" in document.body.dataset
+      ? `<a href="login?next=${next}" target="_blank">Log in again in another tab</a>, then come back to this page.`
+      : `What you typed is kept. <a href="login?next=${next}">Log in again</a> to go on.`;
+    set(place("#tw-banner"),
+      '<div class="tw-banner" role="alert" data-state="warning"><i></i><div><b>Your login has ended</b>' +
+      `<span>${how}</span></div></div>`);
+    buttons();
+  };
+
   // -- typed text survives a reload -----------------------------------------------------------------
-  const draft = () => "tw-draft " + location.pathname + location.search;
+  const draft = () => ["tw-draft", ...(owner ? [owner] : []), location.pathname + location.search].join(" ");
   const keep = () => {
+    if (!owner && $("#tw-account")) return; // it is not known yet whose text this is
     if ("temporary" in document.body.dataset) sessionStorage.removeItem(draft());
     else if (box()) sessionStorage.setItem(draft(), box().value); // also when empty: text that was sent must not come back
   };
@@ -183,6 +225,11 @@ window.thumbwise = (() => {
     lost ||= on !== null && !on.offsetParent;
     const next = $("#tw-compare") ? $("#tw-next") : box();
     if (lost && next?.offsetParent && !next.disabled) next.focus();
+  };
+
+  const menu = (back) => {
+    $(".tw-menu").open = false;
+    if (back) $(".tw-menu summary").focus();
   };
 
   // On a phone the list of conversations covers the page. It starts closed, and closes when one is chosen.
@@ -223,6 +270,7 @@ window.thumbwise = (() => {
       event.stopPropagation();
       return window.thumbwise.enter?.(event.target.closest("#tw-box, #tw-comment-box").id);
     }
+    if (event.key === "Escape" && $(".tw-menu[open]")) return menu(true);
     if (event.key === "Escape" && $("#tw-comment[data-message]")) return $("#tw-comment-close").click();
     if (event.target.closest?.("textarea, input, [contenteditable]")) return;
     const button = window.thumbwise.key?.(event.key.toLowerCase());
@@ -238,9 +286,11 @@ window.thumbwise = (() => {
     document.addEventListener("keydown", keys, true);
     document.addEventListener("focusin", (event) => moved(event.target));
     document.addEventListener("pointerdown", () => moved(null));
+    document.addEventListener("click", (event) => $(".tw-menu[open]") && !event.target.closest(".tw-menu") && menu(false));
     document.addEventListener("visibilitychange", connect);
     addEventListener("pagehide", () => (keep(), source?.close()));
-    addEventListener("pageshow", (event) => event.persisted && connect());
+    // A page that the browser kept may be another person's by now.
+    addEventListener("pageshow", (event) => event.persisted && (owner ? location.reload() : connect()));
     look();
   };
   // Gradio may add this script after the page has loaded.

@@ -7,6 +7,8 @@ scripts and `eval`, because its HTML component compiles templates. Escaping and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import Field
@@ -22,22 +24,23 @@ HEADERS = {
         "script-src 'self' blob: 'unsafe-inline' 'unsafe-eval'; object-src 'none'; "
         "frame-ancestors 'none'; form-action 'self'; base-uri 'self'"
     ),
-    "Referrer-Policy": "no-referrer",
+    # Not no-referrer: with it, browsers send `Origin: null` with our own forms, and the guard refuses that.
+    "Referrer-Policy": "same-origin",
 }
 
 
 class PageHeaders:
-    """ASGI middleware that adds `HEADERS` to every answer of the pages."""
+    """ASGI middleware that adds `HEADERS` and `more` to every answer of the pages."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, more: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.app, self.headers = app, {**HEADERS, **more}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and add the headers when the answer starts."""
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
+                MutableHeaders(scope=message).update(self.headers)
             await send(message)
 
         await self.app(scope, receive, with_headers)

@@ -1,4 +1,7 @@
-"""The top of both pages: the name, the link to the other page, the version that answers, the state of the engine."""
+"""The top of both pages: the name, the link to the other page, the version that answers, the state of the engine.
+
+With accounts it has a menu too. The sentence at the bottom of both pages, about what is stored, is here as well.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from thumbwise.pages.markup import escape, short
 
 if TYPE_CHECKING:
     from thumbwise.serving.assistant import Assistant
+    from thumbwise.settings.access import Auth
 
 _LINKS = (("/", "Chat"), ("/compare", "Compare"))
 _TITLES = {
@@ -19,10 +23,8 @@ _TITLES = {
     "failed": "The engine has failed",
     "stopped": "The engine is stopped",
 }
-STORED = (
-    '<p class="tw-stored">Chats and votes of this machine’s users are stored here, on this machine, '
-    "and used for training.</p>"
-)
+_HERE = "Chats and votes of this machine’s users are stored here, on this machine, and used for training."
+_YOURS = 'You choose what is kept of your chats and votes, and whether training uses it: <a href="me">My data</a>.'
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ def blind_top_of(assistant: Assistant) -> dict[str, Any]:
     return {"banner": now.banner(), "ready": now.ready}
 
 
-def place_top(here: str) -> None:
-    """Place the header of the page at path `here`. The script fills in chip and banner."""
+def place_top(here: str, auth: Auth) -> None:
+    """Place the header of the page at path `here`. The script fills in chip, account menu and banner."""
     links = "".join(
         f'<a href="{path}"{" aria-current=page" if path == here else ""}>{name}</a>' for path, name in _LINKS
     )
@@ -90,4 +92,11 @@ def place_top(here: str) -> None:
         html(f'<nav aria-label="Pages">{links}</nav>', elem_id="tw-nav")
         if here == "/":
             html(elem_id="tw-version")
+        if auth != "local":
+            html(elem_id="tw-account")
     html(elem_id="tw-banner")
+
+
+def place_stored(auth: Auth) -> None:
+    """Place the sentence about what is stored. Without accounts nobody can choose."""
+    html(f'<p class="tw-stored">{_HERE if auth == "local" else _YOURS}</p>', elem_id="tw-stored")

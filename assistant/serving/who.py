@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers
 from starlette.requests import cookie_parser
 
+from thumbwise.accounts.browsers import KEPT_SECONDS
 from thumbwise.accounts.keys import PREFIX
 from thumbwise.accounts.principal import COMMAND_LINE, JOB, Principal, Via
 from thumbwise.errors import ThumbwiseError
@@ -130,7 +131,7 @@ class Who:
     def set_cookie(self, text: str) -> str:
         """The Set-Cookie header of a login; with an empty text it removes the cookie."""
         secure = "; Secure" if self.settings.public_url.startswith("https:") else ""
-        age = int(self.settings.accounts.session_days * 86400) if text else 0
+        age = KEPT_SECONDS if text else 0  # the server ends a session; the cookie must not end before
         return f"{self.cookie}={text}; Max-Age={age}; Path=/; HttpOnly; SameSite=Lax{secure}"
 
 
