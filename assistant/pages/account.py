@@ -33,16 +33,16 @@ def shown(request: Request) -> dict[str, Any]:
     principal = principal_of(request)
     if principal.account is None:
         return {}
-    name = escape(principal.name)
+    name, first = escape(principal.name), escape(principal.name[:1])
     role = "" if principal.role == "user" else f"<span>{principal.role.capitalize()}</span>"
     out = '<form method="post" action="logout"><button>Log out</button></form>' if principal.session else ""
     return {
         "account": {
             "id": principal.account,
             "menu": (
-                f'<details class="tw-menu"><summary aria-label="Account of {name}"><i aria-hidden="true">{name[:1]}</i>'
-                f'<span class="tw-who">{name}</span></summary><div class="tw-menu-list"><p dir="auto"><b>{name}</b>{role}'
-                f'</p><a href="me">My data</a>{out}</div></details>'
+                f'<details class="tw-menu"><summary aria-label="Account of {name}"><i aria-hidden="true">{first}</i>'
+                f'<span class="tw-who">{name}</span></summary><div class="tw-menu-list">'
+                f'<p dir="auto"><b>{name}</b>{role}</p><a href="me">My data</a>{out}</div></details>'
             ),
         }
     }
