@@ -32,7 +32,7 @@ from thumbwise.pages.look import html
 from thumbwise.pages.markup import escape, render_once
 from thumbwise.pages.security import Id
 from thumbwise.pages.temporary import TemporaryChats, temporary_page
-from thumbwise.pages.top import place_stored, place_top, top_of
+from thumbwise.pages.top import place_top, top_of, what_is_stored
 from thumbwise.pages.view import excerpt, list_html, log_html, prompt_of, reply_html, status_of
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class ChatPage:
         return {
             "conversation": id_, "query": f"c={id_ or 'new'}", "state": state, "said": said, "log": log,
             "list": list_html(titles[:most]), "older": len(titles) > most, "events": _events(id_, path),
-            "stored": STORED,
+            "stored": what_is_stored(self.assistant.settings.auth),
         }  # fmt: skip
 
     async def _reply(self, user: str, message_id: str) -> Reply:
@@ -304,4 +304,4 @@ def place_chat(auth: Auth) -> None:
         )  # fmt: skip
         gr.Button("Stop", elem_id="tw-stop", min_width=0)
         gr.Button("Send", variant="primary", elem_id="tw-send", min_width=0)
-    place_stored(auth)
+    html(what_is_stored(auth), elem_id="tw-stored")

@@ -32,7 +32,7 @@ from thumbwise.pages.look import THUMB, html
 from thumbwise.pages.markup import escape, render, render_once, short
 from thumbwise.pages.prompts import COMPARE
 from thumbwise.pages.security import Id
-from thumbwise.pages.top import blind_top_of, place_stored, place_top
+from thumbwise.pages.top import blind_top_of, place_top, what_is_stored
 
 if TYPE_CHECKING:
     from thumbwise.serving.assistant import Assistant
@@ -229,7 +229,7 @@ def place_compare(auth: Auth) -> None:
             lines=1, max_lines=6, scale=1, elem_id="tw-box",
         )  # fmt: skip
         gr.Button("Compare", variant="primary", elem_id="tw-go", min_width=0)
-    place_stored(auth)
+    html(what_is_stored(auth), elem_id="tw-stored")
 
 
 def _stage(stored: StoredComparison) -> str:

@@ -23,6 +23,7 @@ from thumbwise.chat.turns import MAX_MESSAGES
 from thumbwise.contracts import Message
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.records import Asker, Reply, ReplyState, new_id, sha256
+from thumbwise.pages.account import login_holds
 from thumbwise.pages.feed import Piece, Watch, feed
 from thumbwise.pages.live import Live
 from thumbwise.pages.markup import render_once
@@ -119,7 +120,8 @@ class TemporaryChats:
         async def events(request: Request, reply: Id, c: Id | None = None) -> Response:
             principal = principal_of(request)
             pieces = self._pieces(reply, self.live.get(self._name(principal, reply)))
-            return feed(self.watch, lambda: top_of(self.assistant, principal.asker.user, c), pieces)
+            holds = login_holds(self.assistant, request)
+            return feed(self.watch, lambda: top_of(self.assistant, principal.asker.user, c), pieces, holds)
 
     @staticmethod
     def _name(principal: Principal, message_id: str) -> str:

@@ -97,6 +97,6 @@ def place_top(here: str, auth: Auth) -> None:
     html(elem_id="tw-banner")
 
 
-def place_stored(auth: Auth) -> None:
-    """Place the sentence about what is stored. Without accounts nobody can choose."""
-    html(f'<p class="tw-stored">{_HERE if auth == "local" else _YOURS}</p>', elem_id="tw-stored")
+def what_is_stored(auth: Auth) -> str:
+    """Return the sentence about what is stored, as HTML. Without accounts nobody can choose."""
+    return f'<p class="tw-stored">{_HERE if auth == "local" else _YOURS}</p>'
