@@ -8,6 +8,7 @@ from fastapi import APIRouter, Form, Request
 from starlette.responses import Response
 
 from thumbwise.account_pages.forms import address_of, go, page, refused, user_of
+from thumbwise.account_pages.oidc import button
 from thumbwise.accounts.passwords import SHORTEST, checked
 from thumbwise.accounts.users import normalized
 from thumbwise.errors import ThumbwiseError
@@ -63,7 +64,8 @@ class Joining:
         words = dict(_WORDS[kind])
         if kind == "invite" and not link and self.assistant.settings.accounts.sign_up == "approval":
             words["lead"] = f"{words['lead']} {_WAITS}"
-        return {"form": True, "link": link, "name": name, "rule": RULE, **words}
+        provider = button(self.assistant) if kind == "invite" else ""
+        return {"form": True, "link": link, "name": name, "rule": RULE, "provider": provider, **words}
 
     async def take(self, request: Request, kind: Kind, link: str, name: str, password: str, again: str) -> Response:
         """Do what the form asks for, and log in; or return the form with its error."""

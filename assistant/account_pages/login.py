@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from thumbwise.account_pages.forms import address_of, go, local_path, page, refused, user_of
 from thumbwise.account_pages.joining import RULE
+from thumbwise.account_pages.oidc import button, problem
 from thumbwise.accounts.principal import principal_of
 from thumbwise.errors import ThumbwiseError
 
@@ -43,7 +44,7 @@ def _add_login(router: APIRouter, assistant: Assistant) -> None:
     def values(next_: str, name: str = "") -> dict[str, object]:
         return {
             "next": local_path(next_), "name": name, "sign_up": settings.accounts.sign_up != "closed",
-            "provider": settings.oidc.issuer and settings.oidc.label,
+            "provider": button(assistant),
             "no_operator": not assistant.users.has_operator(),
         }  # fmt: skip
 
@@ -56,7 +57,7 @@ def _add_login(router: APIRouter, assistant: Assistant) -> None:
         if settings.auth == "proxy":
             said = "This assistant is reached through a proxy that says who you are. Open it at the proxy's address."
             return page("sentence", 401, title="Log in at the proxy", said=said, href="", label="")
-        return page("login", **values(next))
+        return page("login", error=problem(request), **values(next))
 
     @router.post("/login")
     async def login(request: Request, name: Text = "", password: Text = "", next: Text = "/") -> Response:

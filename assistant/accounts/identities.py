@@ -6,9 +6,10 @@ and a provider may give an old one to somebody else.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from thumbwise.feedback.store import Store
 
+log = logging.getLogger(__name__)
 VIA = "oidc"
 _ROOM = 100
 """Characters of a name that a provider may wish for, so that a number fits behind it."""
@@ -182,6 +184,18 @@ def refused(code: str) -> ThumbwiseError:
     """The refusal of a login, as a sentence."""
     status = {"unreachable": 503, "misconfigured": 502, "taken": 409}.get(code, 403)
     return ThumbwiseError(SENTENCES[code], status=status, code=f"oidc_{code}")
+
+
+def refuse_error(answer: Mapping[str, str]) -> None:
+    """Raise the refusal of an answer that is an error. Some providers leave `state` out of it."""
+    if (error := answer.get("error")) is None:
+        return
+    if error in ("server_error", "temporarily_unavailable"):
+        raise refused("unreachable")
+    if error in ("access_denied", "login_required", "consent_required", "interaction_required"):
+        raise refused("denied")
+    log.warning("the login provider refuses our requests: %s", error[:40] if error.isidentifier() else "error")
+    raise refused("misconfigured")
 
 
 def _insert(db: Database, identity: Identity, user_id: str) -> None:

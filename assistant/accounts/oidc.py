@@ -101,8 +101,8 @@ class Provider:
 
     async def finish(self, kept: Mapping[str, str], query: Mapping[str, str]) -> Identity:
         """Return who logged in, by the provider's answer to the login `kept`; raises ThumbwiseError."""
-        if "error" in query or not query.get("code"):
-            raise refused("denied")
+        if not query.get("code"):
+            raise refused("unverified")
         if query.get("iss", (await self._ready()).server_metadata["issuer"]) != self._app.server_metadata["issuer"]:
             raise refused("unverified")  # RFC 9207: the answer of another provider
         claims = await self._guarded(self._claims(query["code"], kept))
