@@ -89,8 +89,14 @@ class Writer:
         self._threads = ThreadPoolExecutor(THREADS, "store")
 
     def migrate(self, own: Migrations) -> None:
-        """Bring a migration set's tables up to date."""
+        """Bring a migration set's tables up to date; raises ThumbwiseError if a newer program has written them."""
         with self.lock:
+            ours = {each.name for each in own.pending(Database(memory=True))}
+            if newer := [each.name for each in own.applied(self.db) if each.name not in ours]:
+                raise ThumbwiseError(
+                    f"{self.path} was written by a newer Thumbwise (its `{own.name}` tables have {newer[0]}): install "
+                    "that version again, or put a backup from before the upgrade in its place."
+                )
             own.apply(self.db)
 
     def close(self) -> None:

@@ -46,8 +46,9 @@ class Audit:
                     {"limit": limit, "actor": actor, "action": action, "before": before},
                 )
             )
-        return [row | {"at": _iso(row["at"]), "detail": json.loads(row["detail"])} for row in found]
+        return [row | {"at": iso(row["at"]), "detail": json.loads(row["detail"])} for row in found]
 
 
-def _iso(ns: int) -> str:
+def iso(ns: int) -> str:
+    """Return a time in UTC nanoseconds as ISO 8601, to the second."""
     return datetime.fromtimestamp(ns / 1e9, UTC).isoformat(timespec="seconds")

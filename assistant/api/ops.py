@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from thumbwise import names
 from thumbwise.accounts.keys import owner_needed
 from thumbwise.accounts.principal import Principal, principal_of
+from thumbwise.api import people
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.reception import reception
 from thumbwise.feedback.snapshot import snapshot_path, take_snapshot
@@ -109,6 +110,7 @@ def router(assistant: Assistant) -> APIRouter:
     _add_candidates(api, assistant)
     _add_policies(api, assistant)
     _add_keys(api, assistant)
+    people.add_routes(api, assistant)
     _add_backup(api, assistant)
     return api
 

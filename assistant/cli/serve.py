@@ -89,5 +89,10 @@ async def _serve(assistant: Assistant, lock: HomeLock, bound: socket.socket, url
     server = DrainingServer(config, assistant, asyncio.get_running_loop())
     lock.announce(url)
     click.echo(f"Thumbwise is at {url} (home: {assistant.home.root}). Stop it with Ctrl-C.")
+    if link := await assistant.store.run(assistant.people.setup_link):
+        click.echo(
+            "There is no operator yet. This link makes one, once, within an hour; the next start prints a new one:\n"
+            + assistant.people.address(url, "setup", link)
+        )
     async with watched(assistant.settings.watchdog_seconds):
         await server.serve(sockets=[bound])

@@ -19,6 +19,7 @@ from thumbwise.accounts.entry import Entry
 from thumbwise.accounts.identities import Identities
 from thumbwise.accounts.keys import Keys
 from thumbwise.accounts.links import Links
+from thumbwise.accounts.people import People
 from thumbwise.accounts.sessions import Sessions
 from thumbwise.accounts.users import Users
 from thumbwise.base_model import templates
@@ -86,6 +87,7 @@ class Assistant:
         self.audit = Audit(self.store)
         self.entry = Entry(settings, self.users, self.sessions, self.links)
         self.consents = Consents(self.store, lambda db, actor, user, given: record(db, actor, "consent", user, **given))
+        self.people = People(settings, self.users, self.links, self.keys)
         secret = home.cookie_secret()
         self.identities = Identities(self.store, self.users)
         self.oidc = _provider(settings, secret)
