@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from thumbwise import __version__, account_pages
+from thumbwise.account_pages.consent import ConsentFirst
 from thumbwise.accounts.browsers import Cookies
 from thumbwise.api import health, ops, own_keys, public
 from thumbwise.pages import build, mount_options, routes
@@ -33,6 +34,7 @@ def create_api(assistant: Assistant) -> FastAPI:
     app = FastAPI(title="Thumbwise", version=__version__, lifespan=lifespan, openapi_url=None)
     app.add_middleware(CORSMiddleware)  # allows nobody; if the parent has one, Gradio does not add its own
     app.add_middleware(Cookies, browsers=assistant.browsers)
+    app.add_middleware(ConsentFirst, assistant=assistant)
     app.add_middleware(Guard, who=assistant.who)
     responses.install(app)
     app.include_router(public.router(assistant))

@@ -95,6 +95,14 @@ class Consents:
         found = self._of.get(account, NONE)
         return found if found.answered else NONE
 
+    def require_chats(self, user: str) -> None:
+        """Raise 403 for something that must be stored, if the owner of these rows does not allow it."""
+        if not self.of(user).keep_chats:
+            raise ThumbwiseError(
+                "This would be stored, and your chats are not kept: allow it under My data (/me), or chat without.",
+                status=403,
+            )
+
     def last(self, user: str) -> Consent:
         """The last answer, also to an earlier text: what a form shows as chosen."""
         return self._of.get(account_of(user) or "", NONE)

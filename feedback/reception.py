@@ -39,6 +39,12 @@ VOTES = f"""
 """
 DRAFTS = "SELECT id, policy_version FROM replies WHERE comparison_id IS NOT NULL"
 NOTHING = {"done": 0, "stopped": 0, "failed": 0, "tokens": None, "ended": None}
+_ON_VERSION = f"""
+    SELECT f.person, f.value, c.shown, json_group_object(d.id, d.policy_version) AS versions
+    FROM (SELECT DISTINCT comparison_id FROM replies WHERE policy_version = ? AND comparison_id IS NOT NULL) mine
+    JOIN comparisons c ON c.id = mine.comparison_id JOIN feedback f ON f.comparison_id = c.id
+    JOIN replies d ON d.comparison_id = c.id WHERE {TELLING} GROUP BY f.seq
+"""
 VERSIONS = "SELECT DISTINCT policy_version AS version FROM replies ORDER BY 1"
 
 
@@ -100,3 +106,16 @@ def _preferences(db: Database) -> defaultdict[str, defaultdict[str, Preference]]
                 pair.won += 0.5 if tier[one] == tier[other] else tier[one] < tier[other]
                 pair.pairs += 1
     return preferred
+
+
+def preferred(store: Store, version: str) -> list[tuple[str, float]]:
+    """Each blind pair of a draft of this version and another's: who judged it, and 1 if it won, a half for a tie."""
+    found: list[tuple[str, float]] = []
+    with store.reading() as db:
+        for row in db.query(_ON_VERSION, [version]):
+            of = json.loads(row["versions"])
+            tier = tier_of(json.loads(row["value"]), json.loads(row["shown"]))
+            for one, other in permutations(tier, 2):
+                if of[one] == version != of[other]:
+                    found.append((row["person"], 0.5 if tier[one] == tier[other] else float(tier[one] < tier[other])))
+    return found

@@ -101,6 +101,11 @@ class Sessions:
             return None
         return session, account
 
+    def of(self, user_id: str) -> list[Session]:
+        """The logins of an account that still hold. Safe on an event loop."""
+        oldest = now_ns() - self.days * DAY
+        return [each for each in list(self._by_id.values()) if each.user_id == user_id and each.used_at >= oldest]
+
     def used(self, session: Session) -> None:
         """Note that a session was used now, if that was not noted in the last hour. Safe on an event loop."""
         now = now_ns()

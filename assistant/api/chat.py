@@ -35,7 +35,9 @@ def _envelope(turn: Turn, kind: str, created: int) -> dict[str, Any]:
 
 
 def _extra(turn: Turn) -> dict[str, str]:
-    return {"message_id": turn.message_id, "policy_version": turn.version}
+    """What we add to OpenAI's format. A temporary reply is stored nowhere, so there is no id to vote on."""
+    version = {"policy_version": turn.version}
+    return version if turn.temporary else {"message_id": turn.message_id, **version}
 
 
 def _usage(prompt: int, completion: int) -> dict[str, int]:
@@ -111,8 +113,9 @@ def router(assistant: Assistant) -> APIRouter:
         conversations = assistant.conversations
         sampling, training = request.sampling(conversations.sampling()), request.store is not False
         turn = await conversations.begin(
-            asker, plain(request.messages), sampling, model=request.version, training=training
-        )
+            asker, plain(request.messages), sampling, model=request.version, training=training,
+            temporary=not assistant.consents.of(asker.user).keep_chats,
+        )  # fmt: skip
         if request.stream:
             chunks = conversations.stream(turn, asker)
             # A failure before the first token still has its HTTP status.

@@ -22,6 +22,7 @@ def router(assistant: Assistant) -> APIRouter:
     @api.post("/v1/comparisons")
     async def comparisons(request: Drafts, http: Request) -> dict[str, Any]:
         asker = asker_of(assistant, http, request.user)
+        assistant.consents.require_chats(asker.user)
         opened = await assistant.comparisons.open(
             asker, plain(request.messages), request.k, request.max_tokens, source="api"
         )

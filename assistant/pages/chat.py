@@ -98,7 +98,8 @@ class ChatPage:
         async def page(request: Request, c: Id | None = None, listed: Listed = 1) -> dict[str, Any]:
             """Return the conversation `c`, an empty one if `c` is `new` or `temporary`, or the newest without `c`."""
             principal = principal_of(request)
-            user, keeps = principal.asker.user, self.keeps(principal.asker.user)
+            user = principal.asker.user
+            keeps = self.assistant.consents.of(user).keep_chats
             if c is None and keeps:
                 newest = await self.store.run(self.store.conversations, user, 1)
                 c = newest[0][0] if newest else "new"
@@ -138,10 +139,6 @@ class ChatPage:
         async def events(request: Request, c: Id | None = None, reply: Id | None = None) -> Response:
             user, holds = asker_of(request).user, login_holds(self.assistant, request)
             return feed(self.watch, lambda: top_of(self.assistant, user, c), self._pieces(user, reply), holds)
-
-    def keeps(self, user: str) -> bool:
-        """Whether this user's chats are stored."""
-        return True
 
     # -- what the page shows -------------------------------------------------------------------------
 
@@ -218,6 +215,7 @@ class ChatPage:
             return await self._begin(who, id_, path, text)
 
     async def _begin(self, who: Asker, id_: str | None, path: list[Reply], text: str) -> str:
+        self.assistant.consents.require_chats(who.user)
         self.assistant.require_engine()
         messages = prompt_of(path, text)
         check_messages(messages)

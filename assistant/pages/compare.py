@@ -191,6 +191,7 @@ class ComparePage:
         """Start a comparison and its drafts. Return its id."""
         if not text.strip():
             raise ThumbwiseError("Write a prompt first, or choose one of the suggestions.")
+        self.assistant.consents.require_chats(who.user)
         messages = [Message(role="user", content=text)]
         opened = await self.assistant.comparisons.open(who, messages, 2, None, source="page")
 

@@ -2,7 +2,7 @@
 
 The page holds the conversation and sends all of it with each question. The server holds a reply only while it is being
 written, and for `live.KEPT_SECONDS` after that, so that a page whose connection broke gets the end of it. There is no
-row, so there are no thumbs, no title and no comparison. A reload, a login and a logout end the chat.
+row, so there are no thumbs, no title and no comparison. A reload and another account end the chat.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class Part:
 
 
 def whose(principal: Principal) -> str:
-    """Return a name for one login, or for one browser where there are none. It tells nothing about it."""
-    return sha256(f"temporary {principal.session or principal.account or principal.asker.person}")[:32]
+    """Return a name for one account, or for one browser where there are none. It tells nothing about it."""
+    return sha256(f"temporary {principal.account or principal.asker.person}")[:32]
 
 
 class TemporaryChats:
@@ -104,7 +104,7 @@ class TemporaryChats:
         async def ask(request: Request, body: Ask) -> dict[str, Any]:
             principal = principal_of(request)
             if body.whose != whose(principal):
-                raise Conflict("This chat began in another login and has ended: start a new one.")
+                raise Conflict("Somebody else began this chat, so it has ended: start a new one.")
             messages = [Message(role=said.role, content=said.content) for said in body.messages]
             return await self._ask(principal, body.chat or new_id("tmp"), messages)
 

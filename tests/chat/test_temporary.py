@@ -122,13 +122,13 @@ async def test_a_stopped_reply_keeps_its_text_and_has_no_thumbs(tmp_path: Path) 
         assert here.assistant.store.rows("SELECT * FROM feedback") == []
 
 
-async def test_another_login_cannot_go_on_with_a_chat(tmp_path: Path) -> None:
+async def test_another_account_cannot_go_on_with_a_chat(tmp_path: Path) -> None:
     async with team(tmp_path) as here, here.client(here.account("ann")) as ann, here.client(here.account("bob")) as bob:
         whose = await begun(ann)
         body = {"whose": whose, "messages": [{"role": "user", "content": "Hi"}]}
         refused = await bob.post("/pages/chat/temporary", json=body)
         assert refused.status_code == 409
-        assert "another login" in refused.json()["error"]["message"]
+        assert "Somebody else" in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("roles", [["assistant"], ["user", "user"], ["user", "assistant"], []])

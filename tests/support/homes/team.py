@@ -28,9 +28,13 @@ class Team:
     assistant: Assistant
     transport: httpx.ASGITransport
 
-    def account(self, name: str, role: Role = "user", **more: Any) -> Account:
-        """Make an account, without a password unless `password` is an argon2 hash."""
-        return self.assistant.users.create(name, role, COMMAND_LINE, **more)
+    def account(self, name: str, role: Role = "user", *, consent: bool = True, **more: Any) -> Account:
+        """Make an account, without a password unless `password` is an argon2 hash; with `consent` it allows all."""
+        account = self.assistant.users.create(name, role, COMMAND_LINE, **more)
+        if consent:
+            allowed = {"keep_chats": True, "use_votes": True, "use_text": True}
+            self.assistant.consents.give(account.id, **allowed, actor=COMMAND_LINE)
+        return account
 
     def client(self, account: Account | None = None) -> httpx.AsyncClient:
         """A client with a session of this account, or with none."""
