@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from thumbwise.accounts.attempts import Attempts, known_addresses
 from thumbwise.accounts.audit import record
-from thumbwise.accounts.passwords import Passwords, checked
+from thumbwise.accounts.passwords import SHORTEST, Passwords, checked
+from thumbwise.accounts.passwords.attempts import Attempts, known_addresses
 from thumbwise.accounts.principal import NOBODY, Actor
 from thumbwise.accounts.users import normalized
 from thumbwise.errors import NotFound, ThumbwiseError
@@ -49,8 +49,8 @@ class Entry:
         if kept is None or account is None:
             raise ThumbwiseError("The name or the password is wrong: try again.", status=401)
         cookie = await self._start(account.id, address, kept)
-        if self.passwords.outdated(kept):
-            renewed = await self.passwords.hash(password) if len(password) >= 8 else kept
+        if self.passwords.outdated(kept) and len(password) >= SHORTEST:
+            renewed = await self.passwords.hash(password)
             await self.store.run(self.users.renew_password, account.id, kept, renewed)
         return cookie
 

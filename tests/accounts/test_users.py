@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,19 @@ async def test_two_setups_at_the_same_instant_make_one_operator(tmp_path: Path) 
             thread.join()
         assert sorted(outcomes) == ["made", "refused", "refused", "refused"]
         assert len(users.all()) == 1
+
+
+async def test_two_requests_with_the_setup_link_make_one_operator(tmp_path: Path) -> None:
+    async with team(tmp_path) as here, here.client() as first, here.client() as second:
+        form = {"link": here.assistant.people.setup_link(), "password": SECRET, "again": SECRET}
+        answers = await asyncio.gather(
+            first.post("/setup", data=form | {"name": "boss"}), second.post("/setup", data=form | {"name": "thief"})
+        )
+        assert sorted(answer.status_code in (403, 409) for answer in answers) == [False, True]
+        (boss,) = here.assistant.users.all()
+        assert boss.role == "operator"
+        inside = [(await client.get("/ops/api/users")).status_code for client in (first, second)]
+        assert sorted(inside) == [200, 401]
 
 
 async def test_a_setup_link_is_made_only_while_there_is_no_operator(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,11 @@ from crash_tools import SERVE_WITHOUT_END, tiny_home
 from fakes import FakeEngine, FakeEngineClient
 from live_server import serving
 
-from thumbwise.cli.client import call
+from thumbwise.accounts.links import Links
+from thumbwise.accounts.principal import COMMAND_LINE
+from thumbwise.accounts.users import Users
+from thumbwise.cli.client import call, database
+from thumbwise.errors import ThumbwiseError
 from thumbwise.home import Home, running_url
 
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
@@ -61,3 +66,34 @@ def test_a_ctrl_c_does_not_wait_for_the_model_and_the_address_is_one_that_can_be
     finally:
         serve.kill()
         serve.wait()
+
+
+@pytest.mark.slow
+def test_without_an_operator_the_start_prints_a_link_that_makes_one(tmp_path: Path) -> None:
+    environment = {**os.environ, "THUMBWISE_HOME": str(tmp_path), "THUMBWISE_AUTH": "accounts"}
+
+    def started() -> str:
+        """What a start prints; the assistant is asked to stop after it."""
+        serve = subprocess.Popen(
+            [sys.executable, "-P", "-c", SERVE_WITHOUT_END, "--port", "0"],
+            env=environment, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            assert serve.stdout is not None
+            said = "".join(itertools.takewhile(lambda line: line != "preparing\n", serve.stdout))
+            serve.send_signal(signal.SIGINT)
+            assert serve.wait(timeout=60) == 0
+        finally:
+            serve.kill()
+            serve.wait()
+        return said
+
+    first, second = (re.findall(r"http://127\.0\.0\.1:\d+/setup\?link=([\w-]{43})\n", started()) for _ in range(2))
+    assert (len(first), len(second)) == (1, 1)
+    with database(Home.find(tmp_path)) as store:
+        links = Links(store)
+        with pytest.raises(ThumbwiseError):
+            links.find(first[0], "setup")
+        assert links.find(second[0], "setup").role == "operator"
+        Users(store).create_operator("boss", COMMAND_LINE)
+    assert "link" not in started()
