@@ -28,12 +28,12 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from fastapi import APIRouter, Depends, FastAPI, Request
 
-from thumbwise.pages.account import same_person, shown
 from thumbwise.pages.chat import ChatPage, place_chat
 from thumbwise.pages.compare import ComparePage, place_compare
 from thumbwise.pages.feed import Watch
 from thumbwise.pages.look import head, theme
-from thumbwise.pages.security import PageHeaders, middleware
+from thumbwise.pages.security import PageHeaders, middleware, same_person
+from thumbwise.pages.top import account_of
 from thumbwise.serving import responses
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def routes(assistant: Assistant) -> FastAPI:
     app.add_middleware(PageHeaders, more={"Cache-Control": "no-store"})  # each answer is one person's
     responses.install(app)
     router, watch = APIRouter(), Watch(assistant)
-    router.add_api_route("/account", shown)
+    router.add_api_route("/account", account_of)
     ChatPage(assistant, watch).add_routes(router)
     ComparePage(assistant, watch).add_routes(router)
     app.include_router(router, dependencies=[Depends(same_person)])

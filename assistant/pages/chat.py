@@ -24,15 +24,14 @@ from thumbwise.chat.turns import Turn, check_messages
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.records import MAX_COMMENT, Asker, FeedbackRequest, Reply, new_id
 from thumbwise.pages import live as timing
-from thumbwise.pages.account import login_holds, shown
 from thumbwise.pages.feed import Piece, Watch, feed
 from thumbwise.pages.live import Live
 from thumbwise.pages.locks import Locks
 from thumbwise.pages.look import html
 from thumbwise.pages.markup import escape, render_once
-from thumbwise.pages.security import Id
+from thumbwise.pages.security import Id, login_holds
 from thumbwise.pages.temporary import TemporaryChats, temporary_page
-from thumbwise.pages.top import place_top, top_of, what_is_stored
+from thumbwise.pages.top import account_of, place_top, top_of, what_is_stored
 from thumbwise.pages.view import excerpt, list_html, log_html, prompt_of, reply_html, status_of
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ class ChatPage:
             new = c in (None, "new", "temporary")
             page = await self._page(user, None if new else c, listed)
             temporary = c == "temporary" or (new and not keeps)
-            return page | (temporary_page(principal) if temporary else {}) | shown(request)
+            return page | (temporary_page(principal) if temporary else {}) | account_of(request)
 
         @router.post("/chat/messages")
         async def ask(request: Request, body: Ask) -> dict[str, Any]:

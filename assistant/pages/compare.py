@@ -25,14 +25,13 @@ from thumbwise.contracts import Message
 from thumbwise.errors import NotFound, ThumbwiseError
 from thumbwise.feedback.records import Asker, FeedbackRequest, StoredComparison, new_id
 from thumbwise.pages import live as timing
-from thumbwise.pages.account import login_holds, shown
 from thumbwise.pages.feed import Piece, Watch, feed
 from thumbwise.pages.live import Live
 from thumbwise.pages.look import THUMB, html
 from thumbwise.pages.markup import escape, render, render_once, short
 from thumbwise.pages.prompts import COMPARE
-from thumbwise.pages.security import Id
-from thumbwise.pages.top import blind_top_of, place_top, what_is_stored
+from thumbwise.pages.security import Id, login_holds
+from thumbwise.pages.top import account_of, blind_top_of, place_top, what_is_stored
 
 if TYPE_CHECKING:
     from thumbwise.serving.assistant import Assistant
@@ -95,7 +94,7 @@ class ComparePage:
                 stored = None
             first = random.randrange(len(COMPARE))
             prompts = [*COMPARE[first:], *COMPARE[:first]]
-            return {**await self._page(stored), "prompts": prompts, **shown(request)}
+            return {**await self._page(stored), "prompts": prompts, **account_of(request)}
 
         @router.post("/compare/comparisons")
         async def open_(request: Request, body: Open) -> dict[str, Any]:

@@ -23,11 +23,10 @@ from thumbwise.chat.turns import MAX_MESSAGES
 from thumbwise.contracts import Message
 from thumbwise.errors import Conflict, NotFound, ThumbwiseError
 from thumbwise.feedback.records import Asker, Reply, ReplyState, new_id, sha256
-from thumbwise.pages.account import login_holds
 from thumbwise.pages.feed import Piece, Watch, feed
 from thumbwise.pages.live import Live
 from thumbwise.pages.markup import render_once
-from thumbwise.pages.security import Id
+from thumbwise.pages.security import Id, login_holds
 from thumbwise.pages.top import top_of
 from thumbwise.pages.view import TEMPORARY, log_html, reply_html, status_of
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
+from fastapi import Request
 
+from thumbwise.accounts.principal import principal_of
 from thumbwise.pages.look import THUMB, html
 from thumbwise.pages.markup import escape, short
 
@@ -80,6 +82,26 @@ def blind_top_of(assistant: Assistant) -> dict[str, Any]:
     """Return the same for the comparison page, without the version: nothing there may hint at a version."""
     now = read_top(assistant)
     return {"banner": now.banner(), "ready": now.ready}
+
+
+def account_of(request: Request) -> dict[str, Any]:
+    """Return what a page gets of who looks at it: nothing in `local`, where there is no login."""
+    principal = principal_of(request)
+    if principal.account is None:
+        return {}
+    name, first = escape(principal.name), escape(principal.name[:1])
+    role = "" if principal.role == "user" else f"<span>{principal.role.capitalize()}</span>"
+    out = '<form method="post" action="logout"><button>Log out</button></form>' if principal.session else ""
+    return {
+        "account": {
+            "id": principal.account,
+            "menu": (
+                f'<details class="tw-menu"><summary aria-label="Account of {name}"><i aria-hidden="true">{first}</i>'
+                f'<span class="tw-who">{name}</span></summary><div class="tw-menu-list">'
+                f'<p dir="auto"><b>{name}</b>{role}</p><a href="me">My data</a>{out}</div></details>'
+            ),
+        }
+    }
 
 
 def place_top(here: str, auth: Auth) -> None:
