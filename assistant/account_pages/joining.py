@@ -26,7 +26,7 @@ _WORDS: dict[Kind, dict[str, str]] = {
     },
     "invite": {
         "title": "Make an account", "button": "Make the account", "action": "join",
-        "lead": "Your chats and votes belong to this account. No other user can read them.",
+        "lead": "Your chats and votes belong to this account. Other users cannot read them.",
     },
     "reset": {
         "title": "Set a new password", "button": "Set it", "action": "reset",

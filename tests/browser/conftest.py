@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chromium import ARGUMENTS, CHROMIUM, Site, Writer, nothing
@@ -25,6 +27,19 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def site(browser: Browser, tmp_path: Path) -> Iterator[Site]:
+    with opened(browser, tmp_path) as site:
+        yield site
+
+
+@pytest.fixture
+def team_site(browser: Browser, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
+    """The same with accounts; `@pytest.mark.parametrize("team_site", [settings], indirect=True)` adds settings."""
+    with opened(browser, tmp_path, auth="accounts", **getattr(request, "param", {})) as site:
+        yield site
+
+
+@contextmanager
+def opened(browser: Browser, folder: Path, **settings: Any) -> Iterator[Site]:
     writer = Writer(["Hello", " there", ", *friend*", "."])
     engine = FakeEngine(writer)
 
@@ -32,7 +47,7 @@ def site(browser: Browser, tmp_path: Path) -> Iterator[Site]:
         assistant.engine = engine  # type: ignore[assignment]
         assistant.start = nothing  # type: ignore[method-assign]
 
-    with serving(Home.find(tmp_path), prepare=prepare) as live:
+    with serving(Home.find(folder), prepare=prepare, **settings) as live:
         site = Site(live.url, browser, assistant=live.assistant, engine=engine, writer=writer, app=live.app)
         yield site
         site.close()

@@ -33,11 +33,14 @@ class Live:
 
 @contextmanager
 def serving(
-    home: Home, make_engine: Callable[[], Any] | None = None, prepare: Callable[[Assistant], None] | None = None
+    home: Home,
+    make_engine: Callable[[], Any] | None = None,
+    prepare: Callable[[Assistant], None] | None = None,
+    **settings: Any,
 ) -> Iterator[Live]:
     """Serve `home` until the block ends; `make_engine` replaces the supervised vLLM, `prepare` runs first."""
     with HomeLock(home) as lock, listen("127.0.0.1", 0) as bound:
-        assistant = Assistant(home, Settings.load(home))
+        assistant = Assistant(home, Settings.load(home, **settings))
         if make_engine is not None:
             assistant._make_engine = lambda model: make_engine()  # type: ignore[method-assign]
         if prepare is not None:
