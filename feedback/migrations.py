@@ -236,3 +236,42 @@ def m040_consents(db: Database) -> None:
         ) STRICT;
         CREATE INDEX consents_user ON consents (user_id, seq);
     """)
+
+
+_FORGOTTEN = """
+CREATE TABLE forgettings (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind TEXT NOT NULL CHECK (kind IN ('person', 'chat', 'vote')),
+    user_id TEXT NOT NULL,            -- whose
+    asked_at INTEGER NOT NULL,
+    done_at INTEGER                   -- NULL: a file somewhere may still hold it
+) STRICT;
+CREATE INDEX forgettings_open ON forgettings (id) WHERE done_at IS NULL;
+CREATE INDEX forgettings_user ON forgettings (user_id);
+CREATE TABLE forgotten (
+    item TEXT NOT NULL,               -- id of a reply, a comparison or feedback
+    forgetting INTEGER NOT NULL REFERENCES forgettings(id),
+    own INTEGER NOT NULL,             -- 0: somebody else's vote on it, whose row stays
+    PRIMARY KEY (forgetting, item)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX forgotten_item ON forgotten (item);
+CREATE TABLE forgotten_prompts (      -- until it is done: needed to find their lines in old snapshots
+    sha256 TEXT NOT NULL,
+    forgetting INTEGER NOT NULL REFERENCES forgettings(id),
+    PRIMARY KEY (forgetting, sha256)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE redacted (               -- snapshots that held something forgotten
+    snapshot_id TEXT NOT NULL,
+    forgetting INTEGER NOT NULL REFERENCES forgettings(id),
+    PRIMARY KEY (snapshot_id, forgetting)
+) STRICT, WITHOUT ROWID;
+-- A row: this database was written without secure_delete, so its free pages may hold old text.
+CREATE TABLE unscrubbed (id INTEGER PRIMARY KEY) STRICT;
+"""
+
+
+@migrations()
+def m041_forgotten(db: Database) -> None:
+    """What was forgotten: wishes, the ids that they cover, and the snapshots that held them. No text."""
+    db.executescript(_FORGOTTEN)
+    db.execute("INSERT INTO unscrubbed SELECT 1 FROM prompts LIMIT 1")

@@ -34,6 +34,8 @@ NEW_BROWSER = "browser:new"
 """All browsers that came less than a day ago, or have no cookie of ours, together are this one person."""
 ACCOUNT = "usr_"
 """How the ids of accounts begin. Nobody else's name may begin so."""
+FORGOTTEN = f"{ACCOUNT}forgotten"
+"""The owner of rows whose text was forgotten. No account has this id."""
 MAX_COMMENT = 4000
 MAX_DRAFTS = 9  # InstructGPT ranked 4 to 9 (arXiv 2203.02155, section 3.2)
 ReplyState = Literal["streaming", "done", "stopped", "failed"]

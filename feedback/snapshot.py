@@ -23,7 +23,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from thumbwise.errors import NotFound
+from thumbwise.errors import Conflict, NotFound
 from thumbwise.feedback.consent import Allowed
 from thumbwise.feedback.records import TELLING, canonical, prompt_sha256, tier_of
 from thumbwise.feedback.store import Store
@@ -35,7 +35,7 @@ ON_COMPARISONS = f"""
         p.messages, {_DRAFT}, r.prompt_ids
     FROM feedback f CROSS JOIN comparisons c ON c.id = f.comparison_id
     CROSS JOIN prompts p ON p.sha256 = c.prompt_sha256 CROSS JOIN replies r ON r.comparison_id = c.id
-    WHERE r.state = 'done' AND {TELLING} ORDER BY f.seq
+    WHERE r.state = 'done' AND r.training AND {TELLING} ORDER BY f.seq
 """
 """A row for each draft. CROSS JOIN: in this order of tables, so that nothing has to be sorted, which needs room."""
 ON_REPLIES = f"""
@@ -55,16 +55,29 @@ PROMPTS = """
     ORDER BY r.rowid
 """
 """Each prompt of each user once, where it was answered first; the rowid is the order of writing."""
-_PROCESS = secrets.token_hex(4)
-_UNFINISHED = ".making-"
+UNFINISHED = ".making-"
+REDACTED = ".redacted.jsonl"
+"""How the name ends of a snapshot's copy without what was forgotten; see `redaction.py`."""
 
 
 def take_snapshot(store: Store, folder: Path) -> str:
-    """Write a snapshot of `store` into `folder` as `<sha256>.jsonl`; returns the id (the SHA-256)."""
-    for left in folder.glob(f"{_UNFINISHED}*"):
-        if not left.name.startswith(_UNFINISHED + _PROCESS):  # a process that was killed left it
-            left.unlink(missing_ok=True)
-    side, hashed = folder / f"{_UNFINISHED}{_PROCESS}-{secrets.token_hex(4)}", hashlib.sha256()
+    """Write a snapshot of `store` into `folder` as `<sha256>.jsonl`; returns the id (the SHA-256).
+
+    While snapshots are redacted, this waits: none may then appear that holds what is forgotten.
+    """
+    with store.exporting:
+        remove_unfinished(folder)
+        return _taken(store, folder)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a process that was killed left. Call it while you hold `store.exporting`."""
+    for left in folder.glob(f"{UNFINISHED}*"):
+        left.unlink(missing_ok=True)
+
+
+def _taken(store: Store, folder: Path) -> str:
+    side, hashed = folder / f"{UNFINISHED}{secrets.token_hex(4)}", hashlib.sha256()
     try:
         with store.reading() as db, open(side, "wb", opener=_private) as file:
             for line in _lines(db):
@@ -81,9 +94,15 @@ def take_snapshot(store: Store, folder: Path) -> str:
 
 
 def snapshot_path(folder: Path, snapshot_id: str) -> Path:
-    """The file of a snapshot; raises NotFound for an id that is not one."""
+    """The file of a snapshot; raises NotFound for an id that is not one, Conflict for one that was redacted."""
     path = folder / f"{snapshot_id}.jsonl"
-    if not (len(snapshot_id) == 64 and snapshot_id.isalnum() and path.is_file()):
+    named = len(snapshot_id) == 64 and snapshot_id.isalnum()
+    if named and (folder / f"{snapshot_id}{REDACTED}").exists():
+        raise Conflict(
+            "Feedback of this run was deleted by the person who gave it, so the run cannot go on: start a new one with "
+            "`thumbwise train`."
+        )
+    if not (named and path.is_file()):
         raise NotFound(f"There is no snapshot {snapshot_id[:64]!r}.")
     return path
 

@@ -60,6 +60,8 @@ class Store(Writer):
         """Open (or make) the database at `path` and bring its schema up to date."""
         super().__init__(path)
         self.migrate(migrations)
+        self.exporting = threading.Lock()
+        """Held while a snapshot is written, and while what was forgotten is taken out of snapshots."""
         self._counting = threading.Lock()
         self._counts: Counter[str] | None = None
         self._counted = 0  # the newest vote that was read for them
@@ -348,6 +350,11 @@ class Store(Writer):
                         self._counts["untied_pairs"] += row["n"] * bool(row["untied"])
                         self._counted = max(self._counted, row["last"])
             return dict(self._counts)
+
+    def recount(self) -> None:
+        """Read the counts again next time: votes were forgotten."""
+        with self._counting:
+            self._counts = None
 
     def _count(self, seq: int, kind: str, value: dict[str, Any]) -> None:
         """Count a vote that was committed, unless `counts` has read it already."""

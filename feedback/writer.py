@@ -46,6 +46,7 @@ PRAGMAS = {
     "busy_timeout": 10_000,
     "foreign_keys": "ON",
     "journal_size_limit": 64 * 1024 * 1024,
+    "secure_delete": "ON",  # what is deleted is overwritten: people may have their words forgotten
     "trusted_schema": "OFF",
 }
 
