@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from thumbwise import __version__, account_pages
 from thumbwise.account_pages.consent import ConsentFirst
 from thumbwise.accounts.browsers import Cookies
-from thumbwise.api import health, ops, own_keys, public
+from thumbwise.api import forgetting, health, ops, own_keys, public
 from thumbwise.pages import build, mount_options, routes
 from thumbwise.serving import responses
 from thumbwise.serving.guard import Guard
@@ -39,6 +39,7 @@ def create_api(assistant: Assistant) -> FastAPI:
     responses.install(app)
     app.include_router(public.router(assistant))
     app.include_router(ops.router(assistant))
+    app.include_router(forgetting.router(assistant))
     app.include_router(own_keys.router(assistant))
     app.include_router(health.router(assistant))
     app.include_router(account_pages.routes(assistant))

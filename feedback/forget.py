@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,7 +31,7 @@ Kind = Literal["person", "chat", "vote"]
 Told = Callable[["Database"], None]
 TOMBSTONE: list[Message] = [{"role": "user", "content": "[deleted]"}]
 """The prompt of every reply that was forgotten."""
-PATIENCE = 30.0
+PATIENCE = 5.0
 """Seconds to wait for long reads (a snapshot, a backup): meanwhile old bytes stay in the write-ahead log."""
 
 _WHOSE = "(user_id = :user OR user_id > :user || '/' AND user_id < :user || '0')"
@@ -178,23 +178,25 @@ def note_redacted(store: Store, wish: Wish, snapshots: Collection[str]) -> None:
         )
 
 
-def done(store: Store, wish: Wish) -> None:
-    """Close a wish: it is done everywhere. The addresses of prompts go too, because they tell of the text."""
+def done(store: Store, wishes: Sequence[Wish]) -> None:
+    """Close wishes: they are done everywhere. The addresses of prompts go too, because they tell of the text."""
+    ids = json.dumps([wish.id for wish in wishes])
     with store.write() as db:
-        db.execute("DELETE FROM forgotten_prompts WHERE forgetting = ?", [wish.id])
-        db.execute("UPDATE forgettings SET done_at = ? WHERE id = ?", [now_ns(), wish.id])
+        for statement in (
+            "DELETE FROM forgotten_prompts WHERE forgetting IN (SELECT value FROM json_each(:ids))",
+            "UPDATE forgettings SET done_at = :now WHERE id IN (SELECT value FROM json_each(:ids))",
+        ):
+            db.execute(statement, _needed(statement, {"ids": ids, "now": now_ns()}))
 
 
 def scrub(store: Store, patience: float = PATIENCE) -> bool:
     """Remove the bytes of deleted rows from the database's files. Returns False if a long read prevents that still.
 
-    SQLite overwrites what is deleted (`secure_delete`), but a database from before that setting is written anew, once.
+    The database is written anew, and all writes wait for that: about a second for each 100 MB. `secure_delete` alone
+    does not do: when SQLite moves rows between pages, copies of them stay in the unused space of the old page.
     """
     with store.lock:
-        if store.rows("SELECT 1 FROM unscrubbed"):
-            store.db.execute("VACUUM")
-            with store.write() as db:
-                db.execute("DELETE FROM unscrubbed")
+        store.db.execute("VACUUM")
     until = time.monotonic() + patience
     while not _emptied(store):
         if time.monotonic() > until:

@@ -265,8 +265,6 @@ CREATE TABLE redacted (               -- snapshots that held something forgotten
     forgetting INTEGER NOT NULL REFERENCES forgettings(id),
     PRIMARY KEY (snapshot_id, forgetting)
 ) STRICT, WITHOUT ROWID;
--- A row: this database was written without secure_delete, so its free pages may hold old text.
-CREATE TABLE unscrubbed (id INTEGER PRIMARY KEY) STRICT;
 """
 
 
@@ -274,4 +272,3 @@ CREATE TABLE unscrubbed (id INTEGER PRIMARY KEY) STRICT;
 def m041_forgotten(db: Database) -> None:
     """What was forgotten: wishes, the ids that they cover, and the snapshots that held them. No text."""
     db.executescript(_FORGOTTEN)
-    db.execute("INSERT INTO unscrubbed SELECT 1 FROM prompts LIMIT 1")

@@ -98,13 +98,18 @@ def snapshot_path(folder: Path, snapshot_id: str) -> Path:
     path = folder / f"{snapshot_id}.jsonl"
     named = len(snapshot_id) == 64 and snapshot_id.isalnum()
     if named and (folder / f"{snapshot_id}{REDACTED}").exists():
-        raise Conflict(
-            "Feedback of this run was deleted by the person who gave it, so the run cannot go on: start a new one with "
-            "`thumbwise train`."
-        )
+        raise redacted()
     if not (named and path.is_file()):
         raise NotFound(f"There is no snapshot {snapshot_id[:64]!r}.")
     return path
+
+
+def redacted() -> Conflict:
+    """The refusal of a run whose snapshot was redacted."""
+    return Conflict(
+        "Feedback that this run was given was deleted by the person who gave it, so the run cannot go on: start a new "
+        "one with `thumbwise train`."
+    )
 
 
 def _private(name: str, flags: int) -> int:

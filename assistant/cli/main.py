@@ -20,6 +20,7 @@ COMMANDS = {
     "train": ("thumbwise.cli.train", "Train on the votes so far, and swap the result in if it passes its gates."),
     "rehearse": ("thumbwise.cli.rehearse", "Run the whole loop on simulated people: a dry run, and the benchmark."),
     "policies": ("thumbwise.cli.policies", "List, promote and roll back policy versions."),
+    "feedback": ("thumbwise.cli.feedback", "Forget what somebody said."),
     "users": ("thumbwise.cli.users", "Make, invite, list and delete accounts, and change what they may do."),
     "audit": ("thumbwise.cli.audit", "Print the audit log: logins, and changes of accounts, keys and versions."),
     "keys": ("thumbwise.cli.keys", "Make, list and revoke API keys."),

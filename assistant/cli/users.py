@@ -25,7 +25,9 @@ from thumbwise.accounts.users import Users
 from thumbwise.cli.client import call, database
 from thumbwise.home import Home, running_url
 from thumbwise.printed import minute, print_table
+from thumbwise.serving.forgetting import Forgetting
 from thumbwise.settings import Settings
+from thumbwise.versions.record import Versions
 
 _ROLE = click.Choice(ROLES)
 
@@ -186,7 +188,8 @@ def _people(home: Home) -> Iterator[People]:
     with database(home) as store:
         accounts = Users(store)
         Sessions(store, accounts, settings.accounts.session_days)
-        yield People(settings, accounts, Links(store), Keys(store))
+        forget = Forgetting(home, store, Versions(store)).forget_person
+        yield People(settings, accounts, Links(store), Keys(store), forget)
 
 
 def _change(name: str, what: str) -> None:

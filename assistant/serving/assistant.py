@@ -35,6 +35,7 @@ from thumbwise.feedback.store import Store
 from thumbwise.metrics import Metrics
 from thumbwise.plugin_host.deciding import in_background
 from thumbwise.plugin_host.manager import PluginManager
+from thumbwise.serving.forgetting import Forgetting
 from thumbwise.serving.schedule import Schedule
 from thumbwise.serving.who import Who
 from thumbwise.settings.values import seconds_of, urls_of
@@ -78,6 +79,7 @@ class Assistant:
         if cut:
             log.info("%d replies were cut off when the assistant last stopped and are marked failed", cut)
         self.versions = Versions(self.store)
+        self.forgetting = Forgetting(home, self.store, self.versions)
         self.keys = Keys(self.store)
         self.users = Users(self.store)
         self.sessions = Sessions(self.store, self.users, settings.accounts.session_days)
@@ -87,7 +89,7 @@ class Assistant:
         self.audit = Audit(self.store)
         self.entry = Entry(settings, self.users, self.sessions, self.links)
         self.consents = Consents(self.store, lambda db, actor, user, given: record(db, actor, "consent", user, **given))
-        self.people = People(settings, self.users, self.links, self.keys)
+        self.people = People(settings, self.users, self.links, self.keys, self.forgetting.forget_person)
         secret = home.cookie_secret()
         self.identities = Identities(self.store, self.users)
         self.oidc = _provider(settings, secret)
@@ -116,6 +118,7 @@ class Assistant:
         """Start to prepare the model and the engine in the background. Returns at once."""
         self._starting = asyncio.create_task(self._start_engine())
         self.spawn(self._review())
+        self.spawn(self.forgetting.run())
         if self.schedule is not None:
             self.spawn(self.schedule.run())
 
@@ -189,6 +192,7 @@ class Assistant:
         if self.engine is not None:
             await self.engine.stop()
         self.entry.close()
+        await asyncio.to_thread(self.forgetting.close)
         await asyncio.to_thread(self.store.close)  # writes what still waits to be written
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -29,16 +29,18 @@ from thumbwise.faults import fault_point
 from thumbwise.feedback import forget, redaction
 from thumbwise.feedback.snapshot import remove_unfinished
 from thumbwise.names import RUN_RECORD
+from thumbwise.versions.states import State
 
 if TYPE_CHECKING:
     from thumbwise.accounts.principal import Actor
+    from thumbwise.accounts.users import Users
     from thumbwise.feedback.forget import Kind, Wish
     from thumbwise.feedback.store import Store
     from thumbwise.home import Home
     from thumbwise.versions.record import Versions
 
 log = logging.getLogger(__name__)
-AGAIN_SECONDS = 10.0
+AGAIN_SECONDS = 60.0
 """Between two attempts to finish."""
 KEPT_OF_RUNS = {RUN_RECORD, "result.json", "metrics.jsonl", "health.json", "curves.png", "lineage.json", "lock"}
 """Files of a run that hold numbers and ids only. All else may hold text, or weights that learned from it."""
@@ -68,6 +70,7 @@ class Forgetting:
     def __init__(self, home: Home, store: Store, versions: Versions) -> None:
         self.home, self.store, self.versions = home, store, versions
         self._one = threading.Lock()
+        self._scrubbed: set[int] = set()  # wishes whose bytes are no longer in the database's files
 
     async def person(self, user: str, actor: Actor) -> Forgotten:
         """Forget all that a user said, and names below it."""
@@ -85,18 +88,30 @@ class Forgetting:
         """Forget all that a user said, and names below it. Blocks."""
         return self._forget("person", user, told=lambda db: record(db, actor, "feedback.forget", user))
 
-    def refuse_unknown(self, user: str) -> None:
-        """Raise NotFound for a user who said nothing that is still here."""
-        if not forget.known(self.store, user):
+    def forget_named(self, name: str, users: Users, actor: Actor) -> Forgotten:
+        """Forget all that somebody said, by the name or id of an account, or the user of rows. Raises NotFound."""
+        account = users.find(name) or users.named(name)
+        user = account.id if account else name
+        if account is None and not forget.known(self.store, user):
             raise NotFound(
-                f"Nothing is stored that {user[:64]!r} said. Give the name or the id of an account, or local."
+                f"Nothing is stored that {name[:64]!r} said: give the name or the id of an account, or `local`."
             )
+        return self.forget_person(user, actor)
 
     def _forget(self, kind: Kind, user: str, target: str = "", told: forget.Told | None = None) -> Forgotten:
         wish = forget.forget(self.store, kind, user, target, told)
-        finished = self.finish()
+        try:
+            finished = self.finish()
+        except Exception:  # the wish is stored: `run` goes on with it, when there is room on the disk
+            log.exception("what somebody wants to be forgotten could not be removed everywhere yet")
+            finished = False
         rows = self.store.rows("SELECT count(*) AS n FROM redacted WHERE forgetting = ?", [wish.id])
-        return Forgotten(wish.own, rows[0]["n"], self.versions.learned_from_wish(wish.id), finished)
+        return Forgotten(wish.own, rows[0]["n"], self.versions.learned.from_wish(wish.id), finished)
+
+    def close(self) -> None:
+        """Wait for the work in progress."""
+        with self._one:
+            pass
 
     # -- files ---------------------------------------------------------------------------------------
 
@@ -113,17 +128,26 @@ class Forgetting:
     def finish(self) -> bool:
         """Remove from all files what people want to be forgotten; returns whether nothing of it is left."""
         with self._one:
-            ended = [self._finish(wish) for wish in forget.unfinished(self.store)]
-        return all(ended)
+            wishes = forget.unfinished(self.store)
+            free = [wish for wish in wishes if self._removed(wish)]
+            ids = {wish.id for wish in wishes}
+            if not ids <= self._scrubbed:  # this takes long, and a job may hold up a wish for hours
+                if not forget.scrub(self.store):
+                    return False
+                self._scrubbed |= ids
+            forget.done(self.store, free)
+        return len(free) == len(wishes)
 
-    def _finish(self, wish: Wish) -> bool:
+    def _removed(self, wish: Wish) -> bool:
+        """Remove it from snapshots and runs; returns False while a job still works on it."""
         snapshots = self.home.snapshots
         with self.store.exporting:  # a snapshot that is being written began before the rows were tombstones
             remove_unfinished(snapshots)
             found = redaction.holding(snapshots, wish.covers)
         found |= {_snapshot_of(folder) for folder in self._runs() if _holds(folder, wish.covers)}
         forget.note_redacted(self.store, wish, found)
-        self.versions.void_runs(found, VOID)
+        for version in self.versions.runs.void(found, VOID):
+            self.versions.set_state(version, State.REJECTED, VOID)
         fault_point("forget_noted")
         for snapshot_id in sorted(found):
             redaction.redact(snapshots, snapshot_id, wish.covers)
@@ -132,10 +156,7 @@ class Forgetting:
         # A job may have begun meanwhile. It has its folder's lock before it fetches a snapshot, and no longer gets one.
         free = [_cleaned(folder) for folder in self._runs() if _snapshot_of(folder) in ids]
         fault_point("forget_files")
-        if not (forget.scrub(self.store) and all(free)):
-            return False
-        forget.done(self.store, wish)
-        return forget.scrub(self.store)
+        return all(free)
 
     def _runs(self) -> list[Path]:
         return sorted(path.parent for path in self.home.runs.glob(f"*/{RUN_RECORD}"))

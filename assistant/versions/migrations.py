@@ -121,3 +121,19 @@ def m010_from_where(db: Database) -> None:
 def m020_actor(db: Database) -> None:
     """Who moved the pointer; of older moves nobody knows."""
     db.executescript("ALTER TABLE pointer_log ADD COLUMN actor TEXT NOT NULL DEFAULT '';")
+
+
+@migrations()
+def m030_lineage(db: Database) -> None:
+    """What each run learned from. Ids and weights only."""
+    db.executescript("""
+        CREATE TABLE lineage (
+            run_id TEXT NOT NULL REFERENCES runs(id),
+            feedback_id TEXT NOT NULL,    -- feedback(id); of a prompt, the id of the reply whose prompt it is
+            kind TEXT NOT NULL CHECK (kind IN ('vote', 'demonstration', 'prompt')),
+            weight REAL NOT NULL,         -- its final weight; 0: it was looked at and had no part
+            PRIMARY KEY (run_id, feedback_id, kind)
+        ) STRICT, WITHOUT ROWID;
+        CREATE INDEX lineage_item ON lineage (feedback_id);
+        ALTER TABLE runs ADD COLUMN learned INTEGER;  -- items in lineage; NULL until the run has sent all of them
+    """)

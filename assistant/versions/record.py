@@ -23,6 +23,7 @@ from thumbwise.faults import fault_point
 from thumbwise.feedback.records import LOCAL_USER, new_id, now_ns
 from thumbwise.feedback.store import Store
 from thumbwise.names import BASE
+from thumbwise.versions.learned import Learned
 from thumbwise.versions.migrations import migrations
 from thumbwise.versions.runs import Runs
 from thumbwise.versions.states import State, before
@@ -104,6 +105,7 @@ class Versions:
         store.migrate(migrations)
         self._record = self._read()
         self.runs = Runs(store)
+        self.learned = Learned(store, lambda: self._record.versions)
 
     def _read(self) -> _Record:
         rows = self.store.rows
@@ -258,6 +260,10 @@ class Versions:
     def was_stable(self, version: str) -> bool:
         """Whether the version is stable, or ever was."""
         return version in self._record.promoted_from
+
+    def must_begin_at_base(self) -> bool:
+        """Whether stable, or a version that it began from, learned from something that was forgotten since. Blocks."""
+        return self.stable() in self.learned.from_forgotten()
 
     def log(self, limit: int = 50) -> list[dict[str, Any]]:
         """The pointer's last moves, newest first."""

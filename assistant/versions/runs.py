@@ -7,8 +7,10 @@ table is for the next process. The table is made in `thumbwise.versions.migratio
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,9 +18,11 @@ from sqlite_utils import Database
 
 from thumbwise.errors import Conflict, NotFound
 from thumbwise.feedback.records import new_id, now_ns
+from thumbwise.feedback.snapshot import redacted
 from thumbwise.feedback.store import Store
 
 LEASE_SECONDS = 120.0
+_REDACTED = "SELECT 1 FROM runs r JOIN redacted d ON d.snapshot_id = r.snapshot_id WHERE true"
 Outcome = Literal["promoted", "rejected", "too_little_data", "failed"]
 
 
@@ -93,6 +97,8 @@ class Runs:
             answer = {"lease": None, "version": made[0]["version"] if made else None, **found[0]}
             if answer["outcome"] not in (None, "failed"):
                 return answer
+            if list(db.query(f"{_REDACTED} AND r.id = ?", [run_id])):
+                raise redacted()
             self._end_others(db, run_id)
             lease = secrets.token_urlsafe(18)
             db.execute(
@@ -124,6 +130,19 @@ class Runs:
                         "UPDATE runs SET outcome='failed', reason=?, ended_at=? WHERE id=?", [reason, now_ns(), run_id]
                     )
 
+    def void(self, snapshot_ids: Collection[str], reason: str) -> list[str]:
+        """End the unended runs on these snapshots as failed, so that none publishes; returns their candidates."""
+        with self.store.write() as db:
+            runs = "SELECT id FROM runs WHERE outcome IS NULL AND snapshot_id IN (SELECT value FROM json_each(?))"
+            ids = json.dumps([row["id"] for row in db.query(runs, [json.dumps(list(snapshot_ids))])])
+            made = "SELECT version FROM policies WHERE run_id IN (SELECT value FROM json_each(?))"
+            found = [str(row["version"]) for row in db.query(made, [ids])]
+            db.execute(
+                "UPDATE runs SET outcome='failed', reason=?, ended_at=? WHERE id IN (SELECT value FROM json_each(?))",
+                [reason, now_ns(), ids],
+            )
+        return found
+
     def renew(self, run_id: str, lease: str, seconds: float) -> None:
         """Extend a run's lease; raises Conflict if the lease is not this run's any more."""
         self.check_lease(lease, run_id)
@@ -138,6 +157,8 @@ class Runs:
         is resumed.
         """
         rows = self.store.rows("SELECT id FROM runs WHERE lease=? AND outcome IS NULL", [lease])
+        if not rows and self.store.rows(f"{_REDACTED} AND r.lease = ?", [lease]):
+            raise redacted()
         if not rows or (run_id is not None and rows[0]["id"] != run_id):
             raise Conflict(
                 "This run's lease is not valid any more, and its result is refused: `thumbwise train --resume` goes on "
