@@ -240,10 +240,32 @@ def test_every_file_that_asks_the_database_is_looked_at_here() -> None:
         for path in folder.rglob("*.py")
         if re.search(r"(?:store|db|self)\.(?:rows|query|execute)\(", path.read_text())
     }
-    accounts = ("attempts", "audit", "entry", "identities", "keys", "links", "migrations", "sessions", "users")
+    accounts = (
+        "passwords/attempts",
+        "audit",
+        "entry",
+        "identities",
+        "keys",
+        "links",
+        "migrations",
+        "sessions",
+        "users",
+    )
     versions = ("canary", "learned", "migrations", "record", "runs")
-    ours = ("adoption", "consent", "forget", "migrations", "prompts", "reception", "snapshot", "store", "writer")
+    ours = (
+        "adoption",
+        "consent",
+        "forget",
+        "migrations",
+        "mine",
+        "prompts",
+        "reception",
+        "snapshot",
+        "store",
+        "writer",
+    )
     assert asking == {
+        "assistant/account_pages/learned.py",
         "assistant/serving/forgetting.py",
         *(f"assistant/accounts/{name}.py" for name in accounts),
         *(f"assistant/versions/{name}.py" for name in versions),
