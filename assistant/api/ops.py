@@ -239,7 +239,9 @@ def _add_policies(api: APIRouter, assistant: Assistant) -> None:
 
 def _add_backup(api: APIRouter, assistant: Assistant) -> None:
     @api.post("/backup", status_code=201)
-    async def backup(body: BackupBody) -> dict[str, str]:
+    async def backup(body: BackupBody, principal: Operator) -> dict[str, str]:
+        if principal.via != "token":  # it writes anywhere that the assistant may write
+            raise ThumbwiseError("Only the command line makes backups: `thumbwise backup FILE`.", status=403)
         await asyncio.to_thread(assistant.store.backup, Path(body.path))
         return {"path": body.path}
 
