@@ -33,7 +33,8 @@ def create_api(assistant: Assistant) -> FastAPI:
 
     app = FastAPI(title="Thumbwise", version=__version__, lifespan=lifespan, openapi_url=None)
     app.add_middleware(CORSMiddleware)  # allows nobody; if the parent has one, Gradio does not add its own
-    app.add_middleware(Cookies, browsers=assistant.browsers)
+    if assistant.who.local:  # others are told apart by their accounts
+        app.add_middleware(Cookies, browsers=assistant.browsers)
     app.add_middleware(ConsentFirst, assistant=assistant)
     app.add_middleware(Guard, who=assistant.who)
     responses.install(app)

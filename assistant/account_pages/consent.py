@@ -12,6 +12,7 @@ from starlette.responses import RedirectResponse, Response
 from thumbwise.account_pages.forms import go, local_path, page
 from thumbwise.accounts.principal import principal_of
 from thumbwise.feedback.consent import CLOSING, INTRODUCTION, SWITCHES
+from thumbwise.serving.address import path_of
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -82,7 +83,7 @@ class ConsentFirst:
         await app(scope, receive, send)
 
     def _questions(self, scope: Scope) -> Response | None:
-        if scope["type"] != "http" or scope["method"] != "GET" or scope["path"] not in ASKED_ON:
+        if scope["type"] != "http" or scope["method"] != "GET" or path_of(scope) not in ASKED_ON:
             return None
         account = getattr(scope["state"].get("principal"), "account", None)
         if account is None or self.assistant.consents.of(account).answered:
@@ -90,5 +91,5 @@ class ConsentFirst:
         if "text/html" not in Headers(scope=scope).get("accept", ""):
             return None
         query = scope.get("query_string", b"").decode("latin-1")
-        wanted = urlencode({"next": scope["path"] + (f"?{query}" if query else "")})
+        wanted = urlencode({"next": path_of(scope) + (f"?{query}" if query else "")})
         return RedirectResponse(f"{scope.get('root_path', '')}/consent?{wanted}", 303)

@@ -84,7 +84,7 @@ async def _serve(assistant: Assistant, lock: HomeLock, bound: socket.socket, url
 
     app = create_app(assistant)
     config = uvicorn.Config(
-        app, http=TimedProtocol, log_config=None, access_log=False, timeout_graceful_shutdown=3
+        app, http=TimedProtocol, log_config=None, access_log=False, proxy_headers=False, timeout_graceful_shutdown=3
     )  # the last: see DrainingServer.shutdown
     server = DrainingServer(config, assistant, asyncio.get_running_loop())
     lock.announce(url)

@@ -8,11 +8,12 @@ window.thumbwise = (() => {
   // -- requests -------------------------------------------------------------------------------------
   const named = () => (owner ? { "X-Thumbwise-Account": owner } : {}); // whose page sends it
   const posting = (sent) => ({ method: "POST", headers: { ...named(), "Content-Type": "application/json" }, body: JSON.stringify(sent) });
+  const root = new URL("./", location.href).pathname.slice(0, -1); // both pages are directly below the assistant's address
   const ask = async (path, sent) => {
     const options = sent ? posting(sent) : { headers: named() };
     let answer;
     try {
-      answer = await fetch("/pages" + path, options);
+      answer = await fetch(root + "/pages" + path, options);
     } catch {
       throw new Error("The assistant cannot be reached: try again when it is back.");
     }
@@ -25,7 +26,7 @@ window.thumbwise = (() => {
 
   // Sends something on the way out of a page. Nobody waits for the answer.
   const post = (path, sent) =>
-    fetch("/pages" + path, { ...posting(sent), keepalive: true }).catch(() => {});
+    fetch(root + "/pages" + path, { ...posting(sent), keepalive: true }).catch(() => {});
 
   // The first request of a page, again and again until the server answers.
   const untilAnswered = async (work) => {
@@ -148,7 +149,7 @@ window.thumbwise = (() => {
     // A temporary reply is nowhere but in this stream, so it goes on also while the page is hidden.
     const only = "temporary" in document.body.dataset && document.body.dataset.state === "streaming";
     if (!address || (document.hidden && !only)) return;
-    const mine = (source = new EventSource(owner ? address + (address.includes("?") ? "&" : "?") + "account=" + owner : address));
+    const mine = (source = new EventSource(root + address + (owner ? (address.includes("?") ? "&" : "?") + "account=" + owner : "")));
     const on = (name, handle) => mine.addEventListener(name, (event) => mine === source && handle(JSON.parse(event.data)));
     on("top", top);
     on("frame", (frame) => handlers.frame(frame));
@@ -187,8 +188,7 @@ window.thumbwise = (() => {
     clearTimeout(retry);
     missed = 0;
     keep();
-    const base = new URL("./", location.href).pathname; // both pages are directly below the assistant's address
-    const next = encodeURIComponent(location.pathname.slice(base.length - 1) + location.search);
+    const next = encodeURIComponent(location.pathname.slice(root.length) + location.search);
     // Nothing of a temporary chat is kept when the page is left.
     const how = "temporary" in document.body.dataset
       ? `<a href="login?next=${next}" target="_blank">Log in again in another tab</a>, then come back to this page.`

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from thumbwise.settings.access import Auth
 
 _LINKS = (("/", "Chat"), ("/compare", "Compare"))
+"""Paths and names of the pages. Links are relative, because the assistant may be below a path (`public_url`)."""
 _TITLES = {
     "restarting": "The engine is restarting",
     "failed": "The engine has failed",
@@ -107,10 +108,10 @@ def account_of(request: Request) -> dict[str, Any]:
 def place_top(here: str, auth: Auth) -> None:
     """Place the header of the page at path `here`. The script fills in chip, account menu and banner."""
     links = "".join(
-        f'<a href="{path}"{" aria-current=page" if path == here else ""}>{name}</a>' for path, name in _LINKS
+        f'<a href=".{path}"{" aria-current=page" if path == here else ""}>{name}</a>' for path, name in _LINKS
     )
     with gr.Row(elem_id="tw-top"):
-        html(f'<a class="tw-name" href="/" aria-label="Thumbwise">{THUMB}<b>Thumbwise</b></a>', elem_id="tw-brand")
+        html(f'<a class="tw-name" href="./" aria-label="Thumbwise">{THUMB}<b>Thumbwise</b></a>', elem_id="tw-brand")
         html(f'<nav aria-label="Pages">{links}</nav>', elem_id="tw-nav")
         if here == "/":
             html(elem_id="tw-version")

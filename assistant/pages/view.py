@@ -117,7 +117,7 @@ def status_of(path: Sequence[Reply]) -> tuple[str, str]:
 def list_html(conversations: Iterable[tuple[str, str]]) -> str:
     """Return the list of conversations, as links that also work in a new tab."""
     items = [
-        f'<li><a href="/?c={escape(id_)}" data-open="{escape(id_)}" dir="auto">'
+        f'<li><a href="./?c={escape(id_)}" data-open="{escape(id_)}" dir="auto">'
         f"{escape(title.strip() or 'Untitled')}</a></li>"
         for id_, title in conversations
     ]

@@ -2,7 +2,7 @@
 
 | check | why |
 |---|---|
-| Host is a name of this machine | stops DNS rebinding: other names that resolve to 127.0.0.1 |
+| Host is the name in `public_url`, or loopback from this machine | stops DNS rebinding: other names of our address |
 | Origin is our own, or absent | any web page can make a browser call a local port |
 | a request from another site is a link that a person follows | links to the pages work, and nothing else does |
 
@@ -15,17 +15,18 @@ import hmac
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from thumbwise.errors import NotFound, ThumbwiseError
 from thumbwise.feedback.records import ACCOUNT, LOCAL_USER
-from thumbwise.settings.values import is_loopback
+from thumbwise.serving.address import path_of
 from thumbwise.versions.artifacts import MAX_BYTES, MAX_JSON
 
 if TYPE_CHECKING:
     from starlette.datastructures import Headers
+    from starlette.types import Scope
 
     from thumbwise.feedback.records import Asker
+    from thumbwise.serving.address import Address
 
 SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 API = "/v1/"
@@ -50,15 +51,11 @@ GRADIO_CALLS = {f"{GRADIO}{call}" for call in ("queue/join", "cancel", "reset")}
 """What our pages post to Gradio. Its other routes cannot be removed. One stores uploaded files, others run code."""
 
 
-def refusal(method: str, scheme: str, path: str, headers: Headers) -> ThumbwiseError | None:
-    """Return why a request is refused whoever sends it, or None."""
-    host = headers.get("host", "")
-    try:
-        name = urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        name = ""
-    if not is_loopback(name):
-        return ThumbwiseError("This assistant answers on this machine only: use http://127.0.0.1.", status=403)
+def refusal(scope: Scope, headers: Headers, address: Address) -> ThumbwiseError | None:
+    """Return why a settled request is refused whoever sends it, or None."""
+    method, scheme, path, host = scope["method"], scope["scheme"], path_of(scope), headers.get("host", "")
+    if len(headers.getlist("host")) != 1 or not address.admits(host, scope["state"]["peer"]):
+        return _wrong_host(address)
     if headers.get("origin", f"{scheme}://{host}") != f"{scheme}://{host}" or (
         headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
         and not (method in SAFE_METHODS and _is_link(headers))
@@ -72,6 +69,16 @@ def refusal(method: str, scheme: str, path: str, headers: Headers) -> ThumbwiseE
     if not length.isdigit() or int(length) > body_limit(path):
         return too_large(path)
     return None
+
+
+def _wrong_host(address: Address) -> ThumbwiseError:
+    if address.local:
+        return ThumbwiseError("This assistant answers on this machine only: use http://127.0.0.1.", status=403)
+    if address.name:
+        use = f"use {address.scheme}://{address.host}{address.prefix}. A proxy in front must pass on the Host header."
+    else:
+        use = "as its operator, set `public_url` to the address that people use."
+    return ThumbwiseError(f"This assistant does not answer at this address: {use}", status=403)
 
 
 def _is_link(headers: Headers) -> bool:

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
 
 from thumbwise.errors import ThumbwiseError
+from thumbwise.serving.address import path_of
 from thumbwise.serving.auth import OPS, SAFE_METHODS, body_limit, job_may, refusal, too_large
 from thumbwise.serving.responses import error_response
 
@@ -51,20 +52,23 @@ class Guard:
             await send({"type": "websocket.close"})
             return
         if scope["type"] == "http":
-            send = _with_headers(send)
+            send, scope = _with_headers(send), self.who.address.settle(scope)
             try:
-                principal = self._admitted(scope)
+                principal = await self._admitted(scope)
             except ThumbwiseError as error:
                 await self._refused(error, scope)(scope, receive, send)
                 return
-            scope.setdefault("state", {})["principal"] = principal
-            receive = _limited(receive, scope["path"])
+            scope["state"]["principal"] = principal
+            receive = _limited(receive, path_of(scope))
+            if scope["method"] == "GET" and path_of(scope) == "":  # relative links of a page need the slash
+                await RedirectResponse(f"{scope['path']}/", 308)(scope, receive, send)
+                return
         await self.app(scope, receive, send)
 
-    def _admitted(self, scope: Scope) -> Principal | None:
+    async def _admitted(self, scope: Scope) -> Principal | None:
         """Return who sends a request that may go on; None for nobody, on an open path. Raises the refusal."""
-        headers, method, path = Headers(scope=scope), scope["method"], scope["path"]
-        if (why := refusal(method, scope["scheme"], path, headers)) is not None:
+        method, path = scope["method"], path_of(scope)
+        if (why := refusal(scope, Headers(scope=scope), self.who.address)) is not None:
             raise why
         principal = self.who.find(scope)
         if principal is not None and principal.is_job and not job_may(method, path):
@@ -80,8 +84,8 @@ class Guard:
         headers = Headers(scope=scope)
         if error.code == LOGIN_NEEDED and scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
             query = scope.get("query_string", b"").decode("latin-1")
-            wanted = scope["path"] + (f"?{query}" if query else "")
-            return RedirectResponse(f"/login?{urlencode({'next': wanted})}", 303)
+            wanted = path_of(scope) + (f"?{query}" if query else "")
+            return RedirectResponse(f"{self.who.address.prefix}/login?{urlencode({'next': wanted})}", 303)
         return error_response(error)
 
 

@@ -26,6 +26,7 @@ from thumbwise.accounts.keys import PREFIX
 from thumbwise.accounts.principal import COMMAND_LINE, JOB, Principal, Via
 from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import LOCAL_USER, PROGRAMS, Asker, sha256
+from thumbwise.serving.address import Address, path_of
 from thumbwise.serving.auth import API, METRICS, OPS, bearer, is_token
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Who:
     secret: str
 
     def __post_init__(self) -> None:
+        self.address = Address(self.settings)
         # Browsers send a host's cookies to all its ports: two assistants on one machine need different names.
         self.cookie = f"thumbwise_login_{sha256(self.secret)[:8]}"
         """The name of the login's cookie."""
@@ -63,7 +65,7 @@ class Who:
 
     def find(self, scope: Scope) -> Principal | None:
         """Return who sends a request, or None if nobody is logged in. Raises 401 and 403 for keys."""
-        headers, path = Headers(scope=scope), scope["path"]
+        headers, path = Headers(scope=scope), path_of(scope)
         address = str((scope.get("client") or ("", 0))[0])
         authorization = headers.get("authorization")
         for name, token in ((JOB, self.job_token), (COMMAND_LINE.name, self.operator_token)):
@@ -130,9 +132,8 @@ class Who:
 
     def set_cookie(self, text: str) -> str:
         """The Set-Cookie header of a login; with an empty text it removes the cookie."""
-        secure = "; Secure" if self.settings.public_url.startswith("https:") else ""
         age = KEPT_SECONDS if text else 0  # the server ends a session; the cookie must not end before
-        return f"{self.cookie}={text}; Max-Age={age}; Path=/; HttpOnly; SameSite=Lax{secure}"
+        return f"{self.cookie}={text}; Max-Age={age}; {self.address.cookie()}"
 
 
 def principal(

@@ -18,6 +18,13 @@ RESERVED = {
 """Arguments that we, vLLM or transformers set; operators may not."""
 
 
+OWN_PATHS = {
+    "compare", "config", "consent", "gradio_api", "health", "join", "login", "logout", "me", "metrics", "oidc", "ops",
+    "pages", "password", "pending", "rate", "reset", "setup", "v1",
+}  # fmt: skip
+"""First parts of our own paths. A proxy may take the prefix of `public_url` away or not, so it is none of these."""
+
+
 def seconds_of(text: str) -> float:
     """Seconds of an interval such as `90m`, `24h` or `7d`; raises ValueError for other texts, or below a minute."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
@@ -74,9 +81,12 @@ def public_url(text: str) -> str:
         parts, port_is_right = urlsplit(""), False
     if (
         parts.scheme not in ("http", "https") or not parts.hostname or not port_is_right
-        or parts.query or parts.fragment or parts.username is not None
+        or parts.query or parts.fragment or parts.username is not None or not text.isascii()
+        or not re.fullmatch(r"(/[\w~-][\w.~-]*)*/?", parts.path)
     ):  # fmt: skip
         raise ValueError(f"{text!r} is not an address of a web page: write https://chat.example.org or …/prefix")
+    if (first := parts.path.strip("/").partition("/")[0]) in OWN_PATHS:
+        raise ValueError(f"{text!r} cannot be told from our own page /{first}: take another path")
     return text.rstrip("/")
 
 

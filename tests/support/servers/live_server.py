@@ -47,7 +47,9 @@ def serving(
             prepare(assistant)
         app = create_app(assistant)
         server = uvicorn.Server(
-            uvicorn.Config(app, http=TimedProtocol, log_level="warning", timeout_graceful_shutdown=2)
+            uvicorn.Config(
+                app, http=TimedProtocol, log_level="warning", proxy_headers=False, timeout_graceful_shutdown=2
+            )
         )
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])), daemon=True)
         thread.start()
