@@ -30,8 +30,15 @@ def link(site: Site, kind: Any, role: Any = "user") -> str:
     return f"/{page}?link={site.assistant.links.make(kind, role, COMMAND_LINE)}"
 
 
+def consent(page: Page) -> None:
+    """Answer the page that asks before the first chat: all three."""
+    for name in ("Keep my chats", "Learn from my votes", "Learn from my text"):
+        page.get_by_label(name).check()
+    page.get_by_role("button", name="Save and go on").click()
+
+
 def join(site: Site, path: str, name: str, **context: Any) -> Page:
-    """Open a link and fill in its form, up to the chat page."""
+    """Open a link, fill in its form, and consent, up to the chat page."""
     page = site.open(path, state=None, **context)
     expect(page.get_by_label("Name")).to_be_focused()
     picture(page, f"{path.partition('?')[0].strip('/')}-{name}")
@@ -39,6 +46,7 @@ def join(site: Site, path: str, name: str, **context: Any) -> Page:
     page.get_by_label("Password", exact=True).fill(PASSWORD)
     page.get_by_label("Password again").fill(PASSWORD)
     page.get_by_role("button", name="Make the account").click()
+    consent(page)
     return page
 
 
@@ -221,6 +229,7 @@ def test_sign_up_waits_for_approval(team_site: Site, monkeypatch: pytest.MonkeyP
     page.goto(f"{site.url}/compare")
     expect(page.get_by_role("heading", name="An operator must approve")).to_be_visible()
     site.assistant.users.set_state(site.assistant.users.get("ann").id, "active", COMMAND_LINE)
+    consent(page)
     site.wait(page, "idle")
     assert page.url.startswith(f"{site.url}/compare")
 
