@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from thumbwise.accounts import links
 from thumbwise.accounts.audit import iso, record
 from thumbwise.accounts.principal import COMMAND_LINE
+from thumbwise.errors import Conflict
 from thumbwise.feedback import adoption
 
 if TYPE_CHECKING:
@@ -58,10 +59,12 @@ class People:
 
     def invite(self, role: Role, actor: Actor) -> str:
         """Return the text of a link by which somebody makes an account with this role."""
+        self._require_passwords()
         return self.links.make("invite", role, actor)
 
     def reset(self, who: str, actor: Actor) -> str:
         """Return the text of a link that sets a new password. Until it is used the old one works."""
+        self._require_passwords()
         account = self.users.get(who)
         return self.links.make("reset", account.role, actor, account.id)
 
@@ -110,6 +113,10 @@ class People:
         if self.settings.auth != "accounts" or self.users.has_operator():
             return None
         return self.links.make("setup", "operator", COMMAND_LINE)
+
+    def _require_passwords(self) -> None:
+        if self.settings.auth == "proxy":
+            raise Conflict("Links set passwords, and here the proxy logs people in (setting `auth`): change it there.")
 
     def address(self, own: str, kind: links.Kind, text: str) -> str:
         """Return the address of a link, below `public_url` if that is set, otherwise below the assistant's `own`."""

@@ -185,7 +185,10 @@ class Users:
 
         def work(db: Database) -> None:
             db.table("users").update(_present(db, account.id), values)
-            if values != {"state": "active"}:  # a link that an operator made must not outlive the operator's role
+            if values not in (
+                {"state": "active"},
+                {"role": "operator"},
+            ):  # invitations end with the role
                 db.execute("DELETE FROM links WHERE made_by = ? AND used_at IS NULL", [account.id])
             if values == {"state": "disabled"}:
                 _end_ways_in(db, account.id)

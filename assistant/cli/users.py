@@ -82,6 +82,7 @@ def create(name: str, role: str, password_stdin: bool) -> None:
             account, text = people.create(name, cast(Role, role), COMMAND_LINE, hashed)
             name, link = account.name, text and _address(people, "reset", text)
     click.echo(f"The account {name} is made, with the role {role}.")
+    _warn_in_local(home)
     if link:
         click.echo(f"It has no password yet. This link sets one, once, within a day:\n{link}")
 
@@ -93,9 +94,10 @@ def invite(role: str) -> None:
     home = Home.find()
     if url := running_url(home):
         click.echo(call(home, url, "POST", "/ops/api/users/invitations", json={"role": role})["link"])
-        return
-    with _people(home) as people:
-        click.echo(_address(people, "invite", people.invite(cast(Role, role), COMMAND_LINE)))
+    else:
+        with _people(home) as people:
+            click.echo(_address(people, "invite", people.invite(cast(Role, role), COMMAND_LINE)))
+    _warn_in_local(home)
 
 
 @users.command()
@@ -108,9 +110,10 @@ def reset(name: str) -> None:
     home = Home.find()
     if url := running_url(home):
         click.echo(call(home, url, "POST", _path(name, "reset"))["link"])
-        return
-    with _people(home) as people:
-        click.echo(_address(people, "reset", people.reset(name, COMMAND_LINE)))
+    else:
+        with _people(home) as people:
+            click.echo(_address(people, "reset", people.reset(name, COMMAND_LINE)))
+    _warn_in_local(home)
 
 
 @users.command()
@@ -190,6 +193,12 @@ def _people(home: Home) -> Iterator[People]:
         Sessions(store, accounts, settings.accounts.session_days)
         forget = Forgetting(home, store, Versions(store)).forget_person
         yield People(settings, accounts, Links(store), Keys(store), forget)
+
+
+def _warn_in_local(home: Home) -> None:
+    """Say on stderr, because stdout may be read by a program, that accounts do not count yet."""
+    if Settings.load(home).auth == "local":
+        click.echo("Accounts and links count once the setting `auth` is `accounts`.", err=True)
 
 
 def _change(name: str, what: str) -> None:

@@ -227,3 +227,14 @@ async def test_a_setup_link_is_made_only_while_there_is_no_operator(tmp_path: Pa
         assert people.setup_link() is None
     async with team(tmp_path / "other", auth="local") as here:
         assert here.assistant.people.setup_link() is None
+
+
+async def test_where_a_proxy_logs_people_in_there_are_no_links(tmp_path: Path) -> None:
+    async with team(tmp_path, auth="proxy", proxy={"peers": "127.0.0.1"}) as here:
+        people = here.assistant.people
+        assert people.setup_link() is None
+        account, link = people.create("boss", "operator", COMMAND_LINE)
+        assert (account.has_password, link) == (False, None)
+        for make in (lambda: people.invite("user", COMMAND_LINE), lambda: people.reset("boss", COMMAND_LINE)):
+            with pytest.raises(Conflict, match="the proxy logs people in"):
+                make()

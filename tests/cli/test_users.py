@@ -104,3 +104,16 @@ def test_names_with_odd_characters_are_reached(home: Home) -> None:
             said("users", "create", name)
             said("users", "role", name, "reviewer")
             assert listed()[name]["role"] == "reviewer"
+
+
+def test_before_auth_is_set_the_commands_say_that_accounts_do_not_count_yet(home: Home) -> None:
+    for arguments in (
+        ("users", "create", "boss", "--role", "operator"),
+        ("users", "invite"),
+        ("users", "reset", "boss"),
+    ):
+        done = run(*arguments)
+        assert done.exit_code == 0
+        assert "once the setting `auth` is `accounts`" in done.stderr
+        assert "`auth`" not in done.stdout
+    assert not home.config.exists()
