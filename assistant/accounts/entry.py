@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from sqlite_utils import Database
 
     from thumbwise.accounts.links import Kind, Link, Links
-    from thumbwise.accounts.principal import Principal
+    from thumbwise.accounts.principal import Principal, Role
     from thumbwise.accounts.sessions import Sessions
-    from thumbwise.accounts.users import Account, Users
+    from thumbwise.accounts.users import Account, State, Users
     from thumbwise.settings import Settings
 
 
@@ -73,13 +73,14 @@ class Entry:
         With `approval` the account is pending: it is logged in, and may only see that it waits.
         """
         self._require_accounts()
+        role: Role = "user"
+        state: State = "active"
         if link:
-            role, state = (await self.link(link, "invite", address)).role, "active"
+            role = (await self.link(link, "invite", address)).role
         elif self.settings.accounts.sign_up == "closed":
             raise ThumbwiseError("Accounts are made by invitation: ask an operator for a link.", status=403)
         else:
             async with self.attempts.attempt("", address):  # each counts, so nobody makes thousands
-                role = "user"
                 state = "pending" if self.settings.accounts.sign_up == "approval" else "active"
         hashed = await self._hash(name, password)
 

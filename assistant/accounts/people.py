@@ -97,7 +97,8 @@ class People:
 
     def adopt(self, who: str, actor: Actor) -> dict[str, int]:
         """Give an account the chats, votes and API keys of `local`; returns how many of each."""
-        account, moved = self.users.get(who), {}
+        account = self.users.get(who)
+        moved: dict[str, int] = {}
 
         def work(db: Database) -> None:
             names = self.keys.adopt(db, account.id, actor)

@@ -136,7 +136,7 @@ class Users:
         *,
         state: State = "active",
         password: str | None = None,
-        also: Callable[[Database, str], None] = lambda db, user_id: None,
+        also: Callable[[Database, str], object] = lambda db, user_id: None,
     ) -> Account:
         """Make an account; `password` is its argon2 hash. Raises ThumbwiseError (name) or Conflict (taken).
 
