@@ -108,7 +108,8 @@ class Prompt:
     """A conversation that waits for its reply. `group` (a topic, or the prompt's hash) is never split.
 
     `person` asked it, under the name `user`. Both are empty for prompts that ship with Thumbwise or come from a file.
-    The reply may have `max_tokens` tokens (None: the run's `max_tokens`).
+    The reply may have `max_tokens` tokens (None: the run's `max_tokens`). `id` is that of the reply that a person got
+    to it first.
     """
 
     messages: tuple[Message, ...]
@@ -116,6 +117,7 @@ class Prompt:
     person: str = ""
     user: str = ""
     max_tokens: int | None = None
+    id: str = ""
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,9 @@ class FitReport:
     model fitted only to earlier votes in other conversations. `foretold_error` is its standard error. Later votes
     change none of it, so looking each night does not make a false alarm likelier. None: the model cannot say. The gate
     `rm_accuracy` tests `foretold` if it is there.
+
+    `weights` is the final weight of each vote, by its id. Votes that are not in it had no part. Empty: all votes had a
+    weight of 1.
     """
 
     accuracy: float
@@ -243,6 +248,7 @@ class FitReport:
     foretold: float | None = None
     foretold_votes: int = 0
     foretold_error: float = 0.5
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 class RewardModel(Protocol):

@@ -47,7 +47,7 @@ ON_REPLIES = f"""
     WHERE f.kind IN ('thumb', 'comment', 'edit') AND r.state = 'done' AND r.training ORDER BY f.seq
 """
 PROMPTS = """
-    SELECT r.user_id, r.person, r.created_at, p.messages
+    SELECT r.id, r.user_id, r.person, r.created_at, p.messages
     FROM replies r CROSS JOIN prompts p ON p.sha256 = r.prompt_sha256
     WHERE r.state = 'done' AND r.training AND NOT EXISTS (
         SELECT 1 FROM replies o WHERE o.prompt_sha256 = r.prompt_sha256 AND o.user_id = r.user_id
@@ -133,7 +133,7 @@ def _lines(db: Database) -> Iterator[dict[str, Any]]:
         if not allowed.text(row["user_id"]):
             continue
         day = datetime.fromtimestamp(row["created_at"] / 1e9, UTC).date().isoformat()
-        yield {"type": "prompt", "day": day, **_whose(row), **_prompt(row)}
+        yield {"type": "prompt", "id": row["id"], "day": day, **_whose(row), **_prompt(row)}
 
 
 def _may(allowed: Allowed, row: dict[str, Any]) -> bool:

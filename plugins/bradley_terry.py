@@ -141,6 +141,9 @@ class BradleyTerry:
         votes = votes.reweighted(trust[votes.rater])
         prior, others = self._choose(views, votes, seed + 1)
         votes = votes.with_others(others)
+        weights = dict.fromkeys(votes.when, 0.0)
+        for id_, weight in zip(votes.when, votes.weight.tolist(), strict=True):  # of a ranking all pairs
+            weights[id_] += weight
         view, smoothing = views[prior.last_share], self.train.rm_label_smoothing
         scaled = prior.of(view.features)
         head = fit_head(scaled, votes, prior.l2, smoothing)
@@ -164,7 +167,7 @@ class BradleyTerry:
             "doubted": {votes.names[n]: int(votes.counts[n]) for n in np.flatnonzero(trust < DOUBTED)},
         }  # fmt: skip
         self.details |= fitted.details
-        return replace(fitted, details=dict(self.details))
+        return replace(fitted, details=dict(self.details), weights=weights)
 
     def score(self, samples: Sequence[Sample]) -> Scores:
         """Value and deviation (over the bootstrapped heads) of each sample; NaN for an empty response."""

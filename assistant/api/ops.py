@@ -27,10 +27,15 @@ from thumbwise.feedback.snapshot import snapshot_path, take_snapshot
 from thumbwise.serving.guard import operator
 from thumbwise.versions import artifacts
 from thumbwise.versions.found import highest
+from thumbwise.versions.lineage import Kind
 from thumbwise.versions.runs import LEASE_SECONDS, Outcome
 
 if TYPE_CHECKING:
     from thumbwise.serving.assistant import Assistant
+
+
+MAX_ITEMS = 10_000
+"""The most items in one batch of a run's lineage."""
 
 
 class _Body(BaseModel):
@@ -49,6 +54,14 @@ class FinishBody(_Body):
     lease: str
     outcome: Outcome
     reason: str = ""
+
+
+class LineageBody(_Body):
+    """A batch of what a run learned from: (id, kind, weight). The last batch has the `total` number of items."""
+
+    lease: str
+    items: list[tuple[str, Kind, float]] = Field(max_length=MAX_ITEMS)
+    total: int | None = Field(None, ge=0)
 
 
 class PromoteBody(_Body):
@@ -133,6 +146,7 @@ def _add_runs(api: APIRouter, assistant: Assistant) -> None:
             "lease_seconds": LEASE_SECONDS,
             "snapshot_id": snapshot_id,
             "stable": versions.stable(),
+            "begin_at_base": await in_thread(versions.must_begin_at_base),
             "model": assistant.settings.model,
             "base_digest": assistant.model.digest,
             "max_tokens": assistant.settings.max_tokens,
@@ -147,6 +161,12 @@ def _add_runs(api: APIRouter, assistant: Assistant) -> None:
     async def heartbeat(run_id: str, body: LeaseBody) -> dict[str, float]:
         await in_thread(runs.renew, run_id, body.lease, LEASE_SECONDS)
         return {"expires_in": LEASE_SECONDS}
+
+    @api.post("/runs/{run_id}/lineage")
+    async def lineage(run_id: str, body: LineageBody) -> dict[str, int]:
+        await in_thread(runs.check_lease, body.lease, run_id)
+        await in_thread(versions.lineage.record, run_id, body.items, body.total)
+        return {"items": len(body.items)}
 
     @api.post("/runs/{run_id}/finish")
     async def finish(run_id: str, body: FinishBody) -> dict[str, str]:

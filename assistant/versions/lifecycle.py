@@ -90,6 +90,7 @@ class Policies:
             self.metrics.rejections.inc()
             raise
         self.versions.runs.check_name(run_id, version, manifest["number"])
+        self.versions.lineage.check(run_id)
         artifacts.write(self.home.policies, version, files)
         self.versions.stage(manifest, run_id)
 

@@ -24,6 +24,7 @@ from thumbwise.feedback.records import LOCAL_USER, new_id, now_ns
 from thumbwise.feedback.store import Store
 from thumbwise.names import BASE
 from thumbwise.versions.learned import Learned
+from thumbwise.versions.lineage import Lineage
 from thumbwise.versions.migrations import migrations
 from thumbwise.versions.runs import Runs
 from thumbwise.versions.states import State, before
@@ -106,6 +107,7 @@ class Versions:
         self._record = self._read()
         self.runs = Runs(store)
         self.learned = Learned(store, lambda: self._record.versions)
+        self.lineage = Lineage(store)
 
     def _read(self) -> _Record:
         rows = self.store.rows

@@ -251,7 +251,7 @@ def test_every_file_that_asks_the_database_is_looked_at_here() -> None:
         "sessions",
         "users",
     )
-    versions = ("canary", "learned", "migrations", "record", "runs")
+    versions = ("canary", "learned", "lineage", "migrations", "record", "runs")
     ours = (
         "adoption",
         "consent",

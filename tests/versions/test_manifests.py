@@ -42,6 +42,7 @@ def test_a_manifest_with_a_value_of_another_kind_is_refused_and_the_right_one_ta
     world: World, change: Change
 ) -> None:
     run = world.versions.runs.begin("s", 60)
+    world.versions.lineage.record(run.id, [], 0)
     version, spoiled = candidate(run.number, change=change)
     with pytest.raises(ThumbwiseError, match=r"The adapter is refused: .*manifest\.json") as refused:
         world.policies.receive(version, spoiled, run.lease)

@@ -151,7 +151,8 @@ def parse(data: bytes) -> Snapshot:
                 if row["text"].strip():  # older versions accepted blank ones; they teach nothing
                     demonstrations.append(Demonstration(*_by(row), messages, row["text"], person=_person(row)))
             elif row["type"] == "prompt":
-                prompts.setdefault(_key(messages), Prompt(messages, row["group"], _person(row), row["user"]))
+                asked = Prompt(messages, row["group"], _person(row), row["user"], id=row.get("id", ""))
+                prompts.setdefault(_key(messages), asked)
                 days += [date.fromisoformat(row["day"])] if "day" in row else []
         except (ValueError, KeyError, TypeError) as error:
             raise ThumbwiseError(

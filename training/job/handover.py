@@ -14,6 +14,8 @@ from thumbwise.training.data.prompts import keep_prompts, seed_prompts
 from thumbwise.training.data.snapshot import Snapshot
 from thumbwise.training.evaluation.diagnostics import diagnose, draw_curves
 from thumbwise.training.evaluation.metrics import MetricsLog
+from thumbwise.training.job.initial_policy import AT_BASE
+from thumbwise.training.job.lineage import kept_lineage
 from thumbwise.training.job.requirements import doubted_sentence
 from thumbwise.training.policy.ptx import keep_file
 from thumbwise.training.run.candidate import Candidate, adapter_files, make_candidate, make_probes
@@ -90,7 +92,7 @@ def hand_over(work: Work, candidate: Candidate, metrics: dict[str, Any], reports
     work.progress.stage("handing over")
     work.lease.check()
     version = candidate.version
-    work.client.publish(work.given, version, candidate.files)
+    work.client.publish(work.given, version, candidate.files, kept_lineage(work))
     fault_point("published")
     failed = [report for report in reports if not report.passed]
     outcome: Literal["promoted", "rejected"] = "rejected"
@@ -105,4 +107,6 @@ def hand_over(work: Work, candidate: Candidate, metrics: dict[str, Any], reports
             if error.status not in (409, 422):
                 raise
             reason = str(error)
+    if work.given.begin_at_base and work.settings.train.begin == "stable":
+        reason += f" {AT_BASE}"
     return TrainResult(outcome, reason, work.given.run_id, version, metrics, reports)

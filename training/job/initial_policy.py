@@ -20,6 +20,10 @@ from thumbwise.training.run.folders import read_json, write_json
 from thumbwise.training.run.work import Work, seed_all
 
 STABLE = "stable"
+AT_BASE = (
+    "The round began at the base, because stable, or a version that it began from, learned from something that was "
+    "forgotten since."
+)
 SFT, SFT_WEIGHTS = "sft.json", "sft.safetensors"
 
 

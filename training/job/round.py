@@ -19,8 +19,9 @@ from thumbwise.training.data.snapshot import Snapshot
 from thumbwise.training.evaluation.evaluate import Interview, Replies, figures, gather_evidence
 from thumbwise.training.evaluation.selection import select
 from thumbwise.training.job.handover import hand_over, keep_candidate, kept_candidate, show_health
-from thumbwise.training.job.initial_policy import fetch_stable, run_sft, start_policy
+from thumbwise.training.job.initial_policy import AT_BASE, fetch_stable, run_sft, start_policy
 from thumbwise.training.job.inputs import fetch_snapshot, open_model
+from thumbwise.training.job.lineage import tell_lineage
 from thumbwise.training.job.policy_training import earlier_policies, train_policy
 from thumbwise.training.job.requirements import choose_algorithm, too_few_votes
 from thumbwise.training.job.reward_fitting import ends_aimed_at, fit_reward
@@ -41,6 +42,8 @@ class Round(Work):
             return TrainResult("too_little_data", reason, self.given.run_id)
         self.algorithm, why = choose_algorithm(self.algorithm, snapshot.telling(train, self.sampling))
         self.progress.say(why)
+        if self.given.begin_at_base and train.begin == "stable":
+            self.progress.say(AT_BASE)
         if train.ptx and self.algorithm != "ppo":
             self.progress.say(f"The setting train.ptx (and --ptx) is PPO's: {self.algorithm} does without it.")
         kept = kept_candidate(self)
@@ -58,6 +61,7 @@ class Round(Work):
         adapter = start_policy(self, context.backbone, folder)
         run_sft(self, context, snapshot)
         model, fit, usual = fit_reward(self, context, snapshot)
+        tell_lineage(self, context, snapshot, fit)
         fault_point("reward_model")
         if isinstance(model, OffersValue):
             context = replace(context, value=model.value_init())

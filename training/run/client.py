@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +22,8 @@ from thumbwise.errors import Conflict, ThumbwiseError
 
 WAITS = (2.0, 10.0, 30.0, 60.0, 60.0)
 """Seconds before each repetition of a call during a restart: vLLM takes a minute or two, with a large model."""
+BATCH = 2000
+"""Items of a run's lineage that are sent at once."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Run:
     max_tokens: int
     temperature: float
     lease_seconds: float
+    begin_at_base: bool = False
+    """Whether stable, or a version it began from, learned from something that was forgotten since."""
 
 
 class OpsClient:
@@ -64,7 +68,7 @@ class OpsClient:
     def begin(self) -> Run:
         """Register a run. Raises Conflict while another run holds the lease."""
         given = self._call("POST", "/runs").json()
-        return Run(**{name: given[name] for name in Run.__dataclass_fields__})
+        return Run(**{name: given[name] for name in Run.__dataclass_fields__ if name in given})
 
     def resume(self, run: Run) -> dict[str, Any]:
         """Take up a run again: {"lease", "outcome", "reason", "version"}. `outcome` is None if there is none yet.
@@ -90,6 +94,14 @@ class OpsClient:
         """Renew the run's lease. Raises Conflict if it is lost."""
         self._call("POST", f"/runs/{run.run_id}/heartbeat", json={"lease": run.lease})
 
+    def tell_lineage(self, run: Run, items: Sequence[tuple[str, str, float]]) -> None:
+        """Say what the run learned from: (id, kind, weight). Without this nothing can be published."""
+        path, last = f"/runs/{run.run_id}/lineage", (max(len(items), 1) - 1) // BATCH
+        for number in range(last + 1):
+            batch = items[number * BATCH : (number + 1) * BATCH]
+            body = {"lease": run.lease, "items": batch, "total": len(items) if number == last else None}
+            self._call("POST", path, json=body, repeat=True)
+
     def finish(self, run: Run, outcome: str, reason: str) -> None:
         """Say how the run ended, which releases the lease."""
         body = {"lease": run.lease, "outcome": outcome, "reason": reason}
@@ -99,8 +111,11 @@ class OpsClient:
         """One file of a policy version."""
         return self._call("GET", f"/policies/{version}/files/{name}", repeat=True).content
 
-    def publish(self, run: Run, version: str, files: Mapping[str, bytes]) -> None:
-        """Hand over a candidate's files (by file name). The assistant validates and writes them."""
+    def publish(
+        self, run: Run, version: str, files: Mapping[str, bytes], learned: Sequence[tuple[str, str, float]] = ()
+    ) -> None:
+        """Hand over a candidate's files (by file name), and what it learned from. The assistant validates both."""
+        self.tell_lineage(run, learned)
         parts = {name.rpartition(".")[0]: (name, data) for name, data in files.items()}
         headers = {"X-Thumbwise-Lease": run.lease}
         self._call("PUT", f"/policies/{version}", files=parts, headers=headers, repeat=True)

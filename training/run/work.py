@@ -40,7 +40,8 @@ class Work:
     @property
     def begun_from(self) -> str:
         """The version that the policy starts as a copy of. The KL is to it (before any SFT)."""
-        return self.given.stable if self.settings.train.begin == "stable" else BASE
+        begin = "base" if self.given.begin_at_base else self.settings.train.begin
+        return self.given.stable if begin == "stable" else BASE
 
     @property
     def sampling(self) -> Sampling:

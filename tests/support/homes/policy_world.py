@@ -74,6 +74,7 @@ class World:
         run = self.versions.runs.begin("s", 60)
         version, files = candidate(run.number)
         assert run.number == number
+        self.versions.lineage.record(run.id, [], 0)
         self.policies.receive(version, files, run.lease)
         self.versions.runs.end(run.id, run.lease, "promoted", "")
         self.engine.logprobs[version] = TRAINER

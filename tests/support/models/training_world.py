@@ -67,7 +67,7 @@ def make_snapshot(
         common = {"user": f"u{n % 7}", "group": group, "prompt": prompt}
         lines.append(_line("comparison", id=f"v{n}", choice=choice, strength=1, **sides, **common))
         if n % 4 == 0:
-            lines.append(_line("prompt", user=f"u{n % 7}", group=group, prompt=prompt))
+            lines.append(_line("prompt", id=f"p{n}", user=f"u{n % 7}", group=group, prompt=prompt))
             lines.append(
                 _line("thumb", id=f"t{n}", user="u1", group=group, prompt=prompt, up=True, reply=reply(f"q{n}", 0.9))
             )
@@ -99,6 +99,9 @@ class FakeAssistant:
     lease_lost: bool = False
     lease: int = 1
     log: list[str] = field(default_factory=list)
+    begin_at_base: bool = False
+    learned: dict[str, dict[tuple[str, str], float]] = field(default_factory=dict)
+    whole: bool = False
 
     def answer(self, request: httpx.Request) -> httpx.Response:
         if request.headers.get("authorization") != "Bearer secret":
@@ -127,6 +130,10 @@ class FakeAssistant:
             return self._error(409, "This run's lease is not valid any more.") if self.lease_lost else self._ok({})
         if path.endswith("/finish"):
             self.finished.append(body)
+        elif path.endswith("/lineage"):
+            told = self.learned.setdefault(path.split("/")[2], {})
+            told |= {(id_, kind): weight for id_, kind, weight in body["items"]}
+            self.whole = body["total"] == len(told)
         elif path.endswith("/promote"):
             if self.promotion != 200:
                 return self._error(self.promotion, "It answers like the base model.")
@@ -144,6 +151,7 @@ class FakeAssistant:
             "lease_seconds": self.lease_seconds,
             "snapshot_id": hashlib.sha256(self.snapshot).hexdigest(), "stable": self.stable, "model": "tiny",
             "base_digest": self.digest, "max_tokens": self.max_tokens, "temperature": 0.7,
+            "begin_at_base": self.begin_at_base,
         }  # fmt: skip
         return httpx.Response(201, json=run)
 
@@ -158,6 +166,7 @@ class FakeAssistant:
 
     def _receive(self, version: str, request: httpx.Request) -> httpx.Response:
         assert request.headers["x-thumbwise-lease"] == f"lease-{self.lease}"
+        assert self.whole, "nothing is published before the run has said what it learned from"
         found: dict[str, bytes] = {}
         names: list[str] = []
 

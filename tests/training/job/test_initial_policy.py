@@ -141,3 +141,17 @@ def test_another_scale_or_a_larger_rank_of_the_settings_changes_nothing_at_first
             weight += 0.1
     backbone.freeze_reference()  # as after SFT: the reference moves on
     assert torch.equal(backbone.next_logprobs(ids, FROZEN), backbone.next_logprobs(ids, POLICY))
+
+
+def test_where_stable_learned_from_something_forgotten_the_round_begins_at_the_base_and_says_why(
+    tmp_path: Path, model: Path, first: FakeAssistant
+) -> None:
+    assistant = again(first)
+    assistant.begin_at_base = True
+    result = train(tmp_path, model, assistant, OPEN, begin="stable", iterations=1)
+    assert result.outcome == "promoted", result.reason
+    made = manifest(assistant, result.version)
+    assert (made["parent"], made["stable"]) == (BASE, first.stable)
+    assert "base_kl" not in result.metrics
+    assert "began at the base" in result.reason
+    assert "was forgotten since" in result.reason
