@@ -41,7 +41,7 @@ METRICS = "/metrics"
 _VERSION = r"policies/[^/]+"
 _JOB = re.compile(
     rf"GET {OPS}(policies|{_VERSION}/files/[^/]+|snapshots/[^/]+)|PUT {OPS}{_VERSION}|(GET|HEAD) {METRICS}"
-    rf"|POST {OPS}(runs|runs/[^/]+/(resume|heartbeat|finish)|snapshots|{_VERSION}/(promote|reject))"
+    rf"|POST {OPS}(runs|runs/[^/]+/(resume|heartbeat|lineage|finish)|snapshots|{_VERSION}/(promote|reject))"
 )
 """What the job's token opens. A promotion also needs the lease of a run: see `thumbwise.api.ops`."""
 
