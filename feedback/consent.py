@@ -149,5 +149,5 @@ class Allowed:
 
 
 def _consent(row: dict[str, Any]) -> Consent:
-    switches = (bool(row[name]) for name in SWITCHES)
-    return Consent(*switches, terms=row["terms"], at=row["at"])
+    votes, text = bool(row["use_votes"]), bool(row["use_text"])
+    return Consent(bool(row["keep_chats"]), votes, text, row["terms"], row["at"])

@@ -20,6 +20,7 @@ from thumbwise.feedback.records import MAX_DRAFTS
 
 if TYPE_CHECKING:
     from thumbwise.contracts import Message
+    from thumbwise.feedback.consent import Consents
     from thumbwise.feedback.records import Asker
     from thumbwise.plugin_host.manager import PluginManager
     from thumbwise.versions.lifecycle import Policies
@@ -38,8 +39,11 @@ class Opened:
 class Comparisons:
     """Makes comparisons and generates their drafts."""
 
-    def __init__(self, conversations: Conversations, policies: Policies, plugins: PluginManager) -> None:
+    def __init__(
+        self, conversations: Conversations, policies: Policies, plugins: PluginManager, consents: Consents
+    ) -> None:
         self.conversations = conversations
+        self.consents = consents
         self.policies = policies
         self.plugins = plugins
         self.rng = random.SystemRandom()
@@ -47,8 +51,16 @@ class Comparisons:
     async def open(
         self, asker: Asker, messages: Sequence[Message], k: int, max_tokens: int | None, source: str
     ) -> Opened:
-        """Draw versions and sides, and commit them. Nothing is generated yet."""
+        """Draw versions and sides, and commit them. Nothing is generated yet.
+
+        Raises ThumbwiseError (403) for people whose chats may not be stored: a vote needs the drafts that it is on.
+        """
         check_messages(messages)
+        if not self.consents.of(asker.user).keep_chats:
+            raise ThumbwiseError(
+                "Two replies are compared by a vote, and a vote needs them stored: allow `Keep my chats` in My data.",
+                status=403, code="consent_needed",
+            )  # fmt: skip
         if not 2 <= k <= MAX_DRAFTS:
             raise ThumbwiseError(f"k must be 2 to {MAX_DRAFTS} drafts.")
         self.conversations.require_engine()

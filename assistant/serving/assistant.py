@@ -103,7 +103,7 @@ class Assistant:
         self.conversations = Conversations(
             self.store, self.policies, settings, self.metrics, self.admission, self.require_engine
         )
-        self.comparisons = Comparisons(self.conversations, self.policies, self.plugins)
+        self.comparisons = Comparisons(self.conversations, self.policies, self.plugins, self.consents)
         every = settings.train_every
         self.schedule = (
             Schedule(home, seconds_of(every), self.versions.runs, lambda: self.status().ready) if every else None

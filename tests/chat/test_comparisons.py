@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import FakeEngineClient, asker
+from team import team
 
 from thumbwise.engine.client import Chunk
+from thumbwise.errors import ThumbwiseError
+from thumbwise.feedback.records import Asker
 from thumbwise.serving.assistant import Assistant
 
 ASK = [{"role": "user", "content": "Hello?"}]
@@ -66,3 +70,12 @@ async def test_the_metrics_tell_nobody_who_writes_a_draft(http, assistant) -> No
     found = [line for line in (await http.get("/metrics")).text.splitlines() if line not in metrics.splitlines()]
     assert any("thumbwise_tokens_total" in line for line in found)
     assert not [line for line in found if "policy-" in line]
+
+
+async def test_who_does_not_let_chats_be_kept_gets_no_comparison_and_nothing_is_stored(tmp_path: Path) -> None:
+    async with team(tmp_path) as here:
+        ann = here.account("ann", consent=False)
+        asker, comparisons = Asker(ann.id, ann.id), here.assistant.comparisons
+        with pytest.raises(ThumbwiseError, match="Keep my chats"):
+            await comparisons.open(asker, [{"role": "user", "content": "Hello"}], 2, None, "api")
+        assert await here.assistant.store.run(here.assistant.store.rows, "SELECT * FROM comparisons") == []

@@ -5,105 +5,25 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from stored import SAMPLING
+from forgetful import agree, begin_run, files_with, make_version, opened, promote, say
 from team import Team, team
 
 from thumbwise.accounts.principal import COMMAND_LINE
-from thumbwise.contracts import Message
 from thumbwise.errors import Conflict, NotFound
 from thumbwise.feedback import forget
-from thumbwise.feedback.consent import Consents
-from thumbwise.feedback.records import Asker, FeedbackRequest
-from thumbwise.feedback.snapshot import take_snapshot
-from thumbwise.feedback.store import Store
-from thumbwise.home import Home
 from thumbwise.names import BASE
 from thumbwise.serving.forgetting import KEPT_OF_RUNS, Forgetting
-from thumbwise.versions.record import Versions
 from thumbwise.versions.states import State
 
 ANN, BEN = "usr_ann", "usr_ben"
 POINTS = ("forget_committed", "forget_noted", "snapshot_redacted", "run_cleaned", "forget_files")
-
-
-@contextmanager
-def opened(root: Path) -> Iterator[Forgetting]:
-    """A home without an assistant."""
-    home = Home.find(root)
-    with closing(Store(home.database)) as store:
-        yield Forgetting(home, store, Versions(store))
-
-
-def say(store: Store, user: str, text: str) -> list[str]:
-    """A chat with a thumb and a correction, with `text` in all of it; the ids of the feedback."""
-    who = Asker(user, user)
-    chat = store.start_conversation(user, f"title {text}")
-    question: list[Message] = [{"role": "user", "content": f"question {text}"}]
-    message = store.start_reply(who, question, BASE, SAMPLING, conversation_id=chat)
-    done = {"finish_reason": "stop", "prompt_ids": [1], "response_ids": [2]}
-    store.finish_reply(message, "done", text=f"answer {text}", **done)
-    votes = (("thumb", "up"), ("edit", {"text": f"better {text}"}))
-    requests = [FeedbackRequest(kind=kind, message_id=message, value=value) for kind, value in votes]
-    return [store.add_feedback(who, f"{text} {n}", request)[0] for n, request in enumerate(requests)]
-
-
-def agree(store: Store, *users: str) -> None:
-    for user in users:
-        Consents(store).give(user, keep_chats=True, use_votes=True, use_text=True)
-
-
-def begin_run(parts: Forgetting) -> tuple[str, str, Path]:
-    """A run with its folder as a job leaves it: id, lease and folder."""
-    home, runs = parts.home, parts.versions.runs
-    snapshot_id = take_snapshot(parts.store, home.snapshots)
-    run = runs.begin(snapshot_id, 60)
-    folder = home.runs / run.id
-    (folder / "checkpoints" / "checkpoint-000001").mkdir(parents=True)
-    (folder / "checkpoints" / "checkpoint-000001" / "tensors.safetensors").write_bytes(b"weights")
-    (folder / "run.json").write_text(json.dumps({"given": {"snapshot_id": snapshot_id, "run_id": run.id}}))
-    (folder / "snapshot.jsonl").write_bytes((home.snapshots / f"{snapshot_id}.jsonl").read_bytes())
-    (folder / "error.log").write_text("KeyError: 'MARKANN'")
-    (folder / "reward_model.json").write_text("{}")
-    (folder / "metrics.jsonl").write_text('{"kl": 1}\n')
-    return run.id, run.lease, folder
-
-
-def make_version(parts: Forgetting, run_id: str, parent: str, learned: dict[str, float] | None = None) -> str:
-    """A version that a run made; `learned` is its lineage, None where none was recorded yet."""
-    with parts.store.write() as db:
-        (run,) = db.query("SELECT number, snapshot_id FROM runs WHERE id = ?", [run_id])
-        for item, weight in (learned or {}).items():
-            db.execute("INSERT INTO lineage VALUES (?, ?, 'vote', ?)", [run_id, item, weight])
-        if learned is not None:
-            db.execute("UPDATE runs SET learned = ? WHERE id = ?", [len(learned), run_id])
-    name = f"policy-{run['number']:04d}-0123456789ab"
-    manifest = {
-        "version": name, "number": run["number"], "parent": parent, "algorithm": "ppo", "created_at": "",
-        "snapshot_id": run["snapshot_id"], "n_labels": 1, "metrics": {},
-    }  # fmt: skip
-    parts.versions.stage(manifest, run_id)
-    return name
-
-
-def promote(parts: Forgetting, run_id: str, lease: str, version: str) -> None:
-    parts.versions.move_pointer("promote", version, parts.versions.stable(), "passed")
-    parts.versions.runs.end(run_id, lease, "promoted", "")
-
-
-def files_with(root: Path, mark: bytes) -> list[str]:
-    """The files below a folder whose bytes hold a mark."""
-    found = (path for path in root.rglob("*") if path.is_file() and mark in path.read_bytes())
-    return sorted(str(path.relative_to(root)) for path in found)
 
 
 # --- everywhere -----------------------------------------------------------------------------------------
@@ -266,89 +186,7 @@ def test_after_a_kill_anywhere_the_wish_is_finished_or_was_never_taken(tmp_path:
         assert len(parts.store.conversations(BEN, 9)) == 1
         assert parts.versions.learned.from_user(ANN) == [version]
         with pytest.raises(Conflict):
-            parts.versions.runs.resume(run_id, 60) if point == "" else parts.versions.runs.check_lease(lease)
-
-
-# --- any history ----------------------------------------------------------------------------------------
-
-
-def history(parts: Forgetting, rng: random.Random, people: list[str]) -> None:
-    """Chats, comparisons, votes, snapshots and runs in any order, with each person's mark in all that it says."""
-    store = parts.store
-    for step in range(60):
-        user, deed = rng.choice(people), rng.randrange(10)
-        mark, who = f"MARK{user}MARK {step} " * rng.choice([1, 20, 400]), Asker(user, user)
-        question: list[Message] = [{"role": "user", "content": rng.choice([mark, "a question of all"])}]
-        if deed < 6:
-            chat = store.start_conversation(user, mark) if deed < 3 else None
-            message = store.start_reply(who, question, BASE, SAMPLING, conversation_id=chat)
-            state = rng.choice(["done", "done", "done", "stopped", "failed"])
-            text = mark if state == "done" else rng.choice([mark, ""])
-            store.finish_reply(
-                message, state, text=text, finish_reason="stop", prompt_ids=[1], response_ids=[2], error=mark
-            )  # fmt: skip
-            if state == "done":
-                for kind, value in (("comment", {"text": mark}), ("edit", {"text": mark}), ("thumb", "up")):
-                    if rng.random() < 0.5:
-                        request = FeedbackRequest(kind=kind, message_id=message, value=value)  # type: ignore[arg-type]
-                        store.add_feedback(who, f"{rng.random()} {mark[:99]}", request)
-        elif deed < 8:
-            compared, drafts = store.start_comparison(who, question, [BASE, BASE], SAMPLING, "page")
-            for draft in drafts:
-                done = {"finish_reason": "stop", "prompt_ids": [1], "response_ids": [2]}
-                store.finish_reply(draft, "done", text=mark, **done)
-            request = FeedbackRequest(kind="pair", comparison_id=compared, value={"choice": "left"})
-            store.add_feedback(who, f"{rng.random()} {mark[:99]}", request)
-        elif deed == 8:
-            take_snapshot(store, parts.home.snapshots)
-        else:
-            run_id, lease, folder = begin_run(parts)
-            parts.versions.runs.end(run_id, lease, "failed", "")
-            (folder / "error.log").unlink()
-
-
-def of_others(parts: Forgetting, user: str) -> list[Any]:
-    """What is stored of everybody but one, in the database and in snapshots."""
-    tables = ("conversations", "replies", "comparisons", "feedback")
-    rows = [
-        row
-        for table in tables
-        for row in parts.store.rows(f"SELECT * FROM {table} ORDER BY id")
-        if row["user_id"].partition("/")[0] not in (user, "usr_forgotten")
-    ]
-    asked = sorted({row["prompt_sha256"] for row in rows if "prompt_sha256" in row})
-    prompts = parts.store.rows(
-        "SELECT * FROM prompts WHERE sha256 IN (SELECT value FROM json_each(?))", [json.dumps(asked)]
-    )
-    lines = sorted(
-        line
-        for path in parts.home.snapshots.iterdir()
-        for line in path.read_bytes().splitlines()
-        if json.loads(line).get("user", user).partition("/")[0] != user
-    )
-    return [rows, sorted(map(str, prompts)), lines]
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_whatever_was_said_one_is_forgotten_and_the_others_stay(tmp_path: Path, seed: int) -> None:
-    rng = random.Random(seed)
-    with opened(tmp_path) as parts:
-        people = ["usr_a", "usr_a/below", "usr_b", "usr_c", "local"]
-        agree(parts.store, "usr_a", "usr_b", "usr_c")
-        history(parts, rng, people)
-        if rng.random() < 0.5:  # some wishes before
-            chats = parts.store.conversations("usr_b", 99)
-            for chat, _ in chats[:1]:
-                parts._forget("chat", "usr_b", chat)
-            history(parts, rng, people)
-        before = of_others(parts, "usr_a")
-        done = parts.forget_person("usr_a", COMMAND_LINE)
-        assert done.finished
-        assert files_with(tmp_path, b"MARKusr_a") == []
-        assert of_others(parts, "usr_a") == before
-        assert parts.store.rows("PRAGMA foreign_key_check") == []
-        assert forget.unfinished(parts.store) == []
-        assert files_with(tmp_path, b"MARKusr_b") != []
+            parts.versions.runs.check_lease(lease)
 
 
 # --- with an assistant ----------------------------------------------------------------------------------
@@ -379,6 +217,25 @@ async def test_an_operator_has_somebody_forgotten_by_name_and_nobody_else_may(he
     assert files_with(tmp_path, b"MARKANN") == []
     (entry,) = await assistant.store.run(assistant.audit.entries, 9, action="feedback.forget")
     assert (entry["actor"], entry["target"], entry["detail"]) == (ops.id, ann.id, {})
+
+
+async def test_a_job_that_asks_for_its_snapshot_or_to_go_on_gets_the_sentence(here: Team) -> None:
+    assistant = here.assistant
+    await assistant.store.run(agree, assistant.store, ANN)
+    await assistant.store.run(say, assistant.store, ANN, "MARKANN")
+    run_id, lease, folder = await assistant.store.run(begin_run, assistant.forgetting)
+    snapshot_id = json.loads((folder / "run.json").read_text())["given"]["snapshot_id"]
+    await assistant.forgetting.person(ANN, COMMAND_LINE)
+    body = {"lease": lease}
+    async with here.client() as client:
+        client.headers["Authorization"] = f"Bearer {assistant.token}"
+        for answer in (
+            await client.get(f"/ops/api/snapshots/{snapshot_id}"),
+            await client.post(f"/ops/api/runs/{run_id}/heartbeat", json=body),
+            await client.post(f"/ops/api/runs/{run_id}/resume"),
+        ):
+            assert answer.status_code == 409
+            assert "start a new one with `thumbwise train`" in answer.json()["error"]["message"]
 
 
 async def test_an_owner_has_a_chat_and_a_vote_forgotten_and_nobody_else(here: Team) -> None:
