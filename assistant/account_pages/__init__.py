@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse
 
-from thumbwise.account_pages import consent, joining, login, oidc
+from thumbwise.account_pages import consent, joining, login, me, oidc
 from thumbwise.account_pages.forms import go
 
 if TYPE_CHECKING:
@@ -17,8 +17,9 @@ PATHS = ("/login", "/logout", "/pending", "/password", "/setup", "/join", "/rese
 
 
 def routes(assistant: Assistant) -> APIRouter:
-    """Return the routes of these pages. Without accounts (`local`) they all lead to the chat."""
+    """Return the routes of these pages. Without accounts (`local`) all but `/me` lead to the chat."""
     router = APIRouter(include_in_schema=False)
+    me.add_routes(router, assistant)
     consent.add_routes(router, assistant)
     oidc.add_routes(router, assistant)
     if assistant.who.local:

@@ -80,8 +80,8 @@ async def _zip(assistant: Assistant, principal: Principal) -> AsyncIterator[byte
 
 def _lists(assistant: Assistant, principal: Principal) -> Iterator[tuple[str, Iterator[Rows]]]:
     store, user = assistant.store, principal.asker.user
-    yield "account", iter([_account(assistant, principal)])
-    yield "consents", iter([mine.consents(store, user)])
+    yield "account", (_account(assistant, principal) for _ in range(1))  # read when it is asked for, in a thread
+    yield "consents", (mine.consents(store, user) for _ in range(1))
     for name in mine.FILES:
         batches = mine.export(store, user, name)
         yield name, (_with_use(assistant, batches) if name in ("votes", "comments") else batches)
@@ -104,9 +104,14 @@ def _with_use(assistant: Assistant, batches: Iterator[Rows]) -> Iterator[Rows]:
 
 def _line(row: dict[str, Any]) -> bytes:
     at = {key: _iso(value) for key, value in row.items() if key in _TIMES and value is not None}
-    return json.dumps(row | at, ensure_ascii=False).encode(errors="replace") + b"\n"
+    text = json.dumps(row | at, ensure_ascii=False)
+    for end in _LINE_ENDS:
+        text = text.replace(end, f"\\u{ord(end):04x}")
+    return text.encode(errors="replace") + b"\n"
 
 
+_LINE_ENDS = "\x85\u2028\u2029"
+"""Some readers end a line at these, which JSON does not escape."""
 _TIMES = ("created_at", "asked_at", "seen_at", "at")
 
 
