@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +21,15 @@ _USES = f"""
         count(DISTINCT CASE WHEN l.kind <> 'prompt' THEN l.feedback_id END) AS votes,
         count(DISTINCT CASE WHEN l.kind = 'prompt' THEN l.feedback_id END) AS questions
     FROM lineage l JOIN policies p ON p.run_id = l.run_id
-    WHERE l.weight > 0 AND (l.feedback_id IN (SELECT id FROM feedback t WHERE {OWN.format("t")})
+    WHERE l.weight <> 0 AND (l.feedback_id IN (SELECT id FROM feedback t WHERE {OWN.format("t")})
         OR l.kind = 'prompt' AND l.feedback_id IN (SELECT id FROM replies t WHERE {OWN.format("t")}))
     GROUP BY p.version ORDER BY p.number DESC LIMIT {_SHOWN}
 """
 """The newest versions that something of a user went into. A weight of 0 means that a vote had no part."""
+_USED_IN = """
+    SELECT DISTINCT l.feedback_id, p.version FROM lineage l JOIN policies p ON p.run_id = l.run_id
+    WHERE l.weight <> 0 AND l.feedback_id IN (SELECT value FROM json_each(?)) ORDER BY p.number
+"""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,12 @@ def uses(assistant: Assistant, user: str) -> list[Use]:
     return [Use(row["version"], row["votes"], row["questions"], *_share(assistant, row["version"])) for row in rows]
 
 
+def others(assistant: Assistant, user: str, known: Sequence[Use]) -> list[str]:
+    """The other versions that learned from this user: from what was deleted since, or as a copy of such a version."""
+    named = {use.version for use in known}
+    return [version for version in assistant.versions.learned.from_user(user) if version not in named][-_SHOWN:]
+
+
 def _share(assistant: Assistant, version: str) -> tuple[float | None, float]:
     judged = preferred(assistant.store, version)
     people = [person for person, _ in judged]
@@ -72,7 +83,7 @@ def _share(assistant: Assistant, version: str) -> tuple[float | None, float]:
 def used_in(assistant: Assistant, ids: Sequence[str]) -> dict[str, list[str]]:
     """By id, the versions that learned from these votes, oldest first. Blocks."""
     found: defaultdict[str, list[str]] = defaultdict(list)
-    for use in assistant.versions.lineage.of_items(ids):
-        if use.version and use.weight > 0 and use.version not in found[use.feedback_id]:
-            found[use.feedback_id].append(use.version)
+    with assistant.store.reading() as db:
+        for row in db.query(_USED_IN, [json.dumps(list(ids))]):
+            found[row["feedback_id"]].append(row["version"])
     return dict(found)

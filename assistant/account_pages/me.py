@@ -6,6 +6,7 @@ sends is looked up among their own rows. In `local` the page shows the chats and
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +16,10 @@ from starlette.responses import Response
 from thumbwise.account_pages import consent
 from thumbwise.account_pages.exported import download
 from thumbwise.account_pages.forms import go, page
-from thumbwise.account_pages.learned import uses
+from thumbwise.account_pages.learned import others, uses
 from thumbwise.account_pages.mydata import chat_rows, key_rows, session_rows, vote_rows, when
 from thumbwise.accounts.principal import Principal, principal_of
-from thumbwise.errors import Conflict, NotFound, ThumbwiseError
+from thumbwise.errors import NotFound, ThumbwiseError
 from thumbwise.feedback import mine
 from thumbwise.feedback.records import Asker, FeedbackRequest, new_id
 
@@ -53,12 +54,14 @@ class MyData:
 
     def _values(self, principal: Principal, chats: int, votes: int) -> dict[str, Any]:
         user, assistant = principal.asker.user, self.assistant
+        learned = uses(assistant, user)
         account = assistant.users.find(principal.account) if principal.account else None
         found_chats = mine.chats(self.store, user, chats, PAGE + 1)
         found_votes = mine.votes(self.store, user, votes, PAGE + 1)
         return {
             "account": account, "since": when(account.created_at)[:10] if account else "",
-            "counts": mine.counts(self.store, user), "uses": [str(use) for use in uses(assistant, user)],
+            "counts": mine.counts(self.store, user), "uses": [str(use) for use in learned],
+            "others": others(assistant, user, learned),
             "chats": chat_rows(found_chats[:PAGE]),
             "votes": vote_rows(assistant, found_votes[:PAGE], account is not None),
             "more_chats": found_chats[PAGE - 1].asked_at if len(found_chats) > PAGE else 0,
@@ -103,18 +106,12 @@ class MyData:
     async def delete_everything(self, principal: Principal, name: str) -> None:
         """Delete all chats and votes."""
         self._sure(principal, name)
-        await self.assistant.forgetting.person(principal.account, principal.actor)
+        await self.assistant.forgetting.person(principal.account or "", principal.actor)
 
     async def delete_account(self, principal: Principal, name: str) -> None:
         """Delete all chats and votes, and then the account. Raises Conflict for the last operator."""
         self._sure(principal, name)
-        operators = [
-            each.id for each in self.assistant.users.all() if each.role == "operator" and each.state == "active"
-        ]
-        if operators == [principal.account]:
-            raise Conflict(f"{principal.name} is the last operator: make another one first.")
-        await self.assistant.forgetting.person(principal.account, principal.actor)
-        await self.store.run(self.assistant.users.delete, principal.account or "", principal.actor)
+        await asyncio.to_thread(self.assistant.people.delete, principal.account or "", principal.actor)
 
     @staticmethod
     def _sure(principal: Principal, name: str) -> None:

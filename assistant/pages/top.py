@@ -26,7 +26,10 @@ _TITLES = {
     "failed": "The engine has failed",
     "stopped": "The engine is stopped",
 }
-_HERE = "Chats and votes of this machine’s users are stored here, on this machine, and used for training."
+_HERE = (
+    "Chats and votes of this machine’s users are stored here, on this machine, and used for training: "
+    '<a href="me">My data</a>.'
+)
 _YOURS = 'You choose what is kept of your chats and votes, and whether training uses it: <a href="me">My data</a>.'
 
 
