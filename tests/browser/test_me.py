@@ -150,8 +150,9 @@ def test_on_a_phone(site: Site, scheme: str) -> None:
     expect(page.get_by_test_id("toast-text")).to_contain_text("Saved")
     page.goto(site.url + "/me")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    small = "[...document.querySelectorAll('button, a.button, label.check')].filter(e => e.offsetParent && e.offsetHeight < 44)"
-    assert page.evaluate(f"{small}.map(e => e.textContent)") == []
+    controls = "[...document.querySelectorAll('button, a.button, label.check')]"
+    small = "filter((each) => each.offsetParent && each.offsetHeight < 44).map((each) => each.textContent)"
+    assert page.evaluate(f"{controls}.{small}") == []
     picture(page, f"me-phone-{scheme}")
     page.evaluate("scrollTo(0, document.body.scrollHeight)")
     picture(page, f"me-phone-end-{scheme}")
