@@ -48,19 +48,22 @@ class Joining:
             said = "There is an operator already: log in, or ask for an invitation."
             return page("account", 409, form=False, error=said, **_WORDS[kind])
         closed = self.assistant.settings.accounts.sign_up == "closed"
+        name = ""
         try:
             if link or kind != "invite" or closed:
-                await self._link(request, kind, link)
+                name = await self._link(request, kind, link)
         except ThumbwiseError as error:
             return refused("account", error, form=False, **_WORDS[kind])
-        return page("account", **await self._values(kind, link))
+        return page("account", **self._values(kind, link, name))
 
-    async def _link(self, request: Request, kind: Kind, link: str) -> None:
+    async def _link(self, request: Request, kind: Kind, link: str) -> str:
+        """Return the name of the account whose password a link resets; empty for the other kinds."""
         if not link and kind == "invite":
             raise ThumbwiseError("Accounts are made by invitation: ask an operator for a link.", status=403)
-        await self.assistant.entry.link(link, kind, address_of(request))
+        found = await self.assistant.entry.link(link, kind, address_of(request))
+        return self.assistant.users.get(found.user_id).name if found.user_id else ""
 
-    async def _values(self, kind: Kind, link: str, name: str = "") -> dict[str, Any]:
+    def _values(self, kind: Kind, link: str, name: str = "") -> dict[str, Any]:
         words = dict(_WORDS[kind])
         if kind == "invite" and not link and self.assistant.settings.accounts.sign_up == "approval":
             words["lead"] = f"{words['lead']} {_WAITS}"
@@ -89,7 +92,7 @@ class Joining:
                 cookie = await entry.reset(link, password, address)
         except ThumbwiseError as error:
             taken = error.status == 409 and kind == "invite"
-            return refused("account", error, "name" if taken else field, **await self._values(kind, link, name))
+            return refused("account", error, "name" if taken else field, **self._values(kind, link, name))
         if who is not None and who.session:
             await entry.logout(who)  # the new cookie replaces this session's
         return go(request, "/", self.assistant.who.set_cookie(cookie))

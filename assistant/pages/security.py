@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from thumbwise.accounts.principal import principal_of
 from thumbwise.errors import ThumbwiseError
+from thumbwise.serving.guard import LOGIN_NEEDED
 
 if TYPE_CHECKING:
     from thumbwise.serving.assistant import Assistant
@@ -56,10 +57,6 @@ class PageHeaders:
 def middleware() -> list[Middleware]:
     """Return the middleware for the FastAPI application that Gradio makes."""
     return [Middleware(PageHeaders)]
-
-
-LOGIN_NEEDED = "login_needed"
-"""The code by which the scripts see that the login has ended; the guard sends it too."""
 
 
 def same_person(request: Request) -> None:

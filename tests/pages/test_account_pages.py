@@ -235,7 +235,9 @@ async def test_a_reset_link_sets_a_password(tmp_path: Path) -> None:
     async with team(tmp_path) as here, here.client() as client:
         ann = here.account("ann")
         link = here.assistant.links.make("reset", "user", COMMAND_LINE, ann.id)
-        assert 'autocomplete="new-password"' in (await client.get("/reset", params={"link": link})).text
+        form = (await client.get("/reset", params={"link": link})).text
+        assert 'autocomplete="new-password"' in form
+        assert 'value="ann" autocomplete="username"' in form  # for password managers
         data = {"link": link, "password": PASSWORD, "again": PASSWORD}
         assert (await client.post("/reset", data=data)).status_code == 303
         assert (await client.get("/pages/chat")).status_code == 200
