@@ -58,7 +58,16 @@ async def test_a_right_answer_logs_in(there: TinyProvider) -> None:
     assert asked["redirect_uri"] == CALLBACK
     assert asked["code_challenge_method"] == "S256"
     assert asked["scope"] == "openid profile email"
+    (form,) = there.forms
+    assert (form["client_id"], form["client_secret"], form["redirect_uri"]) == ("thumbwise", "s3cret", CALLBACK)
     assert len({asked["state"], asked["nonce"], asked["code_challenge"]}) == 3
+
+
+async def test_the_client_says_who_it_is_in_the_way_that_the_provider_takes(there: TinyProvider) -> None:
+    await login(client(there))  # a public client
+    there.metadata = {"token_endpoint_auth_methods_supported": ["client_secret_post"]}
+    await login(client(there, client_secret="s3cret"))
+    assert [form.get("client_secret") for form in there.forms] == [None, "s3cret"]
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,8 @@ class Pages:
     browser: Browser
     faults: list[str] = field(default_factory=list)
     pages: list[Page] = field(default_factory=list)
+    provider: str = ""
+    """Address of a login provider that pages may go to; what its own pages load is not our fault."""
 
     def open(self, path: str = "/", state: str | None = "idle", **context: Any) -> Page:
         """Open a page of its own context and wait until it says `state`."""
@@ -67,15 +69,16 @@ class Pages:
         page.set_default_timeout(8_000)
         page.on("dialog", lambda dialog: (self.faults.append(f"dialog {dialog.message}"), dialog.dismiss()))
         page.on("pageerror", lambda error: self.faults.append(f"script error {error}"))
-        page.on("request", lambda request: self._check_host(request.url))
+        page.on("request", lambda request: self._check_host(request.url, request.headers.get("referer", "")))
         page.goto(self.url + path)
         self.pages.append(page)
         if state is not None:
             self.wait(page, state)
         return page
 
-    def _check_host(self, url: str) -> None:
-        if not url.startswith((self.url + "/", "data:", "blob:")):
+    def _check_host(self, url: str, referrer: str) -> None:
+        theirs = self.provider and f"{self.provider}/" in (url[: len(self.provider) + 1], referrer)
+        if not theirs and not url.startswith((self.url + "/", "data:", "blob:")):
             self.faults.append(f"request to {url}")
 
     def wait(self, page: Page, state: str) -> None:

@@ -44,6 +44,8 @@ class TinyProvider:
     down: bool = False
     asked: list[dict[str, str]] = field(default_factory=list)
     """The requests to the authorization page."""
+    forms: list[dict[str, str]] = field(default_factory=list)
+    """The requests to the token endpoint."""
     given: list[str] = field(default_factory=list)
     """Codes and tokens that it gave out: none may be in a log."""
     codes: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -73,6 +75,8 @@ class TinyProvider:
         query = self.codes.get(form.get("code", ""))
         if query is None:
             return 400, {"error": "invalid_grant", "error_description": f"no code {form.get('code')}"}
+        if form.get("client_id") != query["client_id"]:
+            return 401, {"error": "invalid_client"}
         if not self.codes_last:
             del self.codes[form["code"]]
         if _base64(hashlib.sha256(form.get("code_verifier", "").encode()).digest()) != query.get("code_challenge"):
@@ -135,6 +139,10 @@ def tiny_provider() -> Iterator[TinyProvider]:
         def do_POST(self) -> None:
             text = self.rfile.read(int(self.headers["Content-Length"])).decode()
             form = {name: values[0] for name, values in parse_qs(text).items()}
+            kind, _, basic = self.headers.get("Authorization", "").partition(" ")
+            if kind == "Basic":
+                form["client_id"], _, form["client_secret"] = base64.b64decode(basic).decode().partition(":")
+            provider.forms.append(form)
             self.answer(*((503, {}) if provider.down else provider.exchange(form)))
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
