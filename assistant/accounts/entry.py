@@ -151,9 +151,9 @@ class Entry:
     async def _check(self, account: Account | None, name: str, password: str, address: str) -> str | None:
         """Return the hash that a password fits, or None. Raises 429."""
         kept = self.users.password_of(account.id) if account else None
-        async with self.attempts.attempt(account.id if account else name.casefold(), address) as attempt:
+        async with self.attempts.attempt(account.id if account else _as_stored(name), address) as attempt:
             attempt.right = await self.passwords.check(kept, password)
-        if not attempt.right:
+        if not attempt.right and self.attempts.worth_telling():
             # Never the name that was typed: people type passwords there. Soon, not now: nobody has to wait for it.
             actor, target = Actor(NOBODY.name, "password", address), account.id if account else ""
             self.store.later(f"login.failed {target} {address}", lambda db: record(db, actor, "login.failed", target))
@@ -173,6 +173,14 @@ class Entry:
                 _require_same(db, user_id, kept)
 
         return await self.store.run(self.sessions.start, user_id, Actor(user_id, "session", address), unchanged)
+
+
+def _as_stored(name: str) -> str:
+    """A name that was typed, in the one way in which it counts: otherwise the limits would tell who has an account."""
+    try:
+        return normalized(name)
+    except ThumbwiseError:  # nobody can have this name
+        return name
 
 
 def _require_same(db: Database, user_id: str, kept: str) -> None:

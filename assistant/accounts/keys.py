@@ -213,9 +213,10 @@ class Keys:
         if key.used_at is not None and now - datetime.fromisoformat(key.used_at) < USED_EVERY:
             return
         at, key_id = now.isoformat(timespec="seconds"), key.id
-        for sha256, each in list(self._by_hash.items()):
+        by_hash = self._by_hash  # if another thread reads the keys anew now, a revoked one must not get into that
+        for sha256, each in list(by_hash.items()):
             if each.id == key_id:
-                self._by_hash[sha256] = replace(each, used_at=at)
+                by_hash[sha256] = replace(each, used_at=at)
         self.store.later(
             f"The last use of {key_id}",
             lambda db: db.execute("UPDATE api_keys SET used_at = ? WHERE id = ?", [at, key_id]),

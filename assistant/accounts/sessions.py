@@ -77,9 +77,9 @@ class Sessions:
             return ended
 
         ended = self.store.share(work)
+        if ended:
+            self._read()
         with self.store.lock:
-            for each in ended:
-                self._by_id.pop(each, None)
             self._keep(session)
         return text
 
@@ -109,9 +109,10 @@ class Sessions:
     def used(self, session: Session) -> None:
         """Note that a session was used now, if that was not noted in the last hour. Safe on an event loop."""
         now = now_ns()
-        if now - session.used_at <= USED_EVERY or session.id not in self._by_id:
+        by_id = self._by_id  # if another thread puts a new one in its place now, an ended session must not get into it
+        if now - session.used_at <= USED_EVERY or session.id not in by_id:
             return
-        self._by_id[session.id] = replace(session, used_at=now)
+        by_id[session.id] = replace(session, used_at=now)
         saw = self.users.saw(session.user_id, now)
 
         def work(db: Database) -> None:

@@ -79,7 +79,7 @@ class Users:
             rows = self.store.rows("SELECT * FROM users ORDER BY created_at, id")
             self._passwords = {str(row["id"]): row["password"] for row in rows}
             self._by_id = {str(row["id"]): _account(row) for row in rows}
-            self._by_name = {account.name: account for account in self._by_id.values()}
+            self._ids = {account.name: account.id for account in self._by_id.values()}
 
     # -- reading: no database, safe on an event loop -------------------------------------------------
 
@@ -91,10 +91,9 @@ class Users:
     def named(self, name: str) -> Account | None:
         """The account with this name, or None."""
         try:
-            account = self._by_name.get(normalized(name))
+            return self.find(self._ids.get(normalized(name), ""))
         except ThumbwiseError:
             return None
-        return account if account is not None and account.state != "deleted" else None
 
     def get(self, name_or_id: str) -> Account:
         """The account with this name or id; raises NotFound."""
@@ -239,8 +238,9 @@ class Users:
 
     def saw(self, user_id: str, at: int) -> Callable[[Database], object]:
         """Note when an account was last used; returns the work that writes it. Safe on an event loop."""
-        if account := self._by_id.get(user_id):
-            self._by_id[user_id] = self._by_name[account.name] = replace(account, seen_at=at)
+        by_id = self._by_id  # if another thread puts a new one in its place now, an old state must not get into it
+        if account := by_id.get(user_id):
+            by_id[user_id] = replace(account, seen_at=at)
         return lambda db: db.execute("UPDATE users SET seen_at = ? WHERE id = ?", [at, user_id])
 
 

@@ -130,8 +130,22 @@ async def test_a_name_that_exists_and_one_that_does_not_are_limited_alike(tmp_pa
         here.account("ann", password=CHEAP.hash(SECRET))
         found = {}
         for name in ("ann", "nobody"):
-            found[name] = [await status(here, each, "wrong horse", "192.0.2.1") for each in (name, name.upper(), name)]
+            typed = (name, f" {name.upper()} ", name.replace("n", "\uff4e"))  # all three are the same name
+            found[name] = [await status(here, each, "wrong horse", "192.0.2.1") for each in typed]
         assert found == {"ann": [401, 401, 429], "nobody": [401, 401, 429]}
+
+
+async def test_failed_logins_do_not_fill_the_audit_log(tmp_path: Path) -> None:
+    async with team(tmp_path, accounts={"attempts_per_address": "1000/hour"}) as here:
+
+        async def wrong(kept: str | None, text: str) -> bool:
+            return False
+
+        here.assistant.entry.passwords.check = wrong  # type: ignore[method-assign]
+        found = [await status(here, f"name {number}", "wrong horse", "192.0.2.1") for number in range(80)]
+        assert found == [401] * 80
+        entries = here.assistant.store.rows("SELECT 1 FROM audit WHERE action = 'login.failed'")
+        assert 0 < len(entries) <= 60
 
 
 async def test_an_attacker_with_many_addresses_locks_no_operator_out_also_after_a_restart(tmp_path: Path) -> None:

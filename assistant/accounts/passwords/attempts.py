@@ -13,6 +13,7 @@ good. Therefore it does not hold for an address from which the account has logge
 with the address as the device). The other two only refuse the address that typed the wrong passwords. All windows end
 by themselves, nothing disables an account, and a reset link from an operator or the command line needs no attempt.
 An unknown name counts as an account does: the answers must not differ. IPv6 counts by /64, the network of one customer.
+The audit log gets at most 60 failed logins a minute, so that nobody can fill the disk with them.
 A restart forgets the windows, but not the addresses: they are in the audit log.
 """
 
@@ -25,7 +26,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from limits import parse_many
+from limits import parse, parse_many
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
@@ -43,6 +44,8 @@ FROM_ANYWHERE = 10
 AT_ONCE = 2
 """Attempts that are decided at once: as many as passwords are checked at once. The others wait for their turn."""
 MOST_WAITING = 256
+TOLD = parse("60/minute")
+"""Failed logins that the audit log gets."""
 REMEMBERED_NS = 90 * 24 * 3600 * 10**9
 """How long an address counts as known after a login."""
 
@@ -95,6 +98,10 @@ class Attempts:
                         self._limiter.hit(item, key)
         finally:
             self._turn.release()
+
+    def worth_telling(self) -> bool:
+        """Whether the audit log should get one more failed login."""
+        return self._limiter.hit(TOLD, "told")
 
     def _windows(self, account: str, place: str) -> list[tuple[RateLimitItem, str]]:
         windows = [(item, f"address {place}") for item in self._address]
