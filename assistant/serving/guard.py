@@ -70,7 +70,9 @@ class Guard:
         method, path = scope["method"], path_of(scope)
         if (why := refusal(scope, Headers(scope=scope), self.who.address)) is not None:
             raise why
-        principal = self.who.find(scope)
+        if not is_open(path):
+            await self.who.welcome(scope)
+        principal = self._found(scope, path)
         if principal is not None and principal.is_job and not job_may(method, path):
             raise ThumbwiseError(f"The job's token does not open {path[:80]}: {HINT}", status=403)
         if path.startswith(OPS) and method not in SAFE_METHODS:
@@ -78,6 +80,14 @@ class Guard:
         if principal is None and not is_open(path):
             raise ThumbwiseError("Log in first.", status=401, code=LOGIN_NEEDED)
         return principal
+
+    def _found(self, scope: Scope, path: str) -> Principal | None:
+        try:
+            return self.who.find(scope)
+        except ThumbwiseError:
+            if is_open(path):  # health checks too
+                return None
+            raise
 
     def _refused(self, error: ThumbwiseError, scope: Scope) -> Response:
         """Return the answer of a refusal: people who open a page are sent to the login."""

@@ -9,6 +9,7 @@ The first way that applies counts:
 | `Authorization: Bearer tw-…`, below `/v1` | the owner of the API key |
 | the same, below `/ops/api` and at `/metrics`, not in `local` | the owner, if the key has the scope `operate` |
 | `auth` is `local` | the browser, by its signed cookie; all share the chats of `local` |
+| `auth` is `proxy` | the account named in the header of a listed proxy |
 | the cookie of a login | the account that logged in |
 """
 
@@ -28,6 +29,7 @@ from thumbwise.errors import ThumbwiseError
 from thumbwise.feedback.records import LOCAL_USER, PROGRAMS, Asker, sha256
 from thumbwise.serving.address import Address, path_of
 from thumbwise.serving.auth import API, METRICS, OPS, bearer, is_token
+from thumbwise.serving.proxy_header import ProxyHeader
 
 if TYPE_CHECKING:
     from starlette.types import Scope
@@ -54,6 +56,8 @@ class Who:
 
     def __post_init__(self) -> None:
         self.address = Address(self.settings)
+        proxied = self.settings.auth == "proxy"
+        self.proxy = ProxyHeader(self.settings, self.address, self.users) if proxied else None
         # Browsers send a host's cookies to all its ports: two assistants on one machine need different names.
         self.cookie = f"thumbwise_login_{sha256(self.secret)[:8]}"
         """The name of the login's cookie."""
@@ -63,8 +67,13 @@ class Who:
         """Whether there is no login."""
         return self.settings.auth == "local"
 
+    async def welcome(self, scope: Scope) -> None:
+        """Make the account of somebody whom the proxy names for the first time. `find` cannot wait for the database."""
+        if self.proxy is not None:
+            await self.proxy.welcome(scope, str(scope["client"][0]))
+
     def find(self, scope: Scope) -> Principal | None:
-        """Return who sends a request, or None if nobody is logged in. Raises 401 and 403 for keys."""
+        """Return who sends a request, or None if nobody is logged in. Raises 401 and 403 for keys and the header."""
         headers, path = Headers(scope=scope), path_of(scope)
         address = str((scope.get("client") or ("", 0))[0])
         authorization = headers.get("authorization")
@@ -77,6 +86,8 @@ class Who:
         if self.local:
             asker = self.browsers.asker(self.browsers.text_in(cookies))
             return Principal(asker, "user", "local", name=LOCAL_USER, address=address)
+        if self.proxy is not None:
+            return principal(self.proxy.account(scope), "proxy", address)
         return self._by_session(cookies, address)
 
     def _scope(self, path: str) -> str | None:
