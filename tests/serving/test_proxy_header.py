@@ -55,7 +55,7 @@ async def test_the_header_is_believed_for_the_api_too(tmp_path: Path) -> None:
         answer = await ann.post("/v1/chat/completions", json=said)
         assert answer.status_code == 200
         thumb = {"kind": "thumb", "message_id": answer.json()["thumbwise"]["message_id"], "value": "up"}
-        for client, status in ((bob, 404), (ann, 200)):
+        for client, status in ((bob, 404), (ann, 201)):
             voted = await client.post("/v1/feedback", json=thumb, headers={"idempotency-key": "k"})
             assert voted.status_code == status, voted.text
         assert here.assistant.store.rows("SELECT user FROM feedback") == [{"user": account.id}]
