@@ -35,8 +35,8 @@ from chaos_parts.clients import Clients
 from chaos_parts.processes import Assistant, Job, Kill, Tracker
 from tiny_model import ROUND, make_tiny_model
 
-from thumbwise.cli.serve import listen
 from thumbwise.home import Home
+from thumbwise.serving.listening import bind
 
 FULL = {"assistant": 4, "vllm": 4, "job": 7}
 QUICK = {"assistant": 2, "vllm": 1, "job": 2}
@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--home", type=Path, help="an empty folder for the home, which is kept")
     args = parser.parse_args()
     parts = QUICK if args.quick else FULL
-    with tempfile.TemporaryDirectory() as folder, listen("127.0.0.1", 0) as free:
+    with tempfile.TemporaryDirectory() as folder, bind("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
         free.close()
         home = Home.find(args.home or Path(folder) / "home")

@@ -28,11 +28,11 @@ from simulated_people import PROMPTS, prefers_vowels, vote
 from tiny_engine import TinyEngine
 from tiny_model import ROUND
 
-from thumbwise.cli.serve import listen
 from thumbwise.home import Home
 from thumbwise.names import BASE
 from thumbwise.pages.chat import DOUBLE_CLICK_SECONDS
 from thumbwise.pages.markup import short
+from thumbwise.serving.listening import bind
 
 pytestmark = [pytest.mark.browser, pytest.mark.engine]
 
@@ -64,7 +64,7 @@ class OnOnePort(Server):
 
     def __init__(self, home: Home) -> None:
         super().__init__(home)
-        with listen("127.0.0.1", 0) as free:
+        with bind("127.0.0.1", 0) as free:
             self.port = free.getsockname()[1]
 
     def launch(self, fault: str = "") -> None:

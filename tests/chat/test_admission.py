@@ -22,12 +22,12 @@ from live_server import serving
 from tiny_engine import TinyEngine
 
 from thumbwise.chat.admission import Admission, EventStream
-from thumbwise.cli.serve import listen
 from thumbwise.errors import EngineUnavailable, ThumbwiseError
 from thumbwise.feedback.records import PROGRAMS, Asker
 from thumbwise.home import Home
 from thumbwise.metrics import Metrics
 from thumbwise.serving.assistant import Assistant
+from thumbwise.serving.listening import bind
 from thumbwise.settings import Settings
 from thumbwise.training.rehearsal.home import environment
 from thumbwise.web import create_api
@@ -240,7 +240,7 @@ async def test_who_hangs_up_while_a_piece_is_sent_ends_the_reply_at_once() -> No
 
 
 def test_no_piece_of_a_reply_waits_for_the_one_before_to_be_acknowledged() -> None:
-    with listen("127.0.0.1", 0) as bound, socket.create_connection(bound.getsockname()):
+    with bind("127.0.0.1", 0) as bound, socket.create_connection(bound.getsockname()):
         accepted, _ = bound.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -14,10 +14,10 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from thumbwise.cli.serve import listen
 from thumbwise.home import Home, HomeLock
 from thumbwise.serving.assistant import Assistant
 from thumbwise.serving.connections import TimedProtocol
+from thumbwise.serving.listening import bind
 from thumbwise.settings import Settings
 from thumbwise.web import create_app
 
@@ -39,7 +39,7 @@ def serving(
     **settings: Any,
 ) -> Iterator[Live]:
     """Serve `home` until the block ends; `make_engine` replaces the supervised vLLM, `prepare` runs first."""
-    with HomeLock(home) as lock, listen("127.0.0.1", 0) as bound:
+    with HomeLock(home) as lock, bind("127.0.0.1", 0) as bound:
         assistant = Assistant(home, Settings.load(home, **settings))
         if make_engine is not None:
             assistant._make_engine = lambda model: make_engine()  # type: ignore[method-assign]
