@@ -58,7 +58,7 @@ async def test_the_header_is_believed_for_the_api_too(tmp_path: Path) -> None:
         for client, status in ((bob, 404), (ann, 201)):
             voted = await client.post("/v1/feedback", json=thumb, headers={"idempotency-key": "k"})
             assert voted.status_code == status, voted.text
-        assert here.assistant.store.rows("SELECT user FROM feedback") == [{"user": account.id}]
+        assert here.assistant.store.rows("SELECT user_id FROM feedback") == [{"user_id": account.id}]
         forged = {**said, "user": other.id}
         assert (await ann.post("/v1/chat/completions", json=forged)).status_code == 400
 
