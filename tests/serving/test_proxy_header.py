@@ -59,8 +59,9 @@ async def test_the_header_is_believed_for_the_api_too(tmp_path: Path) -> None:
             voted = await client.post("/v1/feedback", json=thumb, headers={"idempotency-key": "k"})
             assert voted.status_code == status, voted.text
         assert here.assistant.store.rows("SELECT user_id FROM feedback") == [{"user_id": account.id}]
-        forged = {**said, "user": other.id}
-        assert (await ann.post("/v1/chat/completions", json=forged)).status_code == 400
+        named = {**said, "user": other.id}  # a name below ann, never the other account
+        assert (await ann.post("/v1/chat/completions", json=named)).status_code == 200
+        assert "Is the sea deep?" not in (await bob.get("/pages/chat")).json()["list"]
 
 
 async def test_who_comes_first_is_no_operator_and_the_operator_made_before_is(tmp_path: Path) -> None:
