@@ -6,6 +6,8 @@ A name that has no account gets one, with the role `proxy.role`. No header chang
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from thumbwise.accounts.principal import NOBODY, Actor
@@ -31,6 +33,7 @@ class ProxyHeader:
     def __init__(self, settings: Settings, address: Address, users: Users) -> None:
         self.settings, self.address, self.users = settings.proxy, address, users
         self.header = settings.proxy.header
+        self._making = asyncio.Lock()
 
     async def welcome(self, scope: Scope, address: str) -> None:
         """Make the account of a name that has none. Does nothing if no listed proxy names anybody."""
@@ -40,11 +43,12 @@ class ProxyHeader:
             return
         if self.users.named(name) is not None:
             return
-        actor = Actor(NOBODY.name, VIA, address)
-        try:
-            await self.users.store.run(self.users.create, name, self.settings.role, actor)
-        except Conflict:  # another request made it at the same instant
-            return
+        async with self._making:  # a page sends several first requests at once: one makes the account, the others wait
+            if self.users.named(name) is not None:
+                return
+            actor = Actor(NOBODY.name, VIA, address)
+            with suppress(Conflict):  # the command line's request made it at the same instant
+                await self.users.store.run(self.users.create, name, self.settings.role, actor)
 
     def account(self, scope: Scope) -> Account:
         """Return the account that the proxy names. Raises 401 for nobody, 403 for one that is closed."""
