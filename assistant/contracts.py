@@ -79,13 +79,15 @@ class Labels:
     """What people said, as one snapshot holds it, without a person's votes beyond that person's part.
 
     `given` is the number of votes that each person gave, including those that were set aside. People without votes set
-    aside may be missing from it.
+    aside may be missing from it. `young` are the people whose accounts are new: their votes count for less until they
+    are borne out.
     """
 
     comparisons: tuple[Comparison, ...] = ()
     thumbs: tuple[Thumb, ...] = ()
     rankings: tuple[Ranking, ...] = ()
     given: Mapping[str, int] = field(default_factory=dict)
+    young: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

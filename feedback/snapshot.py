@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from itertools import groupby
 from operator import itemgetter
@@ -60,14 +60,15 @@ REDACTED = ".redacted.jsonl"
 """How the name ends of a snapshot's copy without what was forgotten; see `redaction.py`."""
 
 
-def take_snapshot(store: Store, folder: Path) -> str:
+def take_snapshot(store: Store, folder: Path, young: Collection[str] = ()) -> str:
     """Write a snapshot of `store` into `folder` as `<sha256>.jsonl`; returns the id (the SHA-256).
 
+    Lines of the accounts `young` say so: their votes count for less (`thumbwise.training.data.people`).
     While snapshots are redacted, this waits: none may then appear that holds what is forgotten.
     """
     with store.exporting:
         remove_unfinished(folder)
-        return _taken(store, folder)
+        return _taken(store, folder, frozenset(young))
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -76,12 +77,12 @@ def remove_unfinished(folder: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def _taken(store: Store, folder: Path) -> str:
+def _taken(store: Store, folder: Path, young: frozenset[str]) -> str:
     side, hashed = folder / f"{UNFINISHED}{secrets.token_hex(4)}", hashlib.sha256()
     try:
         with store.reading() as db, open(side, "wb", opener=_private) as file:
             for line in _lines(db):
-                data = canonical(line).encode() + b"\n"
+                data = canonical(line | ({"young": True} if line["person"] in young else {})).encode() + b"\n"
                 hashed.update(data)
                 file.write(data)
             file.flush()

@@ -134,6 +134,8 @@ class BradleyTerry:
                 "or thumbs both up and down."
             )
         views = self._measure(samples, votes)
+        given = votes.when
+        votes = self._settled(views, votes)
         trust = self._trust(views, votes, strict=True)
         fitted = report(self._cross_validate(views, votes, seed), votes, [len(s.response_ids) for s in samples])
         ordered = self._foretell(views, votes, prequential_splits(votes.when, votes.group), "models in order", seed)
@@ -141,7 +143,7 @@ class BradleyTerry:
         votes = votes.reweighted(trust[votes.rater])
         prior, others = self._choose(views, votes, seed + 1)
         votes = votes.with_others(others)
-        weights = dict.fromkeys(votes.when, 0.0)
+        weights = dict.fromkeys(given, 0.0)  # votes of young accounts that were set aside have 0
         for id_, weight in zip(votes.when, votes.weight.tolist(), strict=True):  # of a ranking all pairs
             weights[id_] += weight
         view, smoothing = views[prior.last_share], self.train.rm_label_smoothing
@@ -303,6 +305,13 @@ class BradleyTerry:
         if not self.train.rm_rater_weights:
             return np.ones(votes.raters)
         return rater_weights(observed(views[0.0].features, votes), votes, self.train.rm_rater_cap, strict)
+
+    def _settled(self, views: Views, votes: Votes) -> Votes:
+        """The votes, with those of young accounts that are not borne out as one person's."""
+        from thumbwise.training.reward.heads import observed
+        from thumbwise.training.reward.settling import settled
+
+        return settled(observed(views[0.0].features, votes), votes, self.train.rm_rater_cap, self.train.min_votes)
 
     def _choose(self, views: Views, votes: Votes, seed: int) -> tuple[Prior, float]:
         """The prior, and the one of OTHERS, under which the telling held-out votes are likeliest.

@@ -109,6 +109,11 @@ class Users:
         """The hash of an account's password; None if it has none."""
         return self._passwords.get(user_id) if self.find(user_id) else None
 
+    def young(self, days: float) -> frozenset[str]:
+        """The ids of all accounts that were made less than `days` ago."""
+        since = now_ns() - int(days * 86400e9)
+        return frozenset(account.id for account in self.all() if account.created_at > since)
+
     def has_operator(self) -> bool:
         """Whether somebody can operate the assistant: an active account with that role."""
         return any(account.role == "operator" and account.state == "active" for account in self._by_id.values())

@@ -131,12 +131,16 @@ def router(assistant: Assistant) -> APIRouter:
 def _add_runs(api: APIRouter, assistant: Assistant) -> None:
     versions, runs, in_thread = assistant.versions, assistant.versions.runs, assistant.store.run
 
+    def young() -> frozenset[str]:
+        settings = assistant.settings
+        return frozenset() if settings.auth == "local" else assistant.users.young(settings.accounts.settle_days)
+
     @api.post("/runs", status_code=201)
     async def begin() -> dict[str, Any]:
         if assistant.model is None:
             raise ThumbwiseError("The base model is not ready yet: train again in a minute.", status=503)
         await in_thread(runs.refuse_second)  # before the work of a snapshot
-        snapshot_id = await asyncio.to_thread(take_snapshot, assistant.store, assistant.home.snapshots)
+        snapshot_id = await asyncio.to_thread(take_snapshot, assistant.store, assistant.home.snapshots, young())
         above = await asyncio.to_thread(highest, assistant.home)
         run = await in_thread(runs.begin, snapshot_id, LEASE_SECONDS, above)
         return {
@@ -175,7 +179,7 @@ def _add_runs(api: APIRouter, assistant: Assistant) -> None:
 
     @api.post("/snapshots", status_code=201)
     async def freeze() -> dict[str, str]:
-        snapshot_id = await asyncio.to_thread(take_snapshot, assistant.store, assistant.home.snapshots)
+        snapshot_id = await asyncio.to_thread(take_snapshot, assistant.store, assistant.home.snapshots, young())
         return {"snapshot_id": snapshot_id}
 
     @api.get("/snapshots/{snapshot_id}")

@@ -20,7 +20,7 @@ from sqlite_utils import Database
 
 from thumbwise.errors import Conflict, NotFound
 from thumbwise.faults import fault_point
-from thumbwise.feedback.records import LOCAL_USER, new_id, now_ns
+from thumbwise.feedback.records import LOCAL_USER, account_of, new_id, now_ns
 from thumbwise.feedback.store import Store
 from thumbwise.names import BASE
 from thumbwise.versions.learned import Learned
@@ -39,7 +39,8 @@ _LAST_VOTE = "(SELECT coalesce(max(seq), 0) FROM feedback)"
 class Pointer:
     """Which version answers whom. `canary` answers the `share` of people that `rollout` draws, since `since` (UTC ns).
 
-    All people in browsers are LOCAL_USER. Among them conversations are drawn: otherwise all of them would get the
+    Names below an account's API keys are drawn with the account, so that a person meets one version. Without accounts
+    all people in browsers are LOCAL_USER. Among them conversations are drawn: otherwise all of them would get the
     canary, or nobody.
     """
 
@@ -59,7 +60,7 @@ class Pointer:
         """The version that answers `user` in this conversation: the same one for the whole rollout."""
         if self.canary is None:
             return self.stable
-        who = conversation_id if conversation_id and user == LOCAL_USER else user
+        who = conversation_id if conversation_id and user == LOCAL_USER else account_of(user) or user
         drawn = int.from_bytes(hashlib.sha256(f"{self.rollout}\0{who}".encode()).digest()[:8]) / 2**64
         return self.canary if drawn < self.share else self.stable
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thumbwise.feedback.migrations import BROWSERS_BEFORE
-from thumbwise.feedback.records import NEW_BROWSER, PROGRAMS, is_browser
+from thumbwise.feedback.records import ACCOUNT, NEW_BROWSER, PROGRAMS, is_browser
 
 SETTLED = 10
 """With this many votes somebody is one of a crowd. With this many votes of others, a person is not alone."""
@@ -32,6 +32,8 @@ A_DAY = 600
 """The most votes, corrections and prompts, together, that one person may give by hand on a browser's first day."""
 FEW = 50
 """In a crowd nobody is limited to fewer votes: if there are only a few guests, the regular voter should count."""
+NEW_ACCOUNTS = "accounts:new"
+"""All young accounts together, where their votes are not borne out."""
 SHARE = 0.25
 """The most of all corrections or prompts that may be one person's, if there are several people."""
 
@@ -57,7 +59,10 @@ def capped(totals: NDArray[np.float64], share: float, least: float) -> NDArray[n
     return factors
 
 
-def vote_limits(weights: Mapping[str, float], counts: Mapping[str, int], share: float, enough: int) -> dict[str, float]:
+def vote_limits(
+    weights: Mapping[str, float], counts: Mapping[str, int], share: float, enough: int,
+    young: frozenset[str] = frozenset(),
+) -> dict[str, float]:  # fmt: skip
     """How much weight each person's votes may have, from what they have (`weights`) and how many there are (`counts`).
 
     - In a crowd: `share` of all weight, or FEW votes. Programs without a key and new browsers have one share together.
@@ -66,17 +71,21 @@ def vote_limits(weights: Mapping[str, float], counts: Mapping[str, int], share: 
       the votes that training needs to begin (`enough`). New browsers have no limit if they are most likely the one
       known browser.
     - With a `share` of 1: all votes count.
+    - Accounts that are `young` take nothing from the others: in a crowd they are one person, and each has at most FEW
+      votes. How many of them are learned from, the reward model says (`thumbwise.training.reward.settling`).
     """
+    young = beside_settled(counts, young)
     found = dict(weights)
     if share >= 1:
         return found
     whole = {name: weight for name, weight in weights.items() if name == BROWSERS_BEFORE}
-    if crowd(counts):
+    if crowd(counts, young):
         joined: dict[str, float] = {}
         for person, weight in weights.items():
-            joined[unknown_as_one(person)] = joined.get(unknown_as_one(person), 0.0) + weight
+            joined[one(person, young)] = joined.get(one(person, young), 0.0) + weight
         factors = dict(zip(joined, capped(np.array(list(joined.values()), np.float64), share, FEW), strict=True))
-        return {person: float(weight * factors[unknown_as_one(person)]) for person, weight in weights.items()} | whole
+        limits = {person: float(weight * factors[one(person, young)]) for person, weight in weights.items()}
+        return limits | {person: min(weights[person], FEW) for person in young & weights.keys()} | whole
     for unknown, least in ((NEW_BROWSER, enough), (PROGRAMS, 0)):
         if unknown == NEW_BROWSER and only_browser(counts):
             continue
@@ -96,9 +105,23 @@ def unknown_as_one(person: str) -> str:
     return PROGRAMS if person == NEW_BROWSER else person
 
 
-def crowd(counts: Mapping[str, int]) -> bool:
+def one(person: str, young: frozenset[str]) -> str:
+    """The person, where unknown ones count as one, and all accounts that are `young` too."""
+    return NEW_ACCOUNTS if person in young else unknown_as_one(person)
+
+
+def beside_settled(counts: Mapping[str, int], young: frozenset[str]) -> frozenset[str]:
+    """The accounts that are `young`, if somebody older has given enough to compare them with.
+
+    Else none: in the first week of a team everybody is young, and everybody counts.
+    """
+    older = any(person.startswith(ACCOUNT) and person not in young and n >= SETTLED for person, n in counts.items())
+    return young if older else frozenset()
+
+
+def crowd(counts: Mapping[str, int], young: frozenset[str] = frozenset()) -> bool:
     """Whether there are enough people to compare each with the others, by how much each gave."""
-    return len({unknown_as_one(person) for person, count in counts.items() if count >= SETTLED}) >= LEAST_CROWD
+    return len({one(person, young) for person, count in counts.items() if count >= SETTLED}) >= LEAST_CROWD
 
 
 def only_browser(counts: Mapping[str, int]) -> str:
@@ -115,10 +138,10 @@ def only_browser(counts: Mapping[str, int]) -> str:
     return "" if unlikely or len(known) != 1 else known[0]
 
 
-def who(counts: Mapping[str, int]) -> Callable[[str], str]:
+def who(counts: Mapping[str, int], young: frozenset[str] = frozenset()) -> Callable[[str], str]:
     """Maps each person to the person they count as if there are several people; `counts` is how much each gave."""
-    browser = only_browser(counts)
-    return lambda person: browser if browser and person == NEW_BROWSER else unknown_as_one(person)
+    browser, young = only_browser(counts), beside_settled(counts, young)
+    return lambda person: browser if browser and person == NEW_BROWSER else one(person, young)
 
 
 def alone(counts: Mapping[str, int]) -> bool:

@@ -67,7 +67,7 @@ class Snapshot:
         about.update(said.person for said in self.demonstrations)
         if people.alone(about):
             return replace(self, labels=labels)
-        who = people.who(about)
+        who = people.who(about, self.labels.young)
 
         def author(said: Demonstration) -> str:
             return who(said.person)
@@ -133,12 +133,14 @@ def parse(data: bytes) -> Snapshot:
     demonstrations: list[Demonstration] = []
     prompts: dict[tuple[tuple[str, str], ...], Prompt] = {}
     days: list[date] = []
+    young: set[str] = set()
     for number, line in enumerate(data.split(b"\n"), 1):  # not splitlines: JSON strings may hold U+2028
         if not line:
             continue
         try:
             row = json.loads(line)
             messages = _messages(row["prompt"])
+            young |= {_person(row)} if row.get("young") else set()
             if row["type"] == "comparison":
                 comparisons.append(_comparison(row, messages))
             elif row["type"] == "thumb":
@@ -159,7 +161,7 @@ def parse(data: bytes) -> Snapshot:
                 f"Line {number} of the snapshot cannot be read ({type(error).__name__}: {error}); the assistant and "
                 "the training job are probably of different versions: install the same one."
             ) from None
-    labels = Labels(tuple(comparisons), tuple(thumbs), tuple(rankings))
+    labels = Labels(tuple(comparisons), tuple(thumbs), tuple(rankings), young=frozenset(young))
     return Snapshot(labels, tuple(prompts.values()), tuple(demonstrations), day=max(days, default=NO_DAY))
 
 
@@ -217,7 +219,7 @@ class PromptSplit:
 
 def split_prompts(
     own: Sequence[Prompt], seeds: Sequence[Prompt], share: float, wanted: int, seed: int,
-    taught: frozenset[str] = frozenset(),
+    taught: frozenset[str] = frozenset(), young: frozenset[str] = frozenset(),
 ) -> PromptSplit:  # fmt: skip
     """Hold out `share` of the groups. Of their prompts keep `wanted`, half of them people's if there are enough.
 
@@ -227,7 +229,7 @@ def split_prompts(
     theirs = {_key(p.messages) for p in own}
     about = Counter(prompt.person for prompt in own)
     sides = _by_group(own, share, seed, taught)
-    own_in, own_out = sides if people.alone(about) else (_parts(side, people.who(about)) for side in sides)
+    own_in, own_out = sides if people.alone(about) else (_parts(side, people.who(about, young)) for side in sides)
     seeds_in, seeds_out = _by_group([p for p in seeds if _key(p.messages) not in theirs], share, seed, taught)
     n_own = min(len(own_out), max(wanted // 2, wanted - len(seeds_out)))
     return PromptSplit(own_in, seeds_in, own_out[:n_own] + seeds_out[: wanted - n_own])

@@ -76,6 +76,7 @@ class Votes:
     - `alike` [n] is whether its replies were sampled as the run samples.
     - `names` are the people's names.
     - `given` [raters] is how many votes each gave, including those that were set aside.
+    - `young` are the names of those whose accounts are new.
     - `when` [n] are ids that sort in the order in which the votes were given.
     """
 
@@ -90,6 +91,7 @@ class Votes:
     names: tuple[str, ...] = ()
     given: Array | None = None
     when: tuple[str, ...] = ()
+    young: frozenset[str] = frozenset()
 
     @property
     def counts(self) -> Array:
@@ -177,7 +179,7 @@ def gather(labels: Labels, thumb_weight: float, sampling: Sampling | None = None
     return samples, Votes(
         np.array(left, np.int64), np.array(right, np.int64), np.array(outcome), np.array(weight), tuple(group),
         np.array(who, np.int64), len(names), np.array(like_, bool), tuple(names),
-        np.array([given[name] for name in names], float), tuple(when),
+        np.array([given[name] for name in names], float), tuple(when), labels.young,
     )  # fmt: skip
 
 
@@ -228,13 +230,14 @@ def heard(labels: Labels, thumb_weight: float, share: float, enough: int) -> Lab
     counts, weights = votes_by_person(labels), dict[str, float]()
     for vote in votes:
         weights[person_of(vote)] = weights.get(person_of(vote), 0.0) + weight(vote)
-    limits = people.vote_limits(weights, counts, share, enough)
+    limits = people.vote_limits(weights, counts, share, enough, labels.young)
     kept = people.within(votes, limits, person_of, lambda vote: (vote.user, vote.id), weight)
     return Labels(
         tuple(vote for vote in kept if isinstance(vote, Comparison)),
         tuple(vote for vote in kept if isinstance(vote, Thumb)),
         tuple(vote for vote in kept if isinstance(vote, Ranking)),
         counts,
+        labels.young,
     )
 
 

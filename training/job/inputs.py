@@ -59,7 +59,7 @@ def open_model(work: Work, snapshot: Snapshot) -> tuple[RunContext, Interview]:
     if left := len(given) - len(ours):
         work.progress.say(f"Prompts from files, left out as over {most} tokens (train.max_prompt_tokens): {left}.")
     taught = frozenset(d.group for d in snapshot.demonstrations if snapshot.sft(train))
-    split = split_prompts(own, ours, gates.held_out, gates.prompts, train.seed, taught)
+    split = split_prompts(own, ours, gates.held_out, gates.prompts, train.seed, taught, snapshot.labels.young)
     if not split.held_out or not (split.own or split.seeds):
         raise ThumbwiseError(
             "There are too few prompts to start rollouts from some and hold others out for the gates: set "
