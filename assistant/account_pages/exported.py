@@ -6,7 +6,7 @@ import json
 import zipfile
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from starlette.responses import StreamingResponse
 
@@ -67,7 +67,7 @@ def download(assistant: Assistant, principal: Principal) -> StreamingResponse:
 
 async def _zip(assistant: Assistant, principal: Principal) -> AsyncIterator[bytes]:
     sink, run, lists = _Sink(), assistant.store.run, _lists(assistant, principal)
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:  # type: ignore[arg-type]
+    with zipfile.ZipFile(cast(IO[bytes], sink), "w", zipfile.ZIP_DEFLATED) as archive:
         readme = _README.format(name=principal.name, now=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
         archive.writestr("README.txt", readme)
         for name, batches in lists:
