@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Form, Request
@@ -41,7 +41,7 @@ def _waiting(request: Request, assistant: Assistant) -> Account | None:
 def _add_login(router: APIRouter, assistant: Assistant) -> None:
     settings = assistant.settings
 
-    def values(next_: str, name: str = "") -> dict[str, object]:
+    def values(next_: str, name: str = "") -> dict[str, Any]:
         return {
             "next": local_path(next_), "name": name, "sign_up": settings.accounts.sign_up != "closed",
             "provider": button(assistant),
@@ -97,7 +97,7 @@ def _add_logout(router: APIRouter, assistant: Assistant) -> None:
 
 
 def _add_password(router: APIRouter, assistant: Assistant) -> None:
-    def values(principal: Principal) -> dict[str, object]:
+    def values(principal: Principal) -> dict[str, Any]:
         return {"name": principal.name, "rule": RULE}
 
     @router.get("/password")

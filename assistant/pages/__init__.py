@@ -93,4 +93,4 @@ def mount_options(auth: Auth = "local") -> dict[str, Any]:
 def _account(request: Request) -> str | None:
     """Return who sends a request, for Gradio; None for nobody, whom the guard has refused before."""
     principal: Principal | None = request.scope["state"].get("principal")
-    return principal and (principal.account or principal.name)
+    return None if principal is None else principal.account or principal.name
