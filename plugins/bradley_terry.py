@@ -134,8 +134,7 @@ class BradleyTerry:
                 "or thumbs both up and down."
             )
         views = self._measure(samples, votes)
-        given = votes.when
-        votes = self._settled(views, votes)
+        given, votes = votes.when, self._settled(views, votes)
         trust = self._trust(views, votes, strict=True)
         fitted = report(self._cross_validate(views, votes, seed), votes, [len(s.response_ids) for s in samples])
         ordered = self._foretell(views, votes, prequential_splits(votes.when, votes.group), "models in order", seed)

@@ -18,6 +18,8 @@ from thumbwise.accounts.principal import Actor
 from thumbwise.errors import NotFound, ThumbwiseError
 
 if TYPE_CHECKING:
+    from sqlite_utils import Database
+
     from thumbwise.accounts.identities import Identity
     from thumbwise.accounts.oidc import Provider
     from thumbwise.serving.assistant import Assistant
@@ -105,7 +107,11 @@ class SingleSignOn:
     async def _invited(self, link: str) -> Invited:
         links = self.assistant.links
         found = await self.assistant.store.run(links.find, link, "invite")
-        return Invited(found.role, lambda db, user_id: links.use(db, link, "invite"))
+
+        def use(db: Database, user_id: str) -> None:
+            links.use(db, link, "invite")
+
+        return Invited(found.role, use)
 
     async def _to_provider(self, request: Request, **carried: str) -> Response:
         callback = self._callback(request)

@@ -120,6 +120,7 @@ def router(assistant: Assistant) -> APIRouter:
 
     api = APIRouter(prefix="/ops/api", dependencies=[Depends(_operator)])
     _add_runs(api, assistant)
+    _add_snapshots(api, assistant)
     _add_candidates(api, assistant)
     _add_policies(api, assistant)
     _add_keys(api, assistant)
@@ -131,16 +132,12 @@ def router(assistant: Assistant) -> APIRouter:
 def _add_runs(api: APIRouter, assistant: Assistant) -> None:
     versions, runs, in_thread = assistant.versions, assistant.versions.runs, assistant.store.run
 
-    def young() -> frozenset[str]:
-        settings = assistant.settings
-        return frozenset() if settings.auth == "local" else assistant.users.young(settings.accounts.settle_days)
-
     @api.post("/runs", status_code=201)
     async def begin() -> dict[str, Any]:
         if assistant.model is None:
             raise ThumbwiseError("The base model is not ready yet: train again in a minute.", status=503)
         await in_thread(runs.refuse_second)  # before the work of a snapshot
-        snapshot_id = await asyncio.to_thread(take_snapshot, assistant.store, assistant.home.snapshots, young())
+        snapshot_id = await _freeze(assistant)
         above = await asyncio.to_thread(highest, assistant.home)
         run = await in_thread(runs.begin, snapshot_id, LEASE_SECONDS, above)
         return {
@@ -177,10 +174,17 @@ def _add_runs(api: APIRouter, assistant: Assistant) -> None:
         await in_thread(runs.end, run_id, body.lease, body.outcome, body.reason)
         return {"outcome": body.outcome}
 
+
+async def _freeze(assistant: Assistant) -> str:
+    settings = assistant.settings
+    young = frozenset() if settings.auth == "local" else assistant.users.young(settings.accounts.settle_days)
+    return await asyncio.to_thread(take_snapshot, assistant.store, assistant.home.snapshots, young)
+
+
+def _add_snapshots(api: APIRouter, assistant: Assistant) -> None:
     @api.post("/snapshots", status_code=201)
     async def freeze() -> dict[str, str]:
-        snapshot_id = await asyncio.to_thread(take_snapshot, assistant.store, assistant.home.snapshots, young())
-        return {"snapshot_id": snapshot_id}
+        return {"snapshot_id": await _freeze(assistant)}
 
     @api.get("/snapshots/{snapshot_id}")
     async def snapshot(snapshot_id: str) -> Response:

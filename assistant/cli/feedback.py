@@ -20,7 +20,7 @@ from thumbwise.versions.record import Versions
 
 @click.group()
 def feedback() -> None:
-    """What people said: forget it."""
+    """Forget what somebody said."""
 
 
 @feedback.command()

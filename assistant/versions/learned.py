@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from thumbwise.feedback.store import Store
-    from thumbwise.versions.record import Version
 
 _WHOSE = "(user_id = :user OR user_id > :user || '/' AND user_id < :user || '0')"
 _SAID = f"""
@@ -31,10 +30,10 @@ _FORGOTTEN = """
 
 
 class Learned:
-    """Which versions learned from what; `versions` are those on record."""
+    """Which versions learned from what; `parents` are the versions on record, and what each began from."""
 
-    def __init__(self, store: Store, versions: Callable[[], Mapping[str, Version]]) -> None:
-        self.store, self.versions = store, versions
+    def __init__(self, store: Store, parents: Callable[[], Mapping[str, str | None]]) -> None:
+        self.store, self.parents = store, parents
 
     def from_user(self, user: str) -> list[str]:
         """The versions that learned from what a user or names below it said, forgotten or not."""
@@ -51,8 +50,8 @@ class Learned:
 
     def _with_later(self, sql: str, **given: Any) -> list[str]:
         """The versions that a query finds and those that began from them, oldest first."""
-        found, known = {row["version"] for row in self.store.rows(sql, given)}, self.versions()
-        for name, version in known.items():  # oldest first: a version is younger than the one that it began from
-            if version.parent in found:
+        found, known = {row["version"] for row in self.store.rows(sql, given)}, self.parents()
+        for name, parent in known.items():  # oldest first: a version is younger than the one that it began from
+            if parent in found:
                 found.add(name)
         return [name for name in known if name in found]

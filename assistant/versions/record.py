@@ -107,7 +107,7 @@ class Versions:
         store.migrate(migrations)
         self._record = self._read()
         self.runs = Runs(store)
-        self.learned = Learned(store, lambda: self._record.versions)
+        self.learned = Learned(store, lambda: {name: version.parent for name, version in self._record.versions.items()})
         self.lineage = Lineage(store)
 
     def _read(self) -> _Record:

@@ -143,7 +143,8 @@ def test_what_plugins_and_versions_say_is_no_markup(home: Home, monkeypatch: pyt
     (home.plugins / "bad.py").chmod(0o600)
     version = {"version": "policy-0001-x", "state": "rejected", "algorithm": said, "n_labels": 1, "parent": None}
     version |= {"created_at": "", "reason": said}
-    key = {"name": said, "scopes": ["chat"], "created_at": "", "revoked_at": None}
+    key = {"name": said, "user": None, "prefix": "tw-", "scopes": ["chat"], "created_at": ""}
+    key |= {"expires_at": None, "used_at": None, "revoked_at": None}
     monkeypatch.setattr("thumbwise.cli.policies._listing", lambda home: [version])
     monkeypatch.setattr("thumbwise.cli.keys.running_url", lambda home: "http://127.0.0.1:9")
     monkeypatch.setattr("thumbwise.cli.keys.call", lambda *_: [key])

@@ -48,8 +48,12 @@ def test_a_provider_is_reached_by_https_or_on_this_machine(issuer: str, tmp_path
 
 @pytest.mark.parametrize("issuer", ["", ISSUER, "https://x.example/realms/a", "http://127.0.0.1:9", "http://[::1]:9"])
 def test_a_right_provider_is_taken(issuer: str, tmp_path: Path) -> None:
-    check_oidc(load(tmp_path, issuer=issuer, **({"client_id": "t"} if issuer else {})))
+    settings = load(tmp_path, issuer=issuer, **({"client_id": "t"} if issuer else {}))
+    check_oidc(settings)
+    assert settings.oidc.issuer == issuer
 
 
 def test_without_a_provider_nothing_is_asked_for(tmp_path: Path) -> None:
-    check_oidc(Settings.load(Home.find(tmp_path)))
+    settings = Settings.load(Home.find(tmp_path))
+    check_oidc(settings)
+    assert not settings.oidc.issuer

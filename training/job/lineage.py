@@ -32,7 +32,8 @@ def kept_lineage(work: Work) -> list[Item]:
 def learned_from(work: Work, context: RunContext, snapshot: Snapshot, fit: FitReport) -> list[Item]:
     """Every vote with its final weight, the corrections of SFT, and people's prompts that rollouts may start from."""
     labels, weights = snapshot.labels, fit.weights
-    votes = [vote.id for vote in (*labels.comparisons, *labels.rankings, *labels.thumbs)]
+    votes = [choice.id for choice in labels.comparisons]
+    votes += [ranking.id for ranking in labels.rankings] + [thumb.id for thumb in labels.thumbs]
     items: list[Item] = [(id_, "vote", _number(weights.get(id_, 0.0) if weights else 1.0)) for id_ in votes]
     if snapshot.sft(work.settings.train):
         items += [(said.id, "demonstration", 1.0) for said in snapshot.demonstrations]
