@@ -54,9 +54,6 @@ def _add_login(router: APIRouter, assistant: Assistant) -> None:
             return go(request, local_path(next))
         if _waiting(request, assistant):
             return go(request, f"/pending?{urlencode({'next': local_path(next)})}")
-        if settings.auth == "proxy":
-            said = "This assistant is reached through a proxy that says who you are. Open it at the proxy's address."
-            return page("sentence", 401, title="Log in at the proxy", said=said, href="", label="")
         return page("login", error=problem(request), **values(next))
 
     @router.post("/login")

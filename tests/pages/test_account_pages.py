@@ -349,6 +349,15 @@ async def test_without_accounts_the_pages_are_as_before(tmp_path: Path) -> None:
         assert "account" not in (await client.get("/pages/chat")).json()
 
 
+async def test_behind_a_proxy_that_logs_in_there_are_no_passwords(tmp_path: Path) -> None:
+    async with team(tmp_path, auth="proxy", proxy={"peers": "192.0.2.1"}) as here, here.client() as client:
+        for path in account_pages.PATHS:
+            for answer in (await client.get(path, headers=HTML), await client.post(path, data={"name": "ann"})):
+                assert answer.status_code in (303, 401), path  # 303: to /login, from a path that is not open
+                assert here.assistant.who.cookie not in answer.headers.get("set-cookie", "")
+        assert "Log in at the proxy" in (await client.get("/login", headers=HTML)).text
+
+
 def test_the_colours_are_those_of_the_chat_page() -> None:
     def colours(file: Path) -> list[str]:
         return re.findall(r"--tw-[a-z-]+: [^;]+;", "".join(file.read_text().split("\n}\n")[:2]))
