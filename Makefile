@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := PIP_ROOT_USER_ACTION=ignore $(BIN)/pip --disable-pip-version-check -qq
 CHROMIUM := /usr/bin/chromium
+NGINX := /usr/sbin/nginx
 
 # The CPU build, first and from PyTorch's own index where pip's sources have none: with no torch there,
 # other packages would pull a CUDA build of several GB.
@@ -49,6 +50,9 @@ test-deps:
 	@test -x $(CHROMIUM) || { $(APT) chromium >/dev/null; } || \
 		{ echo "The browser tests need Chromium at $(CHROMIUM): install it (Debian: apt-get install chromium)," \
 		"or run make test-fast" >&2; exit 1; }
+	@{ test -x $(NGINX) && command -v openssl >/dev/null; } || { $(APT) nginx-light openssl >/dev/null; } || \
+		{ echo "The tests of deploy/nginx*.conf need nginx at $(NGINX) and openssl: install them (Debian:" \
+		"apt-get install nginx-light openssl), or run make test-fast" >&2; exit 1; }
 
 bench: setup
 	$(BIN)/python tests/bench/all.py

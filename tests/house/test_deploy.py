@@ -169,7 +169,7 @@ def test_the_two_services_are_one_image_that_is_built_here() -> None:
 
 
 def test_the_job_shares_the_assistants_network_and_home() -> None:
-    assert ASSISTANT["network_mode"] == "host"  # it listens on loopback only
+    assert ASSISTANT["network_mode"] == "host"  # it listens on loopback
     assert TRAIN["network_mode"] == "service:assistant"
     volume = f"home:{every('VOLUME')[0]}"
     assert [service["volumes"] for service in (ASSISTANT, TRAIN)] == [[volume], [volume]]
