@@ -18,6 +18,7 @@ from thumbwise.account_pages.exported import download
 from thumbwise.account_pages.forms import go, page
 from thumbwise.account_pages.learned import others, uses
 from thumbwise.account_pages.mydata import chat_rows, key_rows, session_rows, vote_rows, when
+from thumbwise.account_pages.oidc import button
 from thumbwise.accounts.principal import Principal, principal_of
 from thumbwise.errors import NotFound, ThumbwiseError
 from thumbwise.feedback import mine
@@ -71,6 +72,7 @@ class MyData:
             "keys": key_rows(assistant.keys.of(account.id)) if account else [],
             "sessions": session_rows(assistant.sessions.of(account.id), principal.session) if account else [],
             "operator": principal.may("operator"), "via": principal.via,
+            "provider": button(assistant) if account else "",
             "password": account is not None and account.has_password and assistant.settings.auth == "accounts",
         }  # fmt: skip
 

@@ -169,6 +169,7 @@ async def test_a_password_account_connects_and_then_logs_in_by_both(issuer: str,
         ann = here.account("ann")
         async with here.client(ann) as browser, here.client() as another:
             assert why(await enter(here, another, "1")) == "no_account"
+            assert 'href="oidc/connect"' in (await browser.get("/me", headers=HTML)).text
             page = await browser.get("/oidc/connect", headers=HTML)
             (way,) = [text.partition('"')[0] for text in page.text.split('href="')[1:] if text.startswith("connect?")]
             back = await choose(browser, await browser.get(f"/oidc/{way}"), "1")

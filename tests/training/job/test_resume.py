@@ -261,7 +261,7 @@ def test_what_numpy_counted_is_kept_as_a_number(tmp_path: Path) -> None:
     write_json(tmp_path / "fit.json", asdict(FitReport(np.float32(0.5), np.int64(7), {"ties": np.bool_(False)})))
     assert read_json(tmp_path / "fit.json") == {
         "accuracy": 0.5, "n": 7, "details": {"ties": False}, "error": None,
-        "foretold": None, "foretold_votes": 0, "foretold_error": 0.5,
+        "foretold": None, "foretold_votes": 0, "foretold_error": 0.5, "weights": {},
     }  # fmt: skip
 
 
