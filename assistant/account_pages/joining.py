@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from thumbwise.serving.assistant import Assistant
 
 Text = Annotated[str, Form()]
-RULE = f"At least {SHORTEST} characters. Several words are easier to remember than signs."
+RULE = f"At least {SHORTEST} characters. Several words are easier to remember than symbols."
 _WORDS: dict[Kind, dict[str, str]] = {
     "setup": {
         "title": "Set up this assistant", "button": "Make the account", "action": "setup",
