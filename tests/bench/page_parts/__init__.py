@@ -1,1 +1,1 @@
-"""Parts of page_cost.py."""
+"""Parts of page_cost.py and people.py."""
