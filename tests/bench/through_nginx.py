@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.metadata
 import statistics
 import subprocess
 import sys
@@ -122,7 +123,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "pairs": [{side: round(1000 * seconds, 1) for side, seconds in pair.items()} for pair in pairs],
     }  # fmt: skip
     bars = [kept.bar("first token, ratio or 10 ms", ratio if later > MORE else 1.0, "<=", RATIO)]
-    return {"figures": figures, "bars": bars}
+    versions = {name: importlib.metadata.version(name) for name in ("uvicorn", "httpx")} | {"nginx": nginx.version()}
+    about = {"model": "No model (a scripted engine, 300 ms to the first word)", "seed": 0, "versions": versions}
+    return {**about, "figures": figures, "bars": bars}
 
 
 def main() -> None:

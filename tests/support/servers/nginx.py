@@ -41,6 +41,11 @@ def missing() -> str:
     return " ".join(f"{path} is not installed." for path in needed if not path.exists())
 
 
+def version() -> str:
+    """Return nginx's version."""
+    return subprocess.run([PROGRAM, "-v"], capture_output=True, text=True, check=True).stderr.split("/")[1].strip()
+
+
 @dataclass(frozen=True)
 class Nginx:
     """A running nginx: TLS at `port`, plain HTTP at `plain`."""
