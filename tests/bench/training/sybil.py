@@ -134,7 +134,7 @@ def snapshot(pairs: Sequence[tuple[Sample, Sample]], case: str, seed: int, contr
         sides = list(pair)
         turned = rng.random() < 0.5
         choice = "left" if wrong == turned else "right"
-        left, right = (_reply(side) for side in (sides[::-1] if turned else sides))
+        left, right = (reply_of(side) for side in (sides[::-1] if turned else sides))
         messages = list(pair[0].prompt)
         lines.append(
             {
@@ -151,11 +151,12 @@ def snapshot(pairs: Sequence[tuple[Sample, Sample]], case: str, seed: int, contr
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
-def _reply(sample: Sample) -> dict[str, Any]:
+def reply_of(sample: Sample) -> dict[str, Any]:
+    """A reply as a snapshot has it."""
     return {
         "id": sample.meta["id"], "text": sample.response, "prompt_ids": list(sample.prompt_ids),
         "response_ids": list(sample.response_ids), "finish_reason": sample.finish_reason,
-        "policy_version": sample.policy_version, "sampling": {},
+        "policy_version": sample.policy_version, "sampling": {"temperature": 0.7, "top_p": 1.0, "max_tokens": 48},
     }  # fmt: skip
 
 
