@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import zipfile
 from collections.abc import AsyncIterator, Iterator
@@ -73,9 +74,13 @@ async def _zip(assistant: Assistant, principal: Principal) -> AsyncIterator[byte
         for name, batches in lists:
             with archive.open(f"{name}.jsonl", "w") as file:
                 while (batch := await run(next, batches, None)) is not None:
-                    file.write(b"".join(_line(row) for row in batch))
+                    await asyncio.to_thread(_write, file, batch)  # a batch may be tens of megabytes
                     yield sink.taken()
     yield sink.taken()
+
+
+def _write(file: IO[bytes], batch: Rows) -> None:
+    file.write(b"".join(_line(row) for row in batch))
 
 
 def _lists(assistant: Assistant, principal: Principal) -> Iterator[tuple[str, Iterator[Rows]]]:

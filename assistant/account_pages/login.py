@@ -11,7 +11,7 @@ from starlette.responses import Response
 from thumbwise.account_pages.forms import address_of, go, local_path, page, refused, user_of
 from thumbwise.account_pages.joining import RULE
 from thumbwise.account_pages.oidc import button, problem
-from thumbwise.accounts.principal import principal_of
+from thumbwise.accounts.principal import Actor, principal_of
 from thumbwise.errors import ThumbwiseError
 
 if TYPE_CHECKING:
@@ -90,6 +90,9 @@ def _add_logout(router: APIRouter, assistant: Assistant) -> None:
         principal = user_of(request)
         if principal is not None and principal.account:
             await (assistant.entry.logout_everywhere if everywhere else assistant.entry.logout)(principal)
+        elif found := assistant.who.session(request.cookies):  # the account waits for approval
+            session, actor = found[0], Actor(found[1].id, "session", address_of(request))
+            await assistant.store.run(assistant.sessions.end, session.id, actor)
         return go(request, "/login", assistant.who.set_cookie(""))
 
 

@@ -46,8 +46,11 @@ class Account:
 
 
 def normalized(name: str) -> str:
-    """A name as it is stored and compared; raises ThumbwiseError for one that cannot be a name."""
-    name = unicodedata.normalize("NFKC", name).strip().casefold()
+    """A name as it is stored and compared; raises ThumbwiseError for one that cannot be a name.
+
+    Not `casefold`: it makes strasse of straße, and a proxy may know two people by these names.
+    """
+    name = unicodedata.normalize("NFKC", name).strip().lower()
     if (
         not 1 <= len(name) <= MAX_NAME
         or not name.isprintable()

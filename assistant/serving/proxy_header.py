@@ -7,6 +7,7 @@ A name that has no account gets one, with the role `proxy.role`. No header chang
 from __future__ import annotations
 
 import asyncio
+import unicodedata
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -76,11 +77,16 @@ class ProxyHeader:
         if len(found) > 1 or b"," in b"".join(found):
             raise self._refused("names more than one person", "replace what a browser sent")
         try:
-            return normalized(b"".join(found).decode())
+            text = b"".join(found).decode()
+            name = normalized(text)
         except (UnicodeDecodeError, ThumbwiseError):
             if not b"".join(found).strip():
                 raise self._refused("is missing or empty", "send the name of who is logged in") from None
             raise self._refused("is not a name", "send a name in UTF-8, without a slash") from None
+        # Names are compared by NFKC, which makes ann of full-width letters. The proxy may know both as two people.
+        if not any(unicodedata.is_normalized(form, text) for form in ("NFKC", "NFKD")):
+            raise self._refused("has letters in an unusual form, such as full-width ones", "send usual letters")
+        return name
 
     def _refused(self, what: str, fix: str) -> ThumbwiseError:
         return ThumbwiseError(f"The proxy's header {self.header} {what}: as its operator, let it {fix}.", status=401)

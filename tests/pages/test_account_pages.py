@@ -109,6 +109,15 @@ async def test_too_many_attempts_are_told_in_the_form(tmp_path: Path) -> None:
         assert 'role="alert"' in refused.text
 
 
+async def test_logging_out_while_waiting_for_approval_ends_the_login(tmp_path: Path) -> None:
+    async with team(tmp_path) as here:
+        cleo = here.account("cleo", state="pending")
+        async with here.client(cleo) as client:
+            assert "You are cleo" in (await client.get("/pending")).text
+            await client.post("/logout")
+        assert here.assistant.sessions.of(cleo.id) == []
+
+
 @pytest.mark.parametrize(
     ("asked", "field"),
     [

@@ -14,9 +14,10 @@ import pytest
 from stored import ASK, SAMPLING, comparison, pair, reply, thumb
 from team import Team, team
 
-from thumbwise.account_pages import me
+from thumbwise.account_pages import exported, me
 from thumbwise.accounts.users import Account
 from thumbwise.feedback.records import Asker, FeedbackRequest
+from thumbwise.feedback.writer import on_loop
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
 
@@ -233,6 +234,23 @@ async def test_the_export_reads_back_and_holds_only_what_is_mine(tmp_path: Path)
         assert [row["type"] for row in files["account.jsonl"]] == ["account", "key"]
         for name in files:
             assert name in files["README.txt"] or name == "README.txt"
+
+
+async def test_an_export_is_packed_beside_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, waited = exported._write, []
+
+    def watched(*given: Any) -> None:
+        waited.append(on_loop())
+        write(*given)
+
+    monkeypatch.setattr(exported, "_write", watched)
+    async with team(tmp_path) as here:
+        ann = here.account("ann")
+        said(here, ann)
+        async with here.client(ann) as client:
+            await client.get("/me/export")
+    assert waited
+    assert not any(waited)
 
 
 async def test_a_long_export_comes_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,6 +118,22 @@ async def test_a_missing_an_empty_or_a_doubled_header_is_nobody(tmp_path: Path) 
         assert [account.name for account in here.assistant.users.all()] == ["boss"]
 
 
+async def test_people_whose_names_look_alike_share_no_account(tmp_path: Path) -> None:
+    async with team(tmp_path, **CONFIG) as here:
+        names = ("strasse", "Straße", "νίκος", "νίκοσ", "ann", "Ann")
+        for name in names:
+            async with via(here, PEER, name.encode()) as client:
+                assert (await client.get("/pages/chat")).status_code == 200, name
+        made = [account.name for account in here.assistant.users.all()]
+        assert made == ["strasse", "straße", "νίκος", "νίκοσ", "ann"]
+        for name in ("ａnn", "\N{KELVIN SIGN}im", "ﬁn"):
+            async with via(here, PEER, name.encode()) as client:
+                refused = await client.get("/pages/chat")
+                assert refused.status_code == 401, name
+                assert "unusual form" in refused.json()["error"]["message"]
+        assert len(here.assistant.users.all()) == len(made)
+
+
 async def test_a_disabled_or_pending_account_stays_out(tmp_path: Path) -> None:
     async with team(tmp_path, **CONFIG) as here:
         ann = here.account("ann")
